@@ -1,0 +1,20 @@
+"""Res2Net backbones for mmdet and mmseg: exact, fast, nothing to compile.
+
+Importing the package registers its modules under the scope ``res2net_mm`` and makes mmcv's
+operators available where mmcv came without compiled ones.
+"""
+
+from .ops.mmcv_ext import ensure_mmcv_ops
+
+ensure_mmcv_ops()  # before anything can import mmcv.ops
+
+from .backbones import Bottle2neck, Res2Net, create_backbone, list_backbones  # noqa: E402
+from .version import __version__  # noqa: E402
+
+__all__ = [
+    'Bottle2neck',
+    'Res2Net',
+    '__version__',
+    'create_backbone',
+    'list_backbones',
+]

@@ -1,0 +1,242 @@
+"""The Res2Net block: a bottleneck whose 3x3 convolution is a cascade over channel groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle')
+PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
+
+
+def check_choice(argument: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raises ``ValueError`` naming the argument, the rule and the value, unless it is a choice."""
+    if value not in choices:
+        allowed = ', '.join(repr(choice) for choice in choices)
+        raise ValueError(f'{argument} must be one of {allowed}, but got {value!r}')
+
+
+def check_positive(argument: str, value: Any) -> None:
+    """Raises ``ValueError`` naming the argument and the value, unless it is an integer > 0."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f'{argument} must be a positive integer, but got {value!r}')
+
+
+class Bottle2neck(BaseModule):
+    """Res2Net block (https://arxiv.org/abs/1904.01169, section 3).
+
+    1x1 conv, split into ``scales`` groups x_1 .. x_s of ``width`` channels, y_1 = K_1(x_1),
+    y_i = K_i(x_i + y_(i-1)) with 3x3 convs, the last group passed through, concatenation, 1x1
+    conv, shortcut. The first block of a stage does not add, and may pool the passed group: no
+    weight shows which, so the sources differ (``first_block``).
+
+    Args:
+        inplanes: Channels of the input.
+        planes: Channels of the stage before expansion; the output has ``4 * planes``.
+        scales: Number of channel groups; 1 is a plain bottleneck.
+        base_width: Channels of one group (of one group of a grouped conv) where ``planes`` equals
+            ``base_channels``; ``width = planes * base_width // base_channels * groups``.
+        base_channels: ``planes`` of the network's first stage.
+        groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
+        stride: Stride of the block.
+        dilation: Dilation of the 3x3 convs.
+        stage_type: ``'stage'`` for the first block of a stage, ``'normal'`` for the others.
+        first_block: What a first block does. ``'official'`` (authors, timm, mmpretrain): no
+            additions, last group pooled 3x3 with the stride. ``'mmdet'``: the same, but not
+            pooled at stride 1. ``'paddle'``: a normal block at stride 1; otherwise no additions
+            and a pool that does not count the padding.
+        downsample: Module of the shortcut, or None for the identity.
+        style: ``'pytorch'`` puts the stride on the 3x3 convs, ``'caffe'`` on the first 1x1 conv.
+        with_cp: Recompute the block in the backward pass instead of storing activations.
+        conv_cfg: Config of the convolutions; None is ``Conv2d``.
+        norm_cfg: Config of the normalisation layers.
+        plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3')``.
+        init_cfg: mmengine's initialisation config.
+
+    Raises:
+        ValueError: An argument has a value that it cannot have.
+
+    Shape:
+        (N, inplanes, H, W) -> (N, 4 * planes, ceil(H / stride), ceil(W / stride)).
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        inplanes: int,
+        planes: int,
+        *,
+        scales: int = 4,
+        base_width: int = 26,
+        base_channels: int = 64,
+        groups: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        stage_type: str = 'normal',
+        first_block: str = 'official',
+        downsample: nn.Module | None = None,
+        style: str = 'pytorch',
+        with_cp: bool = False,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        plugins: Sequence[dict] | None = None,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        sizes = dict(
+            scales=scales, base_width=base_width, groups=groups, stride=stride, dilation=dilation
+        )
+        for argument, value in sizes.items():
+            check_positive(argument, value)
+        check_choice('stage_type', stage_type, ('normal', 'stage'))
+        check_choice('first_block', first_block, FIRST_BLOCK_RULES)
+        check_choice('style', style, ('pytorch', 'caffe'))
+        if stage_type == 'normal' and stride != 1:
+            raise ValueError(
+                f"stride must be 1 where stage_type is 'normal', but got {stride}: a group "
+                'that is passed through cannot change its size'
+            )
+        norm_cfg = norm_cfg or dict(type='BN')
+        width = planes * base_width // base_channels * groups
+        if width < 1:
+            raise ValueError(
+                f'base_width must give every group at least one channel, but {base_width} of '
+                f'{base_channels} base_channels gives none at {planes} planes'
+            )
+        outplanes = planes * self.expansion
+        conv1_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
+        self.scales = scales
+        self.width = width
+        self.with_cp = with_cp
+        self.adds, self.pool = _first_block(
+            first_block if stage_type == 'stage' and scales > 1 else None, stride
+        )
+
+        self.conv1 = build_conv_layer(
+            conv_cfg, inplanes, width * scales, kernel_size=1, stride=conv1_stride, bias=False
+        )
+        self.norm1_name, norm1 = build_norm_layer(norm_cfg, width * scales, postfix=1)
+        self.add_module(self.norm1_name, norm1)
+        branches = range(max(scales - 1, 1))
+        self.convs = nn.ModuleList(
+            build_conv_layer(
+                conv_cfg,
+                width,
+                width,
+                kernel_size=3,
+                stride=stride,
+                padding=dilation,
+                dilation=dilation,
+                groups=groups,
+                bias=False,
+            )
+            for _ in branches
+        )
+        self.bns = nn.ModuleList(build_norm_layer(norm_cfg, width)[1] for _ in branches)
+        self.conv3 = build_conv_layer(
+            conv_cfg, width * scales, outplanes, kernel_size=1, bias=False
+        )
+        self.norm3_name, norm3 = build_norm_layer(norm_cfg, outplanes, postfix=3)
+        self.add_module(self.norm3_name, norm3)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+
+        channels = dict(zip(PLUGIN_POSITIONS, (width * scales,) * 2 + (outplanes,), strict=True))
+        self.plugin_names: dict[str, list[str]] = {position: [] for position in PLUGIN_POSITIONS}
+        for plugin in plugins or ():
+            self._add_plugin(plugin, channels)
+
+    @property
+    def norm1(self) -> nn.Module:
+        """Normalisation after the first 1x1 conv."""
+        return getattr(self, self.norm1_name)
+
+    @property
+    def norm3(self) -> nn.Module:
+        """Normalisation after the last 1x1 conv."""
+        return getattr(self, self.norm3_name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = x.requires_grad or self.conv1.weight.requires_grad
+        if self.with_cp and trains and torch.is_grad_enabled():
+            return checkpoint(
+                self._forward, x, use_reentrant=False, context_fn=self._checkpoint_contexts
+            )
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norm1(self.conv1(x)))  # (N, scales * width, H, W)
+        out = self._apply_plugins(out, 'after_conv1')
+        out = self._apply_plugins(self._cascade(out), 'after_conv2')
+        out = self._apply_plugins(self.norm3(self.conv3(out)), 'after_conv3')
+        out += x if self.downsample is None else self.downsample(x)
+        return self.relu(out)
+
+    def _cascade(self, x: Tensor) -> Tensor:
+        groups = x.split(self.width, dim=1)
+        outs: list[Tensor] = []
+        for group, conv, norm in zip(groups, self.convs, self.bns, strict=False):
+            y = group + outs[-1] if self.adds and outs else group
+            outs.append(self.relu(norm(conv(y))))
+        if self.scales > 1:
+            outs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
+        return torch.cat(outs, dim=1)
+
+    def _add_plugin(self, plugin: dict, channels: dict[str, int]) -> None:
+        check_choice('plugins position', plugin.get('position'), PLUGIN_POSITIONS)
+        cfg = dict(plugin['cfg'])  # mmcv pops from it
+        position = plugin['position']
+        name, layer = build_plugin_layer(
+            cfg, postfix=cfg.pop('postfix', ''), in_channels=channels[position]
+        )
+        if hasattr(self, name):
+            raise ValueError(
+                f'plugins of one block need different names, but {name!r} occurs twice: '
+                "give one of them a 'postfix' in its cfg"
+            )
+        self.add_module(name, layer)
+        self.plugin_names[position].append(name)
+
+    def _apply_plugins(self, x: Tensor, position: str) -> Tensor:
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
+
+    def _checkpoint_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), self._untracked_statistics()
+
+    @contextmanager
+    def _untracked_statistics(self) -> Iterator[None]:
+        """Recomputation must not count a batch into the running statistics a second time."""
+        norms = [
+            m
+            for m in self.modules()
+            if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
+        ]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 0.0
+            norm.num_batches_tracked -= 1
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+
+
+def _first_block(rule: str | None, stride: int) -> tuple[bool, nn.Module | None]:
+    """Whether a block adds, and its pool of the last group; rule None is a normal block."""
+    if rule is None or (rule == 'paddle' and stride == 1):
+        return True, None
+    if rule == 'mmdet' and stride == 1:
+        return False, None
+    return False, nn.AvgPool2d(3, stride, padding=1, count_include_pad=rule != 'paddle')

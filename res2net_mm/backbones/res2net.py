@@ -1,0 +1,329 @@
+"""Res2Net as a multi-level backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..registry import MODELS
+from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck, check_choice, check_positive
+
+
+@MODELS.register_module(force=True)
+class Res2Net(BaseModule):
+    """Res2Net backbone (https://arxiv.org/abs/1904.01169).
+
+    ``Res2Net(depth=50)`` is the authors' Res2Net-50 v1b 26w 4s. State-dict names are mmdet's.
+
+    Args:
+        depth: 14, 26, 50, 101, 152 or 200.
+        scales: Channel groups of a block; 1 is a plain bottleneck.
+        base_width: Channels of one group in the first stage.
+        groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
+        first_block: Rule of the first block of a stage, ``'official'`` (authors, timm,
+            mmpretrain), ``'mmdet'`` or ``'paddle'``; see :class:`Bottle2neck`. Weights need the
+            rule that they were trained with.
+        deep_stem: Stem of three 3x3 convs (v1b, v1d, vd) instead of one 7x7 conv (v1).
+        avg_down: Average pool before the 1x1 conv of a shortcut (v1b, v1d, vd) instead of a
+            strided 1x1 conv (v1).
+        in_channels: Channels of the image.
+        stem_channels: Channels of the stem; None is ``base_channels``.
+        base_channels: Channels of the first stage before expansion.
+        num_stages: Number of stages, 1 to 4.
+        strides: Stride of the first block of each stage.
+        dilations: Dilation of each stage.
+        contract_dilation: Halve the dilation in the first block of a dilated stage.
+        multi_grid: Dilations of the blocks of the last stage; None is ``dilations``'s.
+        out_indices: Stages to return, ascending, 0 to 3 for C2 to C5. Stages after the last one
+            are neither run nor trained.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+        conv_cfg: Config of the convolutions; None is ``Conv2d``.
+        norm_cfg: Config of the normalisation layers; None is ``dict(type='BN')``.
+        norm_eval: Keep batch norm in evaluation mode while training.
+        plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3', stages=(...))``;
+            without ``stages`` a plugin goes into every stage.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
+        style: ``'pytorch'`` strides in the 3x3 convs, ``'caffe'`` in the first 1x1 conv.
+        init_cfg: mmengine's initialisation config; None is Kaiming.
+
+    Raises:
+        ValueError: An argument has a value that it cannot have.
+
+    Example:
+        >>> net = Res2Net(depth=50)
+        >>> [tuple(level.shape) for level in net(torch.rand(1, 3, 64, 64))]
+        [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
+    """
+
+    # 14 and 26 count layers as timm does for its small ResNets; 200 is PaddleClas's
+    stage_blocks = {
+        14: (1, 1, 1, 1),
+        26: (2, 2, 2, 2),
+        50: (3, 4, 6, 3),
+        101: (3, 4, 23, 3),
+        152: (3, 8, 36, 3),
+        200: (3, 12, 48, 3),
+    }
+
+    def __init__(
+        self,
+        depth: int = 50,
+        scales: int = 4,
+        base_width: int = 26,
+        groups: int = 1,
+        first_block: str = 'official',
+        deep_stem: bool = True,
+        avg_down: bool = True,
+        in_channels: int = 3,
+        stem_channels: int | None = None,
+        base_channels: int = 64,
+        num_stages: int = 4,
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        contract_dilation: bool = False,
+        multi_grid: Sequence[int] | None = None,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = True,
+        plugins: Sequence[dict] | None = None,
+        with_cp: bool = False,
+        zero_init_residual: bool = True,
+        style: str = 'pytorch',
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        default_init = [
+            dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+        ]
+        super().__init__(default_init if init_cfg is None else init_cfg)
+        check_choice('depth', depth, tuple(self.stage_blocks))
+        check_choice('num_stages', num_stages, (1, 2, 3, 4))
+        check_choice('first_block', first_block, FIRST_BLOCK_RULES)
+        check_choice('frozen_stages', frozen_stages, range(-1, num_stages + 1))
+        stem_channels = base_channels if stem_channels is None else stem_channels
+        sizes = dict(
+            in_channels=in_channels, base_channels=base_channels, stem_channels=stem_channels
+        )
+        for argument, value in sizes.items():
+            check_positive(argument, value)
+        if deep_stem and stem_channels % 2:
+            raise ValueError(
+                f'stem_channels must be even with deep_stem=True, but got {stem_channels}'
+            )
+        blocks = self.stage_blocks[depth][:num_stages]
+        _check_lengths('strides', strides, num_stages, 'num_stages')
+        _check_lengths('dilations', dilations, num_stages, 'num_stages')
+        if multi_grid is not None:
+            _check_lengths('multi_grid', multi_grid, blocks[-1], 'the blocks of the last stage')
+        _check_out_indices(out_indices, num_stages)
+
+        self.first_block = first_block
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.deep_stem = deep_stem
+        self.zero_init_residual = zero_init_residual and init_cfg is None
+        norm_cfg = norm_cfg or dict(type='BN')
+        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        self._make_stem(in_channels, stem_channels, **layers)
+
+        inplanes = stem_channels
+        for stage, num_blocks in enumerate(blocks):
+            planes = base_channels * 2**stage
+            last = stage == num_stages - 1
+            dilation = dilations[stage]
+            # as in mmseg: a multi grid replaces the stage's dilation, contracted or not
+            grid = [dilation] * num_blocks
+            if multi_grid is not None and last:
+                grid = list(multi_grid)
+            elif contract_dilation and dilation > 1:
+                grid[0] = dilation // 2
+            layer = self._make_stage(
+                inplanes,
+                planes,
+                stride=strides[stage],
+                dilations=grid,
+                avg_down=avg_down,
+                scales=scales,
+                base_width=base_width,
+                base_channels=base_channels,
+                groups=groups,
+                first_block=first_block,
+                style=style,
+                with_cp=with_cp,
+                plugins=_stage_plugins(plugins, stage, num_stages),
+                **layers,
+            )
+            self.add_module(f'layer{stage + 1}', layer)
+            inplanes = planes * Bottle2neck.expansion
+
+        widths = [base_channels * 2**s * Bottle2neck.expansion for s in range(num_stages)]
+        totals = [4]
+        for stride in strides:
+            totals.append(totals[-1] * stride)
+        self.out_channels: tuple[int, ...] = tuple(widths[i] for i in self.out_indices)
+        self.out_strides: tuple[int, ...] = tuple(totals[i + 1] for i in self.out_indices)
+        self._unused = [f'layer{s + 1}' for s in range(self.out_indices[-1] + 1, num_stages)]
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of the stages in ``out_indices``.
+
+        Args:
+            x: Images, (N, in_channels, H, W).
+
+        Returns:
+            One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
+        """
+        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
+        x = self.maxpool(x)
+        outs = []
+        for stage in range(self.out_indices[-1] + 1):
+            x = getattr(self, f'layer{stage + 1}')(x)
+            if stage in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> Res2Net:
+        """Sets the mode, frozen parts and (``norm_eval``) batch norm staying in evaluation."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Initialises the weights by ``init_cfg``, once."""
+        initialised = self.is_init
+        super().init_weights()
+        if self.zero_init_residual and not initialised:
+            for module in self.modules():
+                if isinstance(module, Bottle2neck):
+                    nn.init.zeros_(module.norm3.weight)
+
+    @property
+    def norm1(self) -> nn.Module:
+        """Normalisation of the 7x7 stem."""
+        return getattr(self, self.norm1_name)
+
+    def _make_stem(
+        self, in_channels: int, channels: int, conv_cfg: dict | None, norm_cfg: dict
+    ) -> None:
+        if self.deep_stem:
+            widths = (in_channels, channels // 2, channels // 2, channels)
+            modules: list[nn.Module] = []
+            for i in range(3):
+                conv = build_conv_layer(
+                    conv_cfg,
+                    widths[i],
+                    widths[i + 1],
+                    kernel_size=3,
+                    stride=2 if i == 0 else 1,
+                    padding=1,
+                    bias=False,
+                )
+                modules += [conv, build_norm_layer(norm_cfg, widths[i + 1])[1], nn.ReLU(True)]
+            self.stem = nn.Sequential(*modules)
+        else:
+            self.conv1 = build_conv_layer(
+                conv_cfg, in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False
+            )
+            self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, postfix=1)
+            self.add_module(self.norm1_name, norm1)
+            self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+    def _make_stage(
+        self,
+        inplanes: int,
+        planes: int,
+        *,
+        stride: int,
+        dilations: Sequence[int],
+        avg_down: bool,
+        **block_args: Any,
+    ) -> nn.Sequential:
+        outplanes = planes * Bottle2neck.expansion
+        conv_cfg, norm_cfg = block_args['conv_cfg'], block_args['norm_cfg']
+        downsample = None
+        if stride != 1 or inplanes != outplanes:
+            conv = build_conv_layer(
+                conv_cfg,
+                inplanes,
+                outplanes,
+                kernel_size=1,
+                stride=1 if avg_down else stride,
+                bias=False,
+            )
+            modules = [conv, build_norm_layer(norm_cfg, outplanes)[1]]
+            if avg_down:  # at stride 1 too: its place is part of the published names
+                pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+                modules.insert(0, pool)
+            downsample = nn.Sequential(*modules)
+        blocks = [
+            Bottle2neck(
+                inplanes if i == 0 else outplanes,
+                planes,
+                stride=stride if i == 0 else 1,
+                dilation=dilation,
+                stage_type='stage' if i == 0 else 'normal',
+                downsample=downsample if i == 0 else None,
+                **block_args,
+            )
+            for i, dilation in enumerate(dilations)
+        ]
+        return nn.Sequential(*blocks)
+
+    def _freeze(self) -> None:
+        frozen: list[nn.Module] = []
+        if self.frozen_stages >= 0:
+            frozen += [self.stem] if self.deep_stem else [self.conv1, self.norm1]
+        frozen += [getattr(self, f'layer{n}') for n in range(1, self.frozen_stages + 1)]
+        for module in frozen:
+            module.eval()
+        # a stage that is not run gets no gradient, which DistributedDataParallel would wait for
+        for module in frozen + [getattr(self, name) for name in self._unused]:
+            module.requires_grad_(False)
+
+
+def _check_lengths(argument: str, values: Sequence[int], length: int, of: str) -> None:
+    if len(values) != length:
+        raise ValueError(
+            f'{argument} must have as many values as {of} ({length}), but got {values!r}'
+        )
+    for value in values:
+        check_positive(f'every value of {argument}', value)
+
+
+def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
+    allowed = range(num_stages)
+    if not out_indices or list(out_indices) != sorted(set(out_indices) & set(allowed)):
+        raise ValueError(
+            f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}, '
+            f'but got {out_indices!r}'
+        )
+
+
+def _stage_plugins(
+    plugins: Sequence[dict] | None, stage: int, num_stages: int
+) -> list[dict]:
+    chosen = []
+    for plugin in plugins or ():
+        stages = plugin.get('stages') or (True,) * num_stages
+        if len(stages) != num_stages:
+            raise ValueError(
+                f"plugins' stages must have num_stages ({num_stages}) values, but got {stages!r}"
+            )
+        if stages[stage]:
+            chosen.append(plugin)
+    return chosen

@@ -1,0 +1,77 @@
+"""The named networks: each entry holds what differs from ``Res2Net()``."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from typing import Any
+
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModule
+
+from .res2net import Res2Net
+
+_V1 = dict(deep_stem=False, avg_down=False)
+_VD = dict(first_block='paddle')
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    'res2net50_48w_2s': dict(_V1, scales=2, base_width=48),
+    'res2net50_26w_4s': dict(_V1),
+    'res2net50_14w_8s': dict(_V1, scales=8, base_width=14),
+    'res2net50_26w_6s': dict(_V1, scales=6),
+    'res2net50_26w_8s': dict(_V1, scales=8),
+    'res2net101_26w_4s': dict(_V1, depth=101),
+    'res2next50_4w_4s_8c': dict(_V1, base_width=4, groups=8),
+    'res2net50_v1b_26w_4s': dict(),
+    'res2net101_v1b_26w_4s': dict(depth=101),
+    'res2net50_vd_26w_4s': dict(_VD),
+    'res2net101_vd_26w_4s': dict(_VD, depth=101),
+    'res2net200_vd_26w_4s': dict(_VD, depth=200),
+    # one and two blocks a stage: for tests, demos and small data; nobody published weights
+    'res2net14_v1b_26w_4s': dict(depth=14),
+    'res2net26_v1b_26w_4s': dict(depth=26),
+}
+
+
+def list_backbones() -> list[str]:
+    """Names of all variants that :func:`create_backbone` builds."""
+    return list(VARIANTS)
+
+
+def create_backbone(name: str, pretrained: bool = False, **overrides: Any) -> BaseModule:
+    """Builds a named network.
+
+    Args:
+        name: One of :func:`list_backbones`.
+        pretrained: Load the weights published under this name.
+        **overrides: Arguments of the backbone that replace the variant's, such as
+            ``out_indices`` or ``frozen_stages``.
+
+    Returns:
+        The backbone, initialised, in training mode.
+
+    Raises:
+        ValueError: The name is not known, or an override has a value that it cannot have.
+        TypeError: An override is no argument of the backbone.
+
+    Example:
+        >>> net = create_backbone('res2net50_v1b_26w_4s', out_indices=(2, 3))
+        >>> net.out_channels, net.out_strides
+        ((1024, 2048), (16, 32))
+    """
+    if name not in VARIANTS:
+        near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        raise ValueError(f'name must be one of list_backbones(), but got {name!r}{hint}')
+    args = {**VARIANTS[name], **overrides}
+    if pretrained:
+        args['init_cfg'] = dict(type='Pretrained', checkpoint=f'res2net://{name}')
+    net = Res2Net(**args)
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # mmengine lists every parameter at INFO
+    try:
+        net.init_weights()
+    finally:
+        logger.setLevel(level)
+    return net

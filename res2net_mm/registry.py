@@ -1,0 +1,18 @@
+"""Registries of this package: scope ``res2net_mm``, children of mmengine's root registries.
+
+A type written ``res2net_mm.Name`` resolves from the registries of mmengine, mmdet, mmseg and
+mmpretrain alike, and no name of theirs is replaced.
+"""
+
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+from mmengine.registry import Registry
+
+SCOPE = 'res2net_mm'
+
+MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['res2net_mm.backbones'])
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['res2net_mm.engine.hooks'])
+TRANSFORMS = Registry(
+    'transform', parent=ROOT_TRANSFORMS, scope=SCOPE, locations=['res2net_mm.data.transforms']
+)
