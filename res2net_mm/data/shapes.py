@@ -1,0 +1,361 @@
+"""The synthetic set: one description of each scene, written as COCO, Pascal VOC and label maps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from .scenes import CLASSES, SIZE_BINS, Scene, draw_scene, size_bin, tight_box
+
+SPLITS = ('train', 'val')
+MANIFEST = 'shapes.json'
+VERSION = 1  # raise it whenever the same arguments would give other files
+
+# Image ids and file names go on from here in the second split: no two images share a name, in
+# the VOC layout all lie in one folder.
+_IDS_PER_SPLIT = 100_000
+_MIN_SIZE = 224  # px, room for an object of 200 px
+
+
+@dataclass(frozen=True)
+class ShapesSet:
+    """A set on disk.
+
+    Attributes:
+        root: its folder.
+        reused: whether it was there already.
+        images: number of images by split.
+        objects: number of objects by split, class and COCO size bin (small, medium, large).
+        occluded: share of the objects that are partly hidden or cut by the border, by split.
+    """
+
+    root: Path
+    reused: bool
+    images: dict[str, int]
+    objects: dict[str, dict[str, dict[str, int]]]
+    occluded: dict[str, float]
+
+    def __str__(self) -> str:
+        lines = [f'{"split":<7}{"class":<10}' + ''.join(f'{name:>8}' for name in SIZE_BINS)]
+        for split, classes in self.objects.items():
+            for name, bins in classes.items():
+                lines.append(f'{split:<7}{name:<10}' + ''.join(f'{n:>8}' for n in bins.values()))
+        for split, count in self.images.items():
+            total = sum(sum(bins.values()) for bins in self.objects[split].values())
+            hidden = f'{self.occluded[split]:.0%} partly hidden'
+            lines.append(f'{split}: {count} images, {total} objects, {hidden}')
+        return '\n'.join(lines)
+
+
+def make_shapes(
+    root: str | Path,
+    train: int = 400,
+    val: int = 100,
+    size: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    overwrite: bool = False,
+) -> ShapesSet:
+    """Make a detection and segmentation set of discs, squares, triangles and stars.
+
+    Every image holds 1 to 8 objects whose longest side is 12 to 200 px, in random colours and
+    textures; at least half of each is visible. In a split of 12 images or more every class
+    comes small, medium and large. Annotations are of the visible part and agree to the pixel::
+
+        root/train/000001.jpg, root/val/100001.jpg
+        root/annotations/instances_{train,val}.json    COCO: an object in one piece is a polygon
+                                                       along its pixels' edges, others are RLE
+        root/voc/{JPEGImages,Annotations,ImageSets/Main}
+        root/semseg/{train,val}/*.png                  0 background, 1.. classes, single channel
+        root/classes.txt
+        root/shapes.json                               the arguments
+
+    The same arguments give the same bytes (with the same NumPy and OpenCV), an image depends on
+    nothing but seed, split and position, and nothing is left behind by a run that fails.
+
+    Args:
+        root: folder to make. If it holds the very set already, that is reused.
+        train: number of training images.
+        val: number of validation images.
+        size: width and height of the images in px, at least 224 each.
+        seed: any integer from 0.
+        overwrite: replace a set that was made with other arguments. A folder with anything
+            else in it is never touched.
+
+    Returns:
+        Where the set is and what it holds.
+
+    Raises:
+        ValueError: an argument is out of range.
+        FileExistsError: ``root`` holds something else.
+    """
+    for name, value, low, high in (
+        ('train', train, 1, _IDS_PER_SPLIT - 1),
+        ('val', val, 1, _IDS_PER_SPLIT - 1),
+        ('width in size', size[0], _MIN_SIZE, 4096),
+        ('height in size', size[1], _MIN_SIZE, 4096),
+        ('seed', seed, 0, 2**63 - 1),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f'{name} must be from {low} to {high}, got {value}')
+    root = Path(root).resolve()
+    manifest = {'version': VERSION, 'train': train, 'val': val, 'size': list(size), 'seed': seed}
+    if _is_there(root, manifest, overwrite):
+        return _summarise(root, reused=True)
+
+    work = root.with_name(f'.{root.name}.{os.getpid()}.tmp')
+    old = work.with_suffix('.old')
+    work.mkdir(parents=True)
+    try:
+        for split in SPLITS:
+            _write_split(work, split, manifest[split], size, seed)
+        lists = work / 'voc/ImageSets/Main'
+        both = ''.join((lists / f'{split}.txt').read_text() for split in SPLITS)
+        (lists / 'trainval.txt').write_text(both)
+        (work / 'classes.txt').write_text(''.join(f'{name}\n' for name in CLASSES))
+        (work / MANIFEST).write_text(json.dumps(manifest) + '\n')
+        if overwrite and root.exists():
+            root.rename(old)
+        work.rename(root)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    return _summarise(root, reused=False)
+
+
+def draw_sheet(root: str | Path, split: str = 'val', columns: int = 6, rows: int = 4) -> Path:
+    """Draw the first images of a split with their annotations into ``root/sheet.png``.
+
+    Polygons and boxes come from the json file, not from the scene, so the picture shows what a
+    reader of the set gets; objects in RLE get no outline but say so.
+
+    Returns:
+        The picture's path.
+    """
+    root = Path(root)
+    coco = json.loads((root / f'annotations/instances_{split}.json').read_text())
+    names = {category['id']: category['name'] for category in coco['categories']}
+    tiles = []
+    for info in coco['images'][: columns * rows]:
+        tile = cv2.imread(str(root / split / info['file_name']))
+        tile = cv2.resize(tile, None, fx=1.5, fy=1.5)
+        for ann in coco['annotations']:
+            if ann['image_id'] == info['id']:
+                _draw_annotation(tile, ann, names[ann['category_id']], 1.5)
+        tiles.append(np.pad(tile, ((2, 2), (2, 2), (0, 0))))
+    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
+    sheet = np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
+    _write_image(root / 'sheet.png', sheet)
+    return root / 'sheet.png'
+
+
+def _draw_annotation(tile: np.ndarray, ann: dict[str, Any], name: str, scale: float) -> None:
+    x, y, width, height = (round(scale * value) for value in ann['bbox'])
+    if isinstance(ann['segmentation'], list):
+        outline = np.array(ann['segmentation'][0]).reshape(-1, 2) * scale
+        cv2.polylines(tile, [outline.round().astype(np.int32)], True, (255, 255, 255))
+        name += '' if ann['visibility'] == 1 else f' {ann["visibility"]:.0%}'
+    else:
+        name += f' RLE {ann["visibility"]:.0%}'
+    cv2.rectangle(tile, (x, y), (x + width, y + height), (0, 255, 255))
+    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
+        place = (max(x, 2), max(y - 3, 10))
+        cv2.putText(tile, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thickness)
+
+
+def _is_there(root: Path, manifest: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the very set is in ``root``; raises if something is that must not be replaced."""
+    if not root.exists() or root.is_dir() and not any(root.iterdir()):
+        return False
+    try:
+        found = dict(json.loads((root / MANIFEST).read_text()))
+    except (OSError, TypeError, ValueError):
+        raise FileExistsError(
+            f'{root} exists and is not a set of make_shapes: give another folder or remove it'
+        ) from None
+    if overwrite:
+        return False
+    remedy = 'give another folder, or overwrite it (overwrite=True, or --force)'
+    if found != manifest:
+        differing = [key for key, value in manifest.items() if found.get(key) != value]
+        has = ', '.join(f'{key}={found.get(key)}' for key in differing)
+        asked = ', '.join(f'{key}={manifest[key]}' for key in differing)
+        raise FileExistsError(f'{root} holds a set with {has}, not {asked}: {remedy}')
+    both = sum(manifest[split] for split in SPLITS)
+    counts = {'annotations': len(SPLITS), 'voc/ImageSets/Main': len(SPLITS) + 1}
+    counts |= {'voc/JPEGImages': both, 'voc/Annotations': both}
+    for split in SPLITS:
+        counts |= {split: manifest[split], f'semseg/{split}': manifest[split]}
+    for folder, count in counts.items():
+        if len(list((root / folder).glob('*.*'))) < count:
+            raise FileExistsError(f'files are missing from {root / folder}: {remedy}')
+    return True
+
+
+def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
+    """Draw the scenes of a split and write them in every layout."""
+    layout = (split, 'annotations', f'semseg/{split}')
+    layout += ('voc/JPEGImages', 'voc/Annotations', 'voc/ImageSets/Main')
+    for folder in layout:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    images, annotations = [], []
+    number = SPLITS.index(split)
+    bins = list(SIZE_BINS)
+    # Without a terminal: a line every ten seconds.
+    interval = 0.1 if sys.stderr.isatty() else 10
+    for index in tqdm(range(count), split, mininterval=interval, unit='image'):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, index)))
+        label, first_bin = index % len(CLASSES), bins[index // len(CLASSES) % len(bins)]
+        scene = draw_scene(rng, *size, label, first_bin)
+
+        image_id = number * _IDS_PER_SPLIT + index + 1
+        stem = f'{image_id:06d}'
+        images.append(
+            {'id': image_id, 'file_name': f'{stem}.jpg', 'width': size[0], 'height': size[1]}
+        )
+        found = _annotate(scene, image_id, len(annotations) + 1)
+        annotations += found
+        picture = root / split / f'{stem}.jpg'
+        _write_image(picture, scene.image)
+        _link(picture, root / 'voc/JPEGImages' / picture.name)
+        _write_voc(root / 'voc/Annotations' / f'{stem}.xml', picture.name, scene, found)
+        classes = np.array([0] + [thing.label + 1 for thing in scene.objects], np.uint8)
+        _write_image(root / f'semseg/{split}/{stem}.png', classes[scene.instances])
+
+    coco = {
+        'info': {'description': f'synthetic shapes, {split}', 'version': str(VERSION)},
+        'licenses': [],
+        'images': images,
+        'annotations': annotations,
+        'categories': [
+            {'id': i, 'name': name, 'supercategory': 'shape'} for i, name in enumerate(CLASSES, 1)
+        ],
+    }
+    (root / f'annotations/instances_{split}.json').write_text(json.dumps(coco))
+    stems = ''.join(f'{info["id"]:06d}\n' for info in images)
+    (root / f'voc/ImageSets/Main/{split}.txt').write_text(stems)
+
+
+def _annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
+    """COCO annotations of the visible parts; ``visibility`` is ours."""
+    annotations = []
+    for index, thing in enumerate(scene.objects):
+        mask = scene.mask(index)
+        area = int(mask.sum())
+        annotations.append(
+            {
+                'id': first_id + index,
+                'image_id': image_id,
+                'category_id': thing.label + 1,
+                'bbox': list(tight_box(mask)),
+                'area': area,
+                'iscrowd': 0,
+                'segmentation': _segmentation(mask),
+                'visibility': round(area / thing.full_area, 4),
+            }
+        )
+    return annotations
+
+
+def _segmentation(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
+    """One polygon if the mask is in one piece and has no hole, else compressed RLE.
+
+    The polygon runs along the pixels' edges, so rasterising gives the very mask. OpenCV joins
+    the centres of border pixels: in the doubled image both sides of an edge halve to the edge.
+    """
+    x, y, width, height = tight_box(mask)
+    crop = mask[y : y + height, x : x + width].astype(np.uint8)
+    doubled = np.pad(crop.repeat(2, 0).repeat(2, 1), 1)
+    contours, _ = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    if len(contours) == 1:
+        points = contours[0][:, 0] // 2 + (x, y)
+        points = points[(points != np.roll(points, 1, 0)).any(1)]
+        before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
+        corners = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
+        return [points[corners].ravel().tolist()]
+    pixels = mask.ravel(order='F')
+    starts = np.flatnonzero(np.diff(pixels, prepend=False, append=not pixels[-1]))
+    runs = np.diff(starts, prepend=0).tolist()
+    return {'size': list(mask.shape), 'counts': _compress(runs)}
+
+
+def _compress(runs: Sequence[int]) -> str:
+    """COCO's text form of run lengths: 5 bits a character, from the third run on differences."""
+    text = ''
+    for i, run in enumerate(runs):
+        value = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            bits = value & 31
+            value >>= 5
+            more = value != (-1 if bits & 16 else 0)
+            text += chr(48 + bits + 32 * more)
+    return text
+
+
+def _write_voc(path: Path, name: str, scene: Scene, annotations: list[dict[str, Any]]) -> None:
+    """Pascal VOC xml; its pixels count from 1 and the box's last ones belong to it."""
+    height, width = scene.instances.shape
+    root = ElementTree.Element('annotation')
+    _add(root, {'folder': 'voc', 'filename': name})
+    _add(ElementTree.SubElement(root, 'size'), {'width': width, 'height': height, 'depth': 3})
+    _add(root, {'segmented': 0})
+    for thing, ann in zip(scene.objects, annotations, strict=True):
+        node = ElementTree.SubElement(root, 'object')
+        _add(
+            node,
+            {
+                'name': CLASSES[thing.label],
+                'pose': 'Unspecified',
+                'truncated': int(thing.inside_area < thing.full_area),
+                'occluded': int(ann['area'] < thing.inside_area),
+                'difficult': 0,
+            },
+        )
+        x, y, w, h = ann['bbox']
+        box = {'xmin': x + 1, 'ymin': y + 1, 'xmax': x + w, 'ymax': y + h}
+        _add(ElementTree.SubElement(node, 'bndbox'), box)
+    ElementTree.indent(root)
+    path.write_text(ElementTree.tostring(root, encoding='unicode') + '\n')
+
+
+def _add(node: ElementTree.Element, fields: dict[str, Any]) -> None:
+    for tag, value in fields.items():
+        ElementTree.SubElement(node, tag).text = str(value)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    # cv2.imwrite answers False on a full disk; writing the bytes ourselves raises.
+    path.write_bytes(cv2.imencode(path.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
+
+
+def _link(source: Path, target: Path) -> None:
+    """Hard link where the file system has them, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _summarise(root: Path, reused: bool) -> ShapesSet:
+    """Count what the json files hold."""
+    images, objects, occluded = {}, {}, {}
+    for split in SPLITS:
+        coco = json.loads((root / f'annotations/instances_{split}.json').read_text())
+        counts = {name: dict.fromkeys(SIZE_BINS, 0) for name in CLASSES}
+        for ann in coco['annotations']:
+            counts[CLASSES[ann['category_id'] - 1]][size_bin(ann['area'])] += 1
+        images[split], objects[split] = len(coco['images']), counts
+        hidden = sum(ann['visibility'] < 1 for ann in coco['annotations'])
+        occluded[split] = hidden / len(coco['annotations'])
+    return ShapesSet(root, reused, images, objects, occluded)
