@@ -1,0 +1,80 @@
+"""Reading a config: one clear line where it does not exist, parse or fit."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from .errors import ToolError, one_line
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def config_folders() -> list[Path]:
+    """Where configs lie: the checkout's folder, and the one that a wheel brings."""
+    return [f for f in (PACKAGE.parent / 'configs', PACKAGE / '.mim' / 'configs') if f.is_dir()]
+
+
+def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
+    """Reads a config and applies ``--cfg-options``.
+
+    Args:
+        path: The file, or the bare name of one of this package's configs.
+        options: Dotted keys and the values that replace the file's.
+
+    Returns:
+        The config.
+
+    Raises:
+        ToolError: The file does not exist (with the nearest name), does not parse, names a base
+            or an import that fails, or an option does not fit.
+    """
+    path = _find(Path(path))
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is Python: it can raise anything
+        line = f' line {error.lineno}' if isinstance(error, SyntaxError) else ''
+        raise ToolError(
+            f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
+        ) from error
+    try:
+        cfg.merge_from_dict(options or {})
+    except (AttributeError, KeyError, TypeError, IndexError, AssertionError) as error:
+        raise ToolError(
+            f'--cfg-options {options} do not fit config {path}: {one_line(error)}'
+        ) from error
+    return cfg
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    for folder in config_folders():
+        packaged = folder / path.name
+        if path.parent.name in ('', 'configs') and packaged.is_file():
+            return packaged
+    names = {f.name: f for d in (path.parent, *config_folders()) for f in d.glob('*.py')}
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    hint = f'; did you mean {names[near[0]]}?' if near else ''
+    raise ToolError(f'config {path} does not exist{hint}')
+
+
+def walk_dicts(node: Any) -> Iterator[dict]:
+    """All dicts in a config, outer ones first."""
+    if isinstance(node, dict):
+        yield node
+        children: Iterable[Any] = node.values()
+    else:
+        children = node if isinstance(node, (list, tuple)) else ()
+    for child in children:
+        yield from walk_dicts(child)
+
+
+def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
+    """The data loaders of a config by split."""
+    found = {split: cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')}
+    return {split: loader for split, loader in found.items() if loader is not None}

@@ -1,0 +1,82 @@
+"""Measuring a checkpoint on the test split of a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine.config import Config
+
+from ..evaluation import collect_results, split_coco_metrics
+from ..weights import CheckpointError, read_checkpoint
+from .errors import ToolError
+from .runner import Runner, build_runner
+
+
+def run_test(
+    cfg: Config,
+    checkpoint: str,
+    *,
+    out: str | None = None,
+    show_dir: str | None = None,
+    trust: bool = False,
+) -> tuple[dict[str, float], list[str]]:
+    """Evaluates a checkpoint.
+
+    Args:
+        cfg: A config from :func:`prepare_config`.
+        checkpoint: File with the weights of the whole model.
+        out: File for the COCO results; None writes none.
+        show_dir: Folder for pictures with predictions and ground truth; None draws none.
+        trust: Read the checkpoint with pickle.
+
+    Returns:
+        The metrics by name, and the class names.
+
+    Raises:
+        FileNotFoundError: The checkpoint does not exist.
+        CheckpointError: It is damaged, or does not fit the config's model.
+        ToolError: The config has no test set, or no COCO metric to write ``out`` with.
+    """
+    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        if not cfg.get(key):
+            raise ToolError(f'the config has no {key}, which measuring needs')
+    read_checkpoint(checkpoint, trust=trust)  # before any work: is it one?
+    cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
+    if out is not None:
+        if not any('outfile_prefix' in metric for metric in cfg.test_evaluator):
+            raise ToolError('--out writes COCO results, but test_evaluator has no CocoMetric')
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+    if show_dir is not None:
+        hook = cfg.default_hooks.get('visualization')
+        if hook is None:
+            raise ToolError('--show-dir needs default_hooks.visualization in the config')
+        hook.update(draw=True, test_out_dir=str(Path(show_dir).absolute()))
+        if hook.type.endswith('SegVisualizationHook'):
+            # mmseg's hook knows no test_out_dir: its pictures go where the visualizer's do
+            hook.pop('test_out_dir')
+            cfg.visualizer.save_dir = show_dir
+    runner = build_runner(cfg, trust)
+    load_exactly(runner, checkpoint)
+    metrics = runner.test()
+    if out is not None:
+        collect_results(out)
+    classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
+    return metrics, list(classes)
+
+
+def load_exactly(runner: Runner, checkpoint: str) -> None:
+    """Loads all weights of a model, or fails naming what does not fit.
+
+    Raises:
+        CheckpointError: A weight is missing, unexpected or of another shape.
+    """
+    try:
+        runner.load_checkpoint(checkpoint, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = '; '.join(lines[:6])
+        raise CheckpointError(
+            f'checkpoint {checkpoint} does not fit the model of the config: '
+            f'{text[:600]}{" ..." if len(text) > 600 else ""}. Give the config that it was '
+            'trained with'
+        ) from error

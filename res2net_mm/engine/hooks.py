@@ -1,0 +1,101 @@
+"""Hooks that every training run of this package has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import IterBasedTrainLoop, Runner
+from torch import nn
+
+from ..registry import HOOKS
+from .errors import ToolError
+from .seeding import seed_generators
+
+
+@HOOKS.register_module(force=True)
+class StepSeedHook(Hook):
+    """Seeds the generators before each training step, so that a resumed run draws the same."""
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """On resuming an iteration-based run: samples that are done need no loading."""
+        loader = runner.train_dataloader
+        sampler = getattr(loader.batch_sampler, 'sampler', None)
+        whole = isinstance(runner.train_loop, IterBasedTrainLoop) and loader.batch_size
+        if whole and runner.iter and hasattr(sampler, 'pass_over'):
+            sampler.pass_over(runner.iter * loader.batch_size)
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        seed_generators(runner.seed, get_rank(), runner.iter)
+
+
+@HOOKS.register_module(force=True)
+class FiniteLossHook(Hook):
+    """Stops the run at a loss that is not finite, and names the images of the batch."""
+
+    priority = 'VERY_HIGH'
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: dict | None = None,
+    ) -> None:
+        losses = {
+            name: float(torch.as_tensor(value).detach())
+            for name, value in (outputs or {}).items()
+            if 'loss' in name and torch.as_tensor(value).numel() == 1
+        }
+        broken = [f'{name} = {value}' for name, value in losses.items() if value - value != 0]
+        if not broken:
+            return
+        samples = (data_batch or {}).get('data_samples') or ()
+        images = [str(getattr(sample, 'img_path', '?')) for sample in samples]
+        raise ToolError(
+            f'{", ".join(broken)} in iteration {runner.iter + 1}, epoch {runner.epoch + 1}; images '
+            f'of the batch: {", ".join(images) or "unknown"}. Training stopped and the weights of '
+            'this step were not saved: look at the boxes of these images, or lower the learning '
+            'rate'
+        )
+
+
+@HOOKS.register_module(force=True)
+class Float32RoIHook(Hook):
+    """Gives RoIAlign float32 features and boxes under mixed precision.
+
+    mmdet's RoI extractors cast the boxes to the features' type, and bf16 keeps 8 bits of a
+    coordinate: at 1,000 px a box moves by up to 4 px. The output returns to the features' type.
+    """
+
+    def before_run(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        use_float32_rois(model)
+
+
+def use_float32_rois(model: nn.Module) -> None:
+    """What :class:`Float32RoIHook` does, for a model outside of a run; twice is harmless."""
+    for module in model.modules():
+        if hasattr(module, 'roi_layers') and not hasattr(module, '_res2net_mm_float32'):
+            module._res2net_mm_float32 = True
+            module.register_forward_pre_hook(_cast_features)
+            module.register_forward_hook(_cast_output)
+
+
+def _cast_features(extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    features, rois, *rest = args
+    extractor._res2net_mm_dtype = features[0].dtype
+    return tuple(level.float() for level in features), rois, *rest
+
+
+def _cast_output(
+    extractor: nn.Module, args: tuple[Any, ...], output: torch.Tensor
+) -> torch.Tensor:
+    return output.to(extractor._res2net_mm_dtype)

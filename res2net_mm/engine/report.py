@@ -1,0 +1,85 @@
+"""The lines that a run starts with."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+
+from ..ops.mmcv_ext import describe_ops
+from .config import walk_dicts
+
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+
+
+def describe_device() -> str:
+    """One line: where the run computes."""
+    world = get_world_size()
+    if torch.cuda.is_available():
+        return f'device: {world} x {torch.cuda.get_device_name()}'
+    processes = f'{world} processes, ' if world > 1 else ''
+    name = platform.processor() or platform.machine()
+    return f'device: CPU ({processes}{torch.get_num_threads()} threads, {name})'
+
+
+def describe_batch(cfg: Config) -> str:
+    """One line: effective batch and learning rate, and whether they fit the schedule."""
+    wrapper = cfg.optim_wrapper
+    world, images = get_world_size(), cfg.train_dataloader.batch_size
+    accumulated = wrapper.get('accumulative_counts', 1)
+    batch = images * world * accumulated
+    lr = wrapper.optimizer.lr
+    line = f'batch: {batch} images a step ({images} x {world} processes'
+    line += f' x {accumulated} accumulated)' if accumulated > 1 else ')'
+    scaling = cfg.get('auto_scale_lr') or {}
+    base = scaling.get('base_batch_size')
+    if scaling.get('enable') and base:
+        return f'{line}; learning rate {lr:g} x {images * world}/{base} (scaled)'
+    line += f'; learning rate {lr:g}'
+    if base and base != batch:
+        line += (
+            f'. WARNING: it is meant for {base} images; pass --auto-scale-lr, or set '
+            f'optim_wrapper.optimizer.lr to {lr * batch / base:g}'
+        )
+    return line
+
+
+def describe_run(cfg: Config, data: str) -> str:
+    """The lines of a training run.
+
+    Args:
+        cfg: The config.
+        data: The lines of the data check.
+    """
+    lines = [describe_device(), describe_batch(cfg), data, describe_ops()]
+    lines += preprocessing_warnings(cfg)
+    lines.append(f'seed: {cfg.randomness["seed"]}; everything goes to {cfg.work_dir}')
+    return '\n'.join(lines)
+
+
+def preprocessing_warnings(cfg: Config) -> list[str]:
+    """Lines on a preprocessor that published Res2Net weights do not fit.
+
+    They need RGB and ImageNet's mean and std; with anything else detectors end up below a plain
+    ResNet's.
+    """
+    weights = [
+        d['checkpoint']
+        for d in walk_dicts(cfg.model)
+        if str(d.get('checkpoint', '')).startswith('res2net://')
+    ]
+    given: dict[str, Any] = dict(cfg.get('data_preprocessor') or {})
+    given.update(cfg.model.get('data_preprocessor') or {})
+    lines = []
+    for key, wanted in IMAGENET.items():
+        value = given.get(key)
+        value = list(value) if isinstance(value, (list, tuple)) else value
+        if weights and value != wanted:
+            lines.append(
+                f'WARNING: data_preprocessor.{key} is {value}, but {weights[0]} was trained with '
+                f'{wanted}'
+            )
+    return lines

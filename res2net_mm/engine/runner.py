@@ -1,0 +1,210 @@
+"""Building a Runner from a config and a tool's arguments."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import mmengine.runner
+import torch
+import torch.distributed
+from mmengine.config import Config
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_rank, sync_random_seed
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from torch import nn
+
+from ..data.transforms import harden_dataset
+from ..weights import read_checkpoint
+from .config import dataloaders
+from .errors import ToolError
+from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
+
+_FILE_ONLY = re.compile(
+    r'\s*(-+\s+System environment|Config:|Hooks will be executed|Distributed training is not used'
+    r'|"FileClient" will be|"HardDiskBackend" is the alias)'
+)
+HOOKS = ('StepSeedHook', 'FiniteLossHook', 'Float32RoIHook')
+
+
+class Runner(mmengine.runner.Runner):
+    """mmengine's Runner with seeds that survive resuming and checkpoints that are never half."""
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Builds the model; SyncBN becomes BN where it has nothing to synchronise."""
+        built = super().build_model(model)
+        if self.distributed and torch.cuda.is_available():
+            return built
+        return revert_sync_batchnorm(built)
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """Builds the training loop on a data loader whose samples carry their seeds."""
+        given = self._train_dataloader
+        if isinstance(given, dict) and 'num_batch_per_epoch' not in given:
+            self._train_dataloader = self._seeded_loader(given)
+        try:
+            return super().build_train_loop(loop)
+        finally:
+            self._train_dataloader = given  # mmengine reads the batch size from it
+
+    def _seeded_loader(self, cfg: dict) -> torch.utils.data.DataLoader:
+        cfg = copy.deepcopy(cfg)
+        dataset = DATASETS.build(cfg['dataset'])
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+        sampler = DATA_SAMPLERS.build(
+            cfg['sampler'], default_args=dict(dataset=dataset, seed=self.seed)
+        )
+        endless = isinstance(sampler, InfiniteSampler) and hasattr(sampler, 'skip')
+        wrapper = SeededInfiniteSampler if endless else SeededSampler
+        cfg['dataset'] = SeededDataset(dataset)
+        cfg['sampler'] = wrapper(sampler, self.seed, get_rank())
+        return self.build_dataloader(cfg, seed=self.seed)
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Saves under a temporary name, then renames."""
+        local = '://' not in str(out_dir) and not kwargs.get('backend_args')
+        if not local:
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        partial = f'.{filename}.partial'
+        target = Path(out_dir, filename)
+        try:
+            super().save_checkpoint(out_dir, partial, *args, **kwargs)
+            if get_rank() == 0:
+                os.replace(Path(out_dir, partial), target)
+        except (OSError, RuntimeError) as error:
+            Path(out_dir, partial).unlink(missing_ok=True)
+            raise ToolError(
+                f'checkpoint {target} could not be written and nothing was left there: {error}'
+            ) from error
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """mmengine's logger; its long dumps and its own deprecations go to the log file alone."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.addFilter(lambda record: not _FILE_ONLY.match(record.getMessage()))
+        return logger
+
+
+def use_safe_loading(trust: bool = False) -> None:
+    """Makes mmengine read local checkpoint files with :func:`read_checkpoint` in this process.
+
+    Its own loader runs code in a file that the safe way refuses (onedl), or refuses checkpoints
+    that it wrote itself (mmengine 0.10.7).
+    """
+
+    def load(filename: str, map_location: Any = None) -> dict:
+        return read_checkpoint(os.path.expanduser(filename), map_location, trust=trust)
+
+    CheckpointLoader.register_scheme(prefixes='', loader=load, force=True)
+
+
+def prepare_config(
+    cfg: Config,
+    *,
+    work_dir: str | None = None,
+    launcher: str = 'none',
+    amp: bool = False,
+    auto_scale_lr: bool = False,
+    resume: str | None = None,
+    trust: bool = False,
+) -> Config:
+    """A copy of a config with a tool's arguments and this package's safeguards in it.
+
+    Args:
+        cfg: The config.
+        work_dir: Folder of the run; None is the config's, else ``work_dirs/<config>``.
+        launcher: ``'none'`` or one of mmengine's, such as ``'pytorch'`` for torchrun.
+        amp: Train with automatic mixed precision.
+        auto_scale_lr: Scale the learning rate to the effective batch.
+        resume: Checkpoint to go on from, or ``'auto'`` for the latest of the folder.
+        trust: Read checkpoints with pickle.
+
+    Raises:
+        ToolError: An argument does not fit the config or the machine.
+        FileNotFoundError: A checkpoint is not there.
+    """
+    cfg = copy.deepcopy(cfg)
+    name = Path(cfg.filename).stem if cfg.filename else 'run'
+    cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', name))
+    cfg.launcher = launcher
+    if launcher != 'none':
+        _init_distributed(cfg, launcher)
+    if amp:
+        _use_amp(cfg)
+    if auto_scale_lr:
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise ToolError(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch that '
+                'its learning rate is meant for; there is none'
+            )
+        cfg.auto_scale_lr.enable = True
+    for loader in dataloaders(cfg).values():
+        if isinstance(loader.get('dataset'), dict):
+            loader.dataset = harden_dataset(loader.dataset)
+    hooks = [hook for hook in cfg.get('custom_hooks') or ()]
+    cfg.custom_hooks = hooks + [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
+    _set_seed(cfg, _checkpoint_to_resume(cfg, resume), trust)
+    return cfg
+
+
+def build_runner(cfg: Config, trust: bool = False) -> Runner:
+    """Builds the Runner of a config from :func:`prepare_config`."""
+    use_safe_loading(trust)
+    return Runner.from_cfg(cfg)
+
+
+def _checkpoint_to_resume(cfg: Config, resume: str | None) -> str | None:
+    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).exists():
+        raise FileNotFoundError(f'load_from {cfg.load_from} of the config does not exist')
+    if resume == 'auto':
+        resume = find_latest_checkpoint(cfg.work_dir)
+        if resume is None:
+            print(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
+        elif not Path(resume).exists():  # the folder was moved
+            resume = str(Path(cfg.work_dir, Path(resume).name))
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = resume
+    return resume
+
+
+def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
+    """A resumed run has the seed of its checkpoint, known before samplers and workers start."""
+    randomness = dict(cfg.get('randomness') or dict(seed=None))
+    if checkpoint is not None:
+        meta = read_checkpoint(checkpoint, trust=trust).get('meta', {})
+        randomness['seed'] = meta.get('seed', randomness.get('seed'))
+    if randomness.get('seed') is None:
+        randomness['seed'] = sync_random_seed()
+    cfg.randomness = randomness
+
+
+def _use_amp(cfg: Config) -> None:
+    if not torch.cuda.is_available():
+        raise ToolError('--amp needs a CUDA device, and there is none here')
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type') not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ToolError(
+            f'--amp needs optim_wrapper.type OptimWrapper, but the config has {wrapper.get("type")}'
+        )
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def _init_distributed(cfg: Config, launcher: str) -> None:
+    if torch.cuda.is_available() or launcher != 'pytorch':
+        return
+    if 'RANK' not in os.environ:
+        raise ToolError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/...')
+    # mmengine sets a CUDA device before it starts a group, so the CPU's is started here
+    torch.distributed.init_process_group('gloo')

@@ -1,0 +1,112 @@
+"""Random numbers that depend on the seed and the place in the training run, and nothing else.
+
+mmengine saves no state of the random generators and starts data workers with the same seeds
+again, so a resumed run differs from one that was not interrupted. Here each training sample draws
+from generators seeded by (seed, rank, epoch, place in the epoch), and each training step from
+generators seeded by (seed, rank, step): there is no state to save, and neither the number of
+workers nor what they prefetched matters.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+def seed_generators(*key: int) -> None:
+    """Seeds the generators of Python, numpy and torch (every device) from a tuple of integers."""
+    words = np.random.SeedSequence(key).generate_state(6, np.uint32).tolist()
+    random.seed(words[0] << 32 | words[1])
+    np.random.seed(words[2:4])
+    torch.manual_seed(words[4] << 32 | words[5])
+
+
+class SeededIndex(int):
+    """The index of a sample with the key of its random numbers; key None: not to be loaded."""
+
+    key: tuple[int, ...] | None
+
+    def __new__(cls, index: int, key: tuple[int, ...] | None) -> SeededIndex:
+        self = super().__new__(cls, index)
+        self.key = key
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SeededIndex, (int(self), self.key)
+
+
+class _Proxy:
+    """Everything that is not defined here is the wrapped object's."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        if name == 'wrapped' or name.startswith('__'):
+            raise AttributeError(name)
+        return getattr(self.wrapped, name)
+
+    def __len__(self) -> int:
+        return len(self.wrapped)
+
+
+class SeededSampler(_Proxy, Sampler):
+    """Wraps a sampler so that its indices carry the keys of their random numbers.
+
+    Args:
+        sampler: The sampler.
+        seed: Seed of the run.
+        rank: Rank of this process.
+    """
+
+    def __init__(self, sampler: Sampler, seed: int, rank: int) -> None:
+        super().__init__(sampler)
+        self.rank = rank
+        self.seed = seed
+        self.epoch = 0
+        self.start = 0
+        self.served = 0  # indices handed out in all epochs
+        self.passed_over = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, as the sampler's own method does."""
+        self.epoch = epoch
+        if hasattr(self.wrapped, 'set_epoch'):
+            self.wrapped.set_epoch(epoch)
+
+    def pass_over(self, samples: int) -> None:
+        """Marks the first samples of the run as done: they are counted, but not loaded."""
+        self.passed_over = samples
+
+    def __iter__(self) -> Iterator[SeededIndex]:
+        for place, index in enumerate(self.wrapped, self.start):
+            done = self.served < self.passed_over
+            self.served += 1
+            key = None if done else (self.seed, self.rank, self.epoch, place)
+            yield SeededIndex(index, key)
+
+
+class SeededInfiniteSampler(SeededSampler):
+    """The same for an endless sampler that can start anywhere in its sequence."""
+
+    def skip(self, samples: int) -> None:
+        """Starts after the first samples."""
+        self.wrapped.skip(samples)
+        self.start = self.served = samples
+
+
+class SeededDataset(_Proxy, Dataset):
+    """Wraps a data set so that each sample draws from the generators its index asks for."""
+
+    def __getitem__(self, index: int) -> Any:
+        if not isinstance(index, SeededIndex):
+            return self.wrapped[index]
+        if index.key is None:
+            return {}
+        seed_generators(*index.key)
+        return self.wrapped[int(index)]

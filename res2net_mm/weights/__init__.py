@@ -1,0 +1,3 @@
+from .reading import CheckpointError, read_checkpoint
+
+__all__ = ['CheckpointError', 'read_checkpoint']

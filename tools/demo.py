@@ -1,0 +1,70 @@
+"""Trains a small Res2Net Faster R-CNN on a synthetic set, measures it and draws what it did."""
+
+import argparse
+import time
+from pathlib import Path
+
+from mmengine.config import Config
+
+from res2net_mm.data import check_data, format_summary, make_shapes
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.evaluate import run_test
+from res2net_mm.engine.infer import Predictor, find_images, predict_images
+from res2net_mm.engine.report import describe_run
+from res2net_mm.engine.runner import build_runner, prepare_config
+from res2net_mm.evaluation import draw_curves, format_metrics
+
+CONFIG = 'faster_rcnn_r2n14_shapes.py'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog='example: python tools/demo.py --work-dir work_dirs/demo'
+    )
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
+    parser.add_argument('--train', type=int, default=1000, help='images to train on')
+    parser.add_argument('--val', type=int, default=200, help='unseen images to measure on')
+    parser.add_argument('--epochs', type=int, help="instead of the config's")
+    args = parser.parse_args()
+
+    print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))
+    cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
+    print(describe_run(cfg, format_summary(check_data(cfg))), flush=True)
+    start = time.monotonic()
+    runner = build_runner(cfg)
+    runner.train()
+    minutes = (time.monotonic() - start) / 60
+
+    checkpoint = args.work_dir / f'epoch_{runner.max_epochs}.pth'
+    curve = draw_curves(Path(runner.log_dir, 'vis_data', 'scalars.json'), args.work_dir / 'loss.png')
+    cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
+    metrics, classes = run_test(cfg, str(checkpoint))
+    table = format_metrics(metrics, classes)
+    (args.work_dir / 'metrics.txt').write_text(f'{table}\n')
+    source = args.work_dir / 'shapes' / 'val'
+    pictures = args.work_dir / 'predictions'
+    predictor = Predictor(cfg, str(checkpoint))
+    predict_images(predictor, find_images(source)[:24], source, pictures, threshold=0.5)
+
+    print(f'\n{table}\n')
+    print(f'predictions drawn: {pictures}')
+    print(f'loss curve: {curve}')
+    print(f'checkpoint: {checkpoint}')
+    print(f'table: {args.work_dir / "metrics.txt"}')
+    print(f'training took {minutes:.1f} minutes')
+    print(f'bbox mAP {metrics["coco_bbox/bbox_mAP"]:.3f}')
+
+
+def _config(args: argparse.Namespace) -> Config:
+    root = f'{args.work_dir / "shapes"}/'
+    options = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+    for split in ('val', 'test'):
+        options[f'{split}_evaluator.ann_file'] = f'{root}annotations/instances_val.json'
+    if args.epochs:
+        options.update({'train_cfg.max_epochs': args.epochs, 'param_scheduler.1.T_max': args.epochs})
+    return load_config(CONFIG, options)
+
+
+if __name__ == '__main__':
+    run_tool(main)

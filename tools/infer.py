@@ -1,0 +1,48 @@
+"""Draws a model's predictions over images and writes them as json."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.infer import Predictor, find_images, predict_images
+
+EXAMPLE = """example:
+  python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file, or the name of one of this package')
+    parser.add_argument('checkpoint', help='weights of the whole model')
+    parser.add_argument('images', type=Path, metavar='IMAGE_OR_FOLDER')
+    parser.add_argument('--out', type=Path, required=True, help='folder for pictures and json')
+    parser.add_argument('--threshold', type=float, default=0.3, help='least score of an instance')
+    parser.add_argument('--device', help='such as cpu or cuda:1')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read the checkpoint with pickle, which runs code that is in it',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    args = parser.parse_args()
+    images = find_images(args.images)
+    cfg = load_config(args.config, args.cfg_options)
+    predictor = Predictor(cfg, args.checkpoint, args.device, args.trust_checkpoint)
+    failures = predict_images(predictor, images, args.images, args.out, args.threshold)
+    print(f'{len(images) - len(failures)} of {len(images)} images: {args.out}/predictions.json')
+    for failure in failures:
+        print(f'error: {failure}', file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,54 @@
+"""Measures a checkpoint on the test split of its config and prints a table."""
+
+import argparse
+
+from mmengine.config import DictAction
+from mmengine.dist import is_main_process
+
+from res2net_mm.data import check_data, format_summary
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.report import describe_device
+from res2net_mm.engine.runner import prepare_config
+from res2net_mm.engine.evaluate import run_test
+from res2net_mm.evaluation import format_metrics
+
+EXAMPLE = """example:
+  python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file, or the name of one of this package')
+    parser.add_argument('checkpoint', help='weights of the whole model')
+    parser.add_argument('--work-dir', help='folder for the log')
+    parser.add_argument('--out', metavar='RESULTS.json', help='write COCO results')
+    parser.add_argument('--show-dir', help='draw predictions beside the ground truth')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read the checkpoint with pickle, which runs code that is in it',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    args = parser.parse_args()
+    cfg = prepare_config(
+        load_config(args.config, args.cfg_options), work_dir=args.work_dir, launcher=args.launcher
+    )
+    summaries = check_data(cfg, splits=('test',))
+    if is_main_process():
+        print(f'{describe_device()}\n{format_summary(summaries)}', flush=True)
+    metrics, classes = run_test(
+        cfg, args.checkpoint, out=args.out, show_dir=args.show_dir, trust=args.trust_checkpoint
+    )
+    if is_main_process():
+        print(format_metrics(metrics, classes))
+
+
+if __name__ == '__main__':
+    run_tool(main)

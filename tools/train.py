@@ -1,0 +1,63 @@
+"""Trains a model of an mmdet or mmseg config."""
+
+import argparse
+
+from mmengine.config import DictAction
+from mmengine.dist import is_main_process
+
+from res2net_mm.data import check_data, format_summary
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.report import describe_run
+from res2net_mm.engine.runner import build_runner, prepare_config
+
+EXAMPLE = """example:
+  python tools/train.py configs/faster_rcnn_r2n50.py --work-dir work_dirs/r2n50
+  torchrun --nproc_per_node 8 tools/train.py configs/faster_rcnn_r2n50.py --launcher pytorch
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file, or the name of one of this package')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CKPT',
+        help='go on exactly from this checkpoint, or from the latest of the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch'
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read the checkpoint with pickle, which runs code that is in it',
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    args = parser.parse_args()
+    cfg = prepare_config(
+        load_config(args.config, args.cfg_options),
+        work_dir=args.work_dir,
+        launcher=args.launcher,
+        amp=args.amp,
+        auto_scale_lr=args.auto_scale_lr,
+        resume=args.resume,
+        trust=args.trust_checkpoint,
+    )
+    summaries = check_data(cfg)
+    if is_main_process():
+        print(describe_run(cfg, format_summary(summaries)), flush=True)
+    build_runner(cfg, args.trust_checkpoint).train()
+
+
+if __name__ == '__main__':
+    run_tool(main)
