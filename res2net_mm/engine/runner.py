@@ -16,7 +16,7 @@ from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank, sync_random_seed
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from torch import nn
@@ -43,6 +43,15 @@ class Runner(mmengine.runner.Runner):
         if self.distributed and torch.cuda.is_available():
             return built
         return revert_sync_batchnorm(built)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wraps the model for distributed training; mmengine's default needs a CUDA device."""
+        if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
+            unused = self.cfg.get('find_unused_parameters', False)
+            return MMDistributedDataParallel(
+                module=model, broadcast_buffers=False, find_unused_parameters=unused
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
 
     def build_train_loop(self, loop: Any) -> Any:
         """Builds the training loop on a data loader whose samples carry their seeds."""

@@ -54,6 +54,9 @@ class _Proxy:
     def __len__(self) -> int:
         return len(self.wrapped)
 
+    def __deepcopy__(self, memo: dict) -> _Proxy:
+        return self  # mmengine copies a loader's config with what is built in it
+
 
 class SeededSampler(_Proxy, Sampler):
     """Wraps a sampler so that its indices carry the keys of their random numbers.

@@ -20,7 +20,8 @@ class CheckpointError(ValueError):
 def _history_method(owner: Any, name: str) -> Any:
     """``getattr`` as far as mmengine's HistoryBuffer, which pickles its methods, needs it."""
     if owner is not HistoryBuffer:
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr({owner!r}, {name!r})')
+        of = getattr(owner, '__name__', type(owner).__name__)
+        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr:{of}.{name}')
     return getattr(owner, name)
 
 

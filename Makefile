@@ -1,0 +1,106 @@
+# `make test` and `make demo` need Python 3.10 to 3.12 with its venv module, and set up the rest.
+#   VENV=path   where the environment is     PYTHON=path   which Python it is made with
+#   ARGS='...'  more arguments for pytest
+override VENV := $(or $(VENV),.venv)
+PYTHON ?=
+export VENV PYTHON
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: help env overlay test test-slow demo lint
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+
+PY := "$$VENV/bin/python"
+UV := $(shell uv --version 2>/dev/null)
+ifdef UV
+CREATE = uv venv -q --allow-existing --python "$$python" "$$VENV"
+INSTALL = uv pip install --python $(PY)
+else
+CREATE = "$$python" -m venv "$$VENV"
+INSTALL = $(PY) -m pip install --disable-pip-version-check --progress-bar off
+# Of pip's many lines, those that show that it is alive.
+BRIEF = | sed -unE '/Downloading .*[0-9]{3}(\.[0-9]+)? MB/p; s/^(Installing).*/\1 .../p'
+endif
+
+# mmcv without its compiled operators, also where torch is in sight of the build.
+env overlay: export MMCV_WITH_OPS := 0
+
+# One set-up at a time: a second make, or a pip that outlived its make, would spoil the first's work.
+define SETUP
+	die() { echo "error: $$*" >&2; exit 1; }
+	exec 9<Makefile
+	flock -n 9 || { echo 'waiting for another set-up to end ...'; flock 9; }
+endef
+
+# $VENV/.res2net_mm says what was installed, or "unfinished" while it is being installed. An
+# environment is deleted only when it is unfinished or cannot run: it may hold a user's work.
+env:  ## the environment alone
+	@$(SETUP)
+	stamp=$$VENV/.res2net_mm
+	state() { { cat requirements.lock setup.py res2net_mm/version.py; pwd; $(PY) -V; } 2>&1 | sha256sum; }
+	suits() { "$$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+	runs() { $(PY) -V >/dev/null 2>&1; }
+	another='name another place with VENV=path'
+
+	found=$$(cat "$$stamp" 2>/dev/null || true)
+	[[ -z $$PYTHON ]] || suits "$$PYTHON" || die "PYTHON=$$PYTHON is no Python 3.10 to 3.12"
+	[[ -z $$PYTHON ]] || ! runs || [[ $$($(PY) -V) == "$$("$$PYTHON" -V)" ]] \
+		|| die "$$VENV has $$($(PY) -V), PYTHON is $$("$$PYTHON" -V): $$another"
+	[[ $$found != "$$(state)" ]] || { echo "environment ready in $$VENV"; exit; }
+	[[ -z $$(ls -A "$$VENV" 2>/dev/null) || -e $$stamp || -e $$VENV/pyvenv.cfg ]] \
+		|| die "$$VENV is there and is no Python environment: $$another"
+
+	if [[ $$found == unfinished ]] || ! runs; then
+		for python in "$${PYTHON:-python3}" python3.12 python3.11 python3.10; do
+			suits "$$python" && break || python=
+		done
+		[[ $$python ]] || die 'no Python 3.10 to 3.12 found: install one, or name it with PYTHON=path'
+		echo "creating the environment in $$VENV with $$("$$python" -V)"
+		rm -rf "$$VENV"
+		mkdir -p "$$VENV"
+		echo unfinished >"$$stamp"
+		if ! log=$$($(CREATE) 2>&1); then
+			[[ $$log != *'ensurepip is not'* ]] && "$$python" -c 'import ensurepip, venv' 2>/dev/null && die "$$log"
+			die "$$python has no venv module, the fix: apt install python3-venv (or the one of its own version)"
+		fi
+	fi
+	suits $(PY) || die "$$VENV has $$($(PY) -V), needed is 3.10 to 3.12: $$another"
+
+	[[ -z $$found ]] || echo unfinished >"$$stamp"
+	echo 'installing requirements.lock (up to 3 GB to download, 6 GB on disk)'
+	{
+		$(if $(UV),,{ $(PY) -m pip -V || $(PY) -m ensurepip; } >/dev/null 2>&1 &&
+		$(INSTALL) -q $$(grep ^pip== requirements.lock) &&)
+		$(INSTALL) --no-deps -r requirements.lock $(BRIEF) &&
+		PYTHONWARNINGS=ignore $(INSTALL) -q --no-deps --no-build-isolation -e .
+	} || die "not installed, see above ($$(df -h --output=avail "$$VENV" | tail -n 1 | tr -d ' ') free in $$VENV); make tries again"
+	state >"$$stamp"
+	echo "environment ready in $$VENV"
+
+overlay: env
+	@$(SETUP)
+	target=$$VENV/openmmlab
+	state() { cat requirements-openmmlab.lock; $(PY) -V; }
+	cmp -s <(state) "$$target/.state" && exit
+	echo "laying the original OpenMMLab packages into $$target"
+	rm -rf "$$target" "$$target.new"
+	$(INSTALL) -q --no-deps --no-build-isolation --target "$$target.new" -r requirements-openmmlab.lock \
+		|| die 'not installed, see above; make tries again'
+	rm -rf "$$target.new/tests"  # a package of that name is not ours to import
+	state >"$$target.new/.state"
+	mv "$$target.new" "$$target"
+
+test: overlay  ## the tests, on both stacks
+	@$(PY) -m pytest -m 'not slow' $(ARGS)
+
+test-slow: overlay  ## the tests that take minutes each
+	@$(PY) -m pytest -m slow $(ARGS)
+
+demo: env  ## train on a synthetic set: COCO mAP, pictures, loss curve
+	@$(PY) tools/demo.py --work-dir work_dirs/demo
+
+lint: env  ## ruff
+	@$(PY) -m ruff check .

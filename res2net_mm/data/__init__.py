@@ -1,0 +1,13 @@
+from .checks import check_data, format_summary
+from .errors import DataError
+from .shapes import make_shapes
+from .transforms import harden_dataset, harden_pipeline
+
+__all__ = [
+    'DataError',
+    'check_data',
+    'format_summary',
+    'harden_dataset',
+    'harden_pipeline',
+    'make_shapes',
+]

@@ -1,0 +1,142 @@
+"""Semantic segmentation sets: their files, and the values in a sample of their label maps."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.fileio import list_dir_or_file, list_from_file
+from PIL import Image as PillowImage
+
+from .errors import DataError, listed, nearest
+from .nodes import Image, Node, Reading
+from .readers import report_missing
+
+#: Label maps looked into, spread over the set.
+SAMPLE = 16
+_READABLE = ('.png', '.bmp', '.tif', '.tiff')
+
+
+def read_semantic(node: Node, classes: Sequence[str]) -> Reading:
+    """The images of a dataset that mmseg's ``BaseSegDataset`` lists, and their label maps.
+
+    Args:
+        node: the dataset.
+        classes: the names it is used with.
+
+    Raises:
+        DataError: a file or folder is missing, or the dataset's type does not know a class.
+    """
+    own = getattr(node.cls, 'METAINFO', {}).get('classes')
+    unknown = [name for name in classes if own and name not in own]
+    if unknown:
+        likely = nearest(unknown[0], own)
+        raise DataError(
+            f'{node.key}.metainfo.classes: {node.name} has no class {unknown[0]!r}'
+            + (f' (did you mean {likely!r}?)' if likely else '')
+            + f'; choose among {listed(own, 20)}, or use type BaseSegDataset'
+        )
+    image_suffix, map_suffix = node.option('img_suffix'), node.option('seg_map_suffix')
+    folder, map_folder = node.prefix('img_path'), node.prefix('seg_map_path')
+    if node.config.get('ann_file'):
+        source = node.annotation_file()
+        names = [line.strip() for line in list_from_file(source)]
+    else:
+        source = folder
+        found = list_dir_or_file(folder, list_dir=False, suffix=image_suffix, recursive=True)
+        names = sorted(name[: -len(image_suffix)] for name in found)
+    if not names:
+        there = Counter(
+            os.path.splitext(name)[1] for name in list_dir_or_file(folder, False, recursive=True)
+        )
+        raise DataError(
+            f'{node.key}: {source} gives no image ending in img_suffix={image_suffix!r}; '
+            f'{folder} holds {listed(f"{n} {s}" for s, n in there.most_common()) or "nothing"}; '
+            f'set it, for example --cfg-options {node.key}.img_suffix=.png'
+        )
+    images = [
+        Image(
+            os.path.join(folder, name + image_suffix),
+            label_map=os.path.join(map_folder, name + map_suffix),
+        )
+        for name in names
+    ]
+    report_missing(node, [image.label_map for image in images], 'label maps', source)
+    return Reading(images)
+
+
+def check_values(
+    node: Node, files: Sequence[str], classes: Sequence[str], ignored: Mapping[str, Any]
+) -> None:
+    """Look for values that are no class in a sample of label maps, and for a class at all.
+
+    Args:
+        node: the dataset, for ``reduce_zero_label`` and messages.
+        files: its label maps.
+        classes: names; value i of the map is class i.
+        ignored: where the model says which value is ignored -> the value.
+
+    Raises:
+        DataError: a map does not decode, is no map of one value a pixel, or has a value that is
+            neither a class nor ignored; or all of the maps have one and the same class.
+    """
+    own = getattr(node.cls, 'METAINFO', {}).get('classes')
+    readable = [file for file in files if file.lower().endswith(_READABLE)]
+    renumbered = own and list(own) != list(classes)
+    # with a single class, what stands for the background is the loss's affair
+    if renumbered or not readable or len(classes) < 2:
+        return
+    sample = readable[:: max(1, len(readable) // SAMPLE)]
+    seen: set[int] = set()
+    for i, file in enumerate(dict.fromkeys([*sample, *readable])):
+        if i >= len(sample) and len(seen) > 1:
+            return
+        counts = _value_counts(file, bool(node.option('reduce_zero_label')))
+        seen |= _check_map(file, counts, classes, ignored)
+    if len(seen) < 2:
+        raise DataError(
+            f'{node.key}: the {len(readable):,} label maps hold '
+            f'{f"only class {classes[seen.pop()]!r}" if seen else "no class"}, all else is ignored '
+            f'({_told(ignored)}); write them with values 0 to {len(classes) - 1}, one a class'
+        )
+
+
+def _check_map(
+    file: str, counts: np.ndarray, classes: Sequence[str], ignored: Mapping[str, Any]
+) -> set[int]:
+    heads_agree = len(set(ignored.values())) == 1
+    values = set(np.flatnonzero(counts).tolist()) - set(ignored.values() if heads_agree else ())
+    wrong = {value for value in values if value >= len(classes)}
+    if wrong:
+        value = max(wrong, key=lambda value: counts[value])
+        raise DataError(
+            f'{file} holds the value {value} ({counts[value] / counts.sum():.1%} of it), but the '
+            f'{len(classes)} classes are 0 to {len(classes) - 1} and what is ignored is '
+            f'{_told(ignored)}; write the map again, name the class, or ignore the value'
+        )
+    return values
+
+
+def _value_counts(file: str, reduce_zero_label: bool) -> np.ndarray:
+    """(256,) pixels of each value, read as mmseg reads it."""
+    try:
+        with PillowImage.open(file) as image:
+            values = np.array(image).squeeze()
+    except (OSError, SyntaxError) as error:
+        raise DataError(f'label map {file} does not decode ({error}); replace it') from error
+    if values.ndim != 2:
+        raise DataError(
+            f'label map {file} is of shape {values.shape}, as a coloured picture is; write one '
+            'value a pixel, the number of its class'
+        )
+    counts = np.bincount(values.astype(np.uint8).ravel(), minlength=256)
+    if reduce_zero_label:  # 0 and 255 become 255, every other value one less
+        counts = np.concatenate([counts[1:255], [0], counts[:1] + counts[255:]])
+    return counts
+
+
+def _told(ignored: Mapping[str, Any]) -> str:
+    return listed(f'{key}={value}' for key, value in ignored.items()) or 'nothing'

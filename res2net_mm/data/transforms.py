@@ -1,0 +1,251 @@
+"""Pipeline steps that keep bad input out of training, and putting them into a config."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import mmcv
+import mmcv.transforms
+import numpy as np
+from mmengine import fileio
+
+from ..registry import SCOPE, TRANSFORMS
+from .errors import DataError
+from .nodes import type_name
+
+_JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
+# 00 is a stuffed byte of the coded image, D0 to D7 are restarts within it, FF pads before a marker
+_JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
+_JPEG_END = 0xD9
+
+_REPLACE = 'replace the file or take it out of the annotations'
+
+_LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
+_TOLERANT_DATASETS = {
+    f'{scope}{name}': f'{SCOPE}.data.voc_dataset.{name}'
+    for scope in ('', 'mmdet.')
+    for name in ('VOCDataset', 'XMLDataset')
+}
+# they choose among the members of a list: one more would be one more choice
+_ALTERNATIVES = ('TestTimeAug', 'RandomChoice')
+_OF_EACH_BOX = (
+    'gt_bboxes',
+    'gt_bboxes_labels',
+    'gt_ignore_flags',
+    'gt_masks',
+    'gt_keypoints',
+    'gt_instances_ids',
+)
+
+
+@TRANSFORMS.register_module()
+class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
+    """mmcv's ``LoadImageFromFile``, but an image that is not whole is an error that names it.
+
+    Many releases of OpenCV fill the missing part of a truncated file with grey and say nothing.
+    Here a JPEG must reach its end-of-image marker and a PNG its IEND chunk; of other formats the
+    decoder decides.
+    Arguments and results are mmcv's; with ``ignore_empty`` a file that is missing or not whole
+    gives None.
+
+    Raises:
+        DataError: the file is missing, unreadable, not an image, or truncated.
+    """
+
+    def transform(self, results: dict) -> dict | None:
+        """Adds ``img`` (H, W, 3) or (H, W), ``img_shape`` and ``ori_shape``."""
+        try:
+            image = self._load(results['img_path'])
+        except Exception:
+            if self.ignore_empty:
+                return None
+            raise
+        results['img'] = image.astype(np.float32) if self.to_float32 else image
+        results['img_shape'] = results['ori_shape'] = image.shape[:2]
+        return results
+
+    def _load(self, file: str) -> np.ndarray:
+        content = self._read(file)
+        if not content:
+            raise DataError(f'image {file} is empty (0 bytes); {_REPLACE}')
+        reason = truncation(content)
+        if reason:
+            raise DataError(f'image {file} is truncated: {reason}; {_REPLACE}')
+        try:
+            image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
+        except (OSError, SyntaxError, cv2.error) as error:
+            raise DataError(f'image {file} does not decode ({_flat(error)}); {_REPLACE}') from error
+        if image is None:
+            raise DataError(f'image {file} is not an image that can be decoded; {_REPLACE}')
+        return image
+
+    def _read(self, file: str) -> bytes:
+        try:
+            if self.file_client_args is not None:
+                return fileio.FileClient.infer_client(self.file_client_args, file).get(file)
+            return fileio.get(file, backend_args=self.backend_args)
+        except FileNotFoundError as error:
+            raise DataError(f'image {file} does not exist; {_REPLACE}') from error
+        except OSError as error:
+            raise DataError(f'image {file} cannot be read ({_flat(error)}); {_REPLACE}') from error
+
+
+@TRANSFORMS.register_module()
+class DropEmptyBoxes(mmcv.transforms.BaseTransform):
+    """Drops the boxes no loss can use, with everything that belongs to them.
+
+    Those are boxes of no width or height (their regression target is -inf, and the loss NaN),
+    with a coordinate that is not finite, and wholly outside the image (``Resize`` clips these to
+    no size). Comes after ``LoadAnnotations``; results without boxes pass.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Shortens ``gt_bboxes`` (N, 4), the other ``gt_*`` of each box, and ``instances``."""
+        boxes = results.get('gt_bboxes')
+        if boxes is None:
+            return results
+        keep = _usable(boxes, results.get('ori_shape'))
+        if keep.all():
+            return results
+        indices = np.flatnonzero(keep)
+        for key in _OF_EACH_BOX:
+            if key in results:
+                results[key] = results[key][indices]
+        instances = results.get('instances')
+        if instances and len(instances) == len(keep):
+            results['instances'] = [instances[i] for i in indices]
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'
+
+
+def truncation(content: bytes) -> str | None:
+    """Why an image file's bytes are not a whole file, as far as JPEG and PNG can tell; else None.
+
+    JPEG: the segments are followed from the start of the file, so that neither a thumbnail's
+    end marker nor bytes after the image's own count.
+    """
+    if content.startswith(_JPEG_START):
+        return None if _jpeg_ends(content) else 'its JPEG data has no end-of-image marker'
+    if content.startswith(_PNG_START):
+        return None if _png_ends(content) else 'its PNG data has no IEND chunk'
+    return None
+
+
+def harden_pipeline(pipeline: Sequence, drop_empty: bool = True) -> list:
+    """A copy of a pipeline that loads images with our :class:`LoadImageFromFile` and, after a
+    detection ``LoadAnnotations``, drops empty boxes.
+
+    Pipelines within transforms (``MultiBranch``, ``RandomApply``, ``TestTimeAug``, ...) too. What
+    is there already is not put in again.
+
+    Args:
+        pipeline: configs of transforms; transforms already built stay as they are.
+        drop_empty: False where boxes are ground truth to be measured by.
+    """
+    detection = any(type_name(step).endswith('PackDetInputs') for step in pipeline)
+    drops = any(type_name(step).endswith('DropEmptyBoxes') for step in pipeline)
+    hardened = []
+    for step in pipeline:
+        if isinstance(step, list | tuple):
+            hardened.append(harden_pipeline(step, drop_empty))
+            continue
+        if not isinstance(step, Mapping):
+            hardened.append(step)
+            continue
+        new = copy.deepcopy(step)
+        nested_drop = drop_empty and not type_name(step).endswith(_ALTERNATIVES)
+        for key, value in step.items():
+            if _holds_transforms(value):
+                new[key] = harden_pipeline(value, nested_drop)
+        if type_name(step) in _LOADERS:
+            new['type'] = f'{SCOPE}.LoadImageFromFile'
+        hardened.append(new)
+        if drop_empty and not drops and _loads_boxes(step, detection):
+            hardened.append({'type': f'{SCOPE}.DropEmptyBoxes'})
+            drops = True
+    return hardened
+
+
+def harden_dataset(dataset: Mapping) -> dict:
+    """A copy of a dataset's config with every pipeline in it hardened, wrappers' included.
+
+    mmdet's VOC datasets are replaced by ours, which read annotation files that theirs fail on.
+    Datasets in ``test_mode`` keep their empty boxes: ground truth is not altered.
+
+    Args:
+        dataset: a dataloader's ``dataset``.
+    """
+    new = copy.deepcopy(dataset)
+    if 'pipeline' in dataset:
+        new['pipeline'] = harden_pipeline(dataset['pipeline'], not dataset.get('test_mode', False))
+    if isinstance(dataset.get('dataset'), Mapping):
+        new['dataset'] = harden_dataset(dataset['dataset'])
+    if 'datasets' in dataset:
+        new['datasets'] = [
+            harden_dataset(part) if isinstance(part, Mapping) else part
+            for part in dataset['datasets']
+        ]
+    name = type_name(dataset)
+    if name in _TOLERANT_DATASETS:
+        new['type'] = _TOLERANT_DATASETS[name]
+    return new
+
+
+def _flat(error: Exception) -> str:
+    return ' '.join(str(error).split())
+
+
+def _jpeg_ends(content: bytes) -> bool:
+    position = 2
+    while marker := _JPEG_MARKER.search(content, position):
+        kind, position = marker[1][0], marker.end()
+        if kind == _JPEG_END:
+            return True
+        position += int.from_bytes(content[position : position + 2], 'big')  # the segment's length
+    return False
+
+
+def _png_ends(content: bytes) -> bool:
+    position = len(_PNG_START)
+    while position + 12 <= len(content):
+        kind = content[position + 4 : position + 8]
+        # length, kind, data, checksum
+        position += 12 + int.from_bytes(content[position : position + 4], 'big')
+        if kind == b'IEND':
+            return position <= len(content)
+    return False
+
+
+def _usable(boxes: Any, shape: tuple[int, int] | None) -> np.ndarray:
+    """(N,) of bool, for an array (N, 4) of corners or one of mmdet's box types."""
+    if isinstance(boxes, np.ndarray):
+        corners = boxes.reshape(-1, 4)
+    elif boxes.tensor.shape[-1] == 4:
+        corners = boxes.tensor.cpu().numpy()
+    else:  # rotated boxes and quadrangles tell their size themselves
+        finite = boxes.tensor.isfinite().flatten(1).all(1)
+        return (finite & (boxes.widths > 0) & (boxes.heights > 0)).cpu().numpy()
+    x1, y1, x2, y2 = corners.T
+    keep = np.isfinite(corners).all(1) & (x2 > x1) & (y2 > y1)
+    if shape is not None:
+        keep &= (x1 < shape[1]) & (y1 < shape[0]) & (x2 > 0) & (y2 > 0)
+    return keep
+
+
+def _loads_boxes(step: Mapping, detection: bool) -> bool:
+    name = type_name(step)
+    if name not in ('LoadAnnotations', 'mmdet.LoadAnnotations', 'mmcv.LoadAnnotations'):
+        return False
+    return bool(step.get('with_bbox', detection or name == 'mmdet.LoadAnnotations'))
+
+
+def _holds_transforms(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(_holds_transforms(part) for part in value)
+    return isinstance(value, Mapping) and 'type' in value

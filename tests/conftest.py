@@ -1,0 +1,101 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+ORIGINALS = Path(sys.prefix, 'openmmlab')
+
+sys.path.insert(0, str(REPO))
+
+import res2net_mm  # noqa: E402, F401  (before anything imports mmdet)
+from res2net_mm.data import make_shapes  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory) -> Path:
+    """A small synthetic set: 16 images to train on, 12 to measure on."""
+    root = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes(root, train=16, val=12)
+    return root
+
+
+@pytest.fixture(scope='session')
+def real_data() -> Path:
+    """Folder of the real data sets; skips where there is none."""
+    folder = os.environ.get('RES2NET_MM_DATA')
+    if not folder:
+        pytest.skip('RES2NET_MM_DATA is not set: no real data to test on')
+    return Path(folder)
+
+
+@pytest.fixture(params=['default', 'originals'])
+def stack(request) -> dict[str, str]:
+    """Environment of a process on each stack: what is installed, and the original packages."""
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    paths = [str(REPO)]
+    if request.param == 'originals':
+        if not ORIGINALS.is_dir():
+            pytest.skip(f'the original packages are not in {ORIGINALS}: make test lays them there')
+        paths.insert(0, str(ORIGINALS))
+    env['PYTHONPATH'] = os.pathsep.join(paths)
+    return env
+
+
+def run_python(*args: str, env: dict[str, str], **kwargs) -> subprocess.CompletedProcess:
+    """Runs Python in the repository with the output captured."""
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        env=env,
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def python():
+    return run_python
+
+
+@pytest.fixture(scope='session')
+def tiny_options(shapes):
+    """--cfg-options that make the synthetic config small and read the small set."""
+    size = 'train_dataloader.dataset.pipeline.2.scale'
+    options = {
+        'model.backbone.base_channels': 8,
+        'model.backbone.stem_channels': 8,
+        'model.backbone.base_width': 4,
+        'model.neck.in_channels': [32, 64, 128, 256],
+        'model.neck.out_channels': 16,
+        'model.rpn_head.in_channels': 16,
+        'model.rpn_head.feat_channels': 16,
+        'model.roi_head.bbox_roi_extractor.out_channels': 16,
+        'model.roi_head.bbox_head.in_channels': 16,
+        'model.roi_head.bbox_head.fc_out_channels': 32,
+        size: (96, 96),
+        'train_dataloader.batch_size': 4,
+        'train_cfg.max_epochs': 3,
+        'default_hooks.logger.interval': 2,
+        'val_evaluator.ann_file': f'{shapes}/annotations/instances_val.json',
+        'test_evaluator.ann_file': f'{shapes}/annotations/instances_val.json',
+    }
+    for split in ('train', 'val', 'test'):
+        options[f'{split}_dataloader.dataset.data_root'] = f'{shapes}/'
+    return options
+
+
+def as_arguments(options: dict) -> list[str]:
+    """The options as a user types them."""
+    return ['--cfg-options'] + [
+        f'{k}={str(v).replace(" ", "") if isinstance(v, (list, tuple)) else v}' for k, v in options.items()
+    ]
+
+
+@pytest.fixture(scope='session')
+def tiny_arguments(tiny_options):
+    return as_arguments(tiny_options)

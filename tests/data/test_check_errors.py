@@ -1,0 +1,328 @@
+"""Every mistake the look at detection data finds: its message says what, where, and what to do.
+
+Those of VOC files are in ``test_voc.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from written_sets import (
+    CLASSES,
+    check_fails,
+    coco_box,
+    coco_content,
+    coco_dataset,
+    config,
+    voc_dataset,
+    write_coco,
+)
+
+import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data.checks import check_data
+
+TRAIN = 'train_dataloader.dataset'
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    write_coco(tmp_path, coco_content())
+    write_coco(tmp_path, coco_content(2), 'val')
+    return tmp_path
+
+
+def changed(root: Path, **parts: object) -> dict:
+    """The training set's config, parts of its json being replaced."""
+    file = root / 'train.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), **parts}))
+    return coco_dataset(root)
+
+
+def annotation(root: Path, remove: str = '', **parts: object) -> dict:
+    """The training set's config, its json's first annotation being changed."""
+    annotations = coco_content()['annotations']
+    annotations[0].pop(remove, None)
+    annotations[0].update(parts)
+    return changed(root, annotations=annotations)
+
+
+# ---- files and folders
+
+
+def test_annotation_file_missing(coco):
+    message = check_fails(
+        config(coco_dataset(coco, ann_file='annotations/gone.json')),
+        f"{TRAIN}.ann_file='annotations/gone.json'",
+        str(coco / 'annotations/gone.json'),
+        f'(not even {coco / "annotations"})',
+        f'--cfg-options {TRAIN}.data_root=',
+    )
+    assert 'Errno' not in message
+    check_fails(config(coco_dataset(coco, ann_file='')), f'{TRAIN}.ann_file is not set')
+    val = coco_dataset(coco, 'val', ann_file='gone.json')
+    check_fails(config(coco_dataset(coco), val), 'val_dataloader.dataset.ann_file', 'gone.json')
+
+
+def test_data_root_missing(coco, tmp_path):
+    gone = tmp_path / 'no' / 'such'
+    check_fails(config(coco_dataset(coco, data_root=str(gone))), f'(not even {gone.parent})')
+
+
+def test_relative_paths_are_shown_in_full(coco, monkeypatch):
+    monkeypatch.chdir(coco)
+    check_fails(config(coco_dataset(coco, data_root='data')), str(coco / 'data' / 'train.json'))
+    (summary,) = check_data(config(coco_dataset(coco, data_root='')))
+    assert summary.images == 3
+
+
+def test_image_folder_missing(coco):
+    check_fails(
+        config(coco_dataset(coco, data_prefix={'img': 'photos/'})),
+        f"{TRAIN}.data_prefix.img='photos/'",
+        f'no folder {coco / "photos"}',
+        '--cfg-options',
+    )
+    check_fails(config(coco_dataset(coco, data_prefix={})), f"{TRAIN}.data_prefix has no 'img'")
+
+
+def test_images_missing(coco):
+    message = check_fails(
+        config(coco_dataset(coco, data_prefix={'img': ''})),
+        f'{TRAIN}: none of the 3 images',
+        'train_dataloader.dataset.ann_file',
+        '(0.jpg, 1.jpg, 2.jpg in ',
+    )
+    assert str(coco) in message
+    (coco / 'train' / '1.jpg').unlink()
+    check_fails(config(coco_dataset(coco)), f'{TRAIN}: 1 of the 3 images', '(1.jpg in ')
+
+
+def test_images_that_are_not_used_may_be_missing(coco):
+    (coco / 'train' / '2.jpg').unlink()
+    annotations = [a for a in coco_content()['annotations'] if a['image_id'] != 20]
+    dataset = changed(coco, annotations=annotations)
+    check_fails(config(dataset), '2.jpg')
+    (summary,) = check_data(config({**dataset, 'filter_cfg': {'filter_empty_gt': True}}))
+    assert (summary.images, summary.left_out) == (2, {'without objects': 1})
+
+
+def test_images_in_folders_of_folders(coco):
+    images = coco_content()['images']
+    for image in images:
+        (coco / 'train' / 'a' / 'b').mkdir(parents=True, exist_ok=True)
+        (coco / 'train' / image['file_name']).rename(coco / 'train/a/b' / image['file_name'])
+        image['file_name'] = f'a/../a/b/{image["file_name"]}'
+    (summary,) = check_data(config(changed(coco, images=images)))
+    assert summary.images == 3
+
+
+# ---- a COCO file's content
+
+
+def test_not_json(coco):
+    (coco / 'train.json').write_text('{"images": [')
+    check_fails(config(coco_dataset(coco)), str(coco / 'train.json'), 'not valid JSON', 'line 1')
+    (coco / 'train.json').write_bytes(b'\xff\xfe\x00')
+    check_fails(config(coco_dataset(coco)), str(coco / 'train.json'), 'not valid JSON')
+
+
+@pytest.mark.parametrize('part', ['images', 'annotations', 'categories'])
+def test_not_coco(coco, part):
+    for wrong in (None, {}, [1]):
+        check_fails(config(changed(coco, **{part: wrong})), str(coco / 'train.json'), repr(part))
+    (coco / 'train.json').write_text('[]')
+    check_fails(config(coco_dataset(coco)), "no list of 'images'")
+
+
+@pytest.mark.parametrize('key', ['id', 'image_id', 'category_id', 'bbox', 'area'])
+def test_an_annotation_lacks_something(coco, key):
+    check_fails(config(annotation(coco, remove=key)), str(coco / 'train.json'), f'has no {key!r}')
+
+
+@pytest.mark.parametrize('bbox', [None, [1, 2, 3], [1, 2, 3, 'x'], 'none'])
+def test_a_box_is_no_box(coco, bbox):
+    check_fails(config(annotation(coco, bbox=bbox)), 'annotation 0: bbox is', repr(bbox))
+
+
+@pytest.mark.parametrize('key', ['id', 'file_name', 'width', 'height'])
+def test_an_image_lacks_something(coco, key):
+    images = coco_content()['images']
+    del images[0][key]
+    check_fails(config(changed(coco, images=images)), 'train.json: image ', f'has no {key!r}')
+
+
+def test_ids_twice(coco):
+    content = coco_content()
+    for part, what in (('images', 'image'), ('annotations', 'annotation')):
+        twice = [*content[part], content[part][-1]]
+        number = content[part][-1]['id']
+        check_fails(config(changed(coco, **{part: twice})), f'{what} id {number} occurs twice')
+        changed(coco, **content)
+
+
+def test_no_usable_box(coco):
+    boxes = [coco_box(1, 0, 7, [3, 3, 0, 5]), coco_box(2, 0, 7, [3, 3, 5, 5], iscrowd=1)]
+    check_fails(
+        config(changed(coco, annotations=boxes)),
+        f"{TRAIN}.ann_file='train.json': no usable box",
+        '1 zero-size, 1 crowd',
+    )
+    check_fails(config(changed(coco, annotations=[])), 'no usable box', 'boxes: none')
+    dataset = {**coco_dataset(coco), 'filter_cfg': {'filter_empty_gt': True}}
+    check_fails(config(dataset), 'no usable image', '3 without objects')
+    too_small = {**changed(coco, **coco_content()), 'filter_cfg': {'min_size': 100}}
+    check_fails(config(too_small), 'no usable image', '3 under 100 px')
+
+
+def test_masks_wanted_and_not_there(coco):
+    load = [{'type': 'LoadAnnotations', 'with_bbox': True, 'with_mask': True}]
+    dataset = coco_dataset(coco, pipeline=load)
+    check_fails(config(dataset), 'annotation 0 has no segmentation', 'with_mask=True')
+    for item in (annotations := coco_content()['annotations']):
+        item['segmentation'] = [[0, 0, 9, 0, 9, 9]]
+    changed(coco, annotations=annotations)
+    assert check_data(config(dataset))[0].boxes == 9
+
+
+# ---- classes
+
+
+def test_a_misspelt_class(coco):
+    dataset = coco_dataset(coco, metainfo={'classes': ('cat', 'Dogs', 'horse')})
+    check_fails(
+        config(dataset),
+        f'{TRAIN}.metainfo.classes: 1 of 3',
+        "'Dogs' (did you mean 'dog'?)",
+        str(coco / 'train.json'),
+        'cat, dog, horse',
+    )
+    dataset['metainfo'] = {'classes': ('cat', 'submarine', 'horse')}
+    assert 'did you mean' not in check_fails(config(dataset), "'submarine'")
+    # in evaluation alone it is as bad: the labels shift
+    val = coco_dataset(coco, 'val', metainfo={'classes': ('cat', 'dgo', 'horse')})
+    check_fails(config(coco_dataset(coco), val), 'val_dataloader', "'dgo' (did you mean 'dog'?)")
+
+
+def test_the_classes_of_the_dataset_type_are_told_apart(coco):
+    dataset = coco_dataset(coco, metainfo={})
+    check_fails(
+        config(dataset),
+        f"{TRAIN}.metainfo.classes is not set, and of CocoDataset's own classes 77 are not",
+        'cat, dog, horse',
+    )
+
+
+def test_classes_in_another_order_than_the_categories(coco):
+    """mmdet numbers labels in the file's order and names them in the config's."""
+    from mmdet.registry import DATASETS
+
+    dataset = coco_dataset(coco, metainfo={'classes': ('horse', 'cat', 'dog')})
+    check_fails(config(dataset), 'another order', "classes=('cat', 'dog', 'horse')")
+    built = DATASETS.build(dataset)
+    names = [built.metainfo['classes'][label] for label in built.get_cat_ids(0)]
+    assert names == ['horse', 'cat', 'dog']  # though the file says cat, dog, horse
+
+
+def test_fewer_classes_than_categories_will_do(coco):
+    (summary,) = check_data(config(coco_dataset(coco, metainfo={'classes': ('cat', 'horse')})))
+    assert summary.per_class == {'cat': 3, 'horse': 3} and summary.other_classes == {'dog': 3}
+
+
+def test_two_categories_of_one_name(coco):
+    categories = [*coco_content()['categories'], {'id': 1, 'name': 'dog'}]
+    check_fails(config(changed(coco, categories=categories)), 'more than one category named dog')
+
+
+@pytest.mark.parametrize(
+    'classes, said',
+    [
+        ('cat', "='cat' is a string"),
+        ((), 'is empty'),
+        (('cat', 'cat'), 'names cat more than once'),
+        (('cat', 5), 'holds 5'),
+        (('cat', ' '), "holds ' '"),
+    ],
+)
+def test_classes_that_are_none(coco, classes, said):
+    dataset = coco_dataset(coco, metainfo={'classes': classes})
+    message = check_fails(config(dataset), f'{TRAIN}.metainfo.classes', said)
+    assert ("classes=('cat',)" in message) == isinstance(classes, str)
+
+
+def test_classes_by_file_and_in_capitals(coco):
+    names = coco / 'classes.txt'
+    names.write_text('cat\ndog\nhorse\n')
+    (summary,) = check_data(config(coco_dataset(coco, metainfo={'classes': str(names)})))
+    assert summary.classes == CLASSES
+    dataset = coco_dataset(coco, metainfo={'CLASSES': CLASSES})
+    check_fails(config(dataset), f'{TRAIN}.metainfo.CLASSES is not read; write metainfo.classes')
+    check_fails(config(voc_dataset(coco, type='XMLDataset', metainfo={})), 'classes is not set')
+
+
+def test_splits_with_different_classes(coco):
+    val = coco_dataset(coco, 'val', metainfo={'classes': ('cat', 'dog')})
+    check_fails(
+        config(coco_dataset(coco), val),
+        'val_dataloader.dataset.metainfo.classes differs from train_dataloader.dataset',
+        "lacks 'horse'",
+    )
+
+
+TWO_STAGE = {
+    'backbone': {'num_classes': 1000},
+    'rpn_head': {'num_classes': 1},
+    'roi_head': {
+        'bbox_head': [{'num_classes': 3}, {'num_classes': 80}],
+        'mask_head': {'num_classes': 80},
+        'semantic_head': {'num_classes': 183},
+    },
+}
+
+
+def test_num_classes_of_the_model(coco):
+    message = check_fails(
+        config(coco_dataset(coco), model=TWO_STAGE),
+        'model.roi_head.bbox_head.1.num_classes=80, model.roi_head.mask_head.num_classes=80',
+        'has 3 classes (cat, dog, horse)',
+        '--cfg-options model.roi_head.bbox_head.1.num_classes=3 '
+        'model.roi_head.mask_head.num_classes=3',
+    )
+    for part in ('rpn_head', 'semantic_head', 'backbone', 'bbox_head.0'):
+        assert part not in message
+    cfg = config(coco_dataset(coco), model=TWO_STAGE)
+    # what the message says to do is enough
+    options = (option.split('=') for option in message.split('--cfg-options ')[1].split())
+    cfg.merge_from_dict({key: int(value) for key, value in options})
+    assert check_data(cfg)[0].boxes == 9
+    for model in (
+        {'bbox_head': {'num_classes': 80}, 'language_model': {}},
+        {'mask_head': {'num_classes': 80, 'class_agnostic': True}},
+        {'panoptic_head': {'num_things_classes': 3, 'num_stuff_classes': 0}},
+    ):
+        check_data(config(coco_dataset(coco), model=model))
+    head = {'num_things_classes': 80, 'num_stuff_classes': 0}
+    check_fails(config(coco_dataset(coco), model={'panoptic_head': head}), 'num_things_classes=80')
+
+
+# ---- metrics
+
+
+def test_a_metric_with_the_file_of_another_set(coco):
+    cfg = config(coco_dataset(coco), coco_dataset(coco, 'val'))
+    for file in (coco / 'val.json', coco / 'train.json'):  # one holds all images of the other
+        cfg.val_evaluator = {'type': 'mmdet.CocoMetric', 'ann_file': str(file)}
+        check_data(cfg)
+    other = coco_content(1)
+    other['images'][0]['file_name'] = 'other.jpg'
+    file = write_coco(coco, other, 'other')
+    cfg.val_evaluator = [{'type': 'CocoMetric', 'ann_file': str(file)}]
+    check_fails(
+        cfg,
+        f"val_evaluator.0.ann_file='{file}' does not hold 2 of the images",
+        '(0.jpg, 1.jpg)',
+        f'--cfg-options val_evaluator.0.ann_file={coco / "val.json"}',
+    )
+    cfg.val_evaluator = {'type': 'CocoMetric', 'ann_file': str(coco / 'gone.json')}
+    check_fails(cfg, 'val_evaluator.ann_file', 'gone.json', '--cfg-options')

@@ -1,0 +1,265 @@
+"""VOC files: loose ones are read, in the check and in training; mistakes are told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import ConfigDict
+from mmengine.registry import DATASETS, DefaultScope
+from written_sets import (
+    HEIGHT,
+    WIDTH,
+    check_fails,
+    config,
+    voc_annotations,
+    voc_dataset,
+    voc_object,
+    voc_xml,
+    write_image,
+    write_voc,
+)
+
+import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data.checks import check_data
+from res2net_mm.data.errors import DataError
+from res2net_mm.data.transforms import harden_dataset
+from res2net_mm.data.voc import VocObject, read_voc
+
+DATA = os.environ.get('RES2NET_MM_DATA')
+real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
+
+TRAIN = 'train_dataloader.dataset'
+LOADING = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    write_voc(tmp_path, voc_annotations())
+    write_voc(tmp_path, voc_annotations(2), 'val')
+    return tmp_path
+
+
+def build(dataset: dict) -> object:
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        return DATASETS.build(ConfigDict(dataset))
+
+
+# ---- reading
+
+
+def test_what_tools_write():
+    text = voc_xml(
+        voc_object('cat', (1.9, 2.2, 30.99, '40'), '<difficult/>'),
+        voc_object(' dog\n', (1, 2, 3, 4), '<difficult> 1 </difficult>'),
+        voc_object('horse', ('1e1', 2, 3, 4), ''),
+        size='<size><height>40.0</height><depth>3</depth><width>60.0</width></size>',
+    )
+    assert read_voc(text.encode(), 'a.xml') == (
+        (60, 40),
+        [
+            VocObject('cat', (1, 2, 30, 40), False),
+            VocObject('dog', (1, 2, 3, 4), True),
+            VocObject('horse', (10, 2, 3, 4), False),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    'size', ['', '<size/>', '<size><width>0</width><height>0</height></size>']
+)
+def test_a_size_that_is_not_told(size):
+    assert read_voc(voc_xml(size=size).encode(), 'a.xml') == (None, [])
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('<annotation>', 'a.xml is not valid XML'),
+        ('', 'a.xml is not valid XML'),
+        (voc_xml('<object><name>cat</name></object>'), 'object 1 (cat): has no <bndbox/xmin>'),
+        (voc_xml(voc_object('cat', (1, 2, 3, 'x'))), "<bndbox/ymax> is 'x', not a number"),
+        (voc_xml(voc_object('cat', (1, 'nan', 3, 4))), "<bndbox/ymin> is 'nan'"),
+        (voc_xml(voc_object('cat', (1, 2, 'inf', 4))), "<bndbox/xmax> is 'inf'"),
+        (voc_xml(voc_object('cat', (1, 2, 3, 4), '<difficult>no</difficult>')), "is 'no'"),
+        (voc_xml(voc_object('cat', (1, 2, 3, 4)), voc_object(' ', (1, 2, 3, 4))), 'object 2 has'),
+    ],
+)
+def test_what_cannot_be_read(text, said):
+    with pytest.raises(DataError) as caught:
+        read_voc(text.encode(), 'a.xml')
+    assert said in str(caught.value) and 'a.xml' in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+# ---- training
+
+
+@pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.XMLDataset'])
+@pytest.mark.parametrize('filter_cfg', [None, {'filter_empty_gt': True, 'bbox_min_size': 20}])
+def test_the_dataset_equals_that_of_mmdet(voc, kind, filter_cfg):
+    odd = [('cat', (5, 5, 5, 9)), ('zebra', (1, 1, 9, 9)), ('dog', (2.5, 2, 40, 30.5))]
+    hard = voc_object('horse', (1, 2, 30, 30), '<difficult>1</difficult>')
+    annotations = {**voc_annotations(), 'odd': voc_xml(*(voc_object(*o) for o in odd), hard)}
+    write_voc(voc, {**annotations, 'none': voc_xml()})
+    dataset = voc_dataset(voc, type=kind, filter_cfg=filter_cfg)
+    theirs, ours = build(dataset), build(harden_dataset(dataset))
+    assert len(theirs) == len(ours) == (5 if filter_cfg is None else 4)
+    assert type(ours).__name__ == type(theirs).__name__ and type(ours) is not type(theirs)
+    assert isinstance(ours, type(theirs)) and ours.metainfo == theirs.metainfo
+    for i in range(len(theirs)):
+        assert ours.get_data_info(i) == theirs.get_data_info(i)
+
+
+@real_data
+def test_the_dataset_equals_that_of_mmdet_on_real_files():
+    dataset = {
+        'type': 'VOCDataset',
+        'data_root': str(Path(DATA, 'bccd')),
+        'ann_file': 'ImageSets/Main/trainval.txt',
+        'data_prefix': {'sub_data_root': ''},
+        'metainfo': {'classes': ('RBC', 'WBC', 'Platelets')},
+        'pipeline': [],
+    }
+    theirs, ours = build(dataset), build(harden_dataset(dataset))
+    assert len(theirs) == len(ours) == 292
+    assert all(ours.get_data_info(i) == theirs.get_data_info(i) for i in range(len(ours)))
+
+
+def test_loose_files_are_trained_on_and_counted_alike(voc):
+    write_voc(
+        voc,
+        {
+            'loose': voc_xml(
+                voc_object('cat', (1.9, 2.2, 30.99, 40), '<difficult/>'),
+                voc_object('dog', (9.2, 5, 9.9, 9)),
+            ),
+            'sizeless': voc_xml(voc_object('horse', (1, 1, 9, 9)), size=''),
+            'portable': voc_xml(voc_object('horse', (1, 1, 9, 9))),
+        },
+    )
+    (voc / 'JPEGImages' / 'portable.jpg').unlink()
+    write_image(voc / 'JPEGImages' / 'portable.png')
+    dataset = voc_dataset(voc, pipeline=LOADING, filter_cfg={'min_size': 32})
+    hardened = harden_dataset(dataset)
+    built = build(hardened)
+    loose, sizeless, portable = (built[i] for i in range(3))
+    np.testing.assert_array_equal(loose['gt_bboxes'].tensor, [[0, 1, 29, 39]])
+    assert loose['gt_bboxes_labels'].tolist() == [0] and not loose['gt_ignore_flags'].any()
+    assert (sizeless['width'], sizeless['height']) == (WIDTH, HEIGHT)
+    assert portable['img_path'].endswith('portable.png')
+    for checked in (dataset, hardened):
+        (summary,) = check_data(config(checked))
+        assert summary.per_class == {'cat': 1, 'dog': 0, 'horse': 2}
+        assert summary.dropped == {'zero-size': 1} and summary.examples == ['loose']
+
+
+def pipeline_boxes(dataset: dict) -> dict[str, np.ndarray]:
+    built = build(harden_dataset(dataset))
+    return {
+        str(results['img_id']): results['gt_bboxes'].tensor.numpy()
+        for results in (built[i] for i in range(len(built)))
+    }
+
+
+def check_empty_boxes(dataset: dict, split: str, name: str) -> None:
+    boxes = pipeline_boxes({**dataset, 'pipeline': LOADING})
+    (summary,) = check_data(config(dataset))
+    empty = {
+        image: int(((corners[:, 2:] <= corners[:, :2]).any(1)).sum())
+        for image, corners in boxes.items()
+    }
+    if split == 'train':
+        assert not any(empty.values())
+        assert sum(map(len, boxes.values())) == summary.boxes
+    else:  # ground truth is left alone
+        assert {image for image, count in empty.items() if count} == {name}
+        assert sum(map(len, boxes.values())) == summary.boxes + 1
+    assert summary.dropped == {'zero-size': 1} and summary.examples == [name]
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_empty_boxes_do_not_reach_training(voc, split):
+    odd = voc_xml(voc_object('cat', (5, 5, 5, 5)), voc_object('dog', (5, 5, 9, 9)))
+    write_voc(voc, {**voc_annotations(), 'odd': odd}, split)
+    check_empty_boxes(voc_dataset(voc, split), split, 'odd')
+
+
+@real_data
+@pytest.mark.parametrize(
+    'split, name', [('train', 'BloodImage_00343'), ('val', 'BloodImage_00338')]
+)
+def test_empty_boxes_of_real_files_do_not_reach_training(split, name):
+    dataset = {
+        'type': 'VOCDataset',
+        'data_root': str(Path(DATA, 'bccd')),
+        'ann_file': f'ImageSets/Main/{split}.txt',
+        'data_prefix': {'sub_data_root': ''},
+        'metainfo': {'classes': ('RBC', 'WBC', 'Platelets')},
+        'test_mode': split == 'val',
+    }
+    check_empty_boxes(dataset, split, name)
+
+
+# ---- mistakes
+
+
+def test_voc_files_missing(voc):
+    check_fails(config(voc_dataset(voc, ann_file='gone.txt')), f"{TRAIN}.ann_file='gone.txt'")
+    check_fails(
+        config(voc_dataset(voc, img_subdir='photos')),
+        f"{TRAIN}.img_subdir='photos': there is no folder {voc / 'photos'}",
+    )
+    check_fails(
+        config(voc_dataset(voc, data_prefix={'sub_data_root': 'VOC2007/'})),
+        f"{TRAIN}.data_prefix.sub_data_root='VOC2007/'",
+        str(voc / 'VOC2007'),
+    )
+    check_fails(
+        config(voc_dataset(voc, data_prefix={})), f'{TRAIN}.data_prefix.sub_data_root is not set'
+    )
+    (voc / 'JPEGImages' / 'photo.1.jpg').unlink()
+    check_fails(config(voc_dataset(voc)), '1 of the 3 images', 'photo.1.jpg')
+    (voc / 'Annotations' / 'photo.2.xml').unlink()
+    check_fails(config(voc_dataset(voc)), '1 of the 3 annotation files', 'photo.2.xml', 'train.txt')
+
+
+@pytest.mark.parametrize('line', ['', ' ', 'photo.0 '])
+def test_blanks_in_a_list_of_names(voc, line):
+    with (voc / 'train.txt').open('a') as stream:
+        stream.write(f'{line}\n')
+    check_fails(config(voc_dataset(voc)), str(voc / 'train.txt'), f'line 4 is {line!r}')
+
+
+def test_a_misspelt_voc_class(voc):
+    dataset = voc_dataset(voc, metainfo={'classes': ('cat', 'Dogs', 'horse')})
+    check_fails(
+        config(dataset),
+        f'{TRAIN}.metainfo.classes',
+        "named 'Dogs', but 3 are named 'dog' (did you mean that?)",
+    )
+    dataset['metainfo'] = {'classes': ('apple', 'pear')}
+    check_fails(config(dataset), "('apple', 'pear')", 'cat (3), dog (3), horse (3)')
+
+
+def test_a_voc_class_without_objects(voc):
+    """In evaluation that is no mistake, even where an unknown name is a little like it."""
+    few = {'one': voc_xml(voc_object('cat', (1, 1, 9, 9)), voc_object('doc', (1, 1, 9, 9)))}
+    write_voc(voc, few, 'val')
+    train, val, _ = check_data(config(voc_dataset(voc), voc_dataset(voc, 'val')))
+    assert val.per_class == {'cat': 1, 'dog': 0, 'horse': 0} and val.other_classes == {'doc': 1}
+    write_voc(voc, few)
+    check_fails(config(voc_dataset(voc)), "named 'dog', but 1 are named 'doc'")
+    few = {'two': voc_xml(voc_object('cat', (1, 1, 9, 9)), voc_object('Dog', (1, 1, 9, 9)))}
+    write_voc(voc, few, 'val')
+    write_voc(voc, voc_annotations())
+    check_fails(config(voc_dataset(voc), voc_dataset(voc, 'val')), 'val_dataloader', "'Dog'")
+
+
+def test_no_usable_voc_box(voc):
+    write_voc(voc, {'one': voc_xml(voc_object('cat', (5, 5, 5, 9)))})
+    check_fails(config(voc_dataset(voc)), f"{TRAIN}.ann_file='train.txt': no usable box")
+    write_voc(voc, {})
+    check_fails(config(voc_dataset(voc)), f'{TRAIN}', 'no usable image')

@@ -1,0 +1,41 @@
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+from res2net_mm.engine.errors import ToolError
+from res2net_mm.engine.hooks import FiniteLossHook, use_float32_rois
+
+
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_a_loss_that_is_not_finite_names_the_images(value):
+    samples = [SimpleNamespace(img_path='a/1.jpg'), SimpleNamespace(img_path='a/2.jpg')]
+    batch = dict(data_samples=samples)
+    runner = SimpleNamespace(iter=4, epoch=1)
+    good = dict(loss=torch.tensor(1.5), loss_bbox=torch.tensor(0.0), acc=torch.tensor(math.nan))
+    FiniteLossHook().after_train_iter(runner, 0, batch, good)
+    outputs = dict(good, loss_bbox=torch.tensor(value, requires_grad=True))
+    with pytest.raises(ToolError, match=r'loss_bbox = .*iteration 5, epoch 2.*a/1.jpg, a/2.jpg'):
+        FiniteLossHook().after_train_iter(runner, 0, batch, outputs)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_boxes_keep_their_pixels_in_half_precision(dtype):
+    extractor = SingleRoIExtractor(
+        dict(type='RoIAlign', output_size=7, sampling_ratio=2), 4, [4, 8]
+    )
+    generator = torch.Generator().manual_seed(0)
+    levels = [torch.randn(1, 4, 256 // s, 256 // s, generator=generator) for s in (1, 2)]
+    levels = [level.to(dtype) for level in levels]
+    boxes = torch.tensor([[0, 801.3, 733.7, 877.1, 799.2], [0, 601.0, 201.0, 1001.0, 703.0]])
+    exact = extractor([level.double() for level in levels], boxes.double())
+    lossy = extractor(levels, boxes)
+    use_float32_rois(extractor)
+    use_float32_rois(extractor)  # twice is harmless
+    ours = extractor(levels, boxes)
+    assert ours.dtype == dtype
+    step = torch.finfo(dtype).eps  # what is left is the rounding of the output alone
+    assert (ours.double() - exact).abs().max() <= exact.abs().max() * step
+    assert (lossy.double() - exact).abs().max() > 10 * exact.abs().max() * step

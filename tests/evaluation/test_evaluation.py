@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from res2net_mm.evaluation import collect_results, draw_curves, format_metrics, split_coco_metrics
+
+
+def test_each_result_type_has_a_metric_of_its_own(tmp_path):
+    evaluator = [
+        dict(type='mmdet.CocoMetric', metric=['bbox', 'segm'], ann_file='a.json'),
+        dict(type='VOCMetric'),
+    ]
+    split = split_coco_metrics(evaluator, tmp_path / 'out.json')
+    assert [m.get('metric') for m in split] == ['bbox', 'segm', None]
+    assert [m.get('prefix') for m in split] == ['coco_bbox', 'coco_segm', None]
+    assert split[0]['classwise'] and split[2] == dict(type='VOCMetric')
+    assert evaluator[0]['metric'] == ['bbox', 'segm'], "the caller's config is not touched"
+    assert 'outfile_prefix' not in split_coco_metrics(dict(type='CocoMetric'))[0]
+
+
+def test_results_get_their_names_when_they_are_whole(tmp_path):
+    out = tmp_path / 'results.json'
+    split = split_coco_metrics(dict(type='CocoMetric', metric=['bbox', 'segm']), out)
+    for metric in split:
+        for kind in ('bbox', 'segm', 'gt'):
+            (tmp_path / f'{metric["outfile_prefix"]}.{kind}.json').write_text(kind)
+    assert collect_results(out) == [out, tmp_path / 'results.segm.json']
+    assert out.read_text() == 'bbox'
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['results.json', 'results.segm.json']
+
+
+def test_table():
+    names = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
+    metrics = {f'coco_bbox/bbox_{n}': i / 10 for i, n in enumerate(names)}
+    metrics |= {'coco_bbox/bbox_mAP_l': -1.0, 'coco_bbox/a cat_precision': 0.25}
+    metrics |= {'coco_bbox/dog_precision': float('nan'), 'mIoU': 71.5}
+    assert format_metrics(metrics, ['dog', 'a cat']).splitlines() == [
+        'bbox              AP    AP50    AP75     APs     APm     APl',
+        'all            0.000   0.100   0.200   0.300   0.400       -',
+        'dog                -',
+        'a cat          0.250',
+        'mIoU: 71.5',
+    ]
+
+
+def test_curves(tmp_path):
+    scalars = tmp_path / 'scalars.json'
+    lines = [dict(step=i, loss=1 / (i + 1), loss_cls=0.5, lr=0.1) for i in range(5)]
+    lines.append({'coco/bbox_mAP': 0.4, 'step': 1})
+    scalars.write_text('\n'.join(json.dumps(line) for line in lines))
+    picture = draw_curves(scalars, tmp_path / 'loss.png')
+    assert picture.read_bytes().startswith(b'\x89PNG') and picture.stat().st_size > 10_000
+    scalars.write_text('{"lr": 0.1, "step": 1}')
+    with pytest.raises(ValueError, match='scalars.json holds no loss'):
+        draw_curves(scalars, tmp_path / 'none.png')

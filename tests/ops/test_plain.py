@@ -1,0 +1,276 @@
+"""Operators in plain PyTorch, through mmcv's own Python code.
+
+Against loops in float64 written from the definitions, torchvision, and numerical gradients.
+"""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from res2net_mm.ops import ensure_mmcv_ops
+
+ensure_mmcv_ops(force='torchvision')
+
+from mmcv.ops import (  # noqa: E402
+    PSAMask,
+    RoIPool,
+    roi_pool,
+    sigmoid_focal_loss,
+    softmax_focal_loss,
+)
+from mmcv.ops.multi_scale_deform_attn import (  # noqa: E402
+    MultiScaleDeformableAttnFunction,
+    multi_scale_deformable_attn_pytorch,
+)
+
+gradcheck = partial(torch.autograd.gradcheck, rtol=1e-6, atol=1e-7)
+HALVES = [torch.float16, torch.bfloat16]
+ROIS = torch.tensor(
+    [
+        [0, 3.2, 1.7, 17.9, 14.1],
+        [1, 0.0, 0.0, 23.0, 19.0],
+        [1, 10.5, 8.25, 11.0, 8.5],
+        [0, -6.0, -3.0, 9.0, 40.0],
+        [1, 9.0, 4.0, 4.0, 9.0],  # x2 + 1 < x1: nothing
+        [0, 60.0, 60.0, 70.0, 70.0],  # outside
+    ]
+)
+
+
+def rand(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def slow_roi_pool(images, rois, size, scale):
+    height, width = images.shape[2:]
+    result = torch.zeros(len(rois), images.shape[1], *size, dtype=images.dtype)
+    for k, (index, x1, y1, x2, y2) in enumerate(rois.tolist()):
+        x1, y1, x2, y2 = x1 * scale, y1 * scale, (x2 + 1) * scale, (y2 + 1) * scale
+        if x2 <= x1 or y2 <= y1:
+            continue
+        for c, i, j in torch.ones(images.shape[1], *size).nonzero().tolist():
+            inside = [
+                images[int(index), c, y, x]
+                for y in range(height)
+                for x in range(width)
+                if math.floor(y1 + i * (y2 - y1) / size[0]) <= y
+                and y < math.ceil(y1 + (i + 1) * (y2 - y1) / size[0])
+                and math.floor(x1 + j * (x2 - x1) / size[1]) <= x
+                and x < math.ceil(x1 + (j + 1) * (x2 - x1) / size[1])
+            ]
+            if inside:
+                result[k, c, i, j] = max(inside)
+    return result
+
+
+def test_roi_pool():
+    images = rand(2, 2, 10, 12)
+    result = roi_pool(images, ROIS, (3, 4), 0.5)
+    assert torch.equal(result, slow_roi_pool(images, ROIS, (3, 4), 0.5))
+    assert not result[4:].any() and result[:3].abs().min() > 0
+    # Where regions are whole pixels of the features, rounding as torchvision does is no matter.
+    whole = torch.tensor([[0, 2.0, 1, 7, 8], [1, 0, 0, 11, 9]])
+    assert torch.equal(
+        RoIPool((3, 4))(images, whole), torchvision.ops.roi_pool(images, whole, (3, 4))
+    )
+
+
+def test_roi_pool_gradient():
+    images = rand(2, 2, 5, 6, dtype=torch.float64).requires_grad_()
+    assert gradcheck(lambda x: roi_pool(x, ROIS.double(), (3, 4), 0.25), images, fast_mode=True)
+    # of equal values the first one, row by row, gets it all; empty bins give nothing
+    flat = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    roi_pool(flat, torch.tensor([[0.0, 1, 1, 3, 3], [0, 3, 3, 0, 0]]), (1, 1), 1.0).sum().backward()
+    assert flat.grad.nonzero().tolist() == [[0, 0, 1, 1]] and flat.grad.sum() == 1
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_roi_pool_in_half_precision(dtype):
+    images = rand(2, 2, 10, 12).to(dtype).requires_grad_()
+    result = roi_pool(images, ROIS, (3, 4), 0.5)
+    expected = slow_roi_pool(images.detach().float(), ROIS, (3, 4), 0.5)
+    assert torch.equal(result.float(), expected)
+    result.sum().backward()
+    assert images.grad.dtype == dtype and images.grad.sum() == (expected != 0).sum()
+
+
+def test_roi_pool_without_regions():
+    images = rand(2, 2, 10, 12).requires_grad_()
+    result = roi_pool(images, torch.zeros(0, 5), (3, 4), 0.5)
+    assert result.shape == (0, 2, 3, 4)
+    result.sum().backward()
+    assert not images.grad.any()
+
+
+def slow_sigmoid_focal(logits, target, gamma, alpha, weight):
+    loss = torch.zeros_like(logits)
+    for n, row in enumerate(logits.tolist()):
+        for c, x in enumerate(row):
+            p = 1 / (1 + math.exp(-x))
+            if target[n] == c:
+                loss[n, c] = -alpha * (1 - p) ** gamma * math.log(p)
+            else:
+                loss[n, c] = -(1 - alpha) * p**gamma * math.log(1 - p)
+            if weight is not None and target[n] < len(weight):
+                loss[n, c] *= weight[target[n]]
+    return loss
+
+
+TARGETS = torch.tensor([0, 3, 1, 4, 2, 4])  # 4 is the background
+WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize('weight', [None, WEIGHTS])
+@pytest.mark.parametrize('gamma,alpha', [(2.0, 0.25), (0.0, 0.5), (1.5, 0.6)])
+def test_sigmoid_focal_loss(gamma, alpha, weight):
+    logits = (rand(6, 4, dtype=torch.float64) * 3).requires_grad_()
+    result = sigmoid_focal_loss(logits, TARGETS, gamma, alpha, weight, 'none')
+    expected = slow_sigmoid_focal(logits.detach(), TARGETS, gamma, alpha, weight)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-14)
+    for reduction in ('none', 'mean', 'sum'):
+        assert gradcheck(
+            lambda x, way=reduction: sigmoid_focal_loss(x, TARGETS, gamma, alpha, weight, way),
+            logits,
+            fast_mode=reduction != 'none',
+        )
+    if weight is None:
+        one_hot = F.one_hot(TARGETS, 5)[:, :4].double()
+        theirs = torchvision.ops.sigmoid_focal_loss(logits, one_hot, alpha, gamma)
+        torch.testing.assert_close(result, theirs)
+
+
+def test_sigmoid_focal_loss_of_certain_answers():
+    logits = torch.tensor([[200.0, -200.0]], requires_grad=True)
+    for target, losses, slopes in ((0, [0, 0], [0, 0]), (1, [150, 50], [0.75, -0.25])):
+        loss = sigmoid_focal_loss(logits, torch.tensor([target]), 2.0, 0.25, None, 'none')
+        assert loss.tolist() == [losses]
+        assert torch.autograd.grad(loss.sum(), logits)[0].tolist() == [slopes]
+
+
+def slow_softmax_focal(logits, target, gamma, alpha, weight):
+    chosen = logits.log_softmax(1)[torch.arange(len(target)), target.clamp(min=0)]
+    loss = -alpha * (1 - chosen.exp()) ** gamma * chosen
+    if weight is not None:
+        loss = loss * weight[target.clamp(min=0)]
+    return loss * (target >= 0)
+
+
+@pytest.mark.parametrize('weight', [None, WEIGHTS])
+@pytest.mark.parametrize('gamma,alpha', [(2.0, 0.25), (0.0, 1.0), (0.5, 0.6)])
+def test_softmax_focal_loss(gamma, alpha, weight):
+    target = torch.tensor([0, 3, -1, 1, 2, -1])  # -1 is ignored
+    logits = (rand(6, 4, dtype=torch.float64) * 3).requires_grad_()
+    result = softmax_focal_loss(logits, target, gamma, alpha, weight, 'none')
+    expected = slow_softmax_focal(logits, target, gamma, alpha, weight)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-12)
+    for reduction in ('mean', 'sum'):
+        loss = softmax_focal_loss(logits, target, gamma, alpha, weight, reduction)
+        mine = torch.autograd.grad(loss, logits)[0]
+        other = torch.autograd.grad(getattr(expected, reduction)(), logits, retain_graph=True)[0]
+        torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
+        assert gradcheck(
+            lambda x, way=reduction: softmax_focal_loss(x, target, gamma, alpha, weight, way),
+            logits,
+            fast_mode=True,
+        )
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.5, 1.0, 2.0])
+def test_softmax_focal_loss_of_certain_answers(gamma):
+    logits = torch.tensor([[300.0, 0.0], [0.0, 300.0]], requires_grad=True)
+    softmax_focal_loss(logits, torch.tensor([0, 0]), gamma, 1.0, None, 'sum').backward()
+    assert logits.grad.isfinite().all() and not logits.grad[0].any()
+
+
+@pytest.mark.parametrize('loss', [sigmoid_focal_loss, softmax_focal_loss])
+@pytest.mark.parametrize('dtype', HALVES)
+def test_focal_losses_in_half_precision(loss, dtype):
+    logits = rand(4, 4).to(dtype).requires_grad_()
+    full = logits.detach().float().requires_grad_()
+    target = torch.tensor([0, 3, 1, 2])
+    result = loss(logits, target, 2.0, 0.25, None, 'none')
+    expected = loss(full, target, 2.0, 0.25, None, 'none')
+    assert result.dtype == dtype
+    torch.testing.assert_close(result.float(), expected, rtol=2**-6, atol=1e-4)
+    result.float().sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(logits.grad.float(), full.grad, rtol=2**-5, atol=2e-3)
+
+
+@pytest.mark.parametrize('loss', [sigmoid_focal_loss, softmax_focal_loss])
+def test_focal_losses_without_samples(loss):
+    logits = torch.zeros(0, 4, requires_grad=True)
+    result = loss(logits, torch.zeros(0, dtype=torch.long), 2.0, 0.25, None, 'sum')
+    result.backward()
+    assert result == 0 and logits.grad.shape == (0, 4)
+
+
+def attention_inputs(dtype):
+    shapes = torch.tensor([[4, 3], [2, 2]])
+    starts = torch.tensor([0, 12])
+    value = rand(2, 16, 2, 3, dtype=dtype)
+    places = torch.rand(2, 5, 2, 2, 3, 2, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.2
+    weights = rand(2, 5, 2, 6, seed=2, dtype=dtype).softmax(-1).view(2, 5, 2, 2, 3)
+    return value, shapes, starts, places.to(dtype), weights
+
+
+def test_deformable_attention():
+    value, shapes, starts, places, weights = (
+        t.requires_grad_() if t.is_floating_point() else t for t in attention_inputs(torch.float64)
+    )
+
+    def run(value, places, weights):
+        return MultiScaleDeformableAttnFunction.apply(value, shapes, starts, places, weights, 64)
+
+    expected = torch.zeros(2, 5, 2, 3, dtype=torch.float64)
+    for n, q, h, level, p in torch.ones(places.shape[:5]).nonzero().tolist():
+        height, width = shapes[level].tolist()
+        x, y = (places[n, q, h, level, p] * torch.tensor([width, height]) - 0.5).tolist()
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - abs(y - row)) * (1 - abs(x - column))
+                    pixel = value[n, int(starts[level]) + row * width + column, h]
+                    expected[n, q, h] += share * weights[n, q, h, level, p] * pixel
+    result = run(value, places, weights)
+    torch.testing.assert_close(result, expected.flatten(2), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        result, multi_scale_deformable_attn_pytorch(value, shapes, places, weights)
+    )
+    assert gradcheck(run, (value, places, weights), fast_mode=True)
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_deformable_attention_in_half_precision(dtype):
+    value, shapes, starts, places, weights = attention_inputs(torch.float32)
+    value = value.to(dtype).requires_grad_()
+    result = MultiScaleDeformableAttnFunction.apply(value, shapes, starts, places, weights, 64)
+    exact = multi_scale_deformable_attn_pytorch(
+        value.float(), shapes, places.to(dtype).float(), weights.to(dtype).float()
+    )
+    assert result.dtype == dtype and torch.equal(result, exact.to(dtype))
+    result.sum().backward()
+    assert value.grad.dtype == dtype and value.grad.any()
+
+
+@pytest.mark.parametrize('mask_size', [(7, 9), (3, 5)])
+@pytest.mark.parametrize('kind', ['collect', 'distribute'])
+def test_psa_mask(kind, mask_size):
+    (height, width), (tall, wide) = (4, 5), mask_size
+    given = rand(2, tall * wide, height, width, dtype=torch.float64).requires_grad_()
+    expected = torch.zeros(2, height * width, height, width, dtype=torch.float64)
+    for y, x, a, b in torch.ones(height, width, tall, wide).nonzero().tolist():
+        there_y, there_x = y + a - tall // 2, x + b - wide // 2
+        if 0 <= there_y < height and 0 <= there_x < width:
+            value = given.detach()[:, a * wide + b, y, x]
+            if kind == 'collect':
+                expected[:, there_y * width + there_x, y, x] = value
+            else:
+                expected[:, y * width + x, there_y, there_x] = value
+    layer = PSAMask(kind, mask_size)
+    assert torch.equal(layer(given), expected)
+    assert gradcheck(layer, given, fast_mode=True)
