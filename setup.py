@@ -38,6 +38,7 @@ setup(
         'torch>=2.5',  # torch.serialization.safe_globals: checkpoints are read without running code
         'torchvision',  # its operators stand in for mmcv's compiled ones
         'numpy',
+        'tqdm',  # progress bars
     ],
     # The two stacks share their import names and exclude each other, so neither is required. Each
     # extra is a set that was tested together; newer releases of torch are known to break some.

@@ -3,6 +3,7 @@
 # does.
 _base_ = ['./_base_/small_faster_rcnn.py', './_base_/small_schedule.py']
 
+model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))  # Pascal VOC's own classes
 data_root = 'data/voc/'
 size = (320, 320)
 train_pipeline = [

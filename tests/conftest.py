@@ -91,9 +91,7 @@ def tiny_options(shapes):
 
 def as_arguments(options: dict) -> list[str]:
     """The options as a user types them."""
-    return ['--cfg-options'] + [
-        f'{k}={str(v).replace(" ", "") if isinstance(v, (list, tuple)) else v}' for k, v in options.items()
-    ]
+    return ['--cfg-options'] + [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
 
 
 @pytest.fixture(scope='session')

@@ -63,11 +63,15 @@ after = runner.model.state_dict()
 assert any(not after[k].equal(v) for k, v in before.items() if k.startswith('backbone.layer4'))
 
 weights = f'{work_dir}/weights.pth'  # without what mmengine 0.10.7 itself cannot read again
-torch.save(dict(state_dict=after, meta=dict(dataset_meta=dict(classes=('a', 'b', 'c', 'd')))), weights)
+torch.save(
+    dict(state_dict=after, meta=dict(dataset_meta=dict(classes=('a', 'b', 'c', 'd')))), weights
+)
 detector = init_detector(cfg, weights, palette='random', device='cpu')
 result = inference_detector(detector, image)
 assert result.pred_instances.bboxes.shape[-1] == 4
-inferencer = DetInferencer(model=str(CONFIGS / 'faster_rcnn_r2n14_shapes.py'), weights=weights, device='cpu')
+inferencer = DetInferencer(
+    model=str(CONFIGS / 'faster_rcnn_r2n14_shapes.py'), weights=weights, device='cpu'
+)
 assert len(inferencer(image, no_save_vis=True)['predictions']) == 1
 
 segmentor = init_model(

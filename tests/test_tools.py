@@ -64,7 +64,11 @@ def test_measuring(trained, tiny_arguments, tmp_path):
     arguments = (CONFIG, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'w', '--out', out)
     # an untrained detector is sure of nothing: keep what it says all the same
     run = call(
-        'test', *arguments, '--show-dir', tmp_path / 'shown', *tiny_arguments,
+        'test',
+        *arguments,
+        '--show-dir',
+        tmp_path / 'shown',
+        *tiny_arguments,
         'model.test_cfg.rcnn.score_thr=0.0',
     )
     assert run.returncode == 0, run.stderr[-3000:]
@@ -75,9 +79,11 @@ def test_measuring(trained, tiny_arguments, tmp_path):
     assert set(results[0]) >= {'image_id', 'bbox', 'score', 'category_id'}
     assert {r['category_id'] for r in results} <= {1, 2, 3, 4}
     assert [f.name for f in out.parent.iterdir()] == ['results.json']
-    assert len(list((tmp_path / 'shown').rglob('*.jpg'))) + len(
-        list((tmp_path / 'shown').rglob('*.png'))
-    ) > 0
+    assert (
+        len(list((tmp_path / 'shown').rglob('*.jpg')))
+        + len(list((tmp_path / 'shown').rglob('*.png')))
+        > 0
+    )
 
 
 def test_predicting(trained, tiny_arguments, shapes, tmp_path):
@@ -184,7 +190,11 @@ run_tool(train.main)
     arguments = as_arguments(tiny_options)
     run = subprocess.run(
         [sys.executable, '-c', code, '--work-dir', str(tmp_path / 'w'), *arguments],
-        env=ENV, cwd=REPO, capture_output=True, text=True, timeout=600,
+        env=ENV,
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     line = error_of(run)
     assert 'epoch_1.pth' in line and 'No space left' in line or 'could not be written' in line
@@ -195,10 +205,29 @@ run_tool(train.main)
 def test_two_processes(tiny_arguments, tmp_path):
     """torchrun on the CPU: both ranks end with the same weights, checkpoints are written once."""
     run = subprocess.run(
-        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port',
-         '29611', 'tools/train.py', CONFIG, '--launcher', 'pytorch', '--work-dir', str(tmp_path),
-         *tiny_arguments, 'train_dataloader.batch_size=2', 'train_cfg.max_epochs=1'],
-        env=ENV, cwd=REPO, capture_output=True, text=True, timeout=600,
+        [
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--nproc_per_node',
+            '2',
+            '--master_port',
+            '29611',
+            'tools/train.py',
+            CONFIG,
+            '--launcher',
+            'pytorch',
+            '--work-dir',
+            str(tmp_path),
+            *tiny_arguments,
+            'train_dataloader.batch_size=2',
+            'train_cfg.max_epochs=1',
+        ],
+        env=ENV,
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert run.returncode == 0, run.stderr[-3000:]
     assert 'batch: 4 images a step (2 x 2 processes)' in run.stdout

@@ -37,7 +37,9 @@ def main() -> None:
     minutes = (time.monotonic() - start) / 60
 
     checkpoint = args.work_dir / f'epoch_{runner.max_epochs}.pth'
-    curve = draw_curves(Path(runner.log_dir, 'vis_data', 'scalars.json'), args.work_dir / 'loss.png')
+    curve = draw_curves(
+        Path(runner.log_dir, 'vis_data', 'scalars.json'), args.work_dir / 'loss.png'
+    )
     cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
     metrics, classes = run_test(cfg, str(checkpoint))
     table = format_metrics(metrics, classes)
@@ -62,7 +64,9 @@ def _config(args: argparse.Namespace) -> Config:
     for split in ('val', 'test'):
         options[f'{split}_evaluator.ann_file'] = f'{root}annotations/instances_val.json'
     if args.epochs:
-        options.update({'train_cfg.max_epochs': args.epochs, 'param_scheduler.1.T_max': args.epochs})
+        options.update(
+            {'train_cfg.max_epochs': args.epochs, 'param_scheduler.1.T_max': args.epochs}
+        )
     return load_config(CONFIG, options)
 
 

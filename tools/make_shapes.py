@@ -18,7 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--train', type=int, default=400, help='training images (%(default)s)')
     parser.add_argument('--val', type=int, default=100, help='validation images (%(default)s)')
     parser.add_argument(
-        '--size', type=int, nargs=2, default=(256, 256), metavar=('W', 'H'),
+        '--size',
+        type=int,
+        nargs=2,
+        default=(256, 256),
+        metavar=('W', 'H'),
         help='of the images in px (256 256)',
     )
     parser.add_argument('--seed', type=int, default=0, help='whole number from 0 (%(default)s)')

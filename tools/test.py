@@ -8,9 +8,9 @@ from mmengine.dist import is_main_process
 from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.report import describe_device
 from res2net_mm.engine.runner import prepare_config
-from res2net_mm.engine.evaluate import run_test
 from res2net_mm.evaluation import format_metrics
 
 EXAMPLE = """example:

@@ -95,7 +95,5 @@ def _cast_features(extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ..
     return tuple(level.float() for level in features), rois, *rest
 
 
-def _cast_output(
-    extractor: nn.Module, args: tuple[Any, ...], output: torch.Tensor
-) -> torch.Tensor:
+def _cast_output(extractor: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     return output.to(extractor._res2net_mm_dtype)

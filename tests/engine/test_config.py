@@ -7,7 +7,9 @@ from res2net_mm.engine.runner import prepare_config
 
 
 def test_wrong_name_gets_the_nearest(tmp_path):
-    with pytest.raises(ToolError, match='faster_rcnn_r50n.py does not exist; did you mean .*_r2n50'):
+    with pytest.raises(
+        ToolError, match='faster_rcnn_r50n.py does not exist; did you mean .*_r2n50'
+    ):
         load_config('configs/faster_rcnn_r50n.py')
     mine = tmp_path / 'my_detector.py'
     mine.write_text('')
@@ -36,7 +38,7 @@ def test_options_that_do_not_fit(tmp_path):
     path = tmp_path / 'list.py'
     path.write_text('steps = [dict(a=1), dict(a=2)]')
     assert load_config(path, {'steps.1.a': 5}).steps == [dict(a=1), dict(a=5)]
-    with pytest.raises(ToolError, match=f"--cfg-options .*steps.7.a.* do not fit config {path}"):
+    with pytest.raises(ToolError, match=f'--cfg-options .*steps.7.a.* do not fit config {path}'):
         load_config(path, {'steps.7.a': 5})
 
 

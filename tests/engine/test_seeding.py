@@ -65,9 +65,7 @@ def test_endless_sampler_starts_where_it_is_told():
         assert str(rest) == str(whole[9:])
     passing = sampler()
     passing.pass_over(2 * 9)
-    passed = take(
-        DataLoader(SeededDataset(data), 2, sampler=passing, collate_fn=list), 14
-    )
+    passed = take(DataLoader(SeededDataset(data), 2, sampler=passing, collate_fn=list), 14)
     assert passed[:9] == [[{}, {}]] * 9, 'nothing is loaded for steps that are done'
     drawn = [[sample[1] for sample in batch] for batch in passed[9:]]
     assert drawn == [batch[1].tolist() for batch in whole[9:]]
