@@ -8,6 +8,7 @@ from .ops.mmcv_ext import ensure_mmcv_ops
 
 ensure_mmcv_ops()  # before anything can import mmcv.ops
 
+from . import weights  # noqa: E402, F401  (registers res2net://)
 from .backbones import Bottle2neck, Res2Net, create_backbone, list_backbones  # noqa: E402
 from .version import __version__  # noqa: E402
 

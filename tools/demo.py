@@ -55,7 +55,7 @@ def main() -> None:
     print(f'checkpoint: {checkpoint}')
     print(f'table: {args.work_dir / "metrics.txt"}')
     print(f'training took {minutes:.1f} minutes')
-    print(f'bbox mAP {metrics["coco_bbox/bbox_mAP"]:.3f}')
+    print(f'bbox mAP {metrics.get("coco_bbox/bbox_mAP", 0):.3f}')
 
 
 def _config(args: argparse.Namespace) -> Config:

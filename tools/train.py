@@ -9,7 +9,7 @@ from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.report import describe_run
-from res2net_mm.engine.runner import build_runner, prepare_config
+from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
 
 EXAMPLE = """example:
   python tools/train.py configs/faster_rcnn_r2n50.py --work-dir work_dirs/r2n50
@@ -29,6 +29,9 @@ def main() -> None:
         const='auto',
         metavar='CKPT',
         help='go on exactly from this checkpoint, or from the latest of the work dir',
+    )
+    parser.add_argument(
+        '--from-scratch', action='store_true', help='random weights, nothing frozen'
     )
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument(
@@ -51,8 +54,10 @@ def main() -> None:
         amp=args.amp,
         auto_scale_lr=args.auto_scale_lr,
         resume=args.resume,
+        from_scratch=args.from_scratch,
         trust=args.trust_checkpoint,
     )
+    check_weights(cfg)
     summaries = check_data(cfg)
     if is_main_process():
         print(describe_run(cfg, format_summary(summaries)), flush=True)

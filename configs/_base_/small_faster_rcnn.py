@@ -15,12 +15,14 @@ model = dict(
     neck=dict(in_channels=[128, 256, 512, 1024], out_channels=64, norm_cfg=dict(type='BN')),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64, finest_scale=28),
+        bbox_roi_extractor=dict(
+            out_channels=64, finest_scale=28, roi_layer=dict(sampling_ratio=1)
+        ),
         bbox_head=dict(in_channels=64, fc_out_channels=256),
     ),
     train_cfg=dict(
-        rpn_proposal=dict(nms_pre=500, max_per_img=250),
-        rcnn=dict(sampler=dict(num=128)),
+        rpn_proposal=dict(nms_pre=200, max_per_img=100),
+        rcnn=dict(sampler=dict(num=32, pos_fraction=0.5)),
     ),
-    test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=250)),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )

@@ -297,7 +297,7 @@ class Res2Net(BaseModule):
 
 
 def _check_lengths(argument: str, values: Sequence[int], length: int, of: str) -> None:
-    if len(values) != length:
+    if not isinstance(values, Sequence) or len(values) != length:
         raise ValueError(
             f'{argument} must have as many values as {of} ({length}), but got {values!r}'
         )
@@ -307,7 +307,8 @@ def _check_lengths(argument: str, values: Sequence[int], length: int, of: str) -
 
 def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
     allowed = range(num_stages)
-    if not out_indices or list(out_indices) != sorted(set(out_indices) & set(allowed)):
+    listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
+    if not listed or list(out_indices) != sorted(set(out_indices) & set(allowed)):
         raise ValueError(
             f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}, '
             f'but got {out_indices!r}'

@@ -16,7 +16,8 @@ MAX_OBJECTS = 8
 MIN_VISIBLE = 0.5
 
 _OVERHANG = 0.1  # share of its side by which an object may stick out of the image
-_CONTRAST = 90.0  # least distance of an object's mean colours from what lies beneath, of 0..441
+_CONTRAST = 120.0  # least distance of an object's mean colours from what lies beneath, of 0..441
+_OVERLAPPING = 0.3  # share of the objects that may be laid over others
 _TRIES = 40
 _SUPERSAMPLING = 4
 
@@ -85,7 +86,7 @@ def draw_scene(
     instances = np.zeros((height, width), np.uint8)
     objects: list[SceneObject] = []
 
-    count = int(rng.integers(1, MAX_OBJECTS + 1))
+    count = int(rng.integers(1, MAX_OBJECTS + 1, 2).max())  # 1 to 8, crowded scenes more often
     shapes = [(label, _draw_shape(rng, label, first_bin))]
     others = [int(i) for i in rng.integers(0, len(CLASSES), count - 1)]
     rest = [(i, _draw_shape(rng, i, None)) for i in others]
@@ -114,12 +115,12 @@ def _outline(rng: np.random.Generator, name: str) -> np.ndarray:
     corners = {'disc': 72, 'square': 4, 'triangle': 3, 'star': 10}[name]
     radii = np.ones(corners)
     if name == 'star':
-        radii[::2] = rng.uniform(0.42, 0.5)
+        radii[::2] = rng.uniform(0.38, 0.45)
     # The half step lays a square's sides along the axes, so that squeezing makes a rectangle.
     angles = (np.arange(corners) + 0.5) * (2 * np.pi / corners)
     points = np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
     points[:, 0] *= rng.uniform(0.8, 1)
-    turn = rng.uniform(0, 2 * np.pi)
+    turn = rng.uniform(-0.3, 0.3)
     cos, sin = np.cos(turn), np.sin(turn)
     points = points @ np.array([[cos, -sin], [sin, cos]])
     points -= (points.max(0) + points.min(0)) / 2
@@ -132,7 +133,7 @@ def _draw_shape(rng: np.random.Generator, label: int, in_bin: str | None) -> np.
     low, high = SIZE_BINS[in_bin] if in_bin else (0, math.inf)
     while True:
         outline = _outline(rng, CLASSES[label])
-        side = math.exp(rng.uniform(*np.log(SIDES)))
+        side = rng.uniform(*np.sqrt(SIDES)) ** 2
         area = cv2.contourArea(outline.astype(np.float32)) * side**2
         if not 1.15 * low <= area < high:
             continue
@@ -168,12 +169,15 @@ def _place(
     side = alpha.shape[0]
     over = int(side * _OVERHANG)
     full = (alpha >= 0.5).sum()
+    apart = rng.random() >= _OVERLAPPING
     for _ in range(_TRIES):
         left = int(rng.integers(-over, width - side + over + 1))
         top = int(rng.integers(-over, height - side + over + 1))
         x, y = max(left, 0), max(top, 0)
         inside = alpha[y - top : height - top, x - left : width - left]
         mask = inside >= 0.5
+        if apart and instances[y : y + mask.shape[0], x : x + mask.shape[1]][mask].any():
+            continue
         after = instances.copy()
         after[y : y + mask.shape[0], x : x + mask.shape[1]][mask] = len(objects) + 1
         areas = np.bincount(after.ravel(), minlength=len(objects) + 2)[1:]
@@ -191,10 +195,10 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
     """Low-contrast texture, blotches and thin lines as (H, W, 3) float32."""
     base = rng.uniform(40, 215, 3).astype(np.float32)
     kind = rng.choice(['stripes', 'noise', 'gradient'])
-    canvas = _smooth_noise(rng, height, width, 5, 3) * 30
+    canvas = _smooth_noise(rng, height, width, 5, 3) * 25
     canvas += _smooth_noise(rng, height, width, 48, 1)[..., None] * rng.uniform(0, 20)
     texture = _texture(rng, kind, height, width)[..., None]
-    canvas += base + texture * rng.uniform(-45, 45, 3).astype(np.float32)
+    canvas += base + texture * rng.uniform(-25, 25, 3).astype(np.float32)
     for _ in range(rng.integers(0, 6)):
         ends = rng.integers(0, (width, height), (2, 2)).tolist()
         colour = rng.uniform(0, 255, 3).tolist()
@@ -210,7 +214,7 @@ def _paint(rng: np.random.Generator, patch: np.ndarray, alpha: np.ndarray) -> No
     # The first two that are far enough: a random pair, not the two farthest.
     first, second = candidates[np.argsort(distance < _CONTRAST, kind='stable')[:2]]
     kind = rng.choice(['flat', 'stripes', 'checker', 'noise', 'gradient'])
-    mix = _texture(rng, kind, *alpha.shape)[..., None] * rng.uniform(0.4, 1)
+    mix = _texture(rng, kind, *alpha.shape)[..., None] * rng.uniform(0.15, 0.5)
     patch += alpha[..., None] * (first + mix * (second - first) - patch)
 
 

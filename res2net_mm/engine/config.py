@@ -55,7 +55,7 @@ def _find(path: Path) -> Path:
         return path
     for folder in config_folders():
         packaged = folder / path.name
-        if path.parent.name in ('', 'configs') and packaged.is_file():
+        if path.parent in (Path('.'), Path('configs')) and packaged.is_file():
             return packaged
     names = {f.name: f for d in (path.parent, *config_folders()) for f in d.glob('*.py')}
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)

@@ -19,6 +19,8 @@ class ToolError(Exception):
 # What bad input raises in this package and below it. Anything else is a defect of ours, and its
 # traceback is what a report of it needs.
 USER_ERRORS = (ToolError, ValueError, OSError, ImportError, KeyError, NotImplementedError)
+# ... and an argument of a config that its class does not know
+_WRONG_ARGUMENT = re.compile(r'unexpected keyword argument|missing \d+ required')
 
 
 def one_line(error: BaseException) -> str:
@@ -27,7 +29,10 @@ def one_line(error: BaseException) -> str:
     A DataLoader worker passes its exception on with the worker's traceback inside the message,
     and only the last line of that says what is wrong.
     """
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = str(error)
+    if isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])
+        text = text if ' ' in text else f'key {text!r} is missing'
     if 'Original Traceback' in text:
         parts = re.split(r'^[\w.]*(?:Error|Exception)\w*: ', text, flags=re.MULTILINE)
         text = parts[-1]
@@ -49,6 +54,11 @@ def run_tool(main: Callable[[], int | None]) -> None:
     except USER_ERRORS as error:
         if os.environ.get(_DEBUG):
             traceback.print_exc()
+        _say(f'error: {one_line(error)}')
+        status = 1
+    except TypeError as error:
+        if not _WRONG_ARGUMENT.search(str(error)) or os.environ.get(_DEBUG):
+            raise
         _say(f'error: {one_line(error)}')
         status = 1
     except RuntimeError as error:

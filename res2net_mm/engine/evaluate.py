@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.dist import is_main_process
 
 from ..evaluation import collect_results, split_coco_metrics
-from ..weights import CheckpointError, read_checkpoint
+from ..weights import read_checkpoint
 from .errors import ToolError
-from .runner import Runner, build_runner
+from .runner import build_runner
 
 
 def run_test(
@@ -38,10 +39,11 @@ def run_test(
         ToolError: The config has no test set, or no COCO metric to write ``out`` with.
     """
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
-        if not cfg.get(key):
+        if cfg.get(key) is None:
             raise ToolError(f'the config has no {key}, which measuring needs')
     read_checkpoint(checkpoint, trust=trust)  # before any work: is it one?
-    cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
+    if 'metrics' not in cfg.test_evaluator:
+        cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
     if out is not None:
         if not any('outfile_prefix' in metric for metric in cfg.test_evaluator):
             raise ToolError('--out writes COCO results, but test_evaluator has no CocoMetric')
@@ -54,29 +56,13 @@ def run_test(
         if hook.type.endswith('SegVisualizationHook'):
             # mmseg's hook knows no test_out_dir: its pictures go where the visualizer's do
             hook.pop('test_out_dir')
+            hook.interval = 1
             cfg.visualizer.save_dir = show_dir
+    cfg.load_from, cfg.resume = checkpoint, False
     runner = build_runner(cfg, trust)
-    load_exactly(runner, checkpoint)
+    runner.loads_exactly = True
     metrics = runner.test()
-    if out is not None:
+    if out is not None and is_main_process():
         collect_results(out)
     classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
     return metrics, list(classes)
-
-
-def load_exactly(runner: Runner, checkpoint: str) -> None:
-    """Loads all weights of a model, or fails naming what does not fit.
-
-    Raises:
-        CheckpointError: A weight is missing, unexpected or of another shape.
-    """
-    try:
-        runner.load_checkpoint(checkpoint, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = '; '.join(lines[:6])
-        raise CheckpointError(
-            f'checkpoint {checkpoint} does not fit the model of the config: '
-            f'{text[:600]}{" ..." if len(text) > 600 else ""}. Give the config that it was '
-            'trained with'
-        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -13,7 +14,7 @@ from torch import nn
 
 from ..registry import HOOKS
 from .errors import ToolError
-from .seeding import seed_generators
+from .seeding import seed_step
 
 
 @HOOKS.register_module(force=True)
@@ -23,17 +24,26 @@ class StepSeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """On resuming an iteration-based run: samples that are done need no loading."""
-        loader = runner.train_dataloader
+        """On resuming: samples that are done need no loading; what cannot be exact is refused."""
+        loop, loader = runner.train_loop, runner.train_dataloader
+        if not isinstance(loop, IterBasedTrainLoop):
+            if runner.iter % len(loader):
+                raise ToolError(
+                    f'the checkpoint was saved at iteration {runner.iter}, within an epoch of '
+                    f'{len(loader)}, and mmengine can only go on from the start of one: resume '
+                    'from a checkpoint that was saved at the end of an epoch '
+                    '(default_hooks.checkpoint.by_epoch=True)'
+                )
+            return
         sampler = getattr(loader.batch_sampler, 'sampler', None)
-        whole = isinstance(runner.train_loop, IterBasedTrainLoop) and loader.batch_size
-        if whole and runner.iter and hasattr(sampler, 'pass_over'):
+        endless = isinstance(getattr(sampler, 'wrapped', None), InfiniteSampler)
+        if endless and loader.batch_size and not getattr(loop, 'fast_forward_on_resume', False):
             sampler.pass_over(runner.iter * loader.batch_size)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        seed_generators(runner.seed, get_rank(), runner.iter)
+        seed_step(runner.seed, get_rank(), runner.iter)
 
 
 @HOOKS.register_module(force=True)

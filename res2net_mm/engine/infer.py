@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import nn
 from ..data.errors import DataError
 from ..data.transforms import harden_pipeline
 from ..weights import CheckpointError, read_checkpoint
-from .errors import ToolError
+from .errors import ToolError, one_line
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -63,7 +64,12 @@ class Predictor:
     ) -> None:
         loaded = read_checkpoint(checkpoint, trust=trust)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
+        for key in ('test_dataloader', 'visualizer'):
+            if not cfg.get(key):
+                raise ToolError(f'the config has no {key}, which predicting needs')
         model_cfg = cfg.model.copy()
+        if cfg.get('data_preprocessor'):  # as mmengine's Runner does
+            model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
         for key in ('pretrained', 'init_cfg'):
             model_cfg.pop(key, None)
         model = revert_sync_batchnorm(MODELS.build(model_cfg))
@@ -77,14 +83,21 @@ class Predictor:
             ) from error
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         model.eval()
-        self.model: nn.Module = model.to(device)
+        try:
+            self.model: nn.Module = model.to(device)
+        except (RuntimeError, AssertionError) as error:
+            raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
         dataset = cfg.test_dataloader.dataset
-        self.classes = _classes(loaded.get('meta', {}), dataset)
+        while 'pipeline' not in dataset:  # a wrapper of one data set, or of several
+            dataset = dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
+            if dataset is None:
+                raise ToolError('the test_dataloader.dataset of the config has no pipeline')
+        meta = _dataset_meta(loaded.get('meta') or {}, dataset)
+        self.classes = list(meta['classes'])
         steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
         self.pipeline = Compose(harden_pipeline(steps))
         self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
-        meta = dict(loaded.get('meta', {}).get('dataset_meta') or {})
-        self.visualizer.dataset_meta = dict(meta, classes=self.classes)
+        self.visualizer.dataset_meta = meta
 
     @torch.no_grad()
     def predict(self, image: Path) -> Any:
@@ -100,6 +113,13 @@ class Predictor:
         self.visualizer.add_datasample(
             image.name, pixels, sample.cpu(), draw_gt=False, out_file=str(partial), **options
         )
+        os.replace(partial, out)
+
+    def write_labels(self, sample: Any, out: Path) -> None:
+        """Writes the label map of a segmentor, one grey level a class."""
+        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        partial = out.with_name(f'.{out.name}')
+        mmcv.imwrite(labels, str(partial))
         os.replace(partial, out)
 
     def describe(self, image: Path, sample: Any, threshold: float) -> dict[str, Any]:
@@ -144,40 +164,70 @@ def predict_images(
 
     Returns:
         One line for each image that could not be read.
+
+    Raises:
+        ToolError: A picture would replace one of the images.
     """
     from tqdm import tqdm
 
+    targets = _targets(images, source, out)
     failures, records = [], []
     out.mkdir(parents=True, exist_ok=True)
-    for image in tqdm(images, unit='image', disable=None):
-        below = image.relative_to(source) if source.is_dir() else Path(image.name)
+    # off a terminal a line now and then
+    progress = tqdm(images, unit='image', mininterval=0.1 if sys.stderr.isatty() else 10)
+    for image in progress:
         try:
             sample = predictor.predict(image)
         except DataError as error:
             failures.append(str(error))
             continue
-        target = out / below
+        target = targets[image]
         target.parent.mkdir(parents=True, exist_ok=True)
-        predictor.draw(image, sample, target.with_suffix('.jpg'), threshold)
+        predictor.draw(image, sample, target, threshold)
         if 'pred_sem_seg' in sample:
-            labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-            mmcv.imwrite(labels, str(target.with_suffix('.labels.png')))
+            predictor.write_labels(sample, target.with_suffix('.labels.png'))
         records.append(predictor.describe(image, sample, threshold))
     partial = out / '.predictions.json.partial'
-    partial.write_text(json.dumps(dict(classes=predictor.classes, images=records), indent=1))
+    try:
+        partial.write_text(json.dumps(dict(classes=predictor.classes, images=records), indent=1))
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     os.replace(partial, out / 'predictions.json')
     return failures
 
 
-def _classes(meta: dict[str, Any], dataset: dict) -> list[str]:
-    """Class names: those of the training run, else of the config, else of its data set."""
-    trained = meta.get('dataset_meta') or {}
-    for source in (trained, dataset.get('metainfo') or {}):
-        names = source.get('classes') or source.get('CLASSES')
-        if names:
-            return list(names)
+def _targets(images: Sequence[Path], source: Path, out: Path) -> dict[Path, Path]:
+    """Where the picture of each image goes: no two to one place, and none onto an image."""
+    targets: dict[Path, Path] = {}
+    taken = {image.resolve() for image in images}
+    for image in images:
+        target = out / (image.relative_to(source) if source.is_dir() else image.name)
+        plain = target.with_suffix('.jpg')
+        target = plain if plain not in targets.values() else target.with_name(f'{image.name}.jpg')
+        if target.resolve() in taken:
+            raise ToolError(f'--out {out} would replace the image {image}; give another folder')
+        targets[image] = target
+    return targets
+
+
+def _dataset_meta(meta: dict[str, Any], dataset: dict) -> dict[str, Any]:
+    """Class names and colours: those of the training run, else the config's, else the data set's.
+
+    Old checkpoints have them in capitals in ``meta`` itself.
+    """
     default = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})
-    return list(default.get('classes') or ())
+    found: dict[str, Any] = {}
+    for source in (meta.get('dataset_meta') or {}, meta, dataset.get('metainfo') or {}, default):
+        if source.get('classes') or source.get('CLASSES'):
+            found = {key.lower(): value for key, value in source.items()}
+            break
+    classes = tuple(found.get('classes') or ())
+    palette = found.get('palette')
+    if palette is None or len(palette) != len(classes):
+        colours = np.random.default_rng(0).integers(0, 256, (len(classes), 3))
+        palette = [tuple(colour) for colour in colours.tolist()]
+    return dict(classes=classes, palette=palette)
 
 
 def _encode(mask: np.ndarray) -> dict[str, Any]:

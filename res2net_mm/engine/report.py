@@ -31,17 +31,21 @@ def describe_batch(cfg: Config) -> str:
     world, images = get_world_size(), cfg.train_dataloader.batch_size
     accumulated = wrapper.get('accumulative_counts', 1)
     batch = images * world * accumulated
-    lr = wrapper.optimizer.lr
+    lr = wrapper.get('optimizer', {}).get('lr')
     line = f'batch: {batch} images a step ({images} x {world} processes'
     line += f' x {accumulated} accumulated)' if accumulated > 1 else ')'
+    if lr is None:
+        return f"{line}; learning rate: the optimizer's own"
     scaling = cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
     if scaling.get('enable') and base:
         return f'{line}; learning rate {lr:g} x {images * world}/{base} (scaled)'
     line += f'; learning rate {lr:g}'
     if base and base != batch:
+        # mmengine's scaling leaves accumulation out
+        scale = 'pass --auto-scale-lr, or ' if accumulated == 1 else ''
         line += (
-            f'. WARNING: it is meant for {base} images; pass --auto-scale-lr, or set '
+            f'. WARNING: it is meant for {base} images; {scale}set '
             f'optim_wrapper.optimizer.lr to {lr * batch / base:g}'
         )
     return line

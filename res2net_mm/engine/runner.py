@@ -14,16 +14,17 @@ import torch
 import torch.distributed
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_rank, sync_random_seed
+from mmengine.dist import get_rank, init_dist, sync_random_seed
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
-from ..data.transforms import harden_dataset
-from ..weights import read_checkpoint
-from .config import dataloaders
+from ..data.transforms import harden_dataset, harden_pipeline
+from ..weights import SCHEME, CheckpointError, load_published, read_checkpoint
+from .config import dataloaders, walk_dicts
 from .errors import ToolError
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 
@@ -38,11 +39,12 @@ class Runner(mmengine.runner.Runner):
     """mmengine's Runner with seeds that survive resuming and checkpoints that are never half."""
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
-        """Builds the model; SyncBN becomes BN where it has nothing to synchronise."""
+        """Builds the model; SyncBN becomes BN where there is one process or no GPU."""
         built = super().build_model(model)
-        if self.distributed and torch.cuda.is_available():
-            return built
-        return revert_sync_batchnorm(built)
+        if torch.cuda.is_available():
+            return built if self.distributed else revert_sync_batchnorm(built)
+        # oneDNN's convolutions are faster on channels_last
+        return revert_sync_batchnorm(built).to(memory_format=torch.channels_last)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wraps the model for distributed training; mmengine's default needs a CUDA device."""
@@ -68,14 +70,35 @@ class Runner(mmengine.runner.Runner):
         dataset = DATASETS.build(cfg['dataset'])
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
+        # one order for all ranks, also where each rank has a seed of its own
+        order = self.seed
+        if self._randomness_cfg.get('diff_rank_seed'):
+            order -= get_rank()
         sampler = DATA_SAMPLERS.build(
-            cfg['sampler'], default_args=dict(dataset=dataset, seed=self.seed)
+            cfg['sampler'], default_args=dict(dataset=dataset, seed=order)
         )
         endless = isinstance(sampler, InfiniteSampler) and hasattr(sampler, 'skip')
         wrapper = SeededInfiniteSampler if endless else SeededSampler
         cfg['dataset'] = SeededDataset(dataset)
         cfg['sampler'] = wrapper(sampler, self.seed, get_rank())
         return self.build_dataloader(cfg, seed=self.seed)
+
+    loads_exactly = False  # weights that are missing or left over are an error
+
+    def load_checkpoint(
+        self, filename: str, map_location: Any = 'cpu', strict: bool = False, **kwargs: Any
+    ) -> dict:
+        """Loads weights as mmengine does; with ``loads_exactly`` all of them or none."""
+        strict = strict or self.loads_exactly
+        try:
+            return super().load_checkpoint(filename, map_location, strict, **kwargs)
+        except RuntimeError as error:
+            if not strict:
+                raise
+            raise CheckpointError(
+                f'checkpoint {filename} does not fit the model of the config: '
+                f'{" ".join(str(error).split())[:600]}. Give the config that it was trained with'
+            ) from error
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Saves under a temporary name, then renames."""
@@ -125,6 +148,7 @@ def prepare_config(
     amp: bool = False,
     auto_scale_lr: bool = False,
     resume: str | None = None,
+    from_scratch: bool = False,
     trust: bool = False,
 ) -> Config:
     """A copy of a config with a tool's arguments and this package's safeguards in it.
@@ -136,6 +160,7 @@ def prepare_config(
         amp: Train with automatic mixed precision.
         auto_scale_lr: Scale the learning rate to the effective batch.
         resume: Checkpoint to go on from, or ``'auto'`` for the latest of the folder.
+        from_scratch: Start from random weights: nothing pretrained, nothing frozen.
         trust: Read checkpoints with pickle.
 
     Raises:
@@ -150,6 +175,10 @@ def prepare_config(
         _init_distributed(cfg, launcher)
     if amp:
         _use_amp(cfg)
+    if from_scratch:
+        for part in walk_dicts(cfg.model):
+            if str(part.get('type')).startswith('res2net_mm.'):
+                part.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ToolError(
@@ -160,10 +189,23 @@ def prepare_config(
     for loader in dataloaders(cfg).values():
         if isinstance(loader.get('dataset'), dict):
             loader.dataset = harden_dataset(loader.dataset)
-    hooks = [hook for hook in cfg.get('custom_hooks') or ()]
-    cfg.custom_hooks = hooks + [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
+    hooks = list(cfg.get('custom_hooks') or ())
+    for hook in hooks:
+        if 'switch_pipeline' in hook:
+            hook.switch_pipeline = harden_pipeline(hook.switch_pipeline)
+    ours = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
+    cfg.custom_hooks = [hook for hook in hooks if hook not in ours] + ours
     _set_seed(cfg, _checkpoint_to_resume(cfg, resume), trust)
     return cfg
+
+
+def check_weights(cfg: Config) -> None:
+    """Asks for the pretrained weights of a config before anything else is done."""
+    if cfg.get('load_from'):
+        return
+    for part in walk_dicts(cfg.model):
+        if str(part.get('checkpoint', '')).startswith(SCHEME):
+            load_published(part['checkpoint'])
 
 
 def build_runner(cfg: Config, trust: bool = False) -> Runner:
@@ -175,9 +217,12 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
 def _checkpoint_to_resume(cfg: Config, resume: str | None) -> str | None:
     if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).exists():
         raise FileNotFoundError(f'load_from {cfg.load_from} of the config does not exist')
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
     if resume == 'auto':
-        resume = find_latest_checkpoint(cfg.work_dir)
+        resume = find_latest_checkpoint(cfg.work_dir) or None
         if resume is None:
+            cfg.resume = False
             print(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
         elif not Path(resume).exists():  # the folder was moved
             resume = str(Path(cfg.work_dir, Path(resume).name))
@@ -211,9 +256,15 @@ def _use_amp(cfg: Config) -> None:
 
 
 def _init_distributed(cfg: Config, launcher: str) -> None:
-    if torch.cuda.is_available() or launcher != 'pytorch':
-        return
-    if 'RANK' not in os.environ:
+    """Starts the process group, which the seed and the report need before there is a Runner."""
+    if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ToolError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/...')
-    # mmengine sets a CUDA device before it starts a group, so the CPU's is started here
-    torch.distributed.init_process_group('gloo')
+    env = cfg.get('env_cfg') or {}
+    set_multi_processing(**(env.get('mp_cfg') or {}), distributed=True)
+    if torch.cuda.is_available():
+        init_dist(launcher, **(env.get('dist_cfg') or {}))
+    elif launcher == 'pytorch':
+        # mmengine sets a CUDA device before it starts a group
+        torch.distributed.init_process_group('gloo')
+    else:
+        raise ToolError(f'--launcher {launcher} needs CUDA devices; without them use pytorch')

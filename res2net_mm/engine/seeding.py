@@ -17,6 +17,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+_SAMPLE, _STEP = 1, 2  # keys of samples and of steps never meet
+
+
+def seed_step(seed: int, rank: int, step: int) -> None:
+    """Seeds the generators for a training step."""
+    seed_generators(_STEP, seed, rank, step)
+
 
 def seed_generators(*key: int) -> None:
     """Seeds the generators of Python, numpy and torch (every device) from a tuple of integers."""
@@ -111,5 +118,12 @@ class SeededDataset(_Proxy, Dataset):
             return self.wrapped[index]
         if index.key is None:
             return {}
-        seed_generators(*index.key)
+        seed_generators(_SAMPLE, *index.key)
         return self.wrapped[int(index)]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # a hook that sets the pipeline means the data set's
+        if name == 'wrapped':
+            super().__setattr__(name, value)
+        else:
+            setattr(self.wrapped, name, value)

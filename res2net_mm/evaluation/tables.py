@@ -35,7 +35,7 @@ def split_coco_metrics(evaluator: Any, out: str | Path | None = None) -> list[di
     for cfg in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         cfg = copy.deepcopy(dict(cfg))
         if str(cfg.get('type')).rpartition('.')[2] != 'CocoMetric':
-            split.append(cfg)
+            split.append(cfg)  # an evaluator of several data sets among them
             continue
         kinds = cfg.get('metric', 'bbox')
         for kind in [kinds] if isinstance(kinds, str) else kinds:

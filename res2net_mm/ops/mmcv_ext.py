@@ -9,6 +9,7 @@ import inspect
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec
@@ -208,7 +209,10 @@ def _retried_imports(module: ModuleType) -> Iterator[tuple[str, Any]]:
         return
     if not any(package in source for package in wanted):
         return  # which saves parsing most of them
-    for block in ast.parse(source).body:
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # theirs, on escapes in their docstrings
+        tree = ast.parse(source)
+    for block in tree.body:
         if not isinstance(block, ast.Try):
             continue
         nodes = [node for node in block.body if isinstance(node, ast.ImportFrom)]

@@ -3,7 +3,7 @@ import pytest
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, one_line
 from res2net_mm.engine.report import describe_batch, preprocessing_warnings
-from res2net_mm.engine.runner import prepare_config
+from res2net_mm.engine.runner import check_weights, prepare_config
 
 
 def test_wrong_name_gets_the_nearest(tmp_path):
@@ -70,6 +70,16 @@ def test_preprocessing_that_published_weights_do_not_fit():
     assert preprocessing_warnings(cfg) == []
 
 
+def test_published_weights_are_not_there_yet():
+    cfg = load_config('faster_rcnn_r2n50.py')
+    with pytest.raises(ValueError, match='res2net50_v1b_26w_4s: .* --from-scratch'):
+        check_weights(cfg)
+    scratch = prepare_config(cfg, from_scratch=True)
+    check_weights(scratch)
+    backbone = scratch.model.backbone
+    assert (backbone.init_cfg, backbone.frozen_stages, backbone.norm_eval) == (None, -1, False)
+
+
 def test_prepare_config(tmp_path):
     cfg = load_config('faster_rcnn_r2n14_shapes.py')
     prepared = prepare_config(cfg)
@@ -96,5 +106,6 @@ def test_message_of_a_worker_is_its_last_line():
         'image a.jpg\n is cut short\n'
     )
     assert one_line(ValueError(text)) == 'image a.jpg is cut short'
-    assert one_line(KeyError('a key')) == 'a key'
+    assert one_line(KeyError('inputs')) == "key 'inputs' is missing"
+    assert one_line(KeyError('X is not in the registry')) == 'X is not in the registry'
     assert one_line(ValueError()) == 'ValueError'
