@@ -4,7 +4,7 @@ classes = ('disc', 'square', 'triangle', 'star')
 model = dict(roi_head=dict(bbox_head=dict(num_classes=len(classes))))
 
 data_root = 'data/shapes/'
-size = (192, 192)
+size = (128, 128)
 load = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=size, keep_ratio=True),

@@ -23,7 +23,7 @@ def main() -> None:
         description=__doc__, epilog='example: python tools/demo.py --work-dir work_dirs/demo'
     )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
-    parser.add_argument('--train', type=int, default=1000, help='images to train on')
+    parser.add_argument('--train', type=int, default=1500, help='images to train on')
     parser.add_argument('--val', type=int, default=200, help='unseen images to measure on')
     parser.add_argument('--epochs', type=int, help="instead of the config's")
     args = parser.parse_args()

@@ -1,5 +1,5 @@
 # A short schedule from random weights: AdamW, warm-up, cosine.
-max_epochs = 12
+max_epochs = 6
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
