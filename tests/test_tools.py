@@ -86,6 +86,24 @@ def test_measuring(trained, tiny_arguments, tmp_path):
     )
 
 
+def test_averaged_weights_and_batches_by_shape(tiny_arguments, tmp_path):
+    """EMAHook reads checkpoints in its own way; AspectRatioBatchSampler asks the data set."""
+    config = tmp_path / 'ema.py'
+    config.write_text(
+        f"_base_ = '{REPO / CONFIG}'\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.5)]\n"
+        "train_dataloader = dict(batch_sampler=dict(type='AspectRatioBatchSampler'))\n"
+    )
+    arguments = [*tiny_arguments, 'train_cfg.max_epochs=1']
+    run = call('train', config, '--work-dir', tmp_path / 'w', '--auto-scale-lr', *arguments)
+    assert run.returncode == 0, run.stderr[-3000:]
+    saved = torch.load(tmp_path / 'w' / 'epoch_1.pth', weights_only=False)
+    key = 'backbone.layer4.0.conv1.weight'
+    assert not saved['state_dict'][key].equal(saved['ema_state_dict'][f'module.{key}'])
+    run = call('test', config, tmp_path / 'w' / 'epoch_1.pth', '--work-dir', tmp_path, *arguments)
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
 def test_predicting(trained, tiny_arguments, shapes, tmp_path):
     folder = tmp_path / 'photos'
     (folder / 'deep').mkdir(parents=True)

@@ -11,6 +11,7 @@ from res2net_mm.engine.seeding import (
     SeededInfiniteSampler,
     SeededSampler,
     seed_generators,
+    seed_step,
 )
 
 
@@ -77,6 +78,15 @@ def test_wrappers_show_what_they_wrap():
     assert data[4][0] == 4  # a plain index, as a user's own code asks
     with pytest.raises(AttributeError, match='nothing'):
         _ = data.nothing
+    data.pipeline = 'another'  # what mmdet's PipelineSwitchHook does
+    assert data.wrapped.pipeline == 'another'
+
+
+def test_steps_and_samples_draw_differently():
+    sampler = SeededSampler(DefaultSampler(Draws(), shuffle=False, seed=3), 3, 0)
+    drawn = SeededDataset(Draws())[next(iter(sampler))][2]
+    seed_step(3, 0, 0)
+    assert np.random.rand() != drawn
 
 
 def test_generators_are_seeded_from_all_parts_of_the_key():
