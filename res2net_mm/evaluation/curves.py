@@ -40,7 +40,9 @@ def draw_curves(scalars: str | Path, out: str | Path) -> Path:
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
         for name, points in sorted(lines.items()):
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=2 if name == 'loss' else 1)
+            few = '.' if len(points) < 10 else None  # a line through one point is no line
+            width = 2 if name == 'loss' else 1
+            axes.plot(*zip(*points, strict=True), label=name, linewidth=width, marker=few)
         axes.set(title=title, xlabel=unit, ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
