@@ -124,7 +124,8 @@ def test_first_block_of_a_dilated_stage(rule):
 def test_one_scale_is_a_resnet(style):
     from mmdet.models.backbones import ResNet
 
-    theirs = randomise(ResNet(depth=50, style=style)).eval()
+    theirs = randomise(ResNet(depth=50, style=style))
+    theirs.eval()  # which returns None
     ours = Res2Net(
         depth=50, scales=1, base_width=64, deep_stem=False, avg_down=False, style=style
     ).eval()
