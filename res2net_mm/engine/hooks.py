@@ -82,7 +82,7 @@ class Float32RoIHook(Hook):
     """Gives RoIAlign float32 features and boxes under mixed precision.
 
     mmdet's RoI extractors cast the boxes to the features' type, and bf16 keeps 8 bits of a
-    coordinate: at 1,000 px a box moves by up to 4 px. The output returns to the features' type.
+    coordinate: at 1,000 px a box moves by up to 2 px. The output returns to the features' type.
     """
 
     def before_run(self, runner: Runner) -> None:
