@@ -1,5 +1,5 @@
 # Faster R-CNN FPN, Res2Net-50 v1b 26w 4s, COCO, 1x: 12 epochs at 16 images a step.
-# Without published weights: tools/train.py --from-scratch
+# Without pretrained weights: tools/train.py --from-scratch
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['res2net_mm'], allow_failed_imports=False)
 model = dict(

@@ -9,12 +9,19 @@ from .ops.mmcv_ext import ensure_mmcv_ops
 ensure_mmcv_ops()  # before anything can import mmcv.ops
 
 from . import weights  # noqa: E402, F401  (registers res2net://)
-from .backbones import Bottle2neck, Res2Net, create_backbone, list_backbones  # noqa: E402
+from .backbones import (  # noqa: E402
+    Bottle2neck,
+    Res2Net,
+    Res2NetDLA,
+    create_backbone,
+    list_backbones,
+)
 from .version import __version__  # noqa: E402
 
 __all__ = [
     'Bottle2neck',
     'Res2Net',
+    'Res2NetDLA',
     '__version__',
     'create_backbone',
     'list_backbones',

@@ -7,6 +7,7 @@ mmpretrain alike, and no name of theirs is replaced.
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
+from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_INITIALIZERS
 from mmengine.registry import Registry
 
 SCOPE = 'res2net_mm'
@@ -15,4 +16,10 @@ MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['res2net_
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['res2net_mm.engine.hooks'])
 TRANSFORMS = Registry(
     'transform', parent=ROOT_TRANSFORMS, scope=SCOPE, locations=['res2net_mm.data.transforms']
+)
+WEIGHT_INITIALIZERS = Registry(
+    'weight initializer',
+    parent=ROOT_INITIALIZERS,
+    scope=SCOPE,
+    locations=['res2net_mm.weights.loading'],
 )

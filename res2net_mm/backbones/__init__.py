@@ -1,5 +1,17 @@
+from .base import Backbone
 from .bottle2neck import Bottle2neck
+from .plugins import SqueezeExcitation
 from .res2net import Res2Net
-from .variants import create_backbone, list_backbones
+from .res2net_dla import Res2NetDLA
+from .variants import VARIANTS, create_backbone, list_backbones
 
-__all__ = ['Bottle2neck', 'Res2Net', 'create_backbone', 'list_backbones']
+__all__ = [
+    'VARIANTS',
+    'Backbone',
+    'Bottle2neck',
+    'Res2Net',
+    'Res2NetDLA',
+    'SqueezeExcitation',
+    'create_backbone',
+    'list_backbones',
+]

@@ -40,7 +40,7 @@ class Bottle2neck(BaseModule):
 
     Args:
         inplanes: Channels of the input.
-        planes: Channels of the stage before expansion; the output has ``4 * planes``.
+        planes: Channels of the stage before expansion; the output has ``expansion * planes``.
         scales: Number of channel groups; 1 is a plain bottleneck.
         base_width: Channels of one group (of one group of a grouped conv) where ``planes`` equals
             ``base_channels``; ``width = planes * base_width // base_channels * groups``.
@@ -65,7 +65,7 @@ class Bottle2neck(BaseModule):
         ValueError: An argument has a value that it cannot have.
 
     Shape:
-        (N, inplanes, H, W) -> (N, 4 * planes, ceil(H / stride), ceil(W / stride)).
+        (N, inplanes, H, W) -> (N, expansion * planes, ceil(H / stride), ceil(W / stride)).
     """
 
     expansion = 4
@@ -165,20 +165,27 @@ class Bottle2neck(BaseModule):
         """Normalisation after the last 1x1 conv."""
         return getattr(self, self.norm3_name)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
+        """Features of the block; ``shortcut`` is added in the place of ``downsample(x)``."""
         trains = x.requires_grad or self.conv1.weight.requires_grad
         if self.with_cp and trains and torch.is_grad_enabled():
             return checkpoint(
-                self._forward, x, use_reentrant=False, context_fn=self._checkpoint_contexts
+                self._forward,
+                x,
+                shortcut,
+                use_reentrant=False,
+                context_fn=self._checkpoint_contexts,
             )
-        return self._forward(x)
+        return self._forward(x, shortcut)
 
-    def _forward(self, x: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         out = self.relu(self.norm1(self.conv1(x)))  # (N, scales * width, H, W)
         out = self._apply_plugins(out, 'after_conv1')
         out = self._apply_plugins(self._cascade(out), 'after_conv2')
         out = self._apply_plugins(self.norm3(self.conv3(out)), 'after_conv3')
-        out += x if self.downsample is None else self.downsample(x)
+        if shortcut is None:
+            shortcut = x if self.downsample is None else self.downsample(x)
+        out += shortcut
         return self.relu(out)
 
     def _cascade(self, x: Tensor) -> Tensor:

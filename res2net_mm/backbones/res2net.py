@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import MODELS
+from .base import Backbone
 from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck, check_choice, check_positive
 
 
 @MODELS.register_module(force=True)
-class Res2Net(BaseModule):
+class Res2Net(Backbone):
     """Res2Net backbone (https://arxiv.org/abs/1904.01169).
 
     ``Res2Net(depth=50)`` is the authors' Res2Net-50 v1b 26w 4s. State-dict names are mmdet's.
@@ -99,15 +100,12 @@ class Res2Net(BaseModule):
         style: str = 'pytorch',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
-        default_init = [
-            dict(type='Kaiming', layer='Conv2d'),
-            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
-        ]
-        super().__init__(default_init if init_cfg is None else init_cfg)
+        super().__init__(
+            norm_eval=norm_eval, zero_init_residual=zero_init_residual, init_cfg=init_cfg
+        )
         check_choice('depth', depth, tuple(self.stage_blocks))
         check_choice('num_stages', num_stages, (1, 2, 3, 4))
         check_choice('first_block', first_block, FIRST_BLOCK_RULES)
-        check_choice('frozen_stages', frozen_stages, range(-1, num_stages + 1))
         stem_channels = base_channels if stem_channels is None else stem_channels
         sizes = dict(
             in_channels=in_channels, base_channels=base_channels, stem_channels=stem_channels
@@ -123,14 +121,10 @@ class Res2Net(BaseModule):
         _check_lengths('dilations', dilations, num_stages, 'num_stages')
         if multi_grid is not None:
             _check_lengths('multi_grid', multi_grid, blocks[-1], 'the blocks of the last stage')
-        _check_out_indices(out_indices, num_stages)
 
         self.first_block = first_block
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
-        self.norm_eval = norm_eval
+        self.style = style
         self.deep_stem = deep_stem
-        self.zero_init_residual = zero_init_residual and init_cfg is None
         norm_cfg = norm_cfg or dict(type='BN')
         layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         self._make_stem(in_channels, stem_channels, **layers)
@@ -166,13 +160,14 @@ class Res2Net(BaseModule):
             inplanes = planes * Bottle2neck.expansion
 
         widths = [base_channels * 2**s * Bottle2neck.expansion for s in range(num_stages)]
-        totals = [4]
-        for stride in strides:
-            totals.append(totals[-1] * stride)
-        self.out_channels: tuple[int, ...] = tuple(widths[i] for i in self.out_indices)
-        self.out_strides: tuple[int, ...] = tuple(totals[i + 1] for i in self.out_indices)
-        self._unused = [f'layer{s + 1}' for s in range(self.out_indices[-1] + 1, num_stages)]
-        self._freeze()
+        self._set_outputs(
+            stem=['stem'] if deep_stem else ['conv1', self.norm1_name],
+            stages=[f'layer{s + 1}' for s in range(num_stages)],
+            widths=widths,
+            totals=[4 * s for s in accumulate(strides, mul)],
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of the stages in ``out_indices``.
@@ -186,30 +181,11 @@ class Res2Net(BaseModule):
         x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
         x = self.maxpool(x)
         outs = []
-        for stage in range(self.out_indices[-1] + 1):
-            x = getattr(self, f'layer{stage + 1}')(x)
+        for stage, name in enumerate(self.stage_names[: self.out_indices[-1] + 1]):
+            x = getattr(self, name)(x)
             if stage in self.out_indices:
                 outs.append(x)
         return tuple(outs)
-
-    def train(self, mode: bool = True) -> Res2Net:
-        """Sets the mode, frozen parts and (``norm_eval``) batch norm staying in evaluation."""
-        super().train(mode)
-        self._freeze()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def init_weights(self) -> None:
-        """Initialises the weights by ``init_cfg``, once."""
-        initialised = self.is_init
-        super().init_weights()
-        if self.zero_init_residual and not initialised:
-            for module in self.modules():
-                if isinstance(module, Bottle2neck):
-                    nn.init.zeros_(module.norm3.weight)
 
     @property
     def norm1(self) -> nn.Module:
@@ -284,17 +260,6 @@ class Res2Net(BaseModule):
         ]
         return nn.Sequential(*blocks)
 
-    def _freeze(self) -> None:
-        frozen: list[nn.Module] = []
-        if self.frozen_stages >= 0:
-            frozen += [self.stem] if self.deep_stem else [self.conv1, self.norm1]
-        frozen += [getattr(self, f'layer{n}') for n in range(1, self.frozen_stages + 1)]
-        for module in frozen:
-            module.eval()
-        # a stage that is not run gets no gradient, which DistributedDataParallel would wait for
-        for module in frozen + [getattr(self, name) for name in self._unused]:
-            module.requires_grad_(False)
-
 
 def _check_lengths(argument: str, values: Sequence[int], length: int, of: str) -> None:
     if not isinstance(values, Sequence) or len(values) != length:
@@ -303,16 +268,6 @@ def _check_lengths(argument: str, values: Sequence[int], length: int, of: str) -
         )
     for value in values:
         check_positive(f'every value of {argument}', value)
-
-
-def _check_out_indices(out_indices: Sequence[int], num_stages: int) -> None:
-    allowed = range(num_stages)
-    listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
-    if not listed or list(out_indices) != sorted(set(out_indices) & set(allowed)):
-        raise ValueError(
-            f'out_indices must be ascending stage numbers from 0 to {num_stages - 1}, '
-            f'but got {out_indices!r}'
-        )
 
 
 def _stage_plugins(

@@ -1,4 +1,4 @@
-"""The named networks: each entry holds what differs from ``Res2Net()``."""
+"""The named networks: each entry holds what differs from ``Res2Net()`` (or its ``type``)."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import logging
 from typing import Any
 
 from mmengine.logging import MMLogger
-from mmengine.model import BaseModule
 
-from .res2net import Res2Net
+from ..registry import MODELS
+from .base import Backbone
 
 _V1 = dict(deep_stem=False, avg_down=False)
 _VD = dict(first_block='paddle')
+_SE = dict(type='res2net_mm.SqueezeExcitation', reduction=16)
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'res2net50_48w_2s': dict(_V1, scales=2, base_width=48),
@@ -27,6 +28,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'res2net50_vd_26w_4s': dict(_VD),
     'res2net101_vd_26w_4s': dict(_VD, depth=101),
     'res2net200_vd_26w_4s': dict(_VD, depth=200),
+    # the paper's section 4.1; nobody published weights of it
+    'se_res2net50_26w_4s': dict(_V1, plugins=[dict(cfg=_SE, position='after_conv3')]),
+    'res2net_dla60': dict(type='Res2NetDLA', base_width=28),
+    'res2next_dla60': dict(type='Res2NetDLA', base_width=4, groups=8),
     # one and two blocks a stage: for tests, demos and small data; nobody published weights
     'res2net14_v1b_26w_4s': dict(depth=14),
     'res2net26_v1b_26w_4s': dict(depth=26),
@@ -38,12 +43,13 @@ def list_backbones() -> list[str]:
     return list(VARIANTS)
 
 
-def create_backbone(name: str, pretrained: bool = False, **overrides: Any) -> BaseModule:
+def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any) -> Backbone:
     """Builds a named network.
 
     Args:
         name: One of :func:`list_backbones`.
-        pretrained: Load the weights published under this name.
+        pretrained: True loads the weights published under this name, a string those of another
+            name of ``res2net_mm.weights.ZOO``, of a file or of an address.
         **overrides: Arguments of the backbone that replace the variant's, such as
             ``out_indices`` or ``frozen_stages``.
 
@@ -51,7 +57,8 @@ def create_backbone(name: str, pretrained: bool = False, **overrides: Any) -> Ba
         The backbone, initialised, in training mode.
 
     Raises:
-        ValueError: The name is not known, or an override has a value that it cannot have.
+        ValueError: The name is not known, an override has a value that it cannot have, or the
+            weights do not fit.
         TypeError: An override is no argument of the backbone.
 
     Example:
@@ -65,13 +72,18 @@ def create_backbone(name: str, pretrained: bool = False, **overrides: Any) -> Ba
         raise ValueError(f'name must be one of list_backbones(), but got {name!r}{hint}')
     args = {**VARIANTS[name], **overrides}
     if pretrained:
-        args['init_cfg'] = dict(type='Pretrained', checkpoint=f'res2net://{name}')
-    net = Res2Net(**args)
+        checkpoint = f'res2net://{name}' if pretrained is True else pretrained
+        args['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
+    net = MODELS.get(args.pop('type', 'Res2Net'))(**args)
     logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # mmengine lists every parameter at INFO
+    logger.addFilter(_is_no_listing)
     try:
         net.init_weights()
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_no_listing)
     return net
+
+
+def _is_no_listing(record: logging.LogRecord) -> bool:
+    """mmengine lists how every parameter was initialised."""
+    return ' - torch.Size(' not in record.getMessage()

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
+from ..registry import SCOPE
 from .errors import ToolError, one_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -72,6 +73,17 @@ def walk_dicts(node: Any) -> Iterator[dict]:
         children = node if isinstance(node, (list, tuple)) else ()
     for child in children:
         yield from walk_dicts(child)
+
+
+def our_backbones(cfg: Config) -> list[ConfigDict]:
+    """The parts of a config's model that are of this package."""
+    return [part for part in walk_dicts(cfg.model) if str(part.get('type')).startswith(f'{SCOPE}.')]
+
+
+def is_pretrained(part: ConfigDict) -> bool:
+    """Whether a part of a model starts from weights of its own."""
+    init_cfg = part.get('init_cfg')
+    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
 
 
 def dataloaders(cfg: Config) -> dict[str, ConfigDict]:

@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 
 from ..evaluation import collect_results, split_coco_metrics
-from ..weights import read_checkpoint
+from ..weights import read_source
 from .errors import ToolError
 from .runner import build_runner
 
@@ -41,7 +41,7 @@ def run_test(
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise ToolError(f'the config has no {key}, which measuring needs')
-    read_checkpoint(checkpoint, trust=trust)  # before any work: is it one?
+    read_source(checkpoint, trust=trust)  # before any work: is it one?
     if 'metrics' not in cfg.test_evaluator:
         cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
     if out is not None:

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..data.errors import DataError
 from ..data.transforms import harden_pipeline
-from ..weights import CheckpointError, read_checkpoint
+from ..weights import CheckpointError, read_source, say_unknown_rules
 from .errors import ToolError, one_line
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -62,7 +62,7 @@ class Predictor:
     def __init__(
         self, cfg: Config, checkpoint: str, device: str | None = None, trust: bool = False
     ) -> None:
-        loaded = read_checkpoint(checkpoint, trust=trust)
+        loaded = read_source(checkpoint, trust=trust)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         for key in ('test_dataloader', 'visualizer'):
             if not cfg.get(key):
@@ -81,6 +81,7 @@ class Predictor:
                 f'checkpoint {checkpoint} does not fit the model of the config: '
                 f'{" ".join(str(error).split())[:600]}'
             ) from error
+        say_unknown_rules(model, loaded)
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         model.eval()
         try:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 
 from ..ops.mmcv_ext import describe_ops
-from .config import walk_dicts
+from .config import is_pretrained, our_backbones
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 
@@ -70,11 +70,7 @@ def preprocessing_warnings(cfg: Config) -> list[str]:
     They need RGB and ImageNet's mean and std; with anything else detectors end up below a plain
     ResNet's.
     """
-    weights = [
-        d['checkpoint']
-        for d in walk_dicts(cfg.model)
-        if str(d.get('checkpoint', '')).startswith('res2net://')
-    ]
+    weights = [p.init_cfg.checkpoint for p in our_backbones(cfg) if is_pretrained(p)]
     given: dict[str, Any] = dict(cfg.get('data_preprocessor') or {})
     given.update(cfg.model.get('data_preprocessor') or {})
     lines = []

@@ -22,9 +22,20 @@ from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
+from ..backbones.base import MARK
 from ..data.transforms import harden_dataset, harden_pipeline
-from ..weights import SCHEME, CheckpointError, load_published, read_checkpoint
-from .config import dataloaders, walk_dicts
+from ..weights import (
+    CheckpointError,
+    DownloadError,
+    locate,
+    marks_of,
+    read_checkpoint,
+    read_source,
+    say_unknown_rules,
+)
+from ..weights.sources import HTTP, OPEN_MMLAB
+from ..weights.zoo import SCHEME
+from .config import dataloaders, is_pretrained, our_backbones
 from .errors import ToolError
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 
@@ -91,7 +102,7 @@ class Runner(mmengine.runner.Runner):
         """Loads weights as mmengine does; with ``loads_exactly`` all of them or none."""
         strict = strict or self.loads_exactly
         try:
-            return super().load_checkpoint(filename, map_location, strict, **kwargs)
+            checkpoint = super().load_checkpoint(filename, map_location, strict, **kwargs)
         except RuntimeError as error:
             if not strict:
                 raise
@@ -99,9 +110,13 @@ class Runner(mmengine.runner.Runner):
                 f'checkpoint {filename} does not fit the model of the config: '
                 f'{" ".join(str(error).split())[:600]}. Give the config that it was trained with'
             ) from error
+        say_unknown_rules(self.model, checkpoint)
+        return checkpoint
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Saves under a temporary name, then renames."""
+        """Saves under a temporary name, then renames; ``meta`` holds the backbones' marks."""
+        marks = {MARK: marks_of(self.model)}
+        kwargs['meta'] = {**(kwargs.get('meta') or {}), **marks}
         local = '://' not in str(out_dir) and not kwargs.get('backend_args')
         if not local:
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
@@ -128,16 +143,17 @@ class Runner(mmengine.runner.Runner):
 
 
 def use_safe_loading(trust: bool = False) -> None:
-    """Makes mmengine read local checkpoint files with :func:`read_checkpoint` in this process.
+    """Makes mmengine read checkpoints with :func:`read_source` in this process.
 
     Its own loader runs code in a file that the safe way refuses (onedl), or refuses checkpoints
     that it wrote itself (mmengine 0.10.7).
     """
 
     def load(filename: str, map_location: Any = None) -> dict:
-        return read_checkpoint(os.path.expanduser(filename), map_location, trust=trust)
+        return read_source(filename, map_location, trust=trust)
 
-    CheckpointLoader.register_scheme(prefixes='', loader=load, force=True)
+    sources = ('', *HTTP, *OPEN_MMLAB, SCHEME)
+    CheckpointLoader.register_scheme(prefixes=sources, loader=load, force=True)
 
 
 def prepare_config(
@@ -175,10 +191,13 @@ def prepare_config(
         _init_distributed(cfg, launcher)
     if amp:
         _use_amp(cfg)
-    if from_scratch:
-        for part in walk_dicts(cfg.model):
-            if str(part.get('type')).startswith('res2net_mm.'):
-                part.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
+    for part in our_backbones(cfg):
+        if from_scratch:
+            part.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
+        elif resume and is_pretrained(part):
+            part.init_cfg = None  # the checkpoint holds all weights
+        elif trust and is_pretrained(part):
+            part.init_cfg.trust = True
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ToolError(
@@ -200,12 +219,23 @@ def prepare_config(
 
 
 def check_weights(cfg: Config) -> None:
-    """Asks for the pretrained weights of a config before anything else is done."""
-    if cfg.get('load_from'):
-        return
-    for part in walk_dicts(cfg.model):
-        if str(part.get('checkpoint', '')).startswith(SCHEME):
-            load_published(part['checkpoint'])
+    """Downloads the pretrained weights of a config's backbones before anything else is done.
+
+    Raises:
+        FileNotFoundError: A file is not there.
+        ValueError: A name is not known, or a download fails.
+    """
+    for part in our_backbones(cfg):
+        if not is_pretrained(part):
+            continue
+        try:
+            path, _ = locate(part.init_cfg.checkpoint)
+        except DownloadError as error:
+            raise DownloadError(
+                f'{error}; or train without pretrained weights by --from-scratch'
+            ) from error
+        if not path.exists():
+            raise FileNotFoundError(f'init_cfg.checkpoint {path} of the config does not exist')
 
 
 def build_runner(cfg: Config, trust: bool = False) -> Runner:

@@ -1,4 +1,25 @@
-from .published import SCHEME, load_published
+from .download import DownloadError
+from .layouts import convert_state_dict
+from .loading import LoadReport, load_weights
 from .reading import CheckpointError, read_checkpoint
+from .saving import WrittenWeights, convert_weights
+from .sources import locate, marks_of, read_source, say_unknown_rules
+from .zoo import SCHEME, ZOO, Published
 
-__all__ = ['SCHEME', 'CheckpointError', 'load_published', 'read_checkpoint']
+__all__ = [
+    'SCHEME',
+    'ZOO',
+    'CheckpointError',
+    'DownloadError',
+    'LoadReport',
+    'Published',
+    'WrittenWeights',
+    'convert_state_dict',
+    'convert_weights',
+    'load_weights',
+    'locate',
+    'marks_of',
+    'read_checkpoint',
+    'read_source',
+    'say_unknown_rules',
+]

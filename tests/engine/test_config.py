@@ -3,7 +3,7 @@ import pytest
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, one_line
 from res2net_mm.engine.report import describe_batch, preprocessing_warnings
-from res2net_mm.engine.runner import check_weights, prepare_config
+from res2net_mm.engine.runner import prepare_config
 
 
 def test_wrong_name_gets_the_nearest(tmp_path):
@@ -68,16 +68,6 @@ def test_preprocessing_that_published_weights_do_not_fit():
     assert len(lines) == 2 and 'bgr_to_rgb is False' in lines[1] and 'v1b' in lines[1]
     cfg.model.backbone.init_cfg = None
     assert preprocessing_warnings(cfg) == []
-
-
-def test_published_weights_are_not_there_yet():
-    cfg = load_config('faster_rcnn_r2n50.py')
-    with pytest.raises(ValueError, match='res2net50_v1b_26w_4s: .* --from-scratch'):
-        check_weights(cfg)
-    scratch = prepare_config(cfg, from_scratch=True)
-    check_weights(scratch)
-    backbone = scratch.model.backbone
-    assert (backbone.init_cfg, backbone.frozen_stages, backbone.norm_eval) == (None, -1, False)
 
 
 def test_prepare_config(tmp_path):

@@ -1,0 +1,153 @@
+"""What the backbones share: outputs, freezing, modes, initialisation, the mark of their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.model import BaseModule, PretrainedInit
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..registry import WEIGHT_INITIALIZERS
+from .bottle2neck import Bottle2neck, check_choice
+
+MARK = 'res2net_mm'  # key of the mark in a state dict's _metadata and in a checkpoint's meta
+
+
+class Backbone(BaseModule):
+    """Base of the Res2Net backbones.
+
+    A subclass builds its modules and then calls :meth:`_set_outputs`.
+
+    Args:
+        norm_eval: Keep batch norm in evaluation mode while training.
+        zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
+        init_cfg: mmengine's initialisation config; None is Kaiming. A ``Pretrained`` one takes a
+            file, an address or ``res2net://name`` in any published layout, and fits or fails.
+    """
+
+    first_block: str | None = None  # of networks that were published in one form only
+    style = 'pytorch'
+    out_channels: tuple[int, ...]
+    out_strides: tuple[int, ...]
+
+    def __init__(
+        self, *, norm_eval: bool, zero_init_residual: bool, init_cfg: dict | list[dict] | None
+    ) -> None:
+        default_init = [
+            dict(type='Kaiming', layer='Conv2d'),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+        ]
+        super().__init__(default_init if init_cfg is None else init_cfg)
+        self.norm_eval = norm_eval
+        self.zero_init_residual = zero_init_residual and init_cfg is None
+        self.register_state_dict_post_hook(_leave_mark)
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """The arguments that features depend on and weights do not show."""
+        scales = {m.scales for m in self.modules() if isinstance(m, Bottle2neck)}
+        has_rule = self.first_block is not None and scales != {1}
+        return dict(dict(first_block=self.first_block) if has_rule else {}, style=self.style)
+
+    def check_mark(self, mark: Mapping[str, str], source: str = 'the state dict') -> None:
+        """Raises ``ValueError`` naming what to set, where weights need another network.
+
+        Args:
+            mark: Of the weights, see :attr:`mark`; {} fits every network.
+            source: What the weights are called in the message.
+        """
+        differs = {k: v for k, v in self.mark.items() if mark.get(k, v) != v}
+        if differs:
+            raise ValueError(
+                f'{source} needs {_arguments({k: mark[k] for k in differs})}, but the network has '
+                f'{_arguments(differs)}: set the former (same names and shapes, other features)'
+            )
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Sets the mode, frozen parts and (``norm_eval``) batch norm staying in evaluation."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """Initialises the weights by ``init_cfg``, once.
+
+        Raises:
+            ValueError: Pretrained weights do not fit exactly.
+        """
+        if self.is_init:
+            super().init_weights()  # which says so
+            return
+        given = self.init_cfg
+        cfgs = given if isinstance(given, list) else [given]
+        pretrained = [c for c in cfgs if c.get('type') in ('Pretrained', PretrainedInit)]
+        self.init_cfg = [c for c in cfgs if c not in pretrained]
+        try:
+            super().init_weights()
+            if self.zero_init_residual:
+                for module in self.modules():
+                    if isinstance(module, Bottle2neck):
+                        nn.init.zeros_(module.norm3.weight)
+            for cfg in pretrained:  # mmengine's own loads what matches, and warns of the rest
+                WEIGHT_INITIALIZERS.build(dict(cfg, type='res2net_mm.Pretrained'))(self)
+        except BaseException:
+            self.is_init = False
+            raise
+        finally:
+            self.init_cfg = given
+
+    def _set_outputs(
+        self,
+        *,
+        stem: Sequence[str],
+        stages: Sequence[str],
+        widths: Sequence[int],
+        totals: Sequence[int],
+        out_indices: Sequence[int],
+        frozen_stages: int,
+    ) -> None:
+        """Args: names of modules, channels and strides of all stages, and the user's choices."""
+        check_choice('frozen_stages', frozen_stages, range(-1, len(stages) + 1))
+        allowed = range(len(stages))
+        listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
+        if not listed or list(out_indices) != sorted(set(out_indices) & set(allowed)):
+            raise ValueError(
+                f'out_indices must be ascending stage numbers from 0 to {len(stages) - 1}, '
+                f'but got {out_indices!r}'
+            )
+        self.stem_names = tuple(stem)
+        self.stage_names = tuple(stages)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.out_channels = tuple(widths[i] for i in self.out_indices)
+        self.out_strides = tuple(totals[i] for i in self.out_indices)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        names = list(self.stem_names if self.frozen_stages >= 0 else ())
+        names += self.stage_names[: max(self.frozen_stages, 0)]
+        for name in names:
+            getattr(self, name).eval()
+        # a stage that is not run gets no gradient, which DistributedDataParallel would wait for
+        for name in (*names, *self.stage_names[self.out_indices[-1] + 1 :]):
+            getattr(self, name).requires_grad_(False)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: Any
+    ) -> None:
+        self.check_mark(local_metadata.get(MARK, {}))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _leave_mark(module: Backbone, state: Mapping, prefix: str, local_metadata: dict) -> None:
+    local_metadata[MARK] = module.mark
+
+
+def _arguments(values: Mapping[str, Any]) -> str:
+    return ', '.join(f'{name}={value!r}' for name, value in values.items())

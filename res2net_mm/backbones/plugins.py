@@ -1,0 +1,31 @@
+"""Modules that a block takes in through its ``plugins``."""
+
+from __future__ import annotations
+
+from torchvision.ops import SqueezeExcitation as _SqueezeExcitation
+
+from ..registry import MODELS
+from .bottle2neck import check_positive
+
+
+@MODELS.register_module(force=True)
+class SqueezeExcitation(_SqueezeExcitation):
+    """Scales channels by gates from their global averages (https://arxiv.org/abs/1709.01507).
+
+    Args:
+        in_channels: Channels of the features; the block gives it.
+        reduction: The hidden layer has ``in_channels // reduction`` channels.
+
+    Raises:
+        ValueError: ``reduction`` is no positive integer, or leaves no channel.
+    """
+
+    _abbr_ = 'se'
+
+    def __init__(self, in_channels: int, reduction: int = 16) -> None:
+        check_positive('reduction', reduction)
+        if reduction > in_channels:
+            raise ValueError(
+                f'reduction must leave at least one of {in_channels} channels, but got {reduction}'
+            )
+        super().__init__(in_channels, in_channels // reduction)

@@ -1,0 +1,231 @@
+"""Deep layer aggregation with Res2Net blocks as a multi-level backbone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from torch import Tensor, nn
+
+from ..registry import MODELS
+from .base import Backbone
+from .bottle2neck import Bottle2neck, check_choice, check_positive
+
+
+class DLABottle2neck(Bottle2neck):
+    """Res2Net block of a DLA network, which expands less."""
+
+    expansion = 2
+
+
+class Tree(nn.Module):
+    """Blocks in a row, aggregated by roots (https://arxiv.org/abs/1707.06484, section 3.2).
+
+    A tree of depth 1 is two blocks and the root that joins their outputs. A deeper one is two
+    trees: the output of the first is the input of the second and is joined by its last root.
+
+    Args:
+        depth: Depth of the tree, of ``2 ** depth`` blocks.
+        inplanes: Channels of the input.
+        outplanes: Channels of the output.
+        stride: Stride of the first block.
+        joined: Channels that the last root joins besides those of its two blocks.
+        conv_cfg: Config of the convolutions.
+        norm_cfg: Config of the normalisation layers.
+        **block_args: Further arguments of every :class:`DLABottle2neck`.
+    """
+
+    def __init__(
+        self,
+        depth: int,
+        inplanes: int,
+        outplanes: int,
+        *,
+        stride: int = 1,
+        joined: int = 0,
+        conv_cfg: dict | None,
+        norm_cfg: dict,
+        **block_args: Any,
+    ) -> None:
+        super().__init__()
+        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+        block_args |= layers
+        self.root = self.project = None
+        if depth > 1:
+            self.tree1 = Tree(depth - 1, inplanes, outplanes, stride=stride, **block_args)
+            joined += outplanes
+            self.tree2 = Tree(depth - 1, outplanes, outplanes, joined=joined, **block_args)
+            return
+        planes = outplanes // DLABottle2neck.expansion
+        stage_type = 'normal' if stride == 1 else 'stage'
+        self.tree1 = DLABottle2neck(
+            inplanes, planes, stride=stride, stage_type=stage_type, **block_args
+        )
+        self.tree2 = DLABottle2neck(outplanes, planes, **block_args)
+        if inplanes != outplanes:
+            self.project = nn.Sequential(*_conv_norm(inplanes, outplanes, 1, **layers))
+        conv, norm = _conv_norm(2 * outplanes + joined, outplanes, 1, **layers)
+        self.root = nn.Sequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(inplace=True)))
+
+    def forward(self, x: Tensor, bottom: Tensor, *joined: Tensor) -> Tensor:
+        """Features of the tree.
+
+        Args:
+            x: Its input, (N, inplanes, H, W).
+            bottom: The input at the output's size, for the shortcut of the first block.
+            *joined: What the last root joins besides its two blocks.
+
+        Returns:
+            (N, outplanes, ceil(H / stride), ceil(W / stride)).
+        """
+        if self.root is None:
+            x = self.tree1(x, bottom)
+            return self.tree2(x, x, *joined, x)
+        first = self.tree1(x, bottom if self.project is None else self.project(bottom))
+        return self.root(torch.cat([self.tree2(first), first, *joined], dim=1))
+
+
+@MODELS.register_module(force=True)
+class Res2NetDLA(Backbone):
+    """DLA (https://arxiv.org/abs/1707.06484) with the blocks of Res2Net.
+
+    ``Res2NetDLA()`` is the authors' Res2Net-DLA-60, ``Res2NetDLA(base_width=4, groups=8)`` their
+    Res2NeXt-DLA-60; state-dict names are theirs. Blocks with a stride are first blocks by the
+    ``'official'`` rule of :class:`Bottle2neck`, all others are normal ones.
+
+    Args:
+        depth: 60.
+        scales: Channel groups of a block; 1 is a plain bottleneck.
+        base_width: Channels of one group (of one group of a grouped conv) in the first stage.
+        groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
+        in_channels: Channels of the image.
+        base_channels: Channels of the first stage before expansion, a multiple of 4; the stem
+            has a quarter and a half of them.
+        out_indices: Stages to return, ascending, 0 to 3 for the authors' level2 to level5.
+            Stages after the last one are neither run nor trained.
+        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
+        conv_cfg: Config of the convolutions; None is ``Conv2d``.
+        norm_cfg: Config of the normalisation layers; None is ``dict(type='BN')``.
+        norm_eval: Keep batch norm in evaluation mode while training.
+        with_cp: Recompute blocks in the backward pass to save memory.
+        zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
+        init_cfg: mmengine's initialisation config; None is Kaiming.
+
+    Raises:
+        ValueError: An argument has a value that it cannot have.
+
+    Example:
+        >>> net = Res2NetDLA()
+        >>> [tuple(level.shape) for level in net(torch.rand(1, 3, 64, 64))]
+        [(1, 128, 16, 16), (1, 256, 8, 8), (1, 512, 4, 4), (1, 1024, 2, 2)]
+    """
+
+    stage_depths = {60: (1, 2, 3, 1)}
+
+    def __init__(
+        self,
+        depth: int = 60,
+        scales: int = 4,
+        base_width: int = 28,
+        groups: int = 1,
+        in_channels: int = 3,
+        base_channels: int = 64,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        conv_cfg: dict | None = None,
+        norm_cfg: dict | None = None,
+        norm_eval: bool = True,
+        with_cp: bool = False,
+        zero_init_residual: bool = True,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(
+            norm_eval=norm_eval, zero_init_residual=zero_init_residual, init_cfg=init_cfg
+        )
+        check_choice('depth', depth, tuple(self.stage_depths))
+        check_positive('in_channels', in_channels)
+        check_positive('base_channels', base_channels)
+        if base_channels % 4:
+            raise ValueError(f'base_channels must be a multiple of 4, but got {base_channels}')
+        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg or dict(type='BN'))
+
+        inplanes = in_channels
+        stem = dict(base_layer=(4, 7, 1), level0=(4, 3, 1), level1=(2, 3, 2))
+        for name, (divisor, kernel_size, stride) in stem.items():
+            planes = base_channels // divisor
+            modules = _conv_norm(inplanes, planes, kernel_size, stride, **layers)
+            self.add_module(name, nn.Sequential(*modules, nn.ReLU(inplace=True)))
+            inplanes = planes
+
+        # rounds sizes up as the strided convs do
+        self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
+        depths = self.stage_depths[depth]
+        widths = [base_channels * DLABottle2neck.expansion * 2**s for s in range(len(depths))]
+        for stage, (tree_depth, outplanes) in enumerate(zip(depths, widths, strict=True)):
+            tree = Tree(
+                tree_depth,
+                inplanes,
+                outplanes,
+                stride=2,
+                joined=inplanes if stage > 0 else 0,
+                scales=scales,
+                base_width=base_width,
+                base_channels=base_channels,
+                groups=groups,
+                with_cp=with_cp,
+                **layers,
+            )
+            self.add_module(f'level{stage + 2}', tree)
+            inplanes = outplanes
+
+        self._set_outputs(
+            stem=list(stem),
+            stages=[f'level{s + 2}' for s in range(len(depths))],
+            widths=widths,
+            totals=[4 * 2**s for s in range(len(depths))],
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of the stages in ``out_indices``.
+
+        Args:
+            x: Images, (N, in_channels, H, W).
+
+        Returns:
+            One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
+        """
+        x = self.level1(self.level0(self.base_layer(x)))
+        outs = []
+        for stage, name in enumerate(self.stage_names[: self.out_indices[-1] + 1]):
+            bottom = self.maxpool(x)
+            joined = [bottom] if stage > 0 else []  # the first stage's input comes from no tree
+            x = getattr(self, name)(x, bottom, *joined)
+            if stage in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+
+def _conv_norm(
+    inplanes: int,
+    outplanes: int,
+    kernel_size: int,
+    stride: int = 1,
+    *,
+    conv_cfg: dict | None,
+    norm_cfg: dict,
+) -> tuple[nn.Module, nn.Module]:
+    conv = build_conv_layer(
+        conv_cfg,
+        inplanes,
+        outplanes,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=kernel_size // 2,
+        bias=False,
+    )
+    return conv, build_norm_layer(norm_cfg, outplanes)[1]

@@ -1,0 +1,68 @@
+"""What a network's weights say of its arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..backbones import Res2Net
+
+
+def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of the backbone that has these weights, worked out from names and shapes.
+
+    Args:
+        state: A state dict in this package's names; it may be incomplete.
+
+    Returns:
+        ``type`` and as many of the arguments as can be told; ``depth`` is a tuple of blocks a
+        stage where no depth has them.
+    """
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    dla = any(key.startswith('base_layer.') for key in shapes)
+    first = 'level2.tree1' if dla else 'layer1.0'
+    found: dict[str, Any] = {'type': 'Res2NetDLA' if dla else 'Res2Net'}
+    expansion = 2 if dla else 4
+
+    conv1, conv3 = shapes.get(f'{first}.conv1.weight'), shapes.get(f'{first}.conv3.weight')
+    branch = shapes.get(f'{first}.convs.0.weight')
+    if branch and conv1 and len(branch) == 4 and all(branch) and conv3:
+        groups = branch[0] // branch[1]
+        found.update(scales=conv1[0] // branch[0], groups=groups)
+        found.update(base_channels=conv3[0] // expansion)
+        found.update(base_width=branch[0] // max(groups, 1))
+    if dla:
+        stem = shapes.get('base_layer.0.weight')
+    else:
+        deep = 'stem.0.weight' in shapes
+        stem = shapes.get('stem.0.weight' if deep else 'conv1.weight')
+        found.update(deep_stem=deep, avg_down=_averages(shapes), **_stages(shapes))
+        if stem:
+            found['stem_channels'] = stem[0] * (2 if deep else 1)
+    if stem and len(stem) == 4:
+        found['in_channels'] = stem[1]
+    return found
+
+
+def _averages(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """The conv of a shortcut comes second where a pool is first."""
+    return any(
+        re.fullmatch(r'layer\d+\.0\.downsample\.1\.weight', key) and len(shape) == 4
+        for key, shape in shapes.items()
+    )
+
+
+def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    places = {m[0] for key in shapes if (m := re.match(r'layer(\d+)\.(\d+)\.', key))}
+    blocks: dict[int, int] = {}
+    for place in places:
+        stage, block = map(int, re.findall(r'\d+', place))
+        blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    if not blocks:
+        return {}
+    counts = tuple(blocks.get(stage, 0) for stage in range(1, max(blocks) + 1))
+    depths = [d for d, of in Res2Net.stage_blocks.items() if of[: len(counts)] == counts]
+    return dict(depth=depths[0] if depths else counts, num_stages=len(counts))

@@ -1,0 +1,260 @@
+"""Renaming of every published layout to this package's (mmdet's) names.
+
+====================  ==============================  ==============  ===========================
+layout                stem (deep; 7x7)                around it       blocks
+====================  ==============================  ==============  ===========================
+``mmdet`` (ours)      ``stem.0`` ..; ``conv1 bn1``    ``backbone.``   ``layer1.0.convs.0``
+``official``, timm    ``conv1.0`` .. ``bn1``; same    ``fc``          the same
+``mmpretrain``        as mmdet                        ``backbone.``,  the same
+                                                      ``head.fc``
+``paddle``            ``conv1_1`` ..; ``conv1``       ``out``         ``bb_0_0.res2a_branch2b_1``
+====================  ==============================  ==============  ===========================
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.base import MARK
+from .reading import CheckpointError
+
+# First-block rule of the networks that a layout belongs to; mmdet's names are ours, with any rule.
+LAYOUTS = {'mmdet': None, 'official': 'official', 'mmpretrain': 'official', 'paddle': 'paddle'}
+
+CLASSIFIER = 'classifier'
+AROUND = 'rest of the model around the backbone'
+PROGRAM = "names in Paddle's program"
+DISCARDED = 'projections that DLA computes and discards'
+
+_WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema', 'ema')
+_OURS = re.compile(
+    r'(stem\.\d|conv1|(bn|gn|ln|in)1|layer\d+\.\d+\.\w+|base_layer\.\d|level[01]\.\d'
+    r'|level[2-5]\.(tree[12]|project|root))\.\w'
+)
+_DEEP_STEM = {'conv1.0': '0', 'conv1.1': '1', 'conv1.3': '3', 'conv1.4': '4', 'conv1.6': '6'}
+_PADDLE_KEY = re.compile(
+    r'(?:conv1(?:_(?P<stem>[123]))?|bb_(?P<stage>\d+)_(?P<block>\d+)\.'
+    r'(?:(?P<part>conv0|conv2|short)|res\w+_branch2b_(?P<branch>\d+)))'
+    r'\.(?:_conv\.(?P<conv>weight)|_batch_norm\.(?P<norm>weight|bias|_mean|_variance))'
+)
+_PADDLE_NORM = {'_mean': 'running_mean', '_variance': 'running_var'}
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A state dict in this package's names, and where it came from.
+
+    Attributes:
+        state: Names -> tensors. Its ``_metadata`` carries the mark, so that a network with other
+            arguments refuses it.
+        layout: ``'mmdet'``, ``'official'``, ``'mmpretrain'`` or ``'paddle'``.
+        mark: What the weights are known to need of ``first_block`` and ``style``.
+        dropped: Rule -> names that it dropped.
+    """
+
+    state: OrderedDict[str, Tensor]
+    layout: str
+    mark: dict[str, str]
+    dropped: dict[str, list[str]]
+
+
+def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tensor], str]:
+    """Renames the weights of a published backbone.
+
+    Args:
+        state: A state dict, or a checkpoint that wraps one as ``state_dict``, ``model`` or
+            ``ema``, with or without ``module.``: of this package, mmdet (also a whole detector),
+            the authors, timm, mmpretrain or PaddleClas.
+
+    Returns:
+        The weights in this package's names, without a classifier and what else is no backbone,
+        and the layout that was recognised.
+
+    Raises:
+        CheckpointError: The layout is not recognised, or a name has no rule.
+
+    Example:
+        >>> state, layout = convert_state_dict(timm.create_model('res2net50d').state_dict())
+        >>> layout, 'stem.0.weight' in state
+        ('official', True)
+    """
+    converted = convert(state)
+    return converted.state, converted.layout
+
+
+def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict in a checkpoint; averaged weights where there are no others."""
+    for key in _WRAPPERS:
+        inner = checkpoint.get(key)
+        if isinstance(inner, Mapping):
+            return unwrap(inner)
+    return checkpoint
+
+
+def read_mark(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
+    """The mark that our saving left in a checkpoint for the backbone under a prefix."""
+    metadata = getattr(unwrap(checkpoint), '_metadata', None) or {}
+    for path in (prefix, f'module.{prefix}'):
+        mark = (metadata.get(path.rstrip('.')) or {}).get(MARK)
+        if mark:
+            return dict(mark)
+    meta = checkpoint.get('meta')
+    marks = meta.get(MARK) if isinstance(meta, Mapping) else None
+    mark = marks.get(prefix.rstrip('.')) if isinstance(marks, Mapping) else None
+    return dict(mark) if isinstance(mark, Mapping) else {}
+
+
+def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Converted:
+    """:func:`convert_state_dict` with all that it finds out.
+
+    Args:
+        checkpoint: As there.
+        prefix: What the backbone's names begin with; None is ``backbone.`` where there is one.
+    """
+    state = unwrap(checkpoint)
+    dropped: dict[str, list[str]] = {}
+    wrong = [key for key in state if not isinstance(key, str)]
+    if wrong:
+        raise CheckpointError(f'a state dict has names as keys, but this one has {wrong[0]!r}')
+    if state and all(key.startswith('module.') for key in state):
+        state = {key.removeprefix('module.'): value for key, value in state.items()}
+    if prefix is None:
+        prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+    layout = ''
+    if prefix:
+        mmpretrain = any(key.startswith('head.fc.') for key in state)
+        layout = 'mmpretrain' if mmpretrain else 'mmdet'
+        for key in state:
+            if not key.startswith(prefix):
+                head = mmpretrain and key.startswith('head.')
+                dropped.setdefault(CLASSIFIER if head else AROUND, []).append(key)
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    names = _recognise(state)
+    layout = layout or names
+    rename = _RENAMES[names]
+
+    renamed: OrderedDict[str, Tensor] = OrderedDict()
+    unknown = []
+    for key, value in state.items():
+        rule = _dropped_by(key, state)
+        if rule:
+            dropped.setdefault(rule, []).append(prefix + key)
+            continue
+        name = rename(key, state)
+        if name is None:
+            unknown.append(prefix + key)
+        elif name in renamed:
+            raise CheckpointError(f'two tensors of the file become {name}, one of them {key}')
+        elif not isinstance(value, Tensor):
+            raise CheckpointError(f'{key} must be a tensor, but is {type(value).__name__}')
+        else:
+            renamed[name] = value
+    if unknown:
+        raise CheckpointError(
+            f'names in layout {layout} have no rule: {listing(unknown)}; is it a Res2Net?'
+        )
+    _add_counters(renamed)
+    mark = read_mark(checkpoint, prefix)
+    if not mark and LAYOUTS[layout]:
+        mark = dict(first_block=LAYOUTS[layout], style='pytorch')
+    leave_mark(renamed, mark)
+    return Converted(renamed, layout, mark, dropped)
+
+
+def leave_mark(state: OrderedDict[str, Tensor], mark: Mapping[str, str], path: str = '') -> None:
+    """Writes the mark of the backbone at ``path`` where a network's loading looks for it."""
+    metadata = OrderedDict(getattr(state, '_metadata', None) or {})
+    if mark:
+        metadata[path] = {**metadata.get(path, {}), MARK: dict(mark)}
+    state._metadata = metadata
+
+
+def listing(names: list[str], most: int = 6) -> str:
+    """A few of many names."""
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(names[:most]) + more
+
+
+def _recognise(state: Mapping[str, Any]) -> str:
+    if 'conv1_1._conv.weight' in state or 'conv1._conv.weight' in state:
+        return 'paddle'
+    if 'conv1.0.weight' in state:
+        return 'official'
+    if 'stem.0.weight' in state:
+        return 'mmdet'
+    if 'conv1.weight' in state or 'base_layer.0.weight' in state:  # both name them alike
+        return 'official' if any(key.startswith('fc.') for key in state) else 'mmdet'
+    names = listing(list(state), 3) or 'no names'
+    raise CheckpointError(
+        f'no layout of Res2Net is recognised: no stem (stem.0, conv1, conv1.0, conv1_1 or '
+        f'base_layer.0) among {names}'
+    )
+
+
+def _dropped_by(key: str, state: Mapping[str, Any]) -> str | None:
+    if re.match(r'(fc|out|head)\.', key):
+        return CLASSIFIER
+    if key == 'StructuredToParameterName@@':
+        return PROGRAM
+    # a projection of a tree of trees: each inner tree has its own, and uses that
+    tree = re.fullmatch(r'(level\d(?:\.tree\d)*)\.project\.\w+\.\w+', key)
+    if tree and any(k.startswith(f'{tree[1]}.tree1.tree1.') for k in state):
+        return DISCARDED
+    return None
+
+
+def _from_mmdet(key: str, state: Mapping[str, Any]) -> str | None:
+    return key if _OURS.match(key) else None
+
+
+def _from_official(key: str, state: Mapping[str, Any]) -> str | None:
+    if 'conv1.0.weight' not in state:
+        return _from_mmdet(key, state)
+    module, _, leaf = key.rpartition('.')
+    if module in _DEEP_STEM:
+        return f'stem.{_DEEP_STEM[module]}.{leaf}'
+    if module == 'bn1':
+        return f'stem.7.{leaf}'
+    return key if re.match(r'layer\d+\.\d+\.\w+\.', key) else None
+
+
+def _from_paddle(key: str, state: Mapping[str, Any]) -> str | None:
+    match = _PADDLE_KEY.fullmatch(key)
+    if match is None:
+        return None
+    of = match.groupdict()
+    leaf = of['conv'] or _PADDLE_NORM.get(of['norm'], of['norm'])
+    is_norm = of['conv'] is None
+    deep = 'conv1_1._conv.weight' in state
+    if of['stage'] is None:
+        if not of['stem']:
+            return f'{"bn1" if is_norm else "conv1"}.{leaf}'
+        return f'stem.{3 * (int(of["stem"]) - 1) + is_norm}.{leaf}'
+    if of['branch']:
+        module = f'{"bns" if is_norm else "convs"}.{int(of["branch"]) - 1}'
+    elif of['part'] == 'short':
+        module = f'downsample.{deep + is_norm}'
+    else:
+        number = {'conv0': 1, 'conv2': 3}[of['part']]
+        module = f'{"bn" if is_norm else "conv"}{number}'
+    return f'layer{int(of["stage"]) + 1}.{of["block"]}.{module}.{leaf}'
+
+
+_RENAMES: dict[str, Callable[[str, Mapping[str, Any]], str | None]] = {
+    'mmdet': _from_mmdet,
+    'official': _from_official,
+    'paddle': _from_paddle,
+}
+
+
+def _add_counters(state: OrderedDict[str, Tensor]) -> None:
+    """Paddle and old torch keep no num_batches_tracked, which no feature depends on."""
+    for key in [key for key in state if key.endswith('.running_mean')]:
+        state.setdefault(key.replace('running_mean', 'num_batches_tracked'), torch.tensor(0))

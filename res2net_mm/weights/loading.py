@@ -1,0 +1,217 @@
+"""Loading weights: exactly, or not at all."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.logging import MMLogger
+from torch import Tensor
+
+from ..backbones import Backbone
+from ..registry import WEIGHT_INITIALIZERS
+from .architecture import architecture_of
+from .layouts import listing
+from .reading import CheckpointError
+from .sources import read_backbone, unknown_rule
+
+BEYOND = 'stages that the network was built without'
+_told: set[str] = set()  # licences, by source
+
+
+@dataclass
+class LoadReport:
+    """What :func:`load_weights` did.
+
+    Attributes:
+        source: The file, address or name.
+        layout: Layout of the file, as :func:`convert_state_dict` calls it.
+        first_block: Rule that the file needs; None where neither its layout nor a mark tells.
+        matched: Names that were loaded.
+        missing: Names of the network that the file lacks: offsets of deformable convolutions.
+        unexpected: Names of the file that the network lacks; none, or it would have been an error.
+        dropped: Rule -> names of the file that it left out.
+        licence: Licence of published weights.
+    """
+
+    source: str
+    layout: str
+    first_block: str | None
+    matched: list[str]
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    licence: str | None = None
+    note: str = ''
+
+    def __str__(self) -> str:
+        lines = [
+            f'{self.source}: {len(self.matched)} tensors loaded, layout {self.layout}, '
+            f'first_block {self.first_block or "not known"}'
+        ]
+        if self.missing:
+            lines.append(f'not in the file, and zero: {listing(self.missing)}')
+        for rule, names in self.dropped.items():
+            lines.append(f'left out, {rule}: {listing(names)}')
+        if self.note:
+            lines.append(self.note)
+        if self.licence and self.source not in _told:
+            _told.add(self.source)
+            lines.append(f'licence of these weights: {self.licence}')
+        return '\n  '.join(lines)
+
+
+def load_weights(
+    net: Backbone,
+    source: str | Path | Mapping[str, Any],
+    *,
+    prefix: str | None = None,
+    map_location: Any = 'cpu',
+    trust: bool = False,
+) -> LoadReport:
+    """Loads weights into a backbone, exactly: on any error the network is as it was.
+
+    Args:
+        net: A backbone of this package.
+        source: A name of :data:`ZOO` (``res2net://name`` or the name alone), a file, an http
+            address, ``open-mmlab://name``, or a state dict; in any layout.
+        prefix: What the names of the backbone begin with in the file; None finds ``backbone.``.
+        map_location: Device that the file is read to.
+        trust: Read the file with pickle, which runs code that is in it.
+
+    Returns:
+        What was loaded and left out. ``conv_offset`` of deformable convolutions may be missing
+        and is then zero, which makes them plain ones (times 0.5 in version 2).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read or downloaded, or does not fit the network; the message
+            names the arguments to set.
+
+    Example:
+        >>> net = create_backbone('res2net50_v1b_26w_4s')
+        >>> report = load_weights(net, 'res2net://res2net50_v1b_26w_4s')
+    """
+    if not isinstance(net, Backbone):
+        raise TypeError(
+            f'net must be a backbone of res2net_mm, but is {type(net).__name__}: give the '
+            'backbone of a detector or segmentor'
+        )
+    name = 'the state dict' if isinstance(source, Mapping) else str(source)
+    converted, entry = read_backbone(source, prefix, map_location, trust=trust)
+    mark = converted.mark
+    state = OrderedDict(converted.state)
+    dropped = dict(converted.dropped)
+    beyond = [key for key in state if _is_beyond(net, key)]
+    if beyond:
+        dropped[BEYOND] = beyond
+        for key in beyond:
+            del state[key]
+    own = net.state_dict()
+    missing = _check_fit(net, own, state, mark, name, converted.layout)
+    matched = list(state)
+    for key in missing:
+        state[key] = torch.zeros_like(own[key])
+    net.load_state_dict(state)
+    return LoadReport(
+        source=name,
+        layout=converted.layout,
+        first_block=mark.get('first_block'),
+        matched=matched,
+        missing=missing,
+        dropped=dropped,
+        licence=entry and entry.licence,
+        note='' if mark or not net.mark.get('first_block') else unknown_rule(net),
+    )
+
+
+@WEIGHT_INITIALIZERS.register_module(name='Pretrained', force=True)
+class Pretrained:
+    """``init_cfg=dict(type='Pretrained', ...)`` of this package's backbones.
+
+    Args:
+        checkpoint: Source for :func:`load_weights`.
+        prefix: As there.
+        map_location: As there.
+        trust: As there.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        prefix: str | None = None,
+        map_location: Any = 'cpu',
+        trust: bool = False,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.args = dict(prefix=prefix, map_location=map_location, trust=trust)
+
+    def __call__(self, module: Backbone) -> None:
+        report = load_weights(module, self.checkpoint, **self.args)
+        MMLogger.get_current_instance().info(str(report))
+
+
+def _is_beyond(net: Backbone, key: str) -> bool:
+    """A later stage than the network was built with, such as layer4 for num_stages=3."""
+    stage = key.split('.')[0]
+    last = net.stage_names[-1]
+    return stage.rstrip('0123456789') == 'layer' == last.rstrip('0123456789') and stage > last
+
+
+def _check_fit(
+    net: Backbone,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    mark: Mapping[str, str],
+    name: str,
+    layout: str,
+) -> list[str]:
+    """Raises unless the weights fit exactly; returns the names of the allowed gap."""
+    missing = [key for key in own if key not in state]
+    gap = [key for key in missing if '.conv_offset.' in key]
+    missing = [key for key in missing if key not in gap]
+    unexpected = [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unexpected or shapes:
+        needs, has = architecture_of(state), architecture_of(own)
+        differs = {k: v for k, v in needs.items() if has.get(k, v) != v}
+        differs |= {k: v for k, v in mark.items() if net.mark.get(k, v) != v}
+        lists = [f'missing: {listing(missing)}', f'unexpected: {listing(unexpected)}']
+        lists.append(
+            'other shapes: '
+            + listing([f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in shapes])
+        )
+        detail = '; '.join(
+            text for text, keys in zip(lists, (missing, unexpected, shapes), strict=True) if keys
+        )
+        advice = ', '.join(f'{k}={v!r}' for k, v in differs.items())
+        if advice:
+            now = {**has, **net.mark}
+            now = ', '.join(f'{k}={now.get(k)!r}' for k in differs)
+            advice = f' Set {advice} (the network has {now}).'
+        raise CheckpointError(
+            f'{name} (layout {layout}) does not fit the network, and nothing was loaded.{advice} '
+            f'[{detail}]'
+        )
+    net.check_mark(mark, name)
+    for key, value in state.items():
+        reason = _unfit(key, value, own[key])
+        if reason:
+            raise CheckpointError(f'{name}: {key} {reason}; nothing was loaded')
+    return gap
+
+
+def _unfit(key: str, value: Tensor, own: Tensor) -> str | None:
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        return 'is no plain tensor'
+    if value.is_floating_point() != own.is_floating_point() or value.is_complex():
+        return f'has type {value.dtype}, where {own.dtype} is needed'
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        return 'has values that are NaN or infinite'
+    if key.endswith('running_var') and (value < 0).any():
+        return 'has negative variances: it may be swapped with another tensor'
+    return None

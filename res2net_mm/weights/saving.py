@@ -1,0 +1,177 @@
+"""Writing weights of any layout in this package's names."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones import VARIANTS, Backbone
+from ..backbones.base import MARK
+from ..backbones.bottle2neck import FIRST_BLOCK_RULES, check_choice
+from ..registry import MODELS
+from .architecture import architecture_of
+from .layouts import leave_mark, listing
+from .loading import load_weights
+from .reading import CheckpointError
+from .sources import read_backbone, sha256_of
+
+SUFFIXES = ('.safetensors', '.pth')
+
+
+@dataclass
+class WrittenWeights:
+    """What :func:`convert_weights` wrote.
+
+    Attributes:
+        path: The file, the beginning of its sha256 in its name.
+        variants: Names of ``list_backbones()`` that the weights fit.
+        arch: Arguments of the backbone, as far as weights tell.
+        layout: Layout of the source.
+        mark: ``first_block`` and ``style``; empty where nothing tells them.
+        parameters: Number of values without batch norm's statistics.
+        tensors: Number of tensors.
+        dropped: Rule -> names that were left out.
+        licence: Licence of published weights.
+    """
+
+    path: Path
+    variants: list[str]
+    arch: dict[str, Any]
+    layout: str
+    mark: dict[str, str]
+    parameters: int
+    tensors: int
+    dropped: dict[str, list[str]]
+    licence: str | None
+
+    def __str__(self) -> str:
+        arguments = {k: v for k, v in self.arch.items() if k != 'type'}
+        arguments |= dict(first_block=self.mark.get('first_block', 'not known'))
+        names = ' or '.join(self.variants) or 'no published variant'
+        lines = [
+            f'{names}: {self.arch["type"]}, '
+            + ', '.join(f'{key}={value!r}' for key, value in arguments.items()),
+            f'from layout {self.layout}: {self.tensors} tensors, {self.parameters / 1e6:.2f} M '
+            'parameters',
+        ]
+        lines += [f'left out, {rule}: {listing(keys)}' for rule, keys in self.dropped.items()]
+        lines += [f'licence of these weights: {self.licence}'] if self.licence else []
+        return '\n'.join([*lines, f'written, and verified by loading: {self.path}'])
+
+
+def convert_weights(
+    source: str | Path,
+    out: str | Path,
+    *,
+    first_block: str | None = None,
+    prefix: str | None = None,
+    trust: bool = False,
+) -> WrittenWeights:
+    """Writes the backbone in a file of any layout in this package's names, with its mark.
+
+    Args:
+        source: As for :func:`load_weights`.
+        out: File to write, .safetensors or .pth; the beginning of its sha256 is put into its name.
+        first_block: The rule, where neither the layout nor a mark tells it.
+        prefix: What the names of the backbone begin with; None finds ``backbone.``.
+        trust: Read the source with pickle, which runs code that is in it.
+
+    Returns:
+        What was written, after it was loaded again and found equal.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The source cannot be read, is no backbone of this package, needs another rule
+            than ``first_block``, or ``out`` has another suffix. Nothing is written.
+    """
+    out = Path(out).expanduser()
+    if out.suffix not in SUFFIXES:
+        raise ValueError(f'OUT must end in {" or ".join(SUFFIXES)}, but is {out}')
+    if first_block is not None:
+        check_choice('first_block', first_block, FIRST_BLOCK_RULES)
+    converted, entry = read_backbone(source, prefix, trust=trust)
+    mark = converted.mark
+    if first_block is not None:
+        if mark.get('first_block', first_block) != first_block:
+            raise ValueError(
+                f'{source} is known to need first_block={mark["first_block"]!r}, but first_block '
+                f'is {first_block!r}: leave it out'
+            )
+        mark = {'style': 'pytorch', **mark, 'first_block': first_block}
+    state = OrderedDict((key, value.contiguous()) for key, value in converted.state.items())
+    variants = [name for name, args in VARIANTS.items() if _fits(args, mark, state)]
+    arch = architecture_of(state)
+    args = VARIANTS[variants[0]] if variants else _buildable(arch)
+    if not variants and not _fits(args, {}, state):
+        raise CheckpointError(f'{source} holds no network that this package builds: {arch}')
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f'.{out.stem}.partial{out.suffix}')
+    try:
+        _write(partial, state, mark, dict(source=Path(source).name, layout=converted.layout))
+        net = _build(args, mark)
+        load_weights(net, partial)
+        written = net.state_dict()
+        if not all(written[key].equal(value.to(written[key])) for key, value in state.items()):
+            raise CheckpointError(f'{partial} does not hold what was written: is the disk failing?')
+        final = out.with_name(f'{out.stem}-{sha256_of(partial)[:8]}{out.suffix}')
+        os.replace(partial, final)
+    finally:
+        partial.unlink(missing_ok=True)
+    return WrittenWeights(
+        path=final,
+        variants=variants,
+        arch=arch,
+        layout=converted.layout,
+        mark=mark,
+        parameters=sum(parameter.numel() for parameter in net.parameters()),
+        tensors=len(state),
+        dropped=converted.dropped,
+        licence=entry and entry.licence,
+    )
+
+
+def _write(path: Path, state: OrderedDict[str, Tensor], mark: dict, origin: dict[str, str]) -> None:
+    marks = {'': mark} if mark else {}
+    if path.suffix == '.pth':
+        leave_mark(state, mark)
+        torch.save(dict(meta={MARK: marks, **origin}, state_dict=state), path)
+        return
+    from safetensors.torch import save_file
+
+    save_file(dict(state), path, metadata={'format': 'pt', MARK: json.dumps(marks), **origin})
+
+
+def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that go with fewer stages than four."""
+    stages = arch.get('num_stages', 4)
+    lengths = dict(strides=(1, 2, 2, 2)[:stages], dilations=(1,) * stages)
+    return {**arch, **lengths, 'out_indices': range(stages)} if stages != 4 else dict(arch)
+
+
+def _build(args: Mapping[str, Any], mark: Mapping[str, str]) -> Backbone:
+    args = dict(args)
+    backbone = MODELS.get(args.pop('type', 'Res2Net'))
+    if backbone.first_block is not None:  # the class's own: DLA has one form
+        args.update(mark)
+    return backbone(**args)
+
+
+def _fits(args: Mapping[str, Any], mark: Mapping[str, str], state: Mapping[str, Tensor]) -> bool:
+    """Whether the network has these names and shapes, and its own rule is the mark's."""
+    with torch.device('meta'):
+        try:
+            net = _build(args, {})
+        except ValueError:
+            return False
+    own = {key: value.shape for key, value in net.state_dict().items()}
+    same_rule = net.mark.items() >= {k: v for k, v in mark.items() if k in net.mark}.items()
+    return same_rule and own == {key: value.shape for key, value in state.items()}

@@ -1,0 +1,194 @@
+"""Where weights come from: names, addresses and files, and the marks of whole models."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import MMLogger
+from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_external_models
+from torch import nn
+
+from ..backbones import Backbone
+from ..backbones.base import MARK
+from .download import fetch
+from .layouts import Converted, convert, leave_mark, read_mark, unwrap
+from .reading import CheckpointError, read_checkpoint
+from .zoo import SCHEME, ZOO, Published
+
+OPEN_MMLAB = ('open-mmlab://', 'openmmlab://')
+HTTP = ('http://', 'https://')
+
+
+def locate(source: str | Path) -> tuple[Path, Published | None]:
+    """The local file of a source, downloaded where need be, and its entry in :data:`ZOO`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The name is not known, the download fails, or a published file was changed.
+    """
+    text = os.fspath(source)
+    for scheme in OPEN_MMLAB:
+        if text.startswith(scheme):
+            models = get_external_models()
+            name = text.removeprefix(scheme)
+            if name not in models:
+                raise ValueError(f'{text}: mmengine knows no such name{_near(name, models)}')
+            text = models[name]
+    name = text.removeprefix(SCHEME)
+    if text.startswith(SCHEME) and name not in ZOO:
+        raise ValueError(
+            f'{text}: no published weights of this name in res2net_mm.weights.ZOO'
+            f'{_near(name, ZOO)}'
+        )
+    if text.startswith(SCHEME) or (name in ZOO and not Path(text).exists()):
+        entry = ZOO[name]
+        return fetch(entry.url, entry.sha256), entry
+    files = {entry.filename: entry for entry in ZOO.values()}
+    if text.startswith(HTTP):
+        entry = files.get(text.split('?')[0].rpartition('/')[2])
+        return fetch(text, entry and entry.sha256), entry
+    if '://' in text:
+        raise ValueError(
+            f'{text}: weights come from a file, an http address, {SCHEME}name or '
+            f'{OPEN_MMLAB[0]}name'
+        )
+    path = Path(text).expanduser()
+    entry = files.get(path.name) if path.is_file() else None
+    if entry is not None and entry.sha256:
+        digest = sha256_of(path)
+        if not digest.startswith(entry.sha256):
+            raise CheckpointError(
+                f'checkpoint {path} has the name of published weights whose sha256 begins with '
+                f'{entry.sha256}, but its own is {digest[:8]}: damaged, or another file; download '
+                'it again, or rename it'
+            )
+    return path, entry
+
+
+def read_backbone(
+    source: str | Path | Mapping[str, Any],
+    prefix: str | None = None,
+    map_location: Any = 'cpu',
+    *,
+    trust: bool = False,
+) -> tuple[Converted, Published | None]:
+    """The backbone in a source, in this package's names, and its entry in :data:`ZOO`.
+
+    Args:
+        source: As for :func:`locate`, or a state dict.
+        prefix: What the names of the backbone begin with; None finds ``backbone.``.
+        map_location: Device that the file is read to.
+        trust: Read the file with pickle, which runs code that is in it.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`locate`, :func:`read_checkpoint` and
+            :func:`convert_state_dict`.
+    """
+    if isinstance(source, Mapping):
+        return convert(source, prefix), None
+    path, entry = locate(source)
+    checkpoint = read_checkpoint(path, map_location, trust=trust)
+    try:
+        converted = convert(checkpoint, prefix)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from error
+    if entry is not None and not converted.mark:  # mmdet's names, which do not tell
+        converted = replace(converted, mark=_mark(entry))
+        leave_mark(converted.state, converted.mark)
+    return converted, entry
+
+
+def read_source(filename: str | Path, map_location: Any = None, *, trust: bool = False) -> dict:
+    """Reads a checkpoint of any source so that networks can refuse it by its mark.
+
+    Args:
+        filename: As for :func:`locate`.
+        map_location: Device that the file is read to.
+        trust: Read the file with pickle, which runs code that is in it.
+
+    Returns:
+        The checkpoint. A published backbone is renamed to this package's names; a whole model
+        keeps its own.
+
+    Raises:
+        FileNotFoundError, ValueError: As :func:`locate` and :func:`read_checkpoint`.
+    """
+    path, entry = locate(filename)
+    checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
+    if entry is None:
+        marks = (checkpoint.get('meta') or {}).get(MARK) or {}
+        if marks and 'state_dict' in checkpoint:
+            checkpoint['state_dict'] = _marked(checkpoint['state_dict'], marks)
+        return checkpoint
+    state = unwrap(checkpoint)
+    whole = any(key.startswith('backbone.') for key in state) and entry.layout == 'mmdet'
+    if whole:
+        state = _marked(state, {'backbone': _mark(entry)})
+    else:
+        state = _marked(convert(checkpoint).state, {'': _mark(entry)})
+    return dict(meta=checkpoint.get('meta') or {}, state_dict=state)
+
+
+def say_unknown_rules(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """Warns where the checkpoint of a whole model does not say the rule of a backbone in it."""
+    for path, module in model.named_modules():
+        if not isinstance(module, Backbone) or 'first_block' not in module.mark:
+            continue
+        if not read_mark(checkpoint, path.removeprefix('module.')):
+            MMLogger.get_current_instance().warning(f'checkpoint: {unknown_rule(module)}')
+
+
+def marks_of(model: nn.Module) -> dict[str, dict[str, str]]:
+    """Paths of the backbones in a model -> their marks, for a checkpoint's ``meta``."""
+    return {
+        path.removeprefix('module.'): module.mark
+        for path, module in model.named_modules()
+        if isinstance(module, Backbone)
+    }
+
+
+def unknown_rule(net: Backbone) -> str:
+    """What to say where nothing tells the first-block rule of weights."""
+    return (
+        f'the file does not say its first-block rule; the network has first_block='
+        f'{net.first_block!r}. If mmdet trained it with its own Res2Net, set first_block=\'mmdet\''
+    )
+
+
+CheckpointLoader.register_scheme(prefixes=SCHEME, loader=read_source, force=True)
+
+
+def _mark(entry: Published) -> dict[str, str]:
+    return dict(first_block=entry.arch['first_block'], style='pytorch')
+
+
+def _marked(
+    state: Mapping[str, Any], marks: Mapping[str, Mapping[str, str]]
+) -> OrderedDict[str, Any]:
+    marked = OrderedDict(state)
+    marked._metadata = getattr(state, '_metadata', None)
+    for path, mark in marks.items():
+        leave_mark(marked, mark, path)
+    return marked
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _near(name: str, names: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    return f'; did you mean {near[0]!r}?' if near else ''

@@ -1,0 +1,380 @@
+"""Transfers: what a server or a disk may do to a file on its way."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import re
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from res2net_mm.weights import CheckpointError, download
+from res2net_mm.weights.download import DownloadError, fetch
+
+CONTENT = random.Random(0).randbytes(300_000)
+OTHER = random.Random(1).randbytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+HASHED = f'net-{SHA256[:8]}.pth'
+PLAIN = 'net.pdparams'
+CHILD = """
+import sys
+from res2net_mm.weights.download import fetch
+print('ready', flush=True)
+sys.stdin.readline()
+print(fetch(sys.argv[1]), flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def served(server):
+    for name in (HASHED, PLAIN):
+        (server.folder / name).write_bytes(CONTENT)
+
+
+@pytest.fixture
+def child():
+    """Starts a process that downloads once it gets a line; those that still run are killed."""
+    started = []
+
+    def start(url):
+        process = subprocess.Popen(
+            [sys.executable, '-c', CHILD, url],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            cwd=Path(__file__).parents[2],
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def go(process):
+    while process.stdout.readline() != 'ready\n':
+        assert process.poll() is None
+    process.stdin.write('\n')
+    process.stdin.flush()
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, 'waited in vain'
+        time.sleep(0.005)
+
+
+def files(folder):
+    return sorted(p.name for p in Path(folder).rglob('*') if p.is_file() and p.suffix != '.lock')
+
+
+def plain_path(server, cache):
+    url = server.address(PLAIN)
+    return cache / hashlib.sha256(url.encode()).hexdigest()[:10] / PLAIN
+
+
+def test_file_is_downloaded_once_and_then_taken_from_the_cache(server, cache, said):
+    path = fetch(server.address(HASHED))
+    assert path == cache / HASHED and path.read_bytes() == CONTENT
+    assert files(cache) == [HASHED]
+    assert fetch(server.address(HASHED)) == path
+    assert fetch(server.address(HASHED), SHA256.upper()) == path
+    assert server.ranges(HASHED) == [None]
+    assert said == [
+        f'downloading {server.address(HASHED)} to {path}',
+        f'downloaded {path} (0.3 MiB)',
+    ]
+
+
+@pytest.mark.parametrize('name', [HASHED, PLAIN])
+@pytest.mark.parametrize('reset', [False, True])
+def test_dropped_connections_are_continued(server, cache, name, reset):
+    server.behave(name, drop_after=40_000, drops=4, reset=reset)
+    assert fetch(server.address(name)).read_bytes() == CONTENT
+    ranges = server.ranges(name)
+    assert len(ranges) == 5 and ranges[0] is None
+    if not reset:  # a reset may take bytes with it that were sent
+        assert ranges[1:] == [f'bytes={n}-' for n in (40_000, 80_000, 120_000, 160_000)]
+    assert {asked.if_range for asked in server.asked[1:]} == {f'"{SHA256}"'}
+    assert files(cache) == [name]
+
+
+def test_progress_resets_the_count_of_attempts(server):
+    server.behave(HASHED, drop_after=20_000, drops=14)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert len(server.ranges(HASHED)) == 15 > 2 * download._RETRIES
+
+
+def test_weak_etag_is_not_relied_on(server):
+    server.behave(PLAIN, drop_after=40_000, weak=True, dated=True)
+    assert fetch(server.address(PLAIN)).read_bytes() == CONTENT
+    assert server.ranges(PLAIN) == [None, 'bytes=40000-']
+    assert server.asked[1].if_range.endswith(' GMT')
+
+
+def test_killed_process_is_continued(server, cache, child):
+    server.behave(HASHED, trickle=(3000, 0.01))
+    process = child(server.address(HASHED))
+    go(process)
+    part = cache / f'{HASHED}.part'
+    until(lambda: part.exists() and part.stat().st_size > 20_000)
+    process.kill()
+    process.wait()
+    size = part.stat().st_size
+    assert 20_000 < size < 250_000 and files(cache) == [part.name, f'{part.name}.json']
+    server.behave(HASHED)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert server.ranges(HASHED) == [None, f'bytes={size}-']
+    assert files(cache) == [HASHED]
+
+
+def leave_part(server, name, **how):
+    """A download that ended after 100 000 bytes; returns its error."""
+    server.behave(name, truncate=100_000, **how)
+    with pytest.raises(DownloadError) as error:
+        fetch(server.address(name))
+    server.behave(name, **how)
+    server.asked.clear()
+    return str(error.value)
+
+
+def test_truncating_server_is_an_error_and_the_part_is_kept(server, cache):
+    message = leave_part(server, HASHED)
+    assert 'broke off after 100000 of 300000 bytes, and 5 further attempts' in message
+    assert f'put it at {cache / HASHED}, or set RES2NET_MM_MIRROR' in message
+    assert files(cache) == [f'{HASHED}.part', f'{HASHED}.part.json']
+    assert (cache / f'{HASHED}.part').read_bytes() == CONTENT[:100_000]
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert server.ranges(HASHED) == ['bytes=100000-']
+
+
+def test_truncating_server_that_ignores_ranges_comes_to_an_end(server):
+    server.behave(HASHED, truncate=100_000, ranges=False)
+    with pytest.raises(DownloadError, match='after 100000 of 300000 bytes'):
+        fetch(server.address(HASHED))
+    assert len(server.asked) == 1 + download._RETRIES + 1  # the first one got somewhere
+
+
+def test_server_that_never_gives_the_same_comes_to_an_end(server):
+    server.behave(PLAIN, truncate=100_000, fickle=True, heeds_if_range=False)
+    with pytest.raises(DownloadError, match='and 5 further attempts brought no more'):
+        fetch(server.address(PLAIN))
+    assert server.ranges(PLAIN) == [None, 'bytes=100000-'] * 3 + [None]
+
+
+@pytest.mark.parametrize('heeds_if_range', [True, False])
+def test_part_of_changed_content_is_dropped(server, heeds_if_range):
+    leave_part(server, PLAIN, heeds_if_range=heeds_if_range)
+    (server.folder / PLAIN).write_bytes(OTHER)
+    assert fetch(server.address(PLAIN)).read_bytes() == OTHER
+    assert server.ranges(PLAIN) == ['bytes=100000-'] + [None] * (not heeds_if_range)
+
+
+def test_content_that_changes_between_attempts(server):
+    server.behave(PLAIN, drop_after=100_000, becomes=OTHER)
+    assert fetch(server.address(PLAIN)).read_bytes() == OTHER
+
+
+def test_part_without_validator_is_continued_if_the_hash_is_known(server):
+    for name in (HASHED, PLAIN):
+        leave_part(server, name, etag=False)
+        assert fetch(server.address(name)).read_bytes() == CONTENT
+        assert server.ranges(name) == ['bytes=100000-' if name == HASHED else None]
+
+
+@pytest.mark.parametrize('note', ['', '[1]', '{"url": 3}'])
+def test_part_with_a_damaged_note_is_not_relied_on(server, cache, note):
+    leave_part(server, PLAIN)
+    Path(f'{plain_path(server, cache)}.part.json').write_text(note)
+    (server.folder / PLAIN).write_bytes(OTHER)
+    assert fetch(server.address(PLAIN)).read_bytes() == OTHER
+    assert server.ranges(PLAIN) == [None]
+
+
+def test_pieces_that_do_not_fit_are_downloaded_anew(server, cache, said):
+    cache.mkdir()
+    (cache / f'{HASHED}.part').write_bytes(OTHER[:1000])
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert server.ranges(HASHED) == ['bytes=1000-', None]
+    assert any('the pieces do not fit together' in line for line in said)
+
+
+@pytest.mark.parametrize('extra', [b'', b'x'])
+@pytest.mark.parametrize('name', [HASHED, PLAIN])
+def test_part_with_nothing_left_to_ask_for(server, cache, name, extra):
+    """Killed between the last byte and the renaming; or a file that has become shorter."""
+    path = cache / HASHED if name == HASHED else plain_path(server, cache)
+    path.parent.mkdir(parents=True)
+    Path(f'{path}.part').write_bytes(CONTENT + extra)
+    note = dict(url=server.address(name), validator=f'"{SHA256}"')
+    Path(f'{path}.part.json').write_text(json.dumps(note))
+    assert fetch(server.address(name)).read_bytes() == CONTENT
+    again = extra or name == PLAIN
+    assert server.ranges(name) == [f'bytes={300_000 + len(extra)}-'] + [None] * bool(again)
+    assert files(cache) == [name]
+
+
+def test_server_that_ignores_ranges(server):
+    leave_part(server, HASHED, ranges=False)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert server.ranges(HASHED) == ['bytes=100000-']
+
+
+@pytest.mark.parametrize('drops', [0, 1])
+def test_wrong_hash(server, cache, drops):
+    (server.folder / HASHED).write_bytes(OTHER)
+    server.behave(HASHED, drop_after=100_000, drops=drops)
+    with pytest.raises(DownloadError) as error:
+        fetch(server.address(HASHED))
+    actual = hashlib.sha256(OTHER).hexdigest()
+    assert str(error.value) == (
+        f'{server.address(HASHED)}: its sha256 should begin with {SHA256[:8]}, but it is {actual}'
+    )
+    assert isinstance(error.value, CheckpointError) and files(cache) == []
+    # A second, clean attempt only where the first was put together from pieces.
+    assert server.ranges(HASHED) == ([None, 'bytes=100000-', None] if drops else [None])
+
+
+def test_answer_without_a_length_is_verified_by_its_hash(server):
+    server.behave(HASHED, length=False)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    other = f'other-{SHA256[:8]}.pth'
+    (server.folder / other).write_bytes(CONTENT)
+    server.behave(other, length=False, drop_after=1000)
+    with pytest.raises(DownloadError, match=f'should begin with {SHA256[:8]}, but'):
+        fetch(server.address(other))
+
+
+def test_slow_server_succeeds_and_the_name_appears_with_the_whole_file(server, cache):
+    server.behave(HASHED, trickle=(20_000, 0.05))
+    seen, done = set(), threading.Event()
+
+    def watch():
+        while not done.is_set():
+            with contextlib.suppress(FileNotFoundError):
+                seen.add((cache / HASHED).stat().st_size)
+            part = cache / f'{HASHED}.part'
+            with contextlib.suppress(FileNotFoundError):
+                seen.add(('part', part.stat().st_size))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        fetch(server.address(HASHED), timeout=0.5)  # 0.75 s in all: it is for the single wait
+        until(lambda: 300_000 in seen)
+    finally:
+        done.set()
+        watcher.join()
+    assert {size for size in seen if isinstance(size, int)} == {300_000}
+    assert len(seen) > 5, 'the file was not watched while it grew'
+
+
+def test_stalled_server(server, cache):
+    server.behave(HASHED, truncate=100_000, stalls=True)
+    with pytest.raises(DownloadError, match='broke off: nothing came for 0.1 s, and 5 further'):
+        fetch(server.address(HASHED), timeout=0.1)
+    assert (cache / f'{HASHED}.part').read_bytes() == CONTENT[:100_000]
+    assert server.ranges(HASHED) == [None] + ['bytes=100000-'] * 6
+
+
+def test_processes_at_once_make_one_request(server, cache, child):
+    server.behave(HASHED, trickle=(10_000, 0.08))
+    processes = [child(server.address(HASHED)) for _ in range(2)]
+    for process in processes:
+        go(process)
+    output = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], output
+    assert all(text.endswith(f'{cache / HASHED}\n') for text in output)
+    assert ['waiting for another process' in text for text in output].count(True) == 1
+    assert server.ranges(HASHED) == [None] and (cache / HASHED).read_bytes() == CONTENT
+
+
+def test_threads_at_once_make_one_request(server):
+    server.behave(PLAIN, trickle=(50_000, 0.05))
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(fetch(server.address(PLAIN)).read_bytes()))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [CONTENT] * 6 and server.ranges(PLAIN) == [None]
+
+
+def test_bar_on_a_terminal_begins_at_the_part(server, said, monkeypatch):
+    leave_part(server, HASHED)
+    said.clear()
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, 'stderr', terminal)
+    fetch(server.address(HASHED))
+    shown = terminal.getvalue()
+    assert f'{HASHED}:  33%' in shown and f'{HASHED}: 100%' in shown and '293k/293k' in shown
+    assert said == []
+
+
+def test_full_disk_is_an_error_that_names_the_folder(server, cache):
+    """A limit on the size of files stands for the full disk: the last write is cut short too."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_001, limits[1]))
+    try:
+        with pytest.raises(DownloadError) as error:
+            fetch(server.address(HASHED))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert re.match(
+        f'cannot keep {HASHED} in {cache}: File too large; .* set RES2NET_MM_CACHE to another',
+        str(error.value),
+    )
+    assert len(server.asked) == 1, 'a full disk is no dropped connection'
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert server.ranges(HASHED) == [None, 'bytes=200001-']
+
+
+def test_folder_that_cannot_be_made_is_an_error_that_names_it(server, tmp_path, monkeypatch):
+    (tmp_path / 'file').touch()
+    folder = tmp_path / 'file' / 'cache'
+    monkeypatch.setenv('RES2NET_MM_CACHE', str(folder))
+    with pytest.raises(DownloadError, match=f'in {folder}: Not a directory;.*RES2NET_MM_CACHE'):
+        fetch(server.address(HASHED))
+    assert not server.asked
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root writes anywhere')
+def test_read_only_folder(server, cache):
+    cache.mkdir()
+    cache.chmod(0o500)
+    with pytest.raises(DownloadError, match=f'in {cache}: Permission denied'):
+        fetch(server.address(HASHED))
+
+
+def test_offline_says_what_to_do(cache, monkeypatch):
+    with socket.socket() as closed:
+        closed.bind(('127.0.0.1', 0))
+        host = f'127.0.0.1:{closed.getsockname()[1]}'
+    with pytest.raises(DownloadError) as error:
+        fetch(f'http://{host}/{HASHED}')
+    assert str(error.value) == (
+        f'http://{host}/{HASHED}: {host} could not be reached: it refused the connection\n'
+        f'download http://{host}/{HASHED} on another machine and put it at {cache / HASHED}, or '
+        'set RES2NET_MM_MIRROR to a folder that has it'
+    )
+
+    def unknown(*_, **__):
+        raise socket.gaierror(-2, 'Name or service not known')
+
+    monkeypatch.setattr(socket, 'getaddrinfo', unknown)
+    with pytest.raises(DownloadError, match='x.test could not be reached: its name could not be'):
+        fetch(f'https://x.test/{HASHED}')

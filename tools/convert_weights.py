@@ -1,0 +1,51 @@
+"""Converts published weights of any layout to this package's names, with their mark."""
+
+import argparse
+
+from res2net_mm.backbones.bottle2neck import FIRST_BLOCK_RULES
+from res2net_mm.engine.errors import run_tool
+from res2net_mm.weights import convert_weights
+
+EXAMPLE = """example:
+  python tools/convert_weights.py Res2Net50_vd_26w_4s_pretrained.pdparams res2net50_vd.safetensors
+  python tools/convert_weights.py res2net://res2net50_v1b_26w_4s weights/res2net50_v1b.pth
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'source', metavar='IN', help='file, http address, res2net://name or open-mmlab://name'
+    )
+    parser.add_argument(
+        'out', metavar='OUT', help='.safetensors or .pth; its sha256 is put into the name'
+    )
+    parser.add_argument(
+        '--first-block', choices=FIRST_BLOCK_RULES, help='the rule, where the file does not tell it'
+    )
+    parser.add_argument('--prefix', help="what the backbone's names begin with in the file")
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read the file with pickle, which runs code that is in it',
+    )
+    args = parser.parse_args()
+    written = convert_weights(
+        args.source,
+        args.out,
+        first_block=args.first_block,
+        prefix=args.prefix,
+        trust=args.trust_checkpoint,
+    )
+    print(written)
+    if not written.mark:
+        print(
+            'its first-block rule is not known, and the file does not say one; --first-block says '
+            "it: 'mmdet' for what mmdet's own Res2Net trained, 'official' for the authors'"
+        )
+
+
+if __name__ == '__main__':
+    run_tool(main)
