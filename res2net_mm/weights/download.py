@@ -111,7 +111,7 @@ def fetch(
             f'download {url} on another machine and put it at {path}, or set {MIRROR} to a folder '
             'that has it'
         )
-    raise DownloadError('\n'.join(lines))
+    raise DownloadError('; '.join(lines))
 
 
 def _from(source: str | Path, path: Path, prefix: str | None, timeout: float) -> Path:
@@ -186,13 +186,14 @@ def _problem(path: Path, prefix: str | None) -> str:
     """What is wrong with a file; nothing if it is the one that was asked for."""
     if not path.is_file():
         return 'there is no such file'
-    actual = _sha256(path) if prefix else ''
+    actual = sha256_of(path) if prefix else ''
     if actual.startswith(prefix or ''):
         return ''
     return f'its sha256 should begin with {prefix}, but it is {actual}'
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while data := file.read(_CHUNK):
@@ -278,6 +279,7 @@ def _receive(url: str, part: _Part, prefix: str | None, timeout: float, bar: tqd
 
 
 def _request(url: str, part: _Part, prefix: str | None, timeout: float, bar: tqdm) -> bool:
+    """Asks once for what is missing. Returns whether the answer continued the part."""
     offset, kept = part.size(), part.validator(url)
     headers = {}
     if offset and (prefix or kept):  # else nothing would tell a part of other content

@@ -18,10 +18,11 @@ from ..backbones.base import MARK
 from ..backbones.bottle2neck import FIRST_BLOCK_RULES, check_choice
 from ..registry import MODELS
 from .architecture import architecture_of
+from .download import sha256_of
 from .layouts import leave_mark, listing
 from .loading import load_weights
 from .reading import CheckpointError
-from .sources import read_backbone, sha256_of
+from .sources import read_backbone
 
 SUFFIXES = ('.safetensors', '.pth')
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from torch import nn
 
 from ..backbones import Backbone
 from ..backbones.base import MARK
-from .download import fetch
+from .download import fetch, sha256_of
 from .layouts import Converted, convert, leave_mark, read_mark, unwrap
 from .reading import CheckpointError, read_checkpoint
 from .zoo import SCHEME, ZOO, Published
@@ -178,15 +177,6 @@ def _marked(
     for path, mark in marks.items():
         leave_mark(marked, mark, path)
     return marked
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _near(name: str, names: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Transfers: what a server or a disk may do to a file on its way."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -113,6 +114,21 @@ def test_progress_resets_the_count_of_attempts(server):
     server.behave(HASHED, drop_after=20_000, drops=14)
     assert fetch(server.address(HASHED)).read_bytes() == CONTENT
     assert len(server.ranges(HASHED)) == 15 > 2 * download._RETRIES
+
+
+def test_network_that_goes_away_for_a_moment(server, monkeypatch):
+    connect, calls = socket.create_connection, []
+
+    def unsteady(*args, **kwargs):
+        calls.append(args)
+        if len(calls) in (2, 3):
+            raise OSError(errno.ENETUNREACH, 'Network is unreachable')
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(socket, 'create_connection', unsteady)
+    server.behave(HASHED, drop_after=40_000)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert len(calls) == 4 and server.ranges(HASHED) == [None, 'bytes=40000-']
 
 
 def test_weak_etag_is_not_relied_on(server):
