@@ -39,6 +39,8 @@ setup(
         'torchvision',  # its operators stand in for mmcv's compiled ones
         'numpy',
         'tqdm',  # progress bars
+        'filelock',  # one download of a file at a time
+        'safetensors',  # weights that cannot hold code
     ],
     # The two stacks share their import names and exclude each other, so neither is required. Each
     # extra is a set that was tested together; newer releases of torch are known to break some.

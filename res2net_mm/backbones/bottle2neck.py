@@ -169,13 +169,10 @@ class Bottle2neck(BaseModule):
         """Features of the block; ``shortcut`` is added in the place of ``downsample(x)``."""
         trains = x.requires_grad or self.conv1.weight.requires_grad
         if self.with_cp and trains and torch.is_grad_enabled():
-            return checkpoint(
-                self._forward,
-                x,
-                shortcut,
-                use_reentrant=False,
-                context_fn=self._checkpoint_contexts,
-            )
+            # compiled, a recomputation does not reach the statistics (and takes no bound method)
+            compiled = torch.compiler.is_compiling()
+            contexts = {} if compiled else dict(context_fn=self._checkpoint_contexts)
+            return checkpoint(self._forward, x, shortcut, use_reentrant=False, **contexts)
         return self._forward(x, shortcut)
 
     def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:

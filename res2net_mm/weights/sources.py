@@ -166,7 +166,7 @@ CheckpointLoader.register_scheme(prefixes=SCHEME, loader=read_source, force=True
 
 
 def _mark(entry: Published) -> dict[str, str]:
-    return dict(first_block=entry.arch['first_block'], style='pytorch')
+    return dict(first_block=entry.rule, style='pytorch')
 
 
 def _marked(

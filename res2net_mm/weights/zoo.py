@@ -51,10 +51,15 @@ class Published:
         return found[1] if found else None
 
     @property
+    def rule(self) -> str:
+        """The first-block rule that the weights need."""
+        return self.first_block or VARIANTS[self.variant].get('first_block', 'official')
+
+    @property
     def arch(self) -> dict[str, Any]:
-        """Arguments of the backbone that the weights need, with ``type`` and ``first_block``."""
-        args = {'type': 'Res2Net', 'first_block': 'official', **VARIANTS[self.variant]}
-        return {**args, 'first_block': self.first_block or args['first_block']}
+        """Arguments of the backbone that the weights need, ``type`` included."""
+        args = {'type': 'Res2Net', **VARIANTS[self.variant]}
+        return dict(args, first_block=self.rule) if args['type'] == 'Res2Net' else args
 
 
 def _official(variant: str, file: str, top1: float) -> dict[str, Published]:

@@ -383,7 +383,7 @@ def test_offline_says_what_to_do(cache, monkeypatch):
     with pytest.raises(DownloadError) as error:
         fetch(f'http://{host}/{HASHED}')
     assert str(error.value) == (
-        f'http://{host}/{HASHED}: {host} could not be reached: it refused the connection\n'
+        f'http://{host}/{HASHED}: {host} could not be reached: it refused the connection; '
         f'download http://{host}/{HASHED} on another machine and put it at {cache / HASHED}, or '
         'set RES2NET_MM_MIRROR to a folder that has it'
     )

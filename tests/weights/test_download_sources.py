@@ -217,7 +217,7 @@ def test_each_attempt_is_listed(server, cache, folder, mirrors):
     mirrors(folder, server.folder, server.address('copies'), 'http://127.0.0.1:1')
     server.behave(NAME, status=503)
     url = server.address(NAME)
-    assert fails(url).splitlines() == [
+    assert fails(url).split('; ') == [
         f'{folder / NAME}: {NOT_IT}',
         f'{server.folder / NAME}: there is no such file',
         f'{server.address("copies")}/{NAME}: the server answered 404 (Not Found)',
