@@ -17,10 +17,10 @@ CONFIG = 'configs/faster_rcnn_r2n14_shapes.py'
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
 
 
-def call(tool, *args, **kwargs):
+def call(tool, *args, env=ENV, **kwargs):
     return subprocess.run(
         [sys.executable, f'tools/{tool}.py', *map(str, args)],
-        env=ENV,
+        env=env,
         cwd=REPO,
         capture_output=True,
         text=True,
@@ -142,7 +142,9 @@ def test_wrong_paths(tmp_path, trained, shapes, tiny_arguments):
         call('infer', CONFIG, trained / 'epoch_1.pth', tmp_path / 'nothing', '--out', tmp_path)
     )
     front_door = ('configs/faster_rcnn_r2n50.py', '--work-dir', tmp_path / 'w')
-    assert '--from-scratch' in error_of(call('train', *front_door))
+    unreachable = dict(ENV, https_proxy='http://127.0.0.1:9', RES2NET_MM_CACHE=str(tmp_path / 'c'))
+    line = error_of(call('train', *front_door, env=unreachable))
+    assert 'RES2NET_MM_MIRROR' in line and '--from-scratch' in line
     line = error_of(call('train', *front_door, '--from-scratch'))
     assert 'instances_train2017.json' in line and 'train_dataloader' in line
     assert not (tmp_path / 'w').exists()
