@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tenso
     Args:
         state: A state dict, or a checkpoint that wraps one as ``state_dict``, ``model`` or
             ``ema``, with or without ``module.``: of this package, mmdet (also a whole detector),
-            the authors, timm, mmpretrain or PaddleClas.
+            the authors, timm, mmpretrain or PaddleClas (also with numpy arrays).
 
     Returns:
         The weights in this package's names, without a classifier and what else is no backbone,
@@ -137,7 +138,8 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
                 dropped.setdefault(CLASSIFIER if head else AROUND, []).append(key)
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     names = _recognise(state)
-    layout = layout or names
+    if names != 'mmdet' or not layout:  # other names tell the rule, whatever stands before them
+        layout = names
     rename = _RENAMES[names]
 
     renamed: OrderedDict[str, Tensor] = OrderedDict()
@@ -152,10 +154,8 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
             unknown.append(prefix + key)
         elif name in renamed:
             raise CheckpointError(f'two tensors of the file become {name}, one of them {key}')
-        elif not isinstance(value, Tensor):
-            raise CheckpointError(f'{key} must be a tensor, but is {type(value).__name__}')
         else:
-            renamed[name] = value
+            renamed[name] = _tensor(key, value)
     if unknown:
         raise CheckpointError(
             f'names in layout {layout} have no rule: {listing(unknown)}; is it a Res2Net?'
@@ -180,6 +180,14 @@ def listing(names: list[str], most: int = 6) -> str:
     """A few of many names."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     return ', '.join(names[:most]) + more
+
+
+def _tensor(key: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':  # as Paddle gives them
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder('='), order='C'))
+    if not isinstance(value, Tensor):
+        raise CheckpointError(f'{key} must be a tensor, but is {type(value).__name__}')
+    return value
 
 
 def _recognise(state: Mapping[str, Any]) -> str:

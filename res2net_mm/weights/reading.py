@@ -2,88 +2,325 @@
 
 from __future__ import annotations
 
+import json
+import math
+import mmap
+import os
 import pickle
 import re
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from numpy._core import multiarray
+
+from ..backbones.base import MARK
+from .paddle_pickle import NUMPY, Array, DataUnpickler, DType, Refused, owned, read_paddle, refuse
+
+_ZIP = b'PK\x03\x04'
+_PICKLE = rb'\x80[\x02-\x05]'
+_LEGACY = re.compile(_PICKLE + rb'(\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19', re.S)  # its number
 
 
 class CheckpointError(ValueError):
     """A checkpoint file that cannot be read, or that is refused."""
 
 
-def _history_method(owner: Any, name: str) -> Any:
-    """``getattr`` as far as mmengine's HistoryBuffer, which pickles its methods, needs it."""
-    if owner is not HistoryBuffer:
-        of = getattr(owner, '__name__', type(owner).__name__)
-        raise pickle.UnpicklingError(f'Unsupported global: GLOBAL getattr:{of}.{name}')
-    return getattr(owner, name)
-
-
-# What mmengine writes besides tensors: histories of logged values, numpy numbers and arrays (of
-# plain numbers: object arrays stay out). numpy 1 calls its module core, numpy 2 _core.
-_ALLOWED: list[Any] = [
-    HistoryBuffer,
-    (_history_method, 'builtins.getattr'),
-    slice,
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in '?bBhHiIlLqQefd'},
-    *(
-        (function, f'numpy.{core}.multiarray.{function.__name__}')
-        for function in (multiarray._reconstruct, multiarray.scalar)
-        for core in ('core', '_core')
-    ),
-]
-
-
 def read_checkpoint(
     path: str | Path, map_location: Any = 'cpu', *, trust: bool = False
 ) -> dict[str, Any]:
-    """Reads a checkpoint written by torch or mmengine; code in it is not run.
+    """Reads a checkpoint of torch, mmengine, Paddle or safetensors; code in it is not run.
+
+    The content tells the format, whatever the file is called.
 
     Args:
-        path: The file.
+        path: The file; ``~`` is the home folder.
         map_location: Device of the tensors, as in ``torch.load``.
         trust: Read with pickle, which runs whatever the file says. Only for files whose author
             you trust.
 
     Returns:
-        The dict that was saved.
+        The dict that was saved, Paddle's with tensors for its arrays. For safetensors
+        ``dict(state_dict=..., meta=...)``; ``meta`` has what :mod:`res2net_mm` left there.
 
     Raises:
         FileNotFoundError: There is no such file.
         CheckpointError: The file is damaged, is no checkpoint, or wants to run code.
     """
-    path = Path(path)
-    if not path.exists():
+    path = Path(os.path.expanduser(path))
+    if not os.path.exists(path):
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     if not path.is_file():
-        raise CheckpointError(f'checkpoint {path} is a folder; give the .pth file in it')
+        what = 'a folder; give the .pth file in it' if path.is_dir() else 'no regular file'
+        raise CheckpointError(f'checkpoint {path} is {what}')
+    size = path.stat().st_size
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
-            checkpoint = torch.load(path, map_location=map_location, weights_only=not trust)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            checkpoint = _read(path, size, map_location, trust)
+        if not isinstance(checkpoint, dict):
+            kind = type(checkpoint).__name__
+            raise Refused(f'holds an object of type {kind}; a dict with weights is needed')
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f'checkpoint {path} ({size} bytes) {_reason(error)}') from error
+    return checkpoint
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip()
+    if not isinstance(error, Refused):
+        text = text.splitlines()[0] if text else ''
+        if isinstance(error, EOFError):
+            text = 'it ends too early'
+        elif isinstance(error, zipfile.BadZipFile) and text == 'File is not a zip file':
+            text = 'it is a zip archive without its end, probably cut off'
+        elif not text or isinstance(error, (AttributeError, LookupError, TypeError)):
+            text = f'{type(error).__name__} {text}'
+        text = f'is damaged or no checkpoint: {text}'
+    # Names come from the file.
+    return ''.join(char if char.isprintable() else '?' for char in text[:500])
+
+
+def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
+    if not size:
+        raise Refused('is empty')
+    # A map does not reserve what a damaged length asks for, as read() of a file does.
+    with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        head = content[:64]
+        if head[8:10] in (b'{"', b'{}'):
+            return _moved(_read_safetensors(content[:]), map_location)
+        legacy = _LEGACY.match(head)
+        if re.match(_PICKLE, head) and not legacy:
+            return _moved(read_paddle(content, trust=trust), map_location)
+        if trust:
+            return torch.load(path, map_location=map_location, weights_only=False)
+        if head.startswith(_ZIP):
+            _try_zip(path, size)
+        elif legacy:
+            _try_legacy(content, size)
+        else:
+            text = head.decode('utf-8', 'ignore')
+            whole = len(text.encode()) > len(head) - 4  # but for a character that was cut
+            if len(text) > 4 and whole and re.sub(r'[\t\r\n]', '', text).isprintable():
+                raise Refused(f'is no checkpoint, but a text file: {text[:40]!r}...')
+            raise Refused('is damaged or no checkpoint: neither of torch, Paddle nor safetensors')
+    try:
+        with _stand_ins():
+            loaded = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         wanted = re.search(r'GLOBAL (\S+)', str(error))
-        if wanted is None:
-            raise CheckpointError(f'checkpoint {path} is damaged or no checkpoint') from error
-        raise CheckpointError(
-            f'checkpoint {path} asks for {wanted[1]} when it is read, which could run code, and '
-            'was refused; --trust-checkpoint reads it all the same, if you trust its author'
+        if wanted:
+            raise refuse(wanted[1]) from error
+        reason = re.search(r'Unpickler error: (.+)', str(error))
+        raise ValueError(reason[1] if reason else 'its pickle is not as torch writes it') from error
+    return _real(loaded, {})
+
+
+def _read_safetensors(content: bytes) -> dict[str, Any]:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise Refused(
+            'is a safetensors file; `pip install safetensors` makes it readable'
         ) from error
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError) as error:
-        raise CheckpointError(
-            f'checkpoint {path} ({path.stat().st_size} bytes) is damaged or no checkpoint: '
-            f'{str(error).splitlines()[0] if str(error) else type(error).__name__}'
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(
-            f'checkpoint {path} holds a {type(checkpoint).__name__}; a dict with the weights is '
-            'needed'
+    state = load(content)
+    length = int.from_bytes(content[:8], 'little')
+    strings = json.loads(content[8 : 8 + length]).get('__metadata__') or {}
+    meta = {MARK: json.loads(strings[MARK])} if MARK in strings else {}
+    return dict(state_dict=state, meta=meta)
+
+
+def _moved(value: Any, map_location: Any) -> Any:
+    """Tensors that were read on the CPU, where ``map_location`` wants them."""
+    if isinstance(value, dict):
+        return {key: _moved(inner, map_location) for key, inner in value.items()}
+    if not isinstance(value, torch.Tensor) or map_location is None:
+        return value
+    if isinstance(map_location, dict):
+        return value.to(map_location.get('cpu', 'cpu'))
+    if not isinstance(map_location, (str, torch.device)):
+        storage = map_location(value.untyped_storage(), 'cpu')
+        return value if storage is None else value.to(storage.device)
+    return value.to(map_location)
+
+
+class _Named:
+    """Stands for whatever a torch pickle names or makes, in the trial."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+class _Storage:
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+class _Trial(DataUnpickler):
+    """Goes through a torch pickle before torch does, for what would take more than the file has.
+
+    torch reserves what a pickle says before it looks for the data, fills ``bytearray(n)`` with
+    zeros, and hashes tuples of any depth.
+    """
+
+    dispatch = DataUnpickler.dispatch.copy()
+    for _code in (pickle.NEWOBJ, pickle.BINPERSID, pickle.EMPTY_SET):
+        dispatch[_code[0]] = pickle._Unpickler.dispatch[_code[0]]
+
+    def __init__(self, file: Any, size: int) -> None:
+        super().__init__(file)
+        self.size = size
+        self.storages: set[str] = set()
+        self.declared = 0
+
+    def load_proto(self) -> None:
+        super().load_proto()
+        if self.proto != 2:
+            raise Refused(
+                f'was saved with pickle protocol {self.proto}, and torch reads only 2 without '
+                'running code; --trust-checkpoint reads it, if you trust its author'
+            )
+
+    def named(self, name: str) -> Any:
+        return _Named(name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        _, _, key, location, count, *_ = pid
+        if [type(key), type(location), type(count)] != [str, str, int] or count < 0:
+            raise ValueError('it names a storage as torch does not')
+        self.declared += count if key not in self.storages else 0
+        self.storages.add(key)
+        if max(count, self.declared) > self.size:
+            raise ValueError(f'it declares {self.declared} numbers, more than it has bytes')
+        return _Storage(count)
+
+    def call(self, function: Any, args: Any) -> Any:
+        if type(function) is not _Named:
+            raise pickle.UnpicklingError('its pickle calls what is no function')
+        if function.name.endswith('Storage'):
+            raise refuse(function.name)
+        if function.name.endswith(('bytearray', 'Tensor')):
+            numbers = [a for arg in args for a in (arg if type(arg) is tuple else [arg])]
+            if math.prod(a for a in numbers if type(a) is int) > self.size:
+                raise Refused(f'asks for a {function.name} of more than it has bytes')
+        self.build(function, args)
+        return _Named(f'{function.name}()')
+
+    def build(self, instance: Any, state: Any) -> None:
+        """Checks (storage, offset, sizes, strides, ...), of which torch makes a tensor."""
+        if not isinstance(state, tuple) or len(state) < 4 or not isinstance(state[0], _Storage):
+            return
+        storage, offset, sizes, strides = state[:4]
+        last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
+        if min((offset, *sizes, *strides)) < 0 or (0 not in sizes and last >= storage.count):
+            raise ValueError(f'a tensor of {sizes} reaches beyond its {storage.count} numbers')
+
+    def load_newobj(self) -> None:
+        self.load_reduce()
+
+    dispatch[pickle.PROTO[0]] = load_proto
+    dispatch[pickle.NEWOBJ[0]] = load_newobj
+
+
+def _try_zip(path: Path, size: int) -> None:
+    with zipfile.ZipFile(path) as archive:
+        files = archive.infolist()
+        names = [file.filename.partition('/')[2] for file in files]
+        if 'constants.pkl' in names:
+            raise Refused('is a TorchScript program; save the state dict of its model instead')
+        if names.count('data.pkl') != 1:
+            raise Refused('is a zip archive, but not one that torch.save wrote')
+        total = sum(max(file.file_size, file.compress_size) for file in files)
+        if total > size:  # torch.save does not compress
+            raise ValueError(f'its directory declares {total} bytes of content, more than it has')
+        _Trial(BytesIO(archive.read(files[names.index('data.pkl')])), size).load()
+
+
+def _try_legacy(content: mmap.mmap, size: int) -> None:
+    for _ in ('magic number', 'version', 'system'):
+        _Trial(content, size).load()
+    trial = _Trial(content, size)
+    trial.load()
+    keys = _Trial(content, size).load()
+    if not all(type(key) is str for key in keys) or set(keys) != trial.storages:
+        raise ValueError('it lacks the data of some tensors')
+
+
+class _History:
+    """Stands for mmengine's HistoryBuffer, which would take over methods for the whole process."""
+
+    __slots__ = ('state',)
+
+    def __init__(self, *args: Any) -> None:
+        self.state: Any = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def real(self) -> HistoryBuffer:
+        history = HistoryBuffer(max_length=int(self.state['max_length']))
+        history._log_history = owned(self.state['_log_history'].view())
+        history._count_history = owned(self.state['_count_history'].view())
+        return history
+
+
+def _method(owner: Any, name: str) -> str:
+    """``getattr`` as far as HistoryBuffer, which pickles its methods, needs it."""
+    if owner is not _History:
+        known = (wanted for wanted, stand_in in _ALLOWED.items() if stand_in is owner)
+        raise refuse(
+            f'getattr of {next(known, type(owner).__name__)}.{name if type(name) is str else "?"}'
         )
-    return checkpoint
+    return name
+
+
+# What mmengine writes besides tensors: histories of logged values, numpy's numbers and arrays.
+_ALLOWED: dict[str, Any] = {
+    **NUMPY,
+    'mmengine.logging.history_buffer.HistoryBuffer': _History,
+    'builtins.getattr': _method,
+    'builtins.slice': slice,
+}
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Has torch take these, and not what the process allowed elsewhere, for what a file names."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals([(value, name) for name, value in _ALLOWED.items()])
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _real(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
+    """What was read, with true arrays, types and histories for what stands for them."""
+    if id(value) in done:
+        return done[id(value)][1]
+    kind = type(value)
+    real = value
+    if kind in (dict, OrderedDict, list):
+        done[id(value)] = value, value  # before its content, which may hold it
+        for key in range(len(value)) if kind is list else value:
+            value[key] = _real(value[key], done)
+    elif kind is tuple:
+        real = tuple(_real(inner, done) for inner in value)
+    elif kind is Array:
+        real = owned(value.view())
+    elif kind in (DType, _History):
+        real = value.real()
+    if real is not value:
+        done[id(value)] = value, real
+    return real

@@ -1,100 +1,14 @@
 import copy
 
 import pytest
-import timm
 import torch
-from references import from_timm, randomise, relative_error
+from references import randomise, relative_error
 from torch import nn
 
 import res2net_mm
 from res2net_mm import Bottle2neck, Res2Net, create_backbone, list_backbones
 
 SMALL = dict(depth=14, base_width=8, base_channels=16, stem_channels=16)
-# timm's name, ours
-TIMM = {
-    'res2net50d': 'res2net50_v1b_26w_4s',
-    'res2net50_26w_4s': 'res2net50_26w_4s',
-    'res2net50_48w_2s': 'res2net50_48w_2s',
-    'res2net50_14w_8s': 'res2net50_14w_8s',
-    'res2next50': 'res2next50_4w_4s_8c',
-}
-
-
-@pytest.mark.parametrize('size', [(64, 96), (75, 61)])
-@pytest.mark.parametrize('name', TIMM)
-def test_official_rule_equals_timm(name, size):
-    theirs = randomise(timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))).eval()
-    ours = create_backbone(TIMM[name]).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict(), ours.deep_stem), strict=True)
-    image = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for out, reference in zip(ours(image), theirs(image), strict=True):
-            assert relative_error(out, reference) < 1e-5
-        ours, theirs, image = ours.double(), theirs.double(), image.double()
-        for out, reference in zip(ours(image), theirs(image), strict=True):
-            assert relative_error(out, reference) < 1e-12
-
-
-@pytest.mark.parametrize(
-    'args',
-    [
-        dict(depth=50),
-        dict(depth=50, scales=6, base_width=20, frozen_stages=1, norm_eval=False),
-        dict(depth=50, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)),
-    ],
-)
-def test_mmdet_rule_equals_mmdets_network(args):
-    from mmdet.models.backbones import Res2Net as BuiltIn
-
-    theirs = BuiltIn(**args)
-    ours = Res2Net(first_block='mmdet', **args)
-    ours.load_state_dict(randomise(theirs).state_dict(), strict=True)
-    theirs.eval()
-    ours.eval()
-    image = torch.randn(2, 3, 75, 64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        for out, reference in zip(ours(image), theirs(image), strict=True):
-            assert relative_error(out, reference) < 1e-5
-    official = Res2Net(**args).eval()
-    official.load_state_dict(theirs.state_dict(), strict=True)
-    with torch.no_grad():  # what nobody is told by the weights: the same names, other features
-        assert relative_error(official(image)[0], theirs(image)[0]) > 1e-2
-
-
-def paddle_block(block, x, stride):
-    """A block by the paddle rule, written from PaddleClas's description with functions only."""
-
-    def norm(x, bn):
-        return nn.functional.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-
-    groups = norm(block.conv1(x), block.bn1).relu().chunk(4, 1)
-    outs = []
-    for i in range(3):
-        y = groups[i] if i == 0 or stride == 2 else groups[i] + outs[-1]
-        y = nn.functional.conv2d(y, block.convs[i].weight, stride=stride, padding=1)
-        outs.append(norm(y, block.bns[i]).relu())
-    last = groups[3]
-    if stride == 2:
-        ones = torch.ones_like(last[:, :1])
-        sums = nn.functional.avg_pool2d(nn.functional.pad(last, (1, 1, 1, 1)), 3, 2)
-        share = nn.functional.avg_pool2d(nn.functional.pad(ones, (1, 1, 1, 1)), 3, 2)
-        last = sums / share  # the mean over the pixels that exist
-    out = norm(block.conv3(torch.cat([*outs, last], 1)), block.bn3)
-    if block.downsample is not None:
-        x = x if stride == 1 else nn.functional.avg_pool2d(x, 2, 2, ceil_mode=True)
-        x = norm(block.downsample[1](x), block.downsample[2])
-    return (out + x).relu()
-
-
-def test_paddle_rule_equals_reference():
-    net = randomise(create_backbone('res2net50_vd_26w_4s')).double().eval()
-    image = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1)).double()
-    with torch.no_grad():
-        x = net.maxpool(net.stem(image))
-        for stage, out in enumerate(net(image)):
-            for i, block in enumerate(getattr(net, f'layer{stage + 1}')):
-                x = paddle_block(block, x, 2 if stage > 0 and i == 0 else 1)
-            assert relative_error(out, x) < 1e-12
 
 
 @pytest.mark.parametrize('rule', ['official', 'mmdet', 'paddle'])
@@ -141,27 +55,9 @@ def test_one_scale_is_a_resnet(style):
             assert relative_error(out, reference) < 1e-5
 
 
-# Parameters with a 1000-class classifier, in millions, as the publications count them
-PUBLISHED_PARAMS = {
-    'res2net50_48w_2s': 25.29,
-    'res2net50_26w_4s': 25.70,
-    'res2net50_14w_8s': 25.06,
-    'res2net50_26w_6s': 37.05,
-    'res2net50_26w_8s': 48.40,
-    'res2net101_26w_4s': 45.21,
-    'res2next50_4w_4s_8c': 24.67,
-    'res2net50_v1b_26w_4s': 25.72,
-    'res2net101_v1b_26w_4s': 45.23,
-    'res2net200_vd_26w_4s': 76.21,
-}
-
-
 @pytest.mark.parametrize('name', list_backbones())
 def test_every_variant_trains(name):
     net = create_backbone(name, norm_eval=False)
-    if name in PUBLISHED_PARAMS:
-        params = sum(p.numel() for p in net.parameters()) + 2048 * 1000 + 1000
-        assert params / 1e6 == pytest.approx(PUBLISHED_PARAMS[name], abs=0.01)
     outs = net(torch.randn(2, 3, 64, 64))
     sides = [64 // stride for stride in net.out_strides]
     expected = [(2, c, s, s) for c, s in zip(net.out_channels, sides, strict=True)]

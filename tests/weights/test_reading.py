@@ -1,5 +1,7 @@
 import os
+import pickle
 import random
+import zipfile
 from collections import OrderedDict
 
 import numpy as np
@@ -10,38 +12,103 @@ from mmengine.logging import HistoryBuffer
 from res2net_mm.weights import CheckpointError, read_checkpoint
 
 
-class Hostile:
-    """Pickles as a call of ``os.system``."""
+class Call:
+    """Pickles as a call, which reading it would make."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, *reduced):
+        self.reduced = reduced
 
     def __reduce__(self):
-        return os.system, (f'touch {self.path}',)
+        return self.reduced
+
+
+def save_pickle(path, pickled):
+    """A file as torch.save writes it, with a pickle that torch.save would not write."""
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/data.pkl', pickled)
+        archive.writestr('a/byteorder', 'little')
+        archive.writestr('a/data/0', np.arange(8, dtype=np.float32).tobytes())
+        archive.writestr('a/version', '3\n')
+
+
+def refusal(path):
+    """The one-line message with which a file is refused, without a try to reserve memory."""
+    with pytest.raises(CheckpointError) as raised:
+        read_checkpoint(path)
+    error, message = raised.value, str(raised.value)
+    assert message.startswith(f'checkpoint {path} ({path.stat().st_size} bytes) ')
+    assert '\n' not in message
+    while error is not None:
+        assert not isinstance(error, MemoryError) and 'alloc' not in str(error).lower()
+        error = error.__cause__
+    return message
 
 
 def test_what_mmengine_writes_is_read(tmp_path):
     history = HistoryBuffer([1.0, 2.0], [1, 1])
+    array = np.arange(4, dtype='>i8')
     saved = dict(
-        state_dict=OrderedDict(weight=torch.arange(3.0)),
-        message_hub=dict(log_scalars=dict(loss=history), runtime_info=dict(last=np.float64(0.5))),
+        state_dict=OrderedDict(weight=torch.arange(3.0), count=torch.tensor(7)),
+        message_hub=dict(
+            log_scalars=OrderedDict(loss=history, same=history),
+            runtime_info=dict(last=np.float64(0.5), flag=np.bool_(True)),
+        ),
         meta=dict(seed=3, dataset_meta=dict(classes=('a', 'b'), palette=[(1, 2, 3)])),
-        array=np.arange(4, dtype=np.int64),
+        arrays=[array, (array, np.zeros((0, 2))), np.asfortranarray(np.ones((2, 3)))],
+        dtype=np.dtype('f4'),
     )
+    saved['state_dict']._metadata = OrderedDict({'': dict(version=2)})
     path = tmp_path / 'epoch_1.pth'
     torch.save(saved, path)
     read = read_checkpoint(path)
-    assert read['state_dict']['weight'].equal(saved['state_dict']['weight'])
-    assert read['message_hub']['log_scalars']['loss'].mean() == history.mean() == 1.5
-    assert read['meta'] == saved['meta'] and read['message_hub']['runtime_info']['last'] == 0.5
-    assert read['array'].tolist() == [0, 1, 2, 3]
+    state = read['state_dict']
+    assert state['weight'].equal(torch.arange(3.0)) and state['count'] == 7
+    assert type(state) is OrderedDict and state._metadata == {'': dict(version=2)}
+    loss = read['message_hub']['log_scalars']['loss']
+    assert type(loss) is HistoryBuffer and loss is read['message_hub']['log_scalars']['same']
+    assert vars(loss).keys() == vars(HistoryBuffer()).keys() and loss.max_length == 1000000
+    assert loss.mean() == loss.statistics('mean') == 1.5
+    loss.update(6)
+    assert [part.tolist() for part in loss.data] == [[1, 2, 6], [1, 1, 1]]
+    info = read['message_hub']['runtime_info']
+    assert type(info['last']) is np.float64 and info == dict(last=0.5, flag=True)
+    assert read['meta'] == saved['meta'] and read['dtype'] is np.dtype('f4')
+    first, (second, empty), fortran = read['arrays']
+    assert type(first) is np.ndarray and first.tolist() == [0, 1, 2, 3] and second is first
+    assert empty.shape == (0, 2) and fortran.tolist() == [[1] * 3] * 2
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_tensors_of_all_kinds(tmp_path, zipped):
+    whole = torch.arange(24.0).reshape(2, 3, 4)
+    small = torch.arange(100).to(torch.int8).repeat(200)  # a few views have more numbers than bytes
+    saved = dict(
+        whole=whole,
+        view=whole[:, 1:, ::2].transpose(0, 2),
+        scalar=torch.tensor(3),
+        empty=torch.zeros(0, 5),
+        hollow=torch.zeros(5, 0),
+        **{f'small{i}': small[i:] for i in range(4)},
+        half=torch.rand(5).bfloat16(),
+        expanded=torch.ones(1).expand(4, 4),
+        parameter=torch.nn.Parameter(torch.rand(3)),
+        size=torch.Size([2048, 2048, 7, 7]),
+        raw=bytearray(b'abc'),
+    )
+    path = tmp_path / 'tensors.pth'
+    torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+    read = read_checkpoint(path)
+    assert read['size'] == saved.pop('size') and read['raw'] == saved.pop('raw')
+    for key, value in saved.items():
+        assert read[key].equal(value) and read[key].dtype == value.dtype, key
+    assert read['whole'].untyped_storage().data_ptr() == read['view'].untyped_storage().data_ptr()
 
 
 @pytest.mark.parametrize('zipped', [True, False])
 def test_code_is_refused_by_name_and_not_run(tmp_path, zipped):
     mark = tmp_path / 'was_run'
     path = tmp_path / 'hostile.pth'
-    saved = dict(state_dict={}, meta=Hostile(mark))
+    saved = dict(state_dict={}, meta=Call(os.system, (f'touch {mark}',)))
     torch.save(saved, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r'asks for (posix|os)\.system.*--trust-checkpoint'):
         read_checkpoint(path)
@@ -51,38 +118,198 @@ def test_code_is_refused_by_name_and_not_run(tmp_path, zipped):
 
 
 def test_getattr_reaches_no_further_than_histories(tmp_path):
-    class Reach:
-        def __reduce__(self):
-            return getattr, (np.ndarray, 'tofile')  # an allowed class, a method that writes
-
     path = tmp_path / 'reach.pth'
-    torch.save(dict(x=Reach()), path)
-    with pytest.raises(CheckpointError, match='asks for getattr:ndarray.tofile '):
-        read_checkpoint(path)
+    # an allowed class, a method that writes
+    torch.save(dict(x=Call(getattr, (np.ndarray, 'tofile'))), path)
+    assert 'asks for getattr of numpy.ndarray.tofile when it is read' in refusal(path)
+    # what the process allowed for its own files is not allowed here, and stays as it was
+    with torch.serialization.safe_globals([getattr, os.getcwd]):
+        before = torch.serialization.get_safe_globals()
+        assert 'asks for getattr of numpy.ndarray.tofile when it is read' in refusal(path)
+        torch.save(dict(x=Call(os.getcwd, ())), path)
+        assert 'asks for posix.getcwd when it is read' in refusal(path)
+        assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
-def test_damaged_files(tmp_path):
+def test_histories_change_nothing_outside_of_themselves(tmp_path):
+    path = tmp_path / 'history.pth'
+    state = dict(vars(HistoryBuffer([2.0], [1])), statistics_methods=dict(mean='evil'), update='no')
+    torch.save(dict(x=Call(HistoryBuffer, ([1], [1], -5), state)), path)
+    assert read_checkpoint(path)['x'].mean() == 2
+    methods = Call(getattr, (HistoryBuffer, '_statistics_methods'), None, None, iter([('mean', 1)]))
+    torch.save(dict(x=methods), path)
+    refusal(path)
+    assert HistoryBuffer([1.0], [1]).statistics('mean') == 1
+    assert set(HistoryBuffer._statistics_methods) == {'min', 'max', 'mean', 'current'}
+
+
+F8 = ('f8', False, True)
+HARM = {
+    'objects': (np.array([None, 'a']), "numpy data of type 'O8'; only numbers"),
+    'object': (Call(np.dtype, ('O',)), "numpy data of type 'O'; only numbers"),
+    'texts': (np.array(['a']), "numpy data of type 'U1'; only numbers"),
+    'records': (np.zeros(2, [('a', 'f4')]), "numpy data of type 'V4'; only numbers"),
+    'flags': (
+        Call(np.dtype, F8, (3, '<', None, None, None, -1, -1, 63)),
+        "a numpy type 'f8' is not as numpy writes it",
+    ),
+    'parts': (
+        Call(np.dtype, F8, (3, '<', (np.dtype('f8'), (9,)), None, None, -1, -1, 0)),
+        "a numpy type 'f8' is not as numpy writes it",
+    ),
+    'unfilled': (Call(np.ndarray, (10**12,)), 'not enough values to unpack'),
+    'too large': (
+        Call(np.ndarray, (0,), (1, (10**12,), np.dtype('f8'), False, b'12345678')),
+        r'an array of shape \(1000000000000,\) and type float64 has 8 bytes of data',
+    ),
+    'negative': (
+        Call(np.ndarray, (0,), (1, (-1, -1), np.dtype('f8'), False, b'12345678')),
+        'negative dimensions',
+    ),
+    # torch would share an array's memory, which a pickle can then have freed
+    'shared': (
+        Call(
+            torch._utils._rebuild_device_tensor_from_numpy,
+            (np.ones(3), torch.float64, 'cpu', False),
+        ),
+        'damaged',
+    ),
+    'bytes': (
+        Call(bytearray, (3 * 10**9,)),
+        'asks for a builtins.bytearray of more than it has bytes',
+    ),
+    'tensor': (Call(torch.Tensor, (10**5, 10**7)), 'a torch.Tensor of more than it has bytes'),
+    'storage': (Call(torch.UntypedStorage, (10**10,)), 'asks for torch.storage.UntypedStorage'),
+}
+
+
+@pytest.mark.parametrize('value, reason', HARM.values(), ids=HARM)
+def test_values_that_would_harm(tmp_path, value, reason):
+    path = tmp_path / 'harm.pth'
+    for zipped in (True, False):
+        torch.save(dict(x=value), path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(CheckpointError, match=reason):
+            read_checkpoint(path)
+        refusal(path)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.parametrize('which', ['storage', 'sizes', 'both'])
+def test_declared_sizes_are_not_believed(tmp_path, zipped, which):
+    path = tmp_path / 'large.pth'
+    torch.save(dict(w=torch.arange(8.0)), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    if zipped:
+        with zipfile.ZipFile(path) as archive:
+            content = archive.read('large/data.pkl')
+    small, large = b'K\x08', b'\x8a\x06' + (10**12).to_bytes(6, 'little')
+    storage, _, sizes = content.partition(small)
+    assert sizes.count(small) == 1
+    if which in ('sizes', 'both'):
+        sizes = sizes.replace(small, large)
+    content = storage + (small if which == 'sizes' else large) + sizes
+    save_pickle(path, content) if zipped else path.write_bytes(content)
+    assert ('reaches beyond its 8' if which == 'sizes' else 'declares 1000000000000') in refusal(
+        path
+    )
+    content = content.replace(large, small)
+    save_pickle(path, content) if zipped else path.write_bytes(content)
+    assert read_checkpoint(path)['w'].tolist() == list(range(8)), 'the pickle was wrong anyway'
+
+
+def test_missing_data(tmp_path):
+    path = tmp_path / 'bare.pth'
+    torch.save(dict(w=torch.ones(8)), path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    keys = content.rindex(b'\x80\x02]')
+    path.write_bytes(content[:keys] + pickle.dumps([], 2))
+    assert 'it lacks the data of some tensors' in refusal(path)
+
+
+def test_compressed_archives(tmp_path):
+    path = tmp_path / 'bomb.pth'
+    torch.save(dict(w=torch.zeros(10**6)), path)
+    with zipfile.ZipFile(path) as whole:
+        files = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    assert path.stat().st_size < 10000
+    assert 'its directory declares 40' in refusal(path)
+
+
+def test_keys_that_cannot_be_hashed(tmp_path):
+    path = tmp_path / 'deep.pth'
+    deep = b'\x80\x02})' + b'\x85' * 400000 + b'K\x01s.'  # ends the process when hashed
+    twice = b'\x80\x02})' + b'q\x00h\x00\x86' * 40 + b'K\x01s.'  # takes 2**40
+    for pickled in (deep, twice):
+        save_pickle(path, pickled)
+        assert 'nests tuples too deeply' in refusal(path)
+    save_pickle(path, b'\x80\x02}X\x01\0\0\0a' + b']' * 3000 + b'a' * 2999 + b's.')
+    assert 'maximum recursion depth exceeded' in refusal(path)
+    save_pickle(path, b'\x80\x02}q\x00X\x01\0\0\0ah\x00s.')
+    itself = read_checkpoint(path)
+    assert itself['a'] is itself
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_damaged_files(tmp_path, zipped):
     path = tmp_path / 'whole.pth'
-    torch.save(dict(state_dict=dict(w=torch.rand(64, 64))), path)
+    torch.save(
+        dict(state_dict=dict(w=torch.rand(64, 64))), path, _use_new_zipfile_serialization=zipped
+    )
     content = path.read_bytes()
     broken = tmp_path / 'broken.pth'
     rng = random.Random(0)
-    lengths = [0, 1, 10, *(rng.randrange(len(content)) for _ in range(30))]
-    for length in lengths:
+    for length in [1, 10, *(rng.randrange(2, len(content)) for _ in range(30))]:
         broken.write_bytes(content[:length])
-        with pytest.raises(CheckpointError, match='broken.pth.* damaged or no checkpoint'):
-            read_checkpoint(broken)
-    broken.write_text('this is a text file, which somebody renamed')
+        assert ' is damaged or no checkpoint: ' in refusal(broken)
+    if zipped:
+        assert 'it is a zip archive without its end, probably cut off' in refusal(broken)
+
+
+def test_what_is_no_checkpoint(tmp_path, recwarn):
+    path = tmp_path / 'other.pth'
+    path.write_bytes(b'')
+    assert refusal(path).endswith('(0 bytes) is empty')
+    path.write_text('this is a text file, which somebody renamed')
+    assert "is no checkpoint, but a text file: 'this is a text file" in refusal(path)
+    path.write_text('<!DOCTYPE html>\n<title>Seite nicht gefunden: ' + 'ä' * 100, encoding='utf-8')
+    assert "is no checkpoint, but a text file: '<!DOCTYPE html>" in refusal(path)
+    path.write_bytes(bytes(range(0x89, 0xA9)))
+    assert 'neither of torch, Paddle nor safetensors' in refusal(path)
+    with path.open('wb') as file:
+        np.savez(file, a=np.ones(2))
+    assert 'is a zip archive, but not one that torch.save wrote' in refusal(path)
+    torch.save([1, 2], path)
+    assert 'holds an object of type list; a dict with weights is needed' in refusal(path)
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('other/constants.pkl', b'')
+    assert 'is a TorchScript program; save the state dict of its model instead' in refusal(path)
     with pytest.raises(CheckpointError, match='damaged or no checkpoint'):
-        read_checkpoint(broken)
+        read_checkpoint(path, trust=True)  # torch warns of the program
+    assert not recwarn.list
 
 
-def test_wrong_paths(tmp_path):
+@pytest.mark.parametrize('zipped', [True, False])
+def test_other_pickle_protocols(tmp_path, zipped):
+    path = tmp_path / 'protocol.pth'
+    saved = dict(w=torch.arange(3.0))
+    for protocol in (3, 4, 5):
+        torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+        assert f'was saved with pickle protocol {protocol}, and torch reads only 2' in refusal(path)
+        assert read_checkpoint(path, trust=True)['w'].tolist() == [0, 1, 2]
+
+
+def test_wrong_paths(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='nothing.pth does not exist'):
         read_checkpoint(tmp_path / 'nothing.pth')
-    with pytest.raises(CheckpointError, match='is a folder'):
+    with pytest.raises(CheckpointError, match='is a folder; give the .pth file in it'):
         read_checkpoint(tmp_path)
-    path = tmp_path / 'list.pth'
-    torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match='holds a list'):
-        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match='/dev/null is no regular file'):
+        read_checkpoint('/dev/null')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    torch.save(dict(a=1), tmp_path / 'home.pth')
+    assert read_checkpoint('~/home.pth') == dict(a=1)
+    with pytest.raises(FileNotFoundError, match=f'{tmp_path}/other.pth does not exist'):
+        read_checkpoint('~/other.pth')
