@@ -20,9 +20,6 @@ import torch
 PROGRAM_NAMES = 'StructuredToParameterName@@'
 _IN_PIECES = 'UnpackBigParamInfor@@'
 _NUMBERS = {'b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16'}
-# Hashing goes through tuples in tuples without end: too deep a key ends the process, and one that
-# holds the same tuple twice, many times over, never comes back.
-_DEEPEST, _LARGEST = 50, 10**6
 
 
 class Refused(ValueError):
@@ -77,15 +74,13 @@ class Array:
         return _view(data, dtype, shape, 'F' if fortran else 'C')
 
 
-def _view(data: Any, dtype: Any, shape: Any, order: str = 'C', axes: Any = None) -> np.ndarray:
-    """``numpy._core.numeric._frombuffer``; never larger than the data."""
+def _view(data: Any, dtype: Any, shape: Any, order: str = 'C') -> np.ndarray:
+    """An array over data, never larger than that."""
     kind = dtype.real()
     if isinstance(data, str):  # Python 2
         data = data.encode('latin1')
     if math.prod(shape) * kind.itemsize != len(data):
         raise ValueError(f'an array of shape {shape} and type {kind} has {len(data)} bytes of data')
-    if axes is not None:
-        return np.ndarray(shape, kind, data).transpose(axes)
     return np.ndarray(shape, kind, data, order=order)
 
 
@@ -120,93 +115,23 @@ NUMPY: dict[str, Callable] = {
 }
 _PADDLE: dict[str, Callable] = {
     **NUMPY,
-    **{f'numpy.{core}.numeric._frombuffer': _view for core in ('core', '_core')},
     '_codecs.encode': _encode,
     'builtins.tuple': tuple,
     'collections.OrderedDict': OrderedDict,
 }
 
 
-class _Instructions(dict):
-    def __missing__(self, code: int) -> None:
-        raise pickle.UnpicklingError(f'its pickle has the instruction {code}, which data needs not')
+class _Unpickler(pickle._Unpickler):
+    """Gives a pickle nothing to call but what stands for numpy above.
 
-
-def _bounded(load: Callable) -> Callable:
-    def load_tuple(self: DataUnpickler) -> None:
-        load(self)
-        top = self.stack[-1]
-        inner = [self.tuples[id(item)] for item in top if id(item) in self.tuples]
-        depth = 1 + max((depth for depth, _, _ in inner), default=0)
-        count = len(top) + sum(count for _, count, _ in inner)
-        if depth > _DEEPEST or count > _LARGEST:
-            raise RecursionError('its pickle nests tuples too deeply')
-        self.tuples[id(top)] = depth, count, top  # kept, so that the id stays its own
-
-    return load_tuple
-
-
-class DataUnpickler(pickle._Unpickler):
-    """Python's unpickler with the instructions that data needs; nothing is imported or called.
-
-    A subclass says what stands for a name (``named``), for a call (``call``), and what to do with
-    the state of an object (``build``).
+    The unpickler in C reserves whatever damaged bytes ask for, the one in Python does not.
     """
 
-    dispatch = _Instructions(
-        (code[0], pickle._Unpickler.dispatch[code[0]])
-        for code in (
-            *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.GLOBAL),
-            *(pickle.STACK_GLOBAL, pickle.MEMOIZE, pickle.BINPUT, pickle.LONG_BINPUT),
-            *(pickle.BINGET, pickle.LONG_BINGET, pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE),
-            *(pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.LONG1, pickle.BINFLOAT),
-            *(pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8, pickle.BINSTRING),
-            *(pickle.SHORT_BINSTRING, pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
-            *(pickle.EMPTY_TUPLE, pickle.EMPTY_LIST, pickle.EMPTY_DICT),
-            *(pickle.APPEND, pickle.APPENDS, pickle.SETITEM, pickle.SETITEMS),
-        )
-    )
-    for _code in (pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3):
-        dispatch[_code[0]] = _bounded(pickle._Unpickler.dispatch[_code[0]])
-
-    def __init__(self, file: Any) -> None:
-        super().__init__(file, encoding='latin1')
-        self.tuples: dict[int, tuple[int, int, tuple]] = {}  # id -> depth, content, itself
-
-    def find_class(self, module: str, name: str) -> Any:
-        return self.named(f'{module.replace("__builtin__", "builtins")}.{name}')
-
-    def load_reduce(self) -> None:
-        args = self.stack.pop()
-        self.stack[-1] = self.call(self.stack[-1], args)
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        self.build(self.stack[-1], state)
-
-    def load_bytearray8(self) -> None:  # Python's own fills what it declares with zeros first
-        self.append(bytearray(self.read(int.from_bytes(self.read(8), 'little'))))
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
-    dispatch[pickle.REDUCE[0]] = load_reduce
-    dispatch[pickle.BUILD[0]] = load_build
-
-
-class _PaddleUnpickler(DataUnpickler):
-    def named(self, name: str) -> Callable:
-        if name not in _PADDLE:
-            raise refuse(name)
-        return _PADDLE[name]
-
-    def call(self, function: Any, args: Any) -> Any:
-        if not any(function is known for known in _PADDLE.values()):
-            raise pickle.UnpicklingError('its pickle calls what is no function')
-        return function(*args)
-
-    def build(self, instance: Any, state: Any) -> None:
-        if type(instance) not in (Array, DType):
-            raise pickle.UnpicklingError(f'its pickle changes a {type(instance).__name__}')
-        instance.__setstate__(state)
+    def find_class(self, module: str, name: str) -> Callable:
+        full = f'{module.replace("__builtin__", "builtins")}.{name}'
+        if full not in _PADDLE:
+            raise refuse(full)
+        return _PADDLE[full]
 
 
 def read_paddle(file: Any, *, trust: bool = False) -> Any:
@@ -225,7 +150,8 @@ def read_paddle(file: Any, *, trust: bool = False) -> Any:
         Refused: The pickle asks for something else than arrays of numbers, or holds it.
         Exception: It is damaged; of any kind.
     """
-    saved = pickle.load(file, encoding='latin1') if trust else _PaddleUnpickler(file).load()
+    unpickler = pickle.Unpickler if trust else _Unpickler
+    saved = unpickler(file, encoding='latin1').load()
     if not trust and file.read(1):
         raise ValueError('its pickle ends before the file does')
     if not isinstance(saved, dict):

