@@ -8,6 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, conv2d, max_pool2d, pad
 
+from res2net_mm.registry import MODELS
+
+
+def empty(args: Mapping) -> nn.Module:
+    """Our network of these arguments, without memory for its weights, in evaluation mode."""
+    args = dict(args)
+    with torch.device('meta'):
+        return MODELS.get(args.pop('type', 'Res2Net'))(**args).eval()
+
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
     """Random weights and batch norm statistics that keep activations of order one."""

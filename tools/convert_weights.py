@@ -40,7 +40,7 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     print(written)
-    if not written.mark:
+    if written.has_rule and 'first_block' not in written.mark:
         print(
             'its first-block rule is not known, and the file does not say one; --first-block says '
             "it: 'mmdet' for what mmdet's own Res2Net trained, 'official' for the authors'"

@@ -112,7 +112,7 @@ def load_weights(
         for key in beyond:
             del state[key]
     own = net.state_dict()
-    missing = _check_fit(net, own, state, mark, name, converted.layout)
+    missing = check_fit(net, state, mark, name, converted.layout)
     matched = list(state)
     for key in missing:
         state[key] = torch.zeros_like(own[key])
@@ -162,15 +162,25 @@ def _is_beyond(net: Backbone, key: str) -> bool:
     return stage.rstrip('0123456789') == 'layer' == last.rstrip('0123456789') and stage > last
 
 
-def _check_fit(
-    net: Backbone,
-    own: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    mark: Mapping[str, str],
-    name: str,
-    layout: str,
+def check_fit(
+    net: Backbone, state: Mapping[str, Tensor], mark: Mapping[str, str], name: str, layout: str
 ) -> list[str]:
-    """Raises unless the weights fit exactly; returns the names of the allowed gap."""
+    """Checks that a network takes weights exactly.
+
+    Args:
+        net: The network.
+        state: The weights in its names.
+        mark: What they need of ``first_block`` and ``style``.
+        name: What the weights are called in an error.
+        layout: Their layout, for an error.
+
+    Returns:
+        The names of the allowed gap: ``conv_offset`` of deformable convolutions.
+
+    Raises:
+        ValueError: They do not fit; the message names the arguments to set.
+    """
+    own = net.state_dict()
     missing = [key for key in own if key not in state]
     gap = [key for key in missing if '.conv_offset.' in key]
     missing = [key for key in missing if key not in gap]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import json
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,8 @@ from ..backbones.base import MARK
 from ..backbones.bottle2neck import FIRST_BLOCK_RULES, check_choice
 from ..registry import MODELS
 from .architecture import architecture_of
-from .download import sha256_of
 from .layouts import leave_mark, listing
-from .loading import load_weights
+from .loading import check_fit, load_weights
 from .reading import CheckpointError
 from .sources import read_backbone
 
@@ -37,6 +39,7 @@ class WrittenWeights:
         arch: Arguments of the backbone, as far as weights tell.
         layout: Layout of the source.
         mark: ``first_block`` and ``style``; empty where nothing tells them.
+        has_rule: Whether networks of this kind differ in ``first_block``.
         parameters: Number of values without batch norm's statistics.
         tensors: Number of tensors.
         dropped: Rule -> names that were left out.
@@ -48,6 +51,7 @@ class WrittenWeights:
     arch: dict[str, Any]
     layout: str
     mark: dict[str, str]
+    has_rule: bool
     parameters: int
     tensors: int
     dropped: dict[str, list[str]]
@@ -55,7 +59,8 @@ class WrittenWeights:
 
     def __str__(self) -> str:
         arguments = {k: v for k, v in self.arch.items() if k != 'type'}
-        arguments |= dict(first_block=self.mark.get('first_block', 'not known'))
+        if self.has_rule:
+            arguments['first_block'] = self.mark.get('first_block', 'not known')
         names = ' or '.join(self.variants) or 'no published variant'
         lines = [
             f'{names}: {self.arch["type"]}, '
@@ -113,18 +118,24 @@ def convert_weights(
     args = VARIANTS[variants[0]] if variants else _buildable(arch)
     if not variants and not _fits(args, {}, state):
         raise CheckpointError(f'{source} holds no network that this package builds: {arch}')
+    net = _build(args, mark)
+    check_fit(net, state, mark, str(source), converted.layout)
 
-    out.parent.mkdir(parents=True, exist_ok=True)
+    content = _serialised(
+        out.suffix, state, mark, dict(source=Path(source).name, layout=converted.layout)
+    )
     partial = out.with_name(f'.{out.stem}.partial{out.suffix}')
+    final = out.with_name(f'{out.stem}-{hashlib.sha256(content).hexdigest()[:8]}{out.suffix}')
     try:
-        _write(partial, state, mark, dict(source=Path(source).name, layout=converted.layout))
-        net = _build(args, mark)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
         load_weights(net, partial)
         written = net.state_dict()
         if not all(written[key].equal(value.to(written[key])) for key, value in state.items()):
             raise CheckpointError(f'{partial} does not hold what was written: is the disk failing?')
-        final = out.with_name(f'{out.stem}-{sha256_of(partial)[:8]}{out.suffix}')
         os.replace(partial, final)
+    except OSError as error:
+        raise OSError(f'{out} could not be written: {error.strerror or error}') from error
     finally:
         partial.unlink(missing_ok=True)
     return WrittenWeights(
@@ -133,6 +144,7 @@ def convert_weights(
         arch=arch,
         layout=converted.layout,
         mark=mark,
+        has_rule='first_block' in net.mark,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         tensors=len(state),
         dropped=converted.dropped,
@@ -140,15 +152,18 @@ def convert_weights(
     )
 
 
-def _write(path: Path, state: OrderedDict[str, Tensor], mark: dict, origin: dict[str, str]) -> None:
+def _serialised(
+    suffix: str, state: OrderedDict[str, Tensor], mark: dict[str, str], origin: dict[str, str]
+) -> bytes:
     marks = {'': mark} if mark else {}
-    if path.suffix == '.pth':
-        leave_mark(state, mark)
-        torch.save(dict(meta={MARK: marks, **origin}, state_dict=state), path)
-        return
-    from safetensors.torch import save_file
+    if suffix == '.safetensors':
+        from safetensors.torch import save
 
-    save_file(dict(state), path, metadata={'format': 'pt', MARK: json.dumps(marks), **origin})
+        return save(dict(state), metadata={'format': 'pt', MARK: json.dumps(marks), **origin})
+    leave_mark(state, mark)
+    buffer = BytesIO()
+    torch.save(dict(meta={MARK: marks, **origin}, state_dict=state), buffer)
+    return buffer.getvalue()
 
 
 def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,9 +176,8 @@ def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
 def _build(args: Mapping[str, Any], mark: Mapping[str, str]) -> Backbone:
     args = dict(args)
     backbone = MODELS.get(args.pop('type', 'Res2Net'))
-    if backbone.first_block is not None:  # the class's own: DLA has one form
-        args.update(mark)
-    return backbone(**args)
+    accepted = inspect.signature(backbone).parameters  # DLA, of one form, takes none of it
+    return backbone(**{**args, **{k: v for k, v in mark.items() if k in accepted}})
 
 
 def _fits(args: Mapping[str, Any], mark: Mapping[str, str], state: Mapping[str, Tensor]) -> bool:

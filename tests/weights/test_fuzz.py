@@ -100,7 +100,7 @@ class Fuzz:
         clear = isinstance(error, (ValueError, FileNotFoundError)) and path.name in text
         clear = clear and text.isprintable() and len(text) < 3000
         outcome = {BAD: True, CLEAR: clear, PARTLY: after != self.before, EXECUTED: ran}
-        self.counts[what].update(outcome)
+        self.counts[what].update({key: int(count) for key, count in outcome.items()})
         if not clear or outcome[PARTLY] or ran:
             self.failures.append((what, str(case)[:200], type(error).__name__, text[:300], ran))
 

@@ -5,11 +5,11 @@ import inspect
 import pytest
 import torch
 from mmengine.runner.checkpoint import get_external_models
+from references import empty
 from torch import nn
 
 from res2net_mm import Res2Net, Res2NetDLA, list_backbones
 from res2net_mm.backbones import VARIANTS
-from res2net_mm.registry import MODELS
 from res2net_mm.weights import ZOO
 from res2net_mm.weights.architecture import architecture_of
 
@@ -96,12 +96,6 @@ def facts():
 FACTS = facts()
 
 
-def build(args):
-    """The network without memory for its weights, in evaluation mode."""
-    with torch.device('meta'):
-        return MODELS.build({'type': 'Res2Net', **args}).eval()
-
-
 def test_every_published_file_has_its_entry_and_no_other():
     assert list(ZOO) and set(ZOO) == set(FACTS) and len(FACTS) == 25
     for kind in ('url', 'filename'):  # files are recognised by their names
@@ -118,7 +112,7 @@ def test_entry_says_what_its_source_does(name):
         assert entry.filename[-12:] == f'{sha256}.pth'
     assert (entry.layout, entry.accuracy) == (layout, accuracies)
     assert entry.variant in list_backbones()
-    net = build(entry.arch)
+    net = empty(entry.arch)
     found = architecture_of(net.state_dict())
     depth, width, scales, groups, kind = arch
     assert (found['base_width'], found['scales'], found['groups']) == (width, scales, groups)
@@ -152,7 +146,7 @@ def test_mmengines_name_is_the_file_of_the_entry():
 def test_architecture_is_told_from_names_and_shapes(variant):
     args = {'type': 'Res2Net', **VARIANTS[variant]}
     dla = args['type'] == 'Res2NetDLA'
-    found = architecture_of(build(args).state_dict())
+    found = architecture_of(empty(args).state_dict())
     told = {'type', 'scales', 'groups', 'base_width', 'base_channels', 'in_channels'}
     told |= set() if dla else {'depth', 'num_stages', 'deep_stem', 'avg_down', 'stem_channels'}
     parameters = inspect.signature(Res2NetDLA if dla else Res2Net).parameters
@@ -160,14 +154,14 @@ def test_architecture_is_told_from_names_and_shapes(variant):
     expected |= {} if dla else {'stem_channels': 64}  # None: as base_channels
     assert found == expected | {key: args[key] for key in told & set(args)}
     # and they build the same network
-    again = build(found).state_dict()
-    assert {k: v.shape for k, v in build(args).state_dict().items() if '.se.' not in k} == {
+    again = empty(found).state_dict()
+    assert {k: v.shape for k, v in empty(args).state_dict().items() if '.se.' not in k} == {
         k: v.shape for k, v in again.items()
     }
 
 
 def test_part_of_a_state_dict_tells_what_it_can():
-    state = build(dict(depth=50, base_width=14, scales=8)).state_dict()
+    state = empty(dict(depth=50, base_width=14, scales=8)).state_dict()
     some = ('layer1.0.', 'layer1.1.', 'layer2.0.')
     assert architecture_of({k: v for k, v in state.items() if k.startswith(some)}) == dict(
         type='Res2Net',
@@ -186,7 +180,7 @@ def test_part_of_a_state_dict_tells_what_it_can():
 @pytest.mark.parametrize('variant', SIZES)
 def test_sizes(variant):
     """Counted by hand: two a number of a batch norm, and no bias of the classifier."""
-    net = build(VARIANTS[variant])
+    net = empty(VARIANTS[variant])
     added = []
 
     def count(module, inputs, out):
