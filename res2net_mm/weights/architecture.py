@@ -56,7 +56,7 @@ def _averages(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    places = {m[0] for key in shapes if (m := re.match(r'layer(\d+)\.(\d+)\.', key))}
+    places = {m[0] for key in shapes if (m := re.match(r'layer[1-4]\.\d{1,4}\.', key))}
     blocks: dict[int, int] = {}
     for place in places:
         stage, block = map(int, re.findall(r'\d+', place))

@@ -35,6 +35,7 @@ PROGRAM = "names in Paddle's program"
 DISCARDED = 'projections that DLA computes and discards'
 
 _WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema', 'ema')
+_DEEPEST = 8
 _OURS = re.compile(
     r'(stem\.\d|conv1|(bn|gn|ln|in)1|layer\d+\.\d+\.\w+|base_layer\.\d|level[01]\.\d'
     r'|level[2-5]\.(tree[12]|project|root))\.\w'
@@ -92,24 +93,28 @@ def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tenso
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict in a checkpoint; averaged weights where there are no others."""
-    for key in _WRAPPERS:
-        inner = checkpoint.get(key)
-        if isinstance(inner, Mapping):
-            return unwrap(inner)
-    return checkpoint
+    for _ in range(_DEEPEST):
+        inner = (checkpoint.get(key) for key in _WRAPPERS)
+        state = next((value for value in inner if isinstance(value, Mapping)), None)
+        if state is None:
+            return checkpoint
+        checkpoint = state
+    raise CheckpointError(f'its weights lie in more than {_DEEPEST} dicts in each other')
 
 
 def read_mark(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
     """The mark that our saving left in a checkpoint for the backbone under a prefix."""
-    metadata = getattr(unwrap(checkpoint), '_metadata', None) or {}
-    for path in (prefix, f'module.{prefix}'):
-        mark = (metadata.get(path.rstrip('.')) or {}).get(MARK)
-        if mark:
-            return dict(mark)
-    meta = checkpoint.get('meta')
-    marks = meta.get(MARK) if isinstance(meta, Mapping) else None
-    mark = marks.get(prefix.rstrip('.')) if isinstance(marks, Mapping) else None
-    return dict(mark) if isinstance(mark, Mapping) else {}
+    metadata = getattr(unwrap(checkpoint), '_metadata', None)
+    places = [(metadata, path.rstrip('.'), MARK) for path in (prefix, f'module.{prefix}')]
+    for value, *keys in (*places, (checkpoint.get('meta'), MARK, prefix.rstrip('.'))):
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if value:
+            pairs = value.items() if isinstance(value, Mapping) else [(None,)]
+            if not all(isinstance(text, str) for pair in pairs for text in pair):
+                raise CheckpointError(f'its mark ({MARK}) must be a dict of strings')
+            return dict(value)
+    return {}
 
 
 def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Converted:
@@ -123,8 +128,11 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
     dropped: dict[str, list[str]] = {}
     wrong = [key for key in state if not isinstance(key, str)]
     if wrong:
-        raise CheckpointError(f'a state dict has names as keys, but this one has {wrong[0]!r}')
-    if state and all(key.startswith('module.') for key in state):
+        raise CheckpointError(f'a state dict has names as keys, but this one has {wrong[0]!r:.80}')
+    if prefix and not prefix.endswith('.'):  # as mmengine takes it
+        prefix += '.'
+    in_module = state and all(key.startswith('module.') for key in state)
+    if in_module and not (prefix or '').startswith('module.'):
         state = {key.removeprefix('module.'): value for key, value in state.items()}
     if prefix is None:
         prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
@@ -177,9 +185,10 @@ def leave_mark(state: OrderedDict[str, Tensor], mark: Mapping[str, str], path: s
 
 
 def listing(names: list[str], most: int = 6) -> str:
-    """A few of many names."""
+    """A few of many names, fit for one line."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(names[:most]) + more
+    shown = [name if name.isprintable() else ascii(name) for name in names[:most]]
+    return ', '.join(f'{name:.200}' for name in shown) + more
 
 
 def _tensor(key: str, value: Any) -> Tensor:
@@ -187,6 +196,8 @@ def _tensor(key: str, value: Any) -> Tensor:
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder('='), order='C'))
     if not isinstance(value, Tensor):
         raise CheckpointError(f'{key} must be a tensor, but is {type(value).__name__}')
+    if value.is_nested or value.layout != torch.strided or value.is_quantized:
+        raise CheckpointError(f'{key} is no plain tensor')
     return value
 
 

@@ -157,9 +157,8 @@ class Pretrained:
 
 def _is_beyond(net: Backbone, key: str) -> bool:
     """A later stage than the network was built with, such as layer4 for num_stages=3."""
-    stage = key.split('.')[0]
-    last = net.stage_names[-1]
-    return stage.rstrip('0123456789') == 'layer' == last.rstrip('0123456789') and stage > last
+    stage, last = key.split('.')[0], net.stage_names[-1]
+    return last.startswith('layer') and stage in ('layer2', 'layer3', 'layer4') and stage > last
 
 
 def check_fit(
@@ -216,12 +215,13 @@ def check_fit(
 
 
 def _unfit(key: str, value: Tensor, own: Tensor) -> str | None:
-    if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        return 'is no plain tensor'
+    if value.is_meta:
+        return 'has no values'
     if value.is_floating_point() != own.is_floating_point() or value.is_complex():
         return f'has type {value.dtype}, where {own.dtype} is needed'
+    value = value.to(own.dtype)  # which may be infinite where the file is not
     if value.is_floating_point() and not torch.isfinite(value).all():
-        return 'has values that are NaN or infinite'
+        return f'has values that are NaN or infinite in {own.dtype}'
     if key.endswith('running_var') and (value < 0).any():
         return 'has negative variances: it may be swapped with another tensor'
     return None

@@ -98,6 +98,7 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
         if head.startswith(_ZIP):
             if not zipfile.is_zipfile(path):
                 raise ValueError('it is a zip archive without its end, probably cut off')
+            _check_zip(path)
         elif not legacy:
             text = head.decode('utf-8', 'ignore')
             whole = len(text.encode()) > len(head) - 4  # but for a character that was cut
@@ -114,6 +115,15 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
         reason = re.search(r'Unpickler error: (.+)', str(error))
         raise ValueError(reason[1] if reason else 'its pickle is not as torch writes it') from error
     return _real(loaded, {})
+
+
+def _check_zip(path: Path) -> None:
+    """Raises unless the checksums fit, which torch does not look at; it never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        names = [file.filename for file in archive.infolist() if file.compress_type]
+        changed = names[0] if names else archive.testzip()
+    if changed:
+        raise ValueError(f'{changed} in it is not what was written')
 
 
 def _read_safetensors(content: bytes) -> dict[str, Any]:

@@ -123,8 +123,9 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
     path, entry = locate(filename)
     checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
     if entry is None:
-        marks = (checkpoint.get('meta') or {}).get(MARK) or {}
-        if marks and 'state_dict' in checkpoint:
+        meta = checkpoint.get('meta')
+        marks = meta.get(MARK) if isinstance(meta, Mapping) else None
+        if isinstance(marks, Mapping) and 'state_dict' in checkpoint:
             checkpoint['state_dict'] = _marked(checkpoint['state_dict'], marks)
         return checkpoint
     state = unwrap(checkpoint)
