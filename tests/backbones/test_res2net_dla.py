@@ -5,7 +5,6 @@ import math
 import pytest
 import timm
 import torch
-from fvcore.nn import FlopCountAnalysis
 from references import randomise, relative_error
 from torch import nn
 
@@ -14,18 +13,14 @@ from res2net_mm import Bottle2neck, Res2NetDLA, create_backbone
 SMALL = dict(base_width=8, base_channels=16)
 STEM = {'base_layer', 'level0', 'level1'}
 STAGES = {'level2', 'level3', 'level4', 'level5'}
-# timm's name, ours, parameters in millions and multiply-adds in billions with the classifier
-NETS = {
-    'dla60_res2net': ('res2net_dla60', 20.85, 4.147),
-    'dla60_res2next': ('res2next_dla60', 17.03, 3.485),
-}
+NETS = {'dla60_res2net': 'res2net_dla60', 'dla60_res2next': 'res2next_dla60'}  # timm's, ours
 
 
 def pair(name):
     """timm's network and ours with its weights, random in every layer."""
     theirs = randomise(timm.create_model(name)).eval()
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith('fc.')}
-    ours = create_backbone(NETS[name][0]).eval()
+    ours = create_backbone(NETS[name]).eval()
     ours.load_state_dict(state, strict=True)
     return ours, theirs
 
@@ -76,25 +71,6 @@ def test_sizes_that_are_no_multiple_of_32(name):
         assert largest_error(ours, theirs, image) < 1e-10
         for i, out in enumerate(ours(image)):
             assert out.shape == (1, 128 * 2**i, *(math.ceil(side / 2 ** (i + 2)) for side in size))
-
-
-@pytest.mark.parametrize('name', NETS)
-def test_published_sizes(name):
-    class Classifier(nn.Module):
-        def __init__(self, backbone):
-            super().__init__()
-            self.backbone = backbone
-            self.fc = nn.Conv2d(1024, 1000, 1)
-
-        def forward(self, x):
-            return self.fc(self.backbone(x)[-1].mean((2, 3), keepdim=True))
-
-    variant, params, macs = NETS[name]
-    net = Classifier(create_backbone(variant)).eval()
-    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(params, abs=0.005)
-    counted = FlopCountAnalysis(net, torch.zeros(1, 3, 224, 224))
-    counted.unsupported_ops_warnings(False)
-    assert counted.total() / 1e9 == pytest.approx(macs, abs=0.0005)
 
 
 def test_gradients_reach_every_parameter():

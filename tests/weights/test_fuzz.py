@@ -22,8 +22,8 @@ import numpy as np
 import other_layouts
 import pytest
 import torch
+from filled_files import Call, bits, filled
 from safetensors.torch import save, save_file
-from test_convert_weights import Call, bits, filled
 
 from res2net_mm.weights import load_weights
 

@@ -14,8 +14,8 @@ import mmcv.ops
 import other_layouts
 import pytest
 import torch
+from filled_files import SMALL, bits, filled, write_paddle
 from mmengine.runner import save_checkpoint
-from test_convert_weights import SMALL, bits, filled, write_paddle
 
 from res2net_mm import Res2Net, Res2NetDLA, create_backbone
 from res2net_mm.backbones import VARIANTS

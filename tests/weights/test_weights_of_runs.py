@@ -5,6 +5,7 @@ import os
 import mmengine.runner
 import pytest
 import torch
+from filled_files import SMALL, Call
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
@@ -17,16 +18,6 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.infer import Predictor
 from res2net_mm.engine.runner import Runner, check_weights, prepare_config, use_safe_loading
 from res2net_mm.weights import CheckpointError, DownloadError, load_weights
-
-SMALL = dict(depth=14, base_width=8, base_channels=16, stem_channels=16)
-
-
-class Hostile:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.system, (f'touch {self.path}',)
 
 
 @pytest.fixture
@@ -75,7 +66,8 @@ def test_arguments_of_a_tool_reach_the_weights(tmp_path):
 def test_pretrained_runs_code_only_for_a_user_who_says_so(tmp_path):
     ran = tmp_path / 'ran'
     path = tmp_path / 'hostile.pth'
-    torch.save(dict(state_dict=Res2Net(**SMALL).state_dict(), meta=Hostile(ran)), path)
+    hostile = Call(os.system, f'touch {ran}')
+    torch.save(dict(state_dict=Res2Net(**SMALL).state_dict(), meta=hostile), path)
     init_cfg = dict(type='Pretrained', checkpoint=str(path))
     with pytest.raises(CheckpointError, match='system'):
         Res2Net(**SMALL, init_cfg=init_cfg).init_weights()
@@ -103,7 +95,8 @@ def test_init_cfg_takes_what_mmengine_takes(tmp_path):
 @pytest.mark.parametrize('scheme', ['', 'http', 'open-mmlab'])
 def test_load_from_of_the_tools_is_safe(tmp_path, server, safe_loading, monkeypatch, scheme):
     ran = tmp_path / 'ran'
-    torch.save(dict(state_dict={}, meta=Hostile(ran)), server.folder / 'hostile.pth')
+    hostile = Call(os.system, f'touch {ran}')
+    torch.save(dict(state_dict={}, meta=hostile), server.folder / 'hostile.pth')
     torch.save(dict(state_dict=dict(w=torch.ones(2))), server.folder / 'good.pth')
     names = {'bad': server.address('hostile.pth'), 'good': server.address('good.pth')}
     monkeypatch.setattr('res2net_mm.weights.sources.get_external_models', lambda: names)
