@@ -35,7 +35,7 @@ setup(
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.5',  # torch.serialization.safe_globals: checkpoints are read without running code
+        'torch>=2.6',  # allow-lists by name: checkpoints are read without running code
         'torchvision',  # its operators stand in for mmcv's compiled ones
         'numpy',
         'tqdm',  # progress bars

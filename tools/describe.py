@@ -45,8 +45,11 @@ def main() -> None:
     import_module('mmcv.ops')  # registers deformable convolutions
     for i, arch in enumerate(_backbones(args.network, args.cfg_options or {})):
         arguments = {k: v for k, v in arch.items() if k not in ('type', 'init_cfg')}
+        backbone = MODELS.get(arch['type'])
+        if backbone is None:
+            raise ToolError(f'type {arch["type"]} is no backbone of this package')
         with torch.device('meta'):  # no weights are made
-            net = MODELS.get(arch['type'])(**arguments)
+            net = backbone(**arguments)
         height, width = args.input
         title = f'{args.network}: {type(net).__name__}, image {height} x {width}'
         table = format_stages(describe_stages(net, height, width))
@@ -72,12 +75,14 @@ def _backbones(name: str, options: dict[str, Any]) -> list[dict[str, Any]]:
 def _configured(path: str, options: dict[str, Any]) -> list[dict[str, Any]]:
     cfg = load_config(path, options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))  # of plugins' types
-    parts = our_backbones(cfg) if cfg.get('model') else []
-    ours = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, Backbone)]
-    found = [part.to_dict() for part in parts if part.type.partition('.')[2] in ours]
+    found = [part.to_dict() for part in our_backbones(cfg)]
     if not found:
-        types = ' or '.join(f'{SCOPE}.{name}' for name in ours)
+        classes = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, Backbone)]
+        types = ' or '.join(f'{SCOPE}.{name}' for name in classes)
         raise ToolError(f'the model of config {path} has no backbone of this package: {types}')
+    for arch in found:
+        if isinstance(arch['type'], type):
+            arch['type'] = f'{SCOPE}.{arch["type"].__name__}'
     return found
 
 

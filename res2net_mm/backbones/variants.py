@@ -72,6 +72,8 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
         raise ValueError(f'name must be one of list_backbones(), but got {name!r}{hint}')
     args = {**VARIANTS[name], **overrides}
     if pretrained:
+        if 'init_cfg' in overrides:
+            raise ValueError('pretrained and init_cfg exclude each other: give one of them')
         checkpoint = f'res2net://{name}' if pretrained is True else pretrained
         args['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
     net = MODELS.get(args.pop('type', 'Res2Net'))(**args)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.model import PretrainedInit
 
-from ..registry import SCOPE
+from ..backbones import Backbone
+from ..registry import MODELS, SCOPE
 from .errors import ToolError, one_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -76,14 +78,23 @@ def walk_dicts(node: Any) -> Iterator[dict]:
 
 
 def our_backbones(cfg: Config) -> list[ConfigDict]:
-    """The parts of a config's model that are of this package."""
-    return [part for part in walk_dicts(cfg.model) if str(part.get('type')).startswith(f'{SCOPE}.')]
+    """The backbones of this package in a config's model."""
+    return [part for part in walk_dicts(cfg.get('model')) if _is_backbone(part.get('type'))]
 
 
-def is_pretrained(part: ConfigDict) -> bool:
-    """Whether a part of a model starts from weights of its own."""
+def _is_backbone(kind: Any) -> bool:
+    if isinstance(kind, str):
+        scope, _, name = kind.partition('.')
+        kind = MODELS.module_dict.get(name) if scope == SCOPE else None
+    return isinstance(kind, type) and issubclass(kind, Backbone)
+
+
+def pretrained(part: ConfigDict) -> list[ConfigDict]:
+    """The initialisations of a part of a model that load weights."""
     init_cfg = part.get('init_cfg')
-    return isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained'
+    cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg]
+    kinds = ('Pretrained', PretrainedInit)
+    return [cfg for cfg in cfgs if isinstance(cfg, dict) and cfg.get('type') in kinds]
 
 
 def dataloaders(cfg: Config) -> dict[str, ConfigDict]:

@@ -35,7 +35,7 @@ from ..weights import (
 )
 from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
-from .config import dataloaders, is_pretrained, our_backbones
+from .config import dataloaders, our_backbones, pretrained
 from .errors import ToolError
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 
@@ -191,13 +191,15 @@ def prepare_config(
         _init_distributed(cfg, launcher)
     if amp:
         _use_amp(cfg)
+    checkpoint = _checkpoint_to_resume(cfg, resume)
     for part in our_backbones(cfg):
         if from_scratch:
             part.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
-        elif resume and is_pretrained(part):
+        elif checkpoint is not None and pretrained(part):
             part.init_cfg = None  # the checkpoint holds all weights
-        elif trust and is_pretrained(part):
-            part.init_cfg.trust = True
+        elif trust:
+            for init_cfg in pretrained(part):
+                init_cfg.trust = True
     if auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise ToolError(
@@ -214,7 +216,7 @@ def prepare_config(
             hook.switch_pipeline = harden_pipeline(hook.switch_pipeline)
     ours = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
     cfg.custom_hooks = [hook for hook in hooks if hook not in ours] + ours
-    _set_seed(cfg, _checkpoint_to_resume(cfg, resume), trust)
+    _set_seed(cfg, checkpoint, trust)
     return cfg
 
 
@@ -224,12 +226,14 @@ def check_weights(cfg: Config) -> None:
     Raises:
         FileNotFoundError: A file is not there.
         ValueError: A name is not known, or a download fails.
+        ToolError: A config of pretrained weights names none.
     """
-    for part in our_backbones(cfg):
-        if not is_pretrained(part):
-            continue
+    for init_cfg in [cfg for part in our_backbones(cfg) for cfg in pretrained(part)]:
+        source = init_cfg.get('checkpoint')
+        if not isinstance(source, str):
+            raise ToolError(f'init_cfg of type Pretrained needs a checkpoint, but has {source!r}')
         try:
-            path, _ = locate(part.init_cfg.checkpoint)
+            path, _ = locate(source)
         except DownloadError as error:
             raise DownloadError(
                 f'{error}; or train without pretrained weights by --from-scratch'

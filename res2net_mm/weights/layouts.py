@@ -59,12 +59,14 @@ class Converted:
         layout: ``'mmdet'``, ``'official'``, ``'mmpretrain'`` or ``'paddle'``.
         mark: What the weights are known to need of ``first_block`` and ``style``.
         dropped: Rule -> names that it dropped.
+        licence: What a file of :func:`convert_weights` says of its weights' licence.
     """
 
     state: OrderedDict[str, Tensor]
     layout: str
     mark: dict[str, str]
     dropped: dict[str, list[str]]
+    licence: str | None = None
 
 
 def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tensor], str]:
@@ -95,7 +97,7 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict in a checkpoint; averaged weights where there are no others."""
     for _ in range(_DEEPEST):
         inner = (checkpoint.get(key) for key in _WRAPPERS)
-        state = next((value for value in inner if isinstance(value, Mapping)), None)
+        state = next((value for value in inner if isinstance(value, Mapping) and value), None)
         if state is None:
             return checkpoint
         checkpoint = state
@@ -105,7 +107,9 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 def read_mark(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
     """The mark that our saving left in a checkpoint for the backbone under a prefix."""
     metadata = getattr(unwrap(checkpoint), '_metadata', None)
-    places = [(metadata, path.rstrip('.'), MARK) for path in (prefix, f'module.{prefix}')]
+    wrappers = ('', 'module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.')
+    paths = [wrapper + prefix for wrapper in wrappers]
+    places = [(metadata, path.rstrip('.'), MARK) for path in paths]
     for value, *keys in (*places, (checkpoint.get('meta'), MARK, prefix.rstrip('.'))):
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -131,12 +135,15 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
         raise CheckpointError(f'a state dict has names as keys, but this one has {wrong[0]!r:.80}')
     if prefix and not prefix.endswith('.'):  # as mmengine takes it
         prefix += '.'
-    in_module = state and all(key.startswith('module.') for key in state)
-    if in_module and not (prefix or '').startswith('module.'):
-        state = {key.removeprefix('module.'): value for key, value in state.items()}
+    for wrapper in ('module.', '_orig_mod.', 'module.'):  # of DDP and torch.compile
+        wrapped = state and all(key.startswith(wrapper) for key in state)
+        if wrapped and not (prefix or '').startswith(wrapper):
+            state = {key.removeprefix(wrapper): value for key, value in state.items()}
     if prefix is None:
         prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
     layout = ''
+    if prefix and not any(key.startswith(prefix) for key in state):
+        raise CheckpointError(f'no name begins with {prefix!r}: {listing(list(state), 3)}')
     if prefix:
         mmpretrain = any(key.startswith('head.fc.') for key in state)
         layout = 'mmpretrain' if mmpretrain else 'mmdet'
@@ -173,7 +180,9 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
     if not mark and LAYOUTS[layout]:
         mark = dict(first_block=LAYOUTS[layout], style='pytorch')
     leave_mark(renamed, mark)
-    return Converted(renamed, layout, mark, dropped)
+    meta = checkpoint.get('meta')
+    licence = meta.get('licence') if isinstance(meta, Mapping) else None
+    return Converted(renamed, layout, mark, dropped, licence if isinstance(licence, str) else None)
 
 
 def leave_mark(state: OrderedDict[str, Tensor], mark: Mapping[str, str], path: str = '') -> None:

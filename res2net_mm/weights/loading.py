@@ -124,7 +124,7 @@ def load_weights(
         matched=matched,
         missing=missing,
         dropped=dropped,
-        licence=entry and entry.licence,
+        licence=entry.licence if entry else converted.licence,
         note='' if mark or not net.mark.get('first_block') else unknown_rule(net),
     )
 

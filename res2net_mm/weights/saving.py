@@ -112,17 +112,24 @@ def convert_weights(
                 f'is {first_block!r}: leave it out'
             )
         mark = {'style': 'pytorch', **mark, 'first_block': first_block}
-    state = OrderedDict((key, value.contiguous()) for key, value in converted.state.items())
+    state = OrderedDict((key, value.clone().contiguous()) for key, value in converted.state.items())
     variants = [name for name, args in VARIANTS.items() if _fits(args, mark, state)]
     arch = architecture_of(state)
     args = VARIANTS[variants[0]] if variants else _buildable(arch)
     if not variants and not _fits(args, {}, state):
-        raise CheckpointError(f'{source} holds no network that this package builds: {arch}')
+        raise CheckpointError(
+            f'{source} holds no network that this package builds: {arch}, with batch norm and '
+            'without plugins'
+        )
     net = _build(args, mark)
+    if first_block is not None and 'first_block' not in net.mark:
+        raise ValueError(f'{source} is of a kind that has no first-block rule: leave it out')
+    licence = entry.licence if entry else converted.licence
+    licence = dict(licence=licence) if licence else {}
     check_fit(net, state, mark, str(source), converted.layout)
 
     content = _serialised(
-        out.suffix, state, mark, dict(source=Path(source).name, layout=converted.layout)
+        out.suffix, state, mark, dict(source=Path(source).name, layout=converted.layout, **licence)
     )
     partial = out.with_name(f'.{out.stem}.partial{out.suffix}')
     final = out.with_name(f'{out.stem}-{hashlib.sha256(content).hexdigest()[:8]}{out.suffix}')
@@ -148,7 +155,7 @@ def convert_weights(
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         tensors=len(state),
         dropped=converted.dropped,
-        licence=entry and entry.licence,
+        licence=licence.get('licence'),
     )
 
 

@@ -123,10 +123,13 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
     path, entry = locate(filename)
     checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
     if entry is None:
+        if not isinstance(checkpoint.get('state_dict'), Mapping):
+            return _bare(checkpoint)
         meta = checkpoint.get('meta')
-        marks = meta.get(MARK) if isinstance(meta, Mapping) else None
-        if isinstance(marks, Mapping) and 'state_dict' in checkpoint:
-            checkpoint['state_dict'] = _marked(checkpoint['state_dict'], marks)
+        paths = meta.get(MARK) if isinstance(meta, Mapping) else None
+        paths = [str(path) for path in paths] if isinstance(paths, Mapping) else []
+        marks = {path: read_mark(checkpoint, path) for path in paths}
+        checkpoint['state_dict'] = _marked(_bare(checkpoint['state_dict']), marks)
         return checkpoint
     state = unwrap(checkpoint)
     whole = any(key.startswith('backbone.') for key in state) and entry.layout == 'mmdet'
@@ -178,6 +181,19 @@ def _marked(
     for path, mark in marks.items():
         leave_mark(marked, mark, path)
     return marked
+
+
+def _bare(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without ``module.``: mmengine takes it from the names and leaves it in the metadata."""
+    if not state or not all(str(key).startswith('module.') for key in state):
+        return state
+    bare = OrderedDict((key.removeprefix('module.'), value) for key, value in state.items())
+    metadata = getattr(state, '_metadata', None)
+    if isinstance(metadata, Mapping):
+        bare._metadata = OrderedDict(
+            (path.removeprefix('module').removeprefix('.'), of) for path, of in metadata.items()
+        )
+    return bare
 
 
 def _near(name: str, names: Mapping[str, Any]) -> str:

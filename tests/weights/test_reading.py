@@ -245,6 +245,16 @@ def test_what_is_no_checkpoint(tmp_path, recwarn):
     assert not recwarn.list
 
 
+def test_archives_without_checksums(tmp_path):
+    path = tmp_path / 'net.pth'
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(dict(w=torch.arange(3.0)), path)
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_checkpoint(path)['w'].tolist() == [0, 1, 2]
+
+
 def test_wrong_paths(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match='nothing.pth does not exist'):
         read_checkpoint(tmp_path / 'nothing.pth')

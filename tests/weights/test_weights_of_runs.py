@@ -12,12 +12,13 @@ from mmengine.registry import MODELS
 from mmengine.runner import CheckpointLoader
 from references import randomise
 
-from res2net_mm import Res2Net
+from res2net_mm import Res2Net, create_backbone
 from res2net_mm.backbones.base import MARK
-from res2net_mm.engine.config import load_config
+from res2net_mm.engine.config import load_config, our_backbones
+from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.infer import Predictor
 from res2net_mm.engine.runner import Runner, check_weights, prepare_config, use_safe_loading
-from res2net_mm.weights import CheckpointError, DownloadError, load_weights
+from res2net_mm.weights import CheckpointError, DownloadError, load_weights, say_unknown_rules
 
 
 @pytest.fixture
@@ -116,6 +117,64 @@ def test_load_from_of_the_tools_is_safe(tmp_path, server, safe_loading, monkeypa
     assert ran.exists()
 
 
+def test_resuming_from_nothing_starts_from_pretrained_weights(tmp_path):
+    cfg = load_config('faster_rcnn_r2n50.py')
+    cfg.work_dir = str(tmp_path)
+    pretrained = dict(cfg.model.backbone.init_cfg)
+    assert prepare_config(cfg, resume='auto').model.backbone.init_cfg == pretrained
+    torch.save(dict(state_dict={}, meta={}), tmp_path / 'epoch_1.pth')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
+    assert prepare_config(cfg, resume='auto').model.backbone.init_cfg is None
+    cfg.update(resume=True, load_from=str(tmp_path / 'epoch_1.pth'))
+    assert prepare_config(cfg).model.backbone.init_cfg is None
+
+
+def test_arguments_of_a_tool_find_every_backbone(tmp_path):
+    plugin = dict(cfg=dict(type='res2net_mm.SqueezeExcitation'), position='after_conv3')
+    init_cfg = [dict(type='Kaiming', layer='Conv2d'), dict(type='Pretrained', checkpoint='a.pth')]
+    cfg = load_config('faster_rcnn_r2n50.py')
+    cfg.model.backbone.update(type=Res2Net, plugins=[plugin], init_cfg=init_cfg)
+    assert prepare_config(cfg, trust=True).model.backbone.init_cfg[1].trust is True
+    with pytest.raises(FileNotFoundError, match='a.pth'):
+        check_weights(cfg)
+    scratch = prepare_config(cfg, from_scratch=True).model.backbone
+    assert scratch.init_cfg is None and scratch.plugins == [plugin]
+    cfg.model.backbone.init_cfg = dict(type='Pretrained')
+    with pytest.raises(ToolError, match='needs a checkpoint, but has None'):
+        check_weights(cfg)
+    assert our_backbones(Config()) == []
+
+
+def test_failed_initialisation_can_be_tried_again(tmp_path):
+    path = tmp_path / 'late.pth'
+    net = Res2Net(**SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(path)))
+    with pytest.raises(FileNotFoundError):
+        net.init_weights()
+    source = Res2Net(**SMALL)
+    torch.save(source.state_dict(), path)
+    net.init_weights()
+    assert net.stem[0].weight.equal(source.stem[0].weight)
+    filters = list(MMLogger.get_current_instance().filters)
+    with pytest.raises(ValueError, match='exclude each other'):
+        create_backbone('res2net14_v1b_26w_4s', pretrained=str(path), init_cfg=None)
+    with pytest.raises(CheckpointError, match='base_width=8'):
+        create_backbone('res2net14_v1b_26w_4s', pretrained=str(path))
+    assert MMLogger.get_current_instance().filters == filters
+
+
+@pytest.mark.parametrize('wrap', [torch.nn.DataParallel, torch.compile])
+def test_mark_of_a_wrapped_network(tmp_path, safe_loading, wrap):
+    path = tmp_path / 'wrapped.pth'
+    torch.save(dict(state_dict=wrap(Res2Net(**SMALL, first_block='paddle')).state_dict()), path)
+    assert load_weights(Res2Net(**SMALL, first_block='paddle'), path).first_block == 'paddle'
+    with pytest.raises(ValueError, match="first_block='paddle'"):
+        load_weights(Res2Net(**SMALL), path)
+    if wrap is torch.nn.DataParallel:
+        safe_loading()
+        with pytest.raises(ValueError, match="first_block='paddle'"):
+            mmengine.runner.load_checkpoint(Res2Net(**SMALL), str(path))
+
+
 class Whole(torch.nn.Module):
     """A model around a backbone, as a detector is."""
 
@@ -141,7 +200,7 @@ def saved(tmp_path, **args):
     return tmp_path / 'epoch_1.pth'
 
 
-def test_checkpoints_of_the_runner_say_their_rule(tmp_path, safe_loading):
+def test_checkpoints_of_the_runner_say_their_rule(tmp_path, safe_loading, monkeypatch):
     path = saved(tmp_path, first_block='paddle')
     content = torch.load(path, weights_only=True)
     mark = dict(first_block='paddle', style='pytorch')
@@ -152,6 +211,12 @@ def test_checkpoints_of_the_runner_say_their_rule(tmp_path, safe_loading):
     assert (report.first_block, report.layout) == ('paddle', 'mmdet')
     with pytest.raises(ValueError, match="epoch_1.pth.*first_block='paddle'.*has first_block='off"):
         load_weights(Res2Net(**SMALL), path)
+    said = []
+    monkeypatch.setattr(MMLogger.get_current_instance(), 'warning', said.append)
+    say_unknown_rules(Whole(first_block='paddle'), content)
+    assert not said
+    say_unknown_rules(Whole(first_block='paddle'), dict(state_dict=dict(content['state_dict'])))
+    assert len(said) == 1
     safe_loading()
     for strip in (False, True):  # either place is enough
         if strip:
