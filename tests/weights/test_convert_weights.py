@@ -229,7 +229,7 @@ BAD = {  # what is wrong -> change of the weights, more arguments, the message
         '--first-block',
         'mmdet',
     ),
-    'no such prefix': (lambda state: state, 'no layout of Res2Net', '--prefix', 'backbone.'),
+    'no such prefix': (lambda state: state, "begins with 'backbone.'", '--prefix', 'backbone.'),
 }
 
 
@@ -299,3 +299,14 @@ def test_full_disk_and_interruption_leave_nothing(tmp_path, out, run, monkeypatc
     umask = os.umask(0)
     os.umask(umask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask, 'others may read it as any file'
+
+
+def test_licence_travels_with_the_file(tmp_path, out, run, monkeypatch):
+    net = filled(**SMALL)
+    name = 'res2net50_v1b_26w_4s'
+    torch.save(net.state_dict(), tmp_path / 'net.pth')
+    monkeypatch.setitem(ZOO, name, replace(ZOO[name], url='https://example.org/net.pth'))
+    for suffix in SUFFIXES:
+        target = out / suffix[1:] / f'x{suffix}'
+        path = written(run(tmp_path / 'net.pth', target), target)
+        assert load_weights(filled(**SMALL), path).licence == ZOO[name].licence
