@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-ORIGINALS = Path(sys.prefix, 'openmmlab')
 
 sys.path.insert(0, str(REPO))
+
+from running import ORIGINALS, as_arguments  # noqa: E402
 
 import res2net_mm  # noqa: E402, F401  (before anything imports mmdet)
 from res2net_mm.data import make_shapes  # noqa: E402
@@ -87,11 +88,6 @@ def tiny_options(shapes):
     for split in ('train', 'val', 'test'):
         options[f'{split}_dataloader.dataset.data_root'] = f'{shapes}/'
     return options
-
-
-def as_arguments(options: dict) -> list[str]:
-    """The options as a user types them."""
-    return ['--cfg-options'] + [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
 
 
 @pytest.fixture(scope='session')

@@ -4,7 +4,7 @@ import importlib
 import textwrap
 
 import pytest
-from conftest import ORIGINALS
+from running import ORIGINALS
 
 import res2net_mm
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from running import as_arguments
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/faster_rcnn_r2n14_shapes.py'
@@ -207,8 +208,6 @@ sys.path.insert(0, 'tools')
 import train
 run_tool(train.main)
 """
-    from conftest import as_arguments
-
     arguments = as_arguments(tiny_options)
     run = subprocess.run(
         [sys.executable, '-c', code, '--work-dir', str(tmp_path / 'w'), *arguments],
