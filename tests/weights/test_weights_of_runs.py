@@ -281,5 +281,5 @@ def test_mmdets_detector_gives_the_same_boxes(tmp_path, shapes, monkeypatch):
         assert len(unknown) == (name != 'theirs')
     assert len(found['theirs'].bboxes) == 100
     for key in ('bboxes', 'scores', 'labels'):
-        torch.testing.assert_close(found['ours'][key], found['theirs'][key], rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found['ours'][key], found['theirs'][key], rtol=1e-5, atol=1e-4)
     assert (found['official'].bboxes - found['theirs'].bboxes).abs().max() > 1
