@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import MARK
+from .paddle_pickle import PROGRAM_NAMES
 from .reading import CheckpointError
 
 # First-block rule of the networks that a layout belongs to; mmdet's names are ours, with any rule.
@@ -229,7 +230,7 @@ def _recognise(state: Mapping[str, Any]) -> str:
 def _dropped_by(key: str, state: Mapping[str, Any]) -> str | None:
     if re.match(r'(fc|out|head)\.', key):
         return CLASSIFIER
-    if key == 'StructuredToParameterName@@':
+    if key == PROGRAM_NAMES:
         return PROGRAM
     # a projection of a tree of trees: each inner tree has its own, and uses that
     tree = re.fullmatch(r'(level\d(?:\.tree\d)*)\.project\.\w+\.\w+', key)

@@ -36,6 +36,7 @@ class LoadReport:
         unexpected: Names of the file that the network lacks; none, or it would have been an error.
         dropped: Rule -> names of the file that it left out.
         licence: Licence of published weights.
+        note: What to know where nothing tells the rule.
     """
 
     source: str
@@ -49,9 +50,10 @@ class LoadReport:
     note: str = ''
 
     def __str__(self) -> str:
+        rule = self.first_block or ('not known' if self.note else 'of one form only')
         lines = [
             f'{self.source}: {len(self.matched)} tensors loaded, layout {self.layout}, '
-            f'first_block {self.first_block or "not known"}'
+            f'first_block {rule}'
         ]
         if self.missing:
             lines.append(f'not in the file, and zero: {listing(self.missing)}')

@@ -97,6 +97,7 @@ def convert_weights(
         FileNotFoundError: There is no such file.
         ValueError: The source cannot be read, is no backbone of this package, needs another rule
             than ``first_block``, or ``out`` has another suffix. Nothing is written.
+        OSError: The file cannot be written; nothing is left there.
     """
     out = Path(out).expanduser()
     if out.suffix not in SUFFIXES:

@@ -95,10 +95,7 @@ def read_backbone(
         return convert(source, prefix), None
     path, entry = locate(source)
     checkpoint = read_checkpoint(path, map_location, trust=trust)
-    try:
-        converted = convert(checkpoint, prefix)
-    except CheckpointError as error:
-        raise CheckpointError(f'{source}: {error}') from error
+    converted = _convert(checkpoint, prefix, source)
     if entry is not None and not converted.mark:  # mmdet's names, which do not tell
         converted = replace(converted, mark=_mark(entry))
         leave_mark(converted.state, converted.mark)
@@ -136,7 +133,7 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
     if whole:
         state = _marked(state, {'backbone': _mark(entry)})
     else:
-        state = _marked(convert(checkpoint).state, {'': _mark(entry)})
+        state = _marked(_convert(checkpoint, None, filename).state, {'': _mark(entry)})
     return dict(meta=checkpoint.get('meta') or {}, state_dict=state)
 
 
@@ -167,6 +164,13 @@ def unknown_rule(net: Backbone) -> str:
 
 
 CheckpointLoader.register_scheme(prefixes=SCHEME, loader=read_source, force=True)
+
+
+def _convert(checkpoint: Mapping[str, Any], prefix: str | None, source: str | Path) -> Converted:
+    try:
+        return convert(checkpoint, prefix)
+    except CheckpointError as error:
+        raise CheckpointError(f'{source}: {error}') from error
 
 
 def _mark(entry: Published) -> dict[str, str]:
