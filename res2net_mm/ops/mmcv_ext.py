@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 import torchvision
+from torch import Tensor
 
 from . import boxes, kernels, plain
 
@@ -102,6 +103,17 @@ def describe_ops() -> str:
         return 'operators: not decided yet, ensure_mmcv_ops() has not been called'
     origin = getattr(sys.modules[EXTENSION], '__file__', None)
     return f"operators: mmcv's compiled ones ({origin or 'no file'})"
+
+
+def compiled_modulated_deform_conv2d() -> Callable[..., Tensor]:
+    """mmcv's function of that name, over its compiled operators.
+
+    Raises:
+        ImportError: mmcv came without compiled operators, or something stands in for them.
+    """
+    if _stand_in() is not None:
+        raise ImportError(f"deformable convolution by mmcv is asked for, but {describe_ops()}")
+    return importlib.import_module('mmcv.ops').modulated_deform_conv2d
 
 
 @cache

@@ -1,0 +1,314 @@
+"""Deformable convolution, v1 (https://arxiv.org/abs/1703.06211) and v2, the modulated one
+(https://arxiv.org/abs/1811.11168): one function, three ways to compute it, and the layers."""
+
+import math
+import os
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from .boxes import compute_dtype
+from .mmcv_ext import compiled_modulated_deform_conv2d
+from .sampling import Pair, grid_sample_and_multiply, sample_and_multiply
+
+VARIABLE = 'RES2NET_MM_DEFORM_CONV'
+WAYS = ('auto', 'torch', 'torchvision', 'mmcv')
+
+
+def choose_way(device: torch.device) -> str:
+    """How deformable convolutions are computed: ``'torch'``, ``'torchvision'`` or ``'mmcv'``.
+
+    It is what the environment variable ``RES2NET_MM_DEFORM_CONV`` says. By default, or for
+    ``auto``, it is ``'torch'``, plain PyTorch, which was measured to be the fastest on the CPU
+    (``python -m res2net_mm.ops.bench_deform_conv``), and torchvision's compiled kernels on CUDA.
+
+    Raises:
+        ValueError: The variable says something else.
+    """
+    way = os.environ.get(VARIABLE) or 'auto'
+    if way not in WAYS:
+        raise ValueError(f'{VARIABLE} must be one of {", ".join(WAYS)}, but got {way!r}')
+    if way == 'auto':
+        return 'torchvision' if device.type == 'cuda' else 'torch'
+    return way
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Pair = (1, 1),
+    padding: int | Pair = (0, 0),
+    dilation: int | Pair = (1, 1),
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Deformable convolution, with torchvision's signature.
+
+    Each tap of the kernel samples the image, bilinearly, at its place plus an offset; pixels
+    outside the image are zero. In plain PyTorch (see :func:`choose_way`) memory beside inputs and
+    outputs is bounded: the sampled columns are made in blocks of 4 MiB on the CPU and 256 MiB
+    elsewhere. Half precision and autocast sample in float32. A NaN offset gives NaN in plain
+    PyTorch, and no sample in the other ways.
+
+    Args:
+        input: (N, C, H, W).
+        offset: (N, 2 * deform_groups * kh * kw, H_out, W_out), pairs (y, x) in pixels, the taps of
+            a group one after the other.
+        weight: (C_out, C / groups, kh, kw).
+        bias: (C_out,).
+        stride: One number or (y, x), as in ``nn.Conv2d``; so are padding and dilation.
+        mask: (N, deform_groups * kh * kw, H_out, W_out), a factor on each sample; None, which is
+            v1, is all ones.
+
+    Returns:
+        (N, C_out, H_out, W_out), of the type of ``input``.
+
+    Raises:
+        ValueError: Shapes do not fit each other.
+
+    Example:
+        >>> x, weight = torch.rand(1, 8, 5, 5), torch.rand(16, 8, 3, 3)
+        >>> deform_conv2d(x, torch.zeros(1, 18, 5, 5), weight, padding=1).shape
+        torch.Size([1, 16, 5, 5])
+    """
+    places = _pair(stride), _pair(padding), _pair(dilation)
+    if torch.onnx.is_in_onnx_export():  # which traces sizes, so that nothing is to be checked
+        return grid_sample_and_multiply(input, offset, mask, weight, bias, *places)
+    _check_shapes(input, offset, mask, weight, bias, *places)
+    compute = _COMPUTE[choose_way(input.device)]
+    given = (input, offset, mask, weight, bias)
+    dtype = compute_dtype(*(t for t in given if t is not None))
+    with torch.autocast(input.device.type, enabled=False):
+        out = compute(*(t if t is None else t.to(dtype) for t in given), *places)
+    return out.to(input.dtype)
+
+
+def _by_torchvision(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *places: Pair,
+) -> Tensor:
+    offset = _without_nan(offset, input)
+    return torchvision.ops.deform_conv2d(input, offset, weight, bias, *places, mask)
+
+
+def _by_mmcv(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *places: Pair,
+) -> Tensor:
+    taps = weight[0, 0].numel()
+    groups = input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)
+    if mask is None:
+        mask = offset.new_ones(len(offset), groups[1] * taps, *offset.shape[2:])
+    compute = compiled_modulated_deform_conv2d()
+    return compute(input, _without_nan(offset, input), mask, weight, bias, *places, *groups)
+
+
+def _without_nan(offset: Tensor, input: Tensor) -> Tensor:
+    """The compiled kernels take it for an index; far outside, nothing is read."""
+    return offset.masked_fill(offset.isnan(), -4.0 * sum(input.shape[2:]))
+
+
+_COMPUTE = {'torch': sample_and_multiply, 'torchvision': _by_torchvision, 'mmcv': _by_mmcv}
+
+
+def _check_shapes(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> None:
+    for name, tensor in dict(input=input, offset=offset, weight=weight).items():
+        if tensor.dim() != 4:
+            raise ValueError(f'{name} must have 4 dimensions, but has shape {tuple(tensor.shape)}')
+    channels = input.shape[1]
+    out_channels, per_group, *kernel = weight.shape
+    if not per_group or channels % per_group or out_channels % (channels // per_group or 1):
+        raise ValueError(
+            f'weight must have input channels / groups channels, and groups divide its length, '
+            f'but for an input of {channels} channels its shape is {tuple(weight.shape)}'
+        )
+    taps = math.prod(kernel)
+    size = [
+        (length + 2 * p - d * (k - 1) - 1) // s + 1
+        for length, k, s, p, d in zip(
+            input.shape[2:], kernel, stride, padding, dilation, strict=True
+        )
+    ]
+    if min(size) < 1:
+        raise ValueError(
+            f'input must be at least as large as the kernel, but its {tuple(input.shape[2:])} '
+            f'pixels would give an output of {tuple(size)}'
+        )
+    expected = f'({len(input)}, deform_groups * {2 * taps}, {size[0]}, {size[1]})'
+    groups = offset.shape[1] // (2 * taps)
+    shape = (len(input), groups * 2 * taps, *size)
+    if offset.shape != shape or not groups or channels % groups:
+        raise ValueError(
+            f'offset must have shape {expected}, deform_groups dividing the {channels} channels '
+            f'of the input, but has {tuple(offset.shape)}'
+        )
+    shape = (len(input), groups * taps, *size)
+    if mask is not None and mask.shape != shape:
+        raise ValueError(f'mask must have shape {shape}, but has {tuple(mask.shape)}')
+    if bias is not None and bias.shape != (out_channels,):
+        raise ValueError(f'bias must have shape ({out_channels},), but has {tuple(bias.shape)}')
+
+
+class DeformConv2d(nn.Module):
+    """Deformable convolution, v1, that predicts its offsets with a convolution of its own.
+
+    Parameters are named, ordered and initialised as those of mmcv's ``DeformConv2dPack``, so that
+    weights fit: ``weight``, ``bias``, ``conv_offset.weight`` and ``conv_offset.bias``, the latter
+    two zero at first.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: One number or (y, x), as are stride, padding and dilation.
+        stride: Of the convolution and of the one that predicts.
+        padding: Zeros around the input.
+        dilation: Distance of the taps.
+        groups: Groups of channels that are convolved by themselves.
+        deform_groups: Groups of channels that have offsets of their own.
+        bias: Whether there is a bias.
+
+    Raises:
+        ValueError: Groups do not divide the channels.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, out_channels, H_out, W_out).
+    """
+
+    numbers_per_tap = 2  # y and x
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, value in dict(groups=groups, deform_groups=deform_groups).items():
+            if value < 1 or in_channels % value or (name == 'groups' and out_channels % value):
+                raise ValueError(
+                    f'{name} must divide the channels ({in_channels} in, {out_channels} out), '
+                    f'but got {value}'
+                )
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size: Pair = _pair(kernel_size)
+        self.stride: Pair = _pair(stride)
+        self.padding: Pair = _pair(padding)
+        self.dilation: Pair = _pair(dilation)
+        self.groups = groups
+        self.deform_groups = deform_groups
+        shape = (out_channels, in_channels // groups, *self.kernel_size)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.conv_offset = nn.Conv2d(
+            in_channels,
+            deform_groups * self.numbers_per_tap * math.prod(self.kernel_size),
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialises all parameters, as mmcv does."""
+        nn.init.kaiming_uniform_(self.weight, nonlinearity='relu')
+        self._reset_others()
+
+    def _reset_others(self) -> None:
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.reset_offset()
+
+    def reset_offset(self) -> None:
+        """Sets ``conv_offset`` to zero: a regular grid."""
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves x, (N, in_channels, H, W), on the taps that it predicts from x."""
+        return self._convolve(x, self.conv_offset(x))
+
+    def _convolve(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        places = self.stride, self.padding, self.dilation
+        return deform_conv2d(x, offset, self.weight, self.bias, *places, mask)
+
+    def extra_repr(self) -> str:
+        """Arguments, as ``nn.Conv2d`` shows them."""
+        names = ('kernel_size', 'stride', 'padding', 'dilation', 'groups', 'deform_groups')
+        shown = ', '.join(f'{name}={getattr(self, name)}' for name in names)
+        return f'{self.in_channels}, {self.out_channels}, {shown}, bias={self.bias is not None}'
+
+
+class ModulatedDeformConv2d(DeformConv2d):
+    """Deformable convolution, v2: it predicts a factor (0 to 1) for each sample too.
+
+    As mmcv's ``ModulatedDeformConv2dPack``: ``conv_offset`` gives all offsets and then the logits
+    of all masks. At first these are zero, and the layer is half of a plain convolution. Arguments
+    are those of :class:`DeformConv2d`, but ``bias`` is True by default.
+    """
+
+    numbers_per_tap = 3  # y, x and the logit of the mask
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        deform_groups: int = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            deform_groups,
+            bias,
+        )
+
+    def reset_parameters(self) -> None:
+        """Initialises all parameters, as mmcv does."""
+        bound = 1 / math.sqrt(self.in_channels * math.prod(self.kernel_size))
+        nn.init.uniform_(self.weight, -bound, bound)
+        self._reset_others()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves x, (N, in_channels, H, W), on taps and with factors predicted from x."""
+        predicted = self.conv_offset(x)
+        taps = predicted.shape[1] // 3
+        offset, logit = predicted.split((2 * taps, taps), 1)
+        return self._convolve(x, offset, logit.sigmoid())

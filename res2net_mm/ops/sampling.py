@@ -1,0 +1,296 @@
+"""Deformable convolution in plain PyTorch: exact, with gradients; and a form that exports.
+
+The image lies as rows of channels, with a border of zeros around it. Each tap of each output pixel
+is a bag of four rows, weighted by bilinear interpolation times mask: ``F.embedding_bag`` gathers
+and weighs them in one call, and one matrix product with the weight follows. This goes by blocks of
+output pixels, so that the sampled columns, nine times the input, never exist as a whole; the
+backward pass samples again rather than keep them.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Bytes of a block's columns: on the CPU it should stay in the cache, elsewhere launches count.
+CPU_BLOCK = 4 * 2**20
+OTHER_BLOCK = 256 * 2**20
+BORDER = 3  # of zeros: one row (column) before the image, two after it
+
+Pair = tuple[int, int]
+
+
+class _Bags(NamedTuple):
+    """Where each tap samples; the bags lie as (N, H_out, W_out, taps, deform_groups)."""
+
+    index: Tensor  # (bags, 4): rows of the pixels around it, upper two first
+    share: Tensor  # (bags, 4): their weights
+    fraction: Tensor  # (N, H_out, W_out, taps, deform_groups, 2): y and x behind the first pixel
+    inside: Tensor  # the same shape: whether moving the tap can change its sample
+
+
+def _grid(weight: Tensor, out: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+    """Pixels (y, x) of the undeformed taps, (H_out, W_out, taps, 1, 2)."""
+    axes = [
+        torch.arange(o, device=weight.device)[:, None] * s
+        + torch.arange(k, device=weight.device) * d
+        - p
+        for o, k, s, p, d in zip(out, weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    y, x = axes[0][:, None, :, None], axes[1][None, :, None, :]
+    return torch.stack(torch.broadcast_tensors(y, x), -1).flatten(2, 3).unsqueeze(3)
+
+
+def _bags(offset: Tensor, mask: Tensor | None, grid: Tensor, image: torch.Size) -> _Bags:
+    batch, _, height, width = image
+    taps = grid.shape[2]
+    by_tap = offset.unflatten(1, (-1, taps, 2)).permute(0, 4, 5, 2, 1, 3)
+    groups = by_tap.shape[4]
+    at = torch.add(by_tap, grid + 1, out=offset.new_empty(by_tap.shape))  # 1 for the border
+    # Whatever lies a pixel or more outside samples zero: it is moved to the border.
+    lowest, highest = at.new_zeros(2), at.new_tensor([height + 1, width + 1])
+    kept = at.clamp(lowest, highest)
+    inside = kept == at
+    corner = torch.floor(kept, out=at)
+    fraction = kept.sub_(corner)
+
+    pitch = width + BORDER
+    size = (height + BORDER) * pitch * groups  # rows of an image
+    dtype = torch.int32 if max(batch * size, 4 * at.numel()) < 2**31 else torch.int64
+    y, x = corner.to(dtype).unbind(-1)
+    numbers = dict(dtype=dtype, device=at.device)
+    first = torch.add(x, y, alpha=pitch).mul_(groups).add_(torch.arange(groups, **numbers))
+    first += torch.arange(batch, **numbers).mul_(size).view(-1, 1, 1, 1, 1)
+    around = torch.tensor([0, 1, pitch, pitch + 1], **numbers) * groups
+    first.clamp_(0, max(batch * size - 1 - (pitch + 1) * groups, 0))  # for offsets that are NaN
+    index = first.reshape(-1, 1) + around
+
+    fy, fx = fraction.unbind(-1)
+    rows = torch.empty_like(fraction)  # shares of the upper and the lower two pixels
+    if mask is None:
+        torch.sub(1, fy, out=rows[..., 0])
+        rows[..., 1] = fy
+    else:
+        mask = mask.unflatten(1, (-1, taps)).permute(0, 3, 4, 2, 1)
+        torch.mul(mask, fy, out=rows[..., 1])
+        torch.sub(mask, rows[..., 1], out=rows[..., 0])
+    share = at.new_empty(*at.shape, 2)
+    torch.mul(rows, fx[..., None], out=share[..., 1])
+    torch.sub(rows, share[..., 1], out=share[..., 0])
+    return _Bags(index, share.reshape(-1, 4), fraction, inside)
+
+
+def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Output pixels, and the index and share of their bags."""
+    per_pixel = bags.fraction.shape[3:5].numel()
+    pixels = bags.fraction.shape[:3].numel()
+    bound = CPU_BLOCK if bags.share.device.type == 'cpu' else OTHER_BLOCK
+    column = channels * bags.fraction.shape[3] * bags.share.element_size()
+    blocks = max(-(-pixels * column // bound), 1)
+    step = -(-pixels // blocks)
+    for start in range(0, pixels, step or 1):
+        stop = min(start + step, pixels)
+        part = slice(start * per_pixel, stop * per_pixel)
+        yield slice(start, stop), bags.index[part], bags.share[part]
+
+
+def _by_group(columns: Tensor, taps: int, groups: int) -> Tensor:
+    """(pixels, taps * channels) -> (groups, pixels, taps * channels / groups)."""
+    parts = columns.view(len(columns), taps, groups, -1).permute(2, 0, 1, 3)
+    return parts.reshape(groups, len(columns), -1)
+
+
+def _matrices(weight: Tensor, groups: int) -> Tensor:
+    """(C_out, C / groups, kh, kw) -> (groups, C_out / groups, taps * C / groups)."""
+    return weight.permute(0, 2, 3, 1).reshape(groups, len(weight) // groups, -1)
+
+
+class _DeformConv(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        offset: Tensor,
+        mask: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+    ) -> Tensor:
+        batch, channels, height, width = input.shape
+        groups = channels // weight.shape[1]
+        grid = _grid(weight, offset.shape[2:], stride, padding, dilation)
+        bags = _bags(offset, mask, grid, input.shape)
+        taps, deform_groups = bags.fraction.shape[3:5]
+        rows = input.new_zeros(batch, height + BORDER, width + BORDER, channels)
+        rows[:, 1 : height + 1, 1 : width + 1] = input.permute(0, 2, 3, 1)
+        rows = rows.view(-1, channels // deform_groups)
+
+        matrices = _matrices(weight, groups)
+        out = input.new_empty(bags.fraction.shape[:3].numel(), len(weight))
+        for pixels, index, share in _blocks(bags, channels):
+            columns = F.embedding_bag(index, rows, per_sample_weights=share, mode='sum')
+            parts = _by_group(columns.view(-1, taps * channels), taps, groups)
+            targets = out[pixels].chunk(groups, 1)
+            for part, matrix, target in zip(parts, matrices, targets, strict=True):
+                torch.mm(part, matrix.t(), out=target)
+        if bias is not None:
+            out += bias
+
+        ctx.save_for_backward(rows, mask, weight, *bags)
+        ctx.image = input.shape
+        out = out.view(*bags.fraction.shape[:3], len(weight)).permute(0, 3, 1, 2)
+        return out if input.stride(1) == 1 else out.contiguous()  # as the input lies in memory
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast(grad.device.type, enabled=False):
+            return _backward(ctx, grad)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, mask, weight, *bags = ctx.saved_tensors
+    needs_input, needs_offset, needs_mask, needs_weight, needs_bias = ctx.needs_input_grad[:5]
+    bags = _Bags(*bags)
+    batch, channels, height, width = ctx.image
+    groups = channels // weight.shape[1]
+    taps = bags.fraction.shape[3]
+    matrices = _matrices(weight, groups)
+    of_matrices = torch.zeros_like(matrices)
+    of_rows = torch.zeros_like(rows)
+    of_share = torch.empty_like(bags.share)
+    by_pixel = grad.permute(0, 2, 3, 1).reshape(-1, len(weight))
+
+    done = 0
+    for pixels, index, share in _blocks(bags, channels):
+        of_out = by_pixel[pixels].chunk(groups, 1)
+        if needs_weight:
+            columns = F.embedding_bag(index, rows, per_sample_weights=share, mode='sum')
+            parts = _by_group(columns.view(-1, taps * channels), taps, groups)
+            for of_matrix, of_one, part in zip(of_matrices, of_out, parts, strict=True):
+                of_matrix.addmm_(of_one.t(), part)
+        else:
+            parts = grad.new_empty(groups, len(by_pixel[pixels]), matrices.shape[2])
+        if not (needs_input or needs_offset or needs_mask):
+            continue
+        for of_one, matrix, part in zip(of_out, matrices, parts, strict=True):
+            torch.mm(of_one, matrix, out=part)
+        parts = parts.view(groups, len(by_pixel[pixels]), taps, -1).permute(1, 2, 0, 3)
+        of_columns = parts.reshape(-1, rows.shape[1])
+        if needs_input:
+            _scatter(of_rows, of_columns, index, share)
+        if needs_offset or needs_mask:
+            of_share[done : done + len(share)] = _dot(of_columns, rows, index)
+            done += len(share)
+
+    of_offset, of_mask = _of_place(of_share, bags, mask)
+    inner = of_rows.view(batch, height + BORDER, width + BORDER, channels)
+    of_weight = of_matrices.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
+    return (
+        inner[:, 1 : height + 1, 1 : width + 1].permute(0, 3, 1, 2) if needs_input else None,
+        of_offset if needs_offset else None,
+        of_mask if needs_mask else None,
+        of_weight if needs_weight else None,
+        by_pixel.sum(0) if needs_bias else None,
+        None,
+        None,
+        None,
+    )
+
+
+def _scatter(of_rows: Tensor, of_columns: Tensor, index: Tensor, share: Tensor) -> None:
+    """Add to every row what its bags pass on: a sum of bags too, once sorted by row."""
+    row, order = index.view(-1).sort(stable=True)
+    low, high = row[0].item(), row[-1].item() + 1
+    starts = torch.searchsorted(row, torch.arange(low, high, dtype=row.dtype, device=row.device))
+    of_rows[low:high] += F.embedding_bag(
+        order >> 2,  # four rows a bag
+        of_columns,
+        starts,
+        per_sample_weights=share.view(-1).index_select(0, order),
+        mode='sum',
+    )
+
+
+def _dot(of_columns: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """Products of each bag's gradient with its four rows: the gradient of their shares."""
+    numbers = dict(dtype=index.dtype, device=index.device)
+    starts = torch.arange(0, index.numel(), 4, **numbers)
+    owner = torch.arange(len(index), **numbers).repeat_interleave(4)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        of_columns, rows, index.view(-1), starts, owner, 0, -1
+    ).view(-1, 4)
+
+
+def _of_place(of_share: Tensor, bags: _Bags, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of offset and mask from those of the shares."""
+    fy, fx = bags.fraction.unbind(-1)
+    of_share = of_share.view(*bags.fraction.shape, 2)
+    along_x = of_share[..., 1] - of_share[..., 0]
+    in_row = torch.addcmul(of_share[..., 0], along_x, fx[..., None])
+    of_at = torch.empty_like(bags.fraction)
+    torch.sub(in_row[..., 1], in_row[..., 0], out=of_at[..., 0])
+    torch.lerp(along_x[..., 0], along_x[..., 1], fy, out=of_at[..., 1])
+    of_at *= bags.inside
+    of_mask = None
+    if mask is not None:
+        at_tap = torch.lerp(in_row[..., 0], in_row[..., 1], fy)
+        of_mask = at_tap.permute(0, 4, 3, 1, 2).reshape(mask.shape)
+        taps = bags.fraction.shape[3]
+        of_at *= mask.unflatten(1, (-1, taps)).permute(0, 3, 4, 2, 1)[..., None]
+    return of_at.permute(0, 4, 3, 5, 1, 2).flatten(1, 3), of_mask
+
+
+def sample_and_multiply(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    """Deformable convolution of tensors that all are float32, or all float64.
+
+    Shapes are those of :func:`res2net_mm.ops.deform_conv2d`.
+    """
+    return _DeformConv.apply(input, offset, mask, weight, bias, stride, padding, dilation)
+
+
+def grid_sample_and_multiply(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    """The same values by ``F.grid_sample``, which ONNX has; not for training.
+
+    A normalised grid does not hit integer positions, where bilinear interpolation has its kinks:
+    gradients of fresh offsets, all zero, would be wrong.
+    """
+    height, width = input.shape[2:]
+    out_height, out_width = offset.shape[2:]
+    taps = weight[0, 0].numel()
+    deform_groups = offset.shape[1] // (2 * taps)
+    grid = _grid(weight, (out_height, out_width), stride, padding, dilation)
+    at = offset.reshape(-1, taps, 2, out_height, out_width) + grid[..., 0, :].permute(2, 3, 0, 1)
+    y, x = at.unbind(2)  # (N * deform_groups, taps, H_out, W_out)
+    places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+    image = input.reshape(-1, input.shape[1] // deform_groups, height, width)
+    columns = F.grid_sample(image, places.flatten(1, 2), align_corners=False)
+    columns = columns.unflatten(2, (taps, out_height))  # (N * groups, C / groups, taps, H, W)
+    if mask is not None:
+        columns = columns * mask.reshape(-1, 1, taps, out_height, out_width)
+    columns = columns.reshape(-1, input.shape[1] * taps, out_height, out_width)
+    groups = input.shape[1] // weight.shape[1]
+    return F.conv2d(columns, weight.reshape(len(weight), -1, 1, 1), bias, groups=groups)
