@@ -12,6 +12,7 @@ from . import weights  # noqa: E402, F401  (registers res2net://)
 from .backbones import (  # noqa: E402
     Bottle2neck,
     Res2Net,
+    Res2NetDCN,
     Res2NetDLA,
     create_backbone,
     list_backbones,
@@ -21,6 +22,7 @@ from .version import __version__  # noqa: E402
 __all__ = [
     'Bottle2neck',
     'Res2Net',
+    'Res2NetDCN',
     'Res2NetDLA',
     '__version__',
     'create_backbone',

@@ -2,6 +2,7 @@ from .base import Backbone
 from .bottle2neck import Bottle2neck
 from .plugins import SqueezeExcitation
 from .res2net import Res2Net
+from .res2net_dcn import Res2NetDCN
 from .res2net_dla import Res2NetDLA
 from .variants import VARIANTS, create_backbone, list_backbones
 
@@ -10,6 +11,7 @@ __all__ = [
     'Backbone',
     'Bottle2neck',
     'Res2Net',
+    'Res2NetDCN',
     'Res2NetDLA',
     'SqueezeExcitation',
     'create_backbone',

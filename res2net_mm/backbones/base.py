@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from mmengine.model import BaseModule, PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..ops import DeformConv2d
 from ..registry import WEIGHT_INITIALIZERS
 from .bottle2neck import Bottle2neck, check_choice
 
@@ -43,6 +45,19 @@ class Backbone(BaseModule):
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual and init_cfg is None
         self.register_state_dict_post_hook(_leave_mark)
+
+    @classmethod
+    def arguments(cls) -> dict[str, Any]:
+        """Names and defaults of all arguments, those of base classes included."""
+        found: dict[str, Any] = {}
+        for base in reversed(cls.__mro__[: cls.__mro__.index(Backbone)]):
+            parameters = inspect.signature(base).parameters.values()
+            found |= {
+                p.name: p.default
+                for p in parameters
+                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+            }
+        return found
 
     @property
     def mark(self) -> dict[str, str]:
@@ -90,6 +105,9 @@ class Backbone(BaseModule):
         self.init_cfg = [c for c in cfgs if c not in pretrained]
         try:
             super().init_weights()
+            for module in self.modules():
+                if isinstance(module, DeformConv2d):  # its conv_offset is a Conv2d
+                    module.reset_offset()
             if self.zero_init_residual:
                 for module in self.modules():
                     if isinstance(module, Bottle2neck):

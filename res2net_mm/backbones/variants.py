@@ -13,6 +13,7 @@ from .base import Backbone
 
 _V1 = dict(deep_stem=False, avg_down=False)
 _VD = dict(first_block='paddle')
+_DCN = dict(type='Res2NetDCN')
 _SE = dict(type='res2net_mm.SqueezeExcitation', reduction=16)
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -32,9 +33,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'se_res2net50_26w_4s': dict(_V1, plugins=[dict(cfg=_SE, position='after_conv3')]),
     'res2net_dla60': dict(type='Res2NetDLA', base_width=28),
     'res2next_dla60': dict(type='Res2NetDLA', base_width=4, groups=8),
+    'res2net50_v1b_26w_4s_dcn': dict(_DCN),
+    'res2net101_v1b_26w_4s_dcn': dict(_DCN, depth=101),
     # one and two blocks a stage: for tests, demos and small data; nobody published weights
     'res2net14_v1b_26w_4s': dict(depth=14),
     'res2net26_v1b_26w_4s': dict(depth=26),
+    'res2net14_v1b_26w_4s_dcn': dict(_DCN, depth=14),
 }
 
 
@@ -48,8 +52,9 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
 
     Args:
         name: One of :func:`list_backbones`.
-        pretrained: True loads the weights published under this name, a string those of another
-            name of ``res2net_mm.weights.ZOO``, of a file or of an address.
+        pretrained: True loads the weights published under this name (without ``_dcn``: those of
+            the plain network), a string those of another name of ``res2net_mm.weights.ZOO``, of a
+            file or of an address.
         **overrides: Arguments of the backbone that replace the variant's, such as
             ``out_indices`` or ``frozen_stages``.
 
@@ -74,7 +79,8 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
     if pretrained:
         if 'init_cfg' in overrides:
             raise ValueError('pretrained and init_cfg exclude each other: give one of them')
-        checkpoint = f'res2net://{name}' if pretrained is True else pretrained
+        plain = name.removesuffix('_dcn')  # offsets start at zero, whatever the weights
+        checkpoint = f'res2net://{plain}' if pretrained is True else pretrained
         args['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
     net = MODELS.get(args.pop('type', 'Res2Net'))(**args)
     logger = MMLogger.get_current_instance()

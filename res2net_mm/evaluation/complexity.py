@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -234,7 +233,7 @@ def format_architecture(args: Mapping[str, Any]) -> str:
 
 
 def _defaults(kind: str) -> dict[str, Any]:
-    return {k: p.default for k, p in inspect.signature(MODELS.get(kind)).parameters.items()}
+    return MODELS.get(kind).arguments()
 
 
 def _network(args: Mapping[str, Any]) -> dict[str, str]:

@@ -22,7 +22,7 @@ def choose_way(device: torch.device) -> str:
 
     It is what the environment variable ``RES2NET_MM_DEFORM_CONV`` says. By default, or for
     ``auto``, it is ``'torch'``, plain PyTorch, which was measured to be the fastest on the CPU
-    (``python -m res2net_mm.ops.bench_deform_conv``), and torchvision's compiled kernels on CUDA.
+    (``python -m res2net_mm.ops.bench_deform_conv``), and torchvision's kernels on CUDA.
 
     Raises:
         ValueError: The variable says something else.
@@ -31,7 +31,7 @@ def choose_way(device: torch.device) -> str:
     if way not in WAYS:
         raise ValueError(f'{VARIABLE} must be one of {", ".join(WAYS)}, but got {way!r}')
     if way == 'auto':
-        return 'torchvision' if device.type == 'cuda' else 'torch'
+        return 'torchvision' if device.type in ('cuda', 'meta') else 'torch'
     return way
 
 

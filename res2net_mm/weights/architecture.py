@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,9 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     dla = any(key.startswith('base_layer.') for key in shapes)
     first = 'level2.tree1' if dla else 'layer1.0'
     found: dict[str, Any] = {'type': 'Res2NetDLA' if dla else 'Res2Net'}
+    if any('.conv_offset.' in key for key in shapes):
+        found['type'] = 'Res2NetDCN'
+        found.update(_deformable(shapes))
     expansion = 2 if dla else 4
 
     conv1, conv3 = shapes.get(f'{first}.conv1.weight'), shapes.get(f'{first}.conv3.weight')
@@ -44,6 +48,25 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
             found['stem_channels'] = stem[0] * (2 if deep else 1)
     if stem and len(stem) == 4:
         found['in_channels'] = stem[1]
+    return found
+
+
+def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Stages with offsets, and their kind where the numbers that a tap needs tell it."""
+    offsets = {key: of for key, of in shapes.items() if key.endswith('.conv_offset.weight')}
+    stages = {int(m[1]) for key in offsets if (m := re.match(r'layer([1-4])\.', key))}
+    last = max((int(m[1]) for key in shapes if (m := re.match(r'layer([1-4])\.', key))), default=0)
+    found: dict[str, Any] = dict(stage_with_dcn=tuple(s in stages for s in range(1, last + 1)))
+    kinds = set()
+    for rows, channels, *kernel in (of for of in offsets.values() if len(of) == 4):
+        taps = prod(kernel) or 1
+        for kind, numbers in (('DCN', 2), ('DCNv2', 3)):
+            groups, rest = divmod(rows, numbers * taps)
+            if groups and not rest and channels % groups == 0:
+                kinds.add((kind, groups))
+    if len(kinds) == 1:
+        kind, groups = kinds.pop()
+        found['dcn'] = dict(type=kind, deform_groups=groups)
     return found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 from collections import OrderedDict
@@ -184,7 +183,7 @@ def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
 def _build(args: Mapping[str, Any], mark: Mapping[str, str]) -> Backbone:
     args = dict(args)
     backbone = MODELS.get(args.pop('type', 'Res2Net'))
-    accepted = inspect.signature(backbone).parameters  # DLA, of one form, takes none of it
+    accepted = backbone.arguments()  # DLA, of one form, takes none of it
     return backbone(**{**args, **{k: v for k, v in mark.items() if k in accepted}})
 
 

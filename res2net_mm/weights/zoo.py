@@ -59,7 +59,7 @@ class Published:
     def arch(self) -> dict[str, Any]:
         """Arguments of the backbone that the weights need, ``type`` included."""
         args = {'type': 'Res2Net', **VARIANTS[self.variant]}
-        return dict(args, first_block=self.rule) if args['type'] == 'Res2Net' else args
+        return args if args['type'] == 'Res2NetDLA' else dict(args, first_block=self.rule)
 
 
 def _official(variant: str, file: str, top1: float) -> dict[str, Published]:

@@ -1,0 +1,85 @@
+"""Res2Net with deformable 3x3 convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..ops import DeformConv2d, ModulatedDeformConv2d
+from ..registry import MODELS
+from .bottle2neck import Bottle2neck
+from .res2net import Res2Net
+
+# In this scope alone: the names without a scope stay mmcv's.
+MODELS.register_module(name=['DCN', 'DCNv1'], module=DeformConv2d, force=True)
+MODELS.register_module(name='DCNv2', module=ModulatedDeformConv2d, force=True)
+
+DCNV2 = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
+
+
+@MODELS.register_module(force=True)
+class Res2NetDCN(Res2Net):
+    """Res2Net whose 3x3 convolutions are deformable in chosen stages.
+
+    Every 3x3 convolution of a cascade is, as in mmdet's ``Res2Net`` with ``dcn``, whose state-dict
+    names these are. Offsets start at zero; weights of the plain network fit
+    (:func:`res2net_mm.weights.load_weights`).
+
+    Args:
+        *args: Those of :class:`Res2Net`, as are all others that are not named here.
+        dcn: Type, ``'DCN'`` (v1, https://arxiv.org/abs/1703.06211) or ``'DCNv2'`` (v2,
+            https://arxiv.org/abs/1811.11168), and arguments of the layer, such as
+            ``deform_groups``; with ``fallback_on_stride=True`` a convolution that has a stride
+            stays a plain one. None is DCNv2 with one group of offsets. ``'mmengine.DCNv2'`` is
+            the layer of mmcv.
+        stage_with_dcn: Whether the 3x3 convolutions of each stage are deformable.
+
+    Raises:
+        ValueError: An argument has a value that it cannot have.
+
+    Example:
+        >>> net = Res2NetDCN(depth=50, dcn=dict(type='DCN', deform_groups=1))
+        >>> [tuple(level.shape) for level in net(torch.rand(1, 3, 64, 64))]
+        [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        dcn: Mapping[str, Any] | None = None,
+        stage_with_dcn: Sequence[bool] = (False, True, True, True),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        stages = len(self.stage_names)
+        if len(stage_with_dcn) != stages or set(stage_with_dcn) - {False, True}:
+            raise ValueError(
+                f'stage_with_dcn must be True or False for each of the {stages} stages, but got '
+                f'{stage_with_dcn!r}'
+            )
+        for name, chosen in zip(self.stage_names, stage_with_dcn, strict=True):
+            for block in getattr(self, name) if chosen else ():
+                _deform(block, DCNV2 if dcn is None else dcn)
+        self._freeze()
+
+
+def _deform(block: Bottle2neck, dcn: Mapping[str, Any]) -> None:
+    arguments = dict(dcn)
+    layer = MODELS.get(arguments.pop('type', 'DCNv2'))
+    if layer is None:
+        raise ValueError(f"dcn's type must be 'DCN' or 'DCNv2', but got {dcn['type']!r}")
+    plain_on_stride = arguments.pop('fallback_on_stride', False)
+    for i, conv in enumerate(block.convs):
+        if plain_on_stride and max(conv.stride) > 1:
+            continue
+        block.convs[i] = layer(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=False,
+            **arguments,
+        )
