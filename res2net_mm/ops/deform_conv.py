@@ -78,7 +78,7 @@ def deform_conv2d(
     if torch.onnx.is_in_onnx_export():  # which traces sizes, so that nothing is to be checked
         return grid_sample_and_multiply(input, offset, mask, weight, bias, *places)
     _check_shapes(input, offset, mask, weight, bias, *places)
-    compute = _COMPUTE[choose_way(input.device)]
+    compute = COMPUTE[choose_way(input.device)]
     given = (input, offset, mask, weight, bias)
     dtype = compute_dtype(*(t for t in given if t is not None))
     with torch.autocast(input.device.type, enabled=False):
@@ -119,7 +119,7 @@ def _without_nan(offset: Tensor, input: Tensor) -> Tensor:
     return offset.masked_fill(offset.isnan(), -4.0 * sum(input.shape[2:]))
 
 
-_COMPUTE = {'torch': sample_and_multiply, 'torchvision': _by_torchvision, 'mmcv': _by_mmcv}
+COMPUTE = {'torch': sample_and_multiply, 'torchvision': _by_torchvision, 'mmcv': _by_mmcv}
 
 
 def _check_shapes(

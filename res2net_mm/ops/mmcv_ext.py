@@ -112,7 +112,7 @@ def compiled_modulated_deform_conv2d() -> Callable[..., Tensor]:
         ImportError: mmcv came without compiled operators, or something stands in for them.
     """
     if _stand_in() is not None:
-        raise ImportError(f"deformable convolution by mmcv is asked for, but {describe_ops()}")
+        raise ImportError(f'deformable convolution by mmcv is asked for, but {describe_ops()}')
     return importlib.import_module('mmcv.ops').modulated_deform_conv2d
 
 

@@ -83,8 +83,8 @@ def _bags(offset: Tensor, mask: Tensor | None, grid: Tensor, image: torch.Size) 
     return _Bags(index, share.reshape(-1, 4), fraction, inside)
 
 
-def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Output pixels, and the index and share of their bags."""
+def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, slice]]:
+    """Output pixels, and their bags."""
     per_pixel = bags.fraction.shape[3:5].numel()
     pixels = bags.fraction.shape[:3].numel()
     bound = CPU_BLOCK if bags.share.device.type == 'cpu' else OTHER_BLOCK
@@ -93,14 +93,16 @@ def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, Tensor, Tensor]
     step = -(-pixels // blocks)
     for start in range(0, pixels, step or 1):
         stop = min(start + step, pixels)
-        part = slice(start * per_pixel, stop * per_pixel)
-        yield slice(start, stop), bags.index[part], bags.share[part]
+        yield slice(start, stop), slice(start * per_pixel, stop * per_pixel)
 
 
-def _by_group(columns: Tensor, taps: int, groups: int) -> Tensor:
-    """(pixels, taps * channels) -> (groups, pixels, taps * channels / groups)."""
-    parts = columns.view(len(columns), taps, groups, -1).permute(2, 0, 1, 3)
-    return parts.reshape(groups, len(columns), -1)
+def _gather(rows: Tensor, bags: _Bags, block: slice, groups: int) -> Tensor:
+    """The columns of a block by group, (groups, pixels, taps * channels / groups)."""
+    index, share = bags.index[block], bags.share[block]
+    samples = F.embedding_bag(index, rows, per_sample_weights=share, mode='sum')
+    taps, deform_groups = bags.fraction.shape[3:5]
+    columns = samples.view(-1, taps, groups, deform_groups * rows.shape[1] // groups)
+    return columns.permute(2, 0, 1, 3).reshape(groups, len(columns), -1)
 
 
 def _matrices(weight: Tensor, groups: int) -> Tensor:
@@ -125,16 +127,14 @@ class _DeformConv(torch.autograd.Function):
         groups = channels // weight.shape[1]
         grid = _grid(weight, offset.shape[2:], stride, padding, dilation)
         bags = _bags(offset, mask, grid, input.shape)
-        taps, deform_groups = bags.fraction.shape[3:5]
         rows = input.new_zeros(batch, height + BORDER, width + BORDER, channels)
         rows[:, 1 : height + 1, 1 : width + 1] = input.permute(0, 2, 3, 1)
-        rows = rows.view(-1, channels // deform_groups)
+        rows = rows.view(-1, channels // bags.fraction.shape[4])
 
         matrices = _matrices(weight, groups)
         out = input.new_empty(bags.fraction.shape[:3].numel(), len(weight))
-        for pixels, index, share in _blocks(bags, channels):
-            columns = F.embedding_bag(index, rows, per_sample_weights=share, mode='sum')
-            parts = _by_group(columns.view(-1, taps * channels), taps, groups)
+        for pixels, block in _blocks(bags, channels):
+            parts = _gather(rows, bags, block, groups)
             targets = out[pixels].chunk(groups, 1)
             for part, matrix, target in zip(parts, matrices, targets, strict=True):
                 torch.mm(part, matrix.t(), out=target)
@@ -166,12 +166,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     of_share = torch.empty_like(bags.share)
     by_pixel = grad.permute(0, 2, 3, 1).reshape(-1, len(weight))
 
-    done = 0
-    for pixels, index, share in _blocks(bags, channels):
+    for pixels, block in _blocks(bags, channels):
         of_out = by_pixel[pixels].chunk(groups, 1)
         if needs_weight:
-            columns = F.embedding_bag(index, rows, per_sample_weights=share, mode='sum')
-            parts = _by_group(columns.view(-1, taps * channels), taps, groups)
+            parts = _gather(rows, bags, block, groups)
             for of_matrix, of_one, part in zip(of_matrices, of_out, parts, strict=True):
                 of_matrix.addmm_(of_one.t(), part)
         else:
@@ -183,10 +181,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         parts = parts.view(groups, len(by_pixel[pixels]), taps, -1).permute(1, 2, 0, 3)
         of_columns = parts.reshape(-1, rows.shape[1])
         if needs_input:
-            _scatter(of_rows, of_columns, index, share)
+            _scatter(of_rows, of_columns, bags.index[block], bags.share[block])
         if needs_offset or needs_mask:
-            of_share[done : done + len(share)] = _dot(of_columns, rows, index)
-            done += len(share)
+            of_share[block] = _dot(of_columns, rows, bags.index[block])
 
     of_offset, of_mask = _of_place(of_share, bags, mask)
     inner = of_rows.view(batch, height + BORDER, width + BORDER, channels)
