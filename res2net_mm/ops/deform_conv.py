@@ -75,7 +75,8 @@ def deform_conv2d(
         torch.Size([1, 16, 5, 5])
     """
     places = _pair(stride), _pair(padding), _pair(dilation)
-    if torch.onnx.is_in_onnx_export():  # which traces sizes, so that nothing is to be checked
+    # a graph is wanted, of operators that others know, and for sizes other than these
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
         return grid_sample_and_multiply(input, offset, mask, weight, bias, *places)
     _check_shapes(input, offset, mask, weight, bias, *places)
     compute = COMPUTE[choose_way(input.device)]
@@ -94,8 +95,7 @@ def _by_torchvision(
     bias: Tensor | None,
     *places: Pair,
 ) -> Tensor:
-    offset = _without_nan(offset, input)
-    return torchvision.ops.deform_conv2d(input, offset, weight, bias, *places, mask)
+    return torchvision.ops.deform_conv2d(input, _finite(offset), weight, bias, *places, mask)
 
 
 def _by_mmcv(
@@ -111,12 +111,12 @@ def _by_mmcv(
     if mask is None:
         mask = offset.new_ones(len(offset), groups[1] * taps, *offset.shape[2:])
     compute = compiled_modulated_deform_conv2d()
-    return compute(input, _without_nan(offset, input), mask, weight, bias, *places, *groups)
+    return compute(input, _finite(offset), mask, weight, bias, *places, *groups)
 
 
-def _without_nan(offset: Tensor, input: Tensor) -> Tensor:
-    """The compiled kernels take it for an index; far outside, nothing is read."""
-    return offset.masked_fill(offset.isnan(), -4.0 * sum(input.shape[2:]))
+def _finite(offset: Tensor) -> Tensor:
+    """Compiled kernels take what is not finite for an index; far outside, they read nothing."""
+    return offset.masked_fill(~offset.isfinite(), -(2.0**24))
 
 
 COMPUTE = {'torch': sample_and_multiply, 'torchvision': _by_torchvision, 'mmcv': _by_mmcv}
@@ -135,9 +135,15 @@ def _check_shapes(
     for name, tensor in dict(input=input, offset=offset, weight=weight).items():
         if tensor.dim() != 4:
             raise ValueError(f'{name} must have 4 dimensions, but has shape {tuple(tensor.shape)}')
+    for name, pair in dict(stride=stride, padding=padding, dilation=dilation).items():
+        lowest = 0 if name == 'padding' else 1
+        if len(pair) != 2 or min(pair) < lowest:
+            raise ValueError(f'{name} must be one or two integers >= {lowest}, but got {pair}')
     channels = input.shape[1]
     out_channels, per_group, *kernel = weight.shape
-    if not per_group or channels % per_group or out_channels % (channels // per_group or 1):
+    if not all(weight.shape):
+        raise ValueError(f'weight must not be empty, but has shape {tuple(weight.shape)}')
+    if not channels or channels % per_group or out_channels % (channels // per_group):
         raise ValueError(
             f'weight must have input channels / groups channels, and groups divide its length, '
             f'but for an input of {channels} channels its shape is {tuple(weight.shape)}'

@@ -290,4 +290,4 @@ def grid_sample_and_multiply(
         columns = columns * mask.reshape(-1, 1, taps, out_height, out_width)
     columns = columns.reshape(-1, input.shape[1] * taps, out_height, out_width)
     groups = input.shape[1] // weight.shape[1]
-    return F.conv2d(columns, weight.reshape(len(weight), -1, 1, 1), bias, groups=groups)
+    return F.conv2d(columns, weight.flatten(1)[..., None, None], bias, groups=groups)

@@ -1,0 +1,4 @@
+from .export import ExportReport, export_onnx
+from .runtime import ExportError, Speed, measure_speed
+
+__all__ = ['ExportError', 'ExportReport', 'Speed', 'export_onnx', 'measure_speed']
