@@ -10,7 +10,6 @@ from mmengine.model import BaseModule, PretrainedInit
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ops import DeformConv2d
 from ..registry import WEIGHT_INITIALIZERS
 from .bottle2neck import Bottle2neck, check_choice
 
@@ -105,9 +104,10 @@ class Backbone(BaseModule):
         self.init_cfg = [c for c in cfgs if c not in pretrained]
         try:
             super().init_weights()
-            for module in self.modules():
-                if isinstance(module, DeformConv2d):  # its conv_offset is a Conv2d
-                    module.reset_offset()
+            for name, module in self.named_modules():
+                if name.endswith('.conv_offset'):  # of a deformable convolution, ours or mmcv's
+                    nn.init.zeros_(module.weight)
+                    nn.init.zeros_(module.bias)
             if self.zero_init_residual:
                 for module in self.modules():
                     if isinstance(module, Bottle2neck):

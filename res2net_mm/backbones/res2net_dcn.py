@@ -29,9 +29,9 @@ class Res2NetDCN(Res2Net):
         *args: Those of :class:`Res2Net`, as are all others that are not named here.
         dcn: Type, ``'DCN'`` (v1, https://arxiv.org/abs/1703.06211) or ``'DCNv2'`` (v2,
             https://arxiv.org/abs/1811.11168), and arguments of the layer, such as
-            ``deform_groups``; with ``fallback_on_stride=True`` a convolution that has a stride
-            stays a plain one. None is DCNv2 with one group of offsets. ``'mmengine.DCNv2'`` is
-            the layer of mmcv.
+            ``deform_groups``; None is DCNv2 with one group of offsets. With
+            ``fallback_on_stride=True`` a convolution that has a stride stays a plain one (in
+            mmdet: those of the first block alone). ``'mmengine.DCNv2'`` is the layer of mmcv.
         stage_with_dcn: Whether the 3x3 convolutions of each stage are deformable.
 
     Raises:
@@ -52,11 +52,14 @@ class Res2NetDCN(Res2Net):
     ) -> None:
         super().__init__(*args, **kwargs)
         stages = len(self.stage_names)
-        if len(stage_with_dcn) != stages or set(stage_with_dcn) - {False, True}:
+        listed = isinstance(stage_with_dcn, Sequence) and len(stage_with_dcn) == stages
+        if not listed or any(chosen not in (False, True) for chosen in stage_with_dcn):
             raise ValueError(
                 f'stage_with_dcn must be True or False for each of the {stages} stages, but got '
                 f'{stage_with_dcn!r}'
             )
+        if not isinstance(dcn, Mapping | None):
+            raise ValueError(f'dcn must be a dict of type and arguments, but got {dcn!r}')
         for name, chosen in zip(self.stage_names, stage_with_dcn, strict=True):
             for block in getattr(self, name) if chosen else ():
                 _deform(block, DCNV2 if dcn is None else dcn)
@@ -65,14 +68,13 @@ class Res2NetDCN(Res2Net):
 
 def _deform(block: Bottle2neck, dcn: Mapping[str, Any]) -> None:
     arguments = dict(dcn)
-    layer = MODELS.get(arguments.pop('type', 'DCNv2'))
-    if layer is None:
-        raise ValueError(f"dcn's type must be 'DCN' or 'DCNv2', but got {dcn['type']!r}")
+    kind = arguments.pop('type', 'DCNv2')
+    layer = MODELS.get(kind) if isinstance(kind, str) else kind
     plain_on_stride = arguments.pop('fallback_on_stride', False)
     for i, conv in enumerate(block.convs):
         if plain_on_stride and max(conv.stride) > 1:
             continue
-        block.convs[i] = layer(
+        built = layer and layer(
             conv.in_channels,
             conv.out_channels,
             conv.kernel_size,
@@ -83,3 +85,6 @@ def _deform(block: Bottle2neck, dcn: Mapping[str, Any]) -> None:
             bias=False,
             **arguments,
         )
+        if not hasattr(built, 'conv_offset'):
+            raise ValueError(f"dcn's type must be 'DCN' or 'DCNv2', but got {kind!r}")
+        block.convs[i] = built

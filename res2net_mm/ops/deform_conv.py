@@ -11,7 +11,7 @@ from torch.nn.modules.utils import _pair
 
 from .boxes import compute_dtype
 from .mmcv_ext import compiled_modulated_deform_conv2d
-from .sampling import Pair, grid_sample_and_multiply, sample_and_multiply
+from .sampling import Pair, grid_sample_and_multiply, sample_and_multiply, without_autocast
 
 VARIABLE = 'RES2NET_MM_DEFORM_CONV'
 WAYS = ('auto', 'torch', 'torchvision', 'mmcv')
@@ -82,7 +82,7 @@ def deform_conv2d(
     compute = COMPUTE[choose_way(input.device)]
     given = (input, offset, mask, weight, bias)
     dtype = compute_dtype(*(t for t in given if t is not None))
-    with torch.autocast(input.device.type, enabled=False):
+    with without_autocast(input.device.type):
         out = compute(*(t if t is None else t.to(dtype) for t in given), *places)
     return out.to(input.dtype)
 
@@ -135,6 +135,8 @@ def _check_shapes(
     for name, tensor in dict(input=input, offset=offset, weight=weight).items():
         if tensor.dim() != 4:
             raise ValueError(f'{name} must have 4 dimensions, but has shape {tuple(tensor.shape)}')
+    if not input.is_floating_point():
+        raise ValueError(f'input must be of a floating-point type, but is {input.dtype}')
     for name, pair in dict(stride=stride, padding=padding, dilation=dilation).items():
         lowest = 0 if name == 'padding' else 1
         if len(pair) != 2 or min(pair) < lowest:
@@ -250,10 +252,6 @@ class DeformConv2d(nn.Module):
     def _reset_others(self) -> None:
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        self.reset_offset()
-
-    def reset_offset(self) -> None:
-        """Sets ``conv_offset`` to zero: a regular grid."""
         nn.init.zeros_(self.conv_offset.weight)
         nn.init.zeros_(self.conv_offset.bias)
 

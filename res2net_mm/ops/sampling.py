@@ -8,6 +8,7 @@ backward pass samples again rather than keep them.
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +22,11 @@ OTHER_BLOCK = 256 * 2**20
 BORDER = 3  # of zeros: one row (column) before the image, two after it
 
 Pair = tuple[int, int]
+
+
+def without_autocast(device: str) -> AbstractContextManager:
+    """A context in which types stay as they are; ``device`` is its type."""
+    return nullcontext() if device == 'meta' else torch.autocast(device, enabled=False)
 
 
 class _Bags(NamedTuple):
@@ -149,7 +155,7 @@ class _DeformConv(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.autocast(grad.device.type, enabled=False):
+        with without_autocast(grad.device.type):
             return _backward(ctx, grad)
 
 

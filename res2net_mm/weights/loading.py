@@ -183,13 +183,16 @@ def check_fit(
     """
     own = net.state_dict()
     missing = [key for key in own if key not in state]
-    gap = [key for key in missing if '.conv_offset.' in key]
+    offsets = any('.conv_offset.' in key for key in state)  # all of them, or none
+    gap = [key for key in missing if '.conv_offset.' in key and not offsets]
     missing = [key for key in missing if key not in gap]
     unexpected = [key for key in state if key not in own]
     shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
     if missing or unexpected or shapes:
         needs, has = architecture_of(state), architecture_of(own)
         differs = {k: v for k, v in needs.items() if has.get(k, v) != v}
+        if has['type'] == 'Res2NetDCN' and needs['type'] == 'Res2Net':
+            del differs['type']  # which takes plain weights
         differs |= {k: v for k, v in mark.items() if net.mark.get(k, v) != v}
         lists = [f'missing: {listing(missing)}', f'unexpected: {listing(unexpected)}']
         lists.append(
