@@ -22,6 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='example: python tools/demo.py --work-dir work_dirs/demo'
     )
+    parser.add_argument('--config', default=CONFIG, help='for the same set (%(default)s)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--train', type=int, default=1500, help='images to train on')
     parser.add_argument('--val', type=int, default=200, help='unseen images to measure on')
@@ -67,7 +68,7 @@ def _config(args: argparse.Namespace) -> Config:
         options.update(
             {'train_cfg.max_epochs': args.epochs, 'param_scheduler.1.T_max': args.epochs}
         )
-    return load_config(CONFIG, options)
+    return load_config(args.config, options)
 
 
 if __name__ == '__main__':
