@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, help="instead of the config's")
     args = parser.parse_args()
 
+    _config(args)  # whose errors should come before the work
     print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))
     cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
     print(describe_run(cfg, format_summary(check_data(cfg))), flush=True)

@@ -10,10 +10,11 @@ from torch import nn
 
 from res2net_mm.backbones import VARIANTS, Backbone
 from res2net_mm.deploy import export_onnx, measure_speed
+from res2net_mm.deploy.export import check_path
 from res2net_mm.deploy.metadata import in_channels, normalisation_of
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.infer import Predictor
+from res2net_mm.engine.infer import classes_of, load_model
 from res2net_mm.registry import MODELS
 from res2net_mm.weights import load_weights
 
@@ -65,6 +66,7 @@ def main() -> None:
         raise ToolError(f'--shape must be H W or N C H W, but got {args.shape}')
     if args.static and not args.shape:
         raise ToolError('--static fixes the file to one shape: give --shape')
+    check_path(args.out)
     print(f'loading {args.checkpoint}', flush=True)
     model, said = _load(args)
     if args.backbone:
@@ -93,7 +95,10 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         arch = Config({'type': 'Res2Net', **VARIANTS[args.network]})
         arch.merge_from_dict(args.cfg_options or {})
         arguments = arch.to_dict()
-        net = MODELS.get(arguments.pop('type'))(**arguments)
+        kind = MODELS.get(arguments.pop('type'))
+        if not (isinstance(kind, type) and issubclass(kind, Backbone)):
+            raise ToolError('type of --cfg-options is no backbone of this package')
+        net = kind(**arguments)
         print(load_weights(net, args.checkpoint, trust=args.trust_checkpoint), flush=True)
         return net, {}
     if not Path(args.network).suffix:
@@ -101,9 +106,11 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
         hint = f'; did you mean {near[0]}?' if near else ''
         raise ToolError(f'{args.network} is no variant and no config{hint}')
     cfg = load_config(args.network, args.cfg_options)
-    predictor = Predictor(cfg, args.checkpoint, 'cpu', args.trust_checkpoint)
-    said = normalisation_of(predictor.model)
-    return predictor.model, said if args.backbone else dict(said, classes=predictor.classes)
+    if not cfg.get('model'):
+        raise ToolError(f'config {args.network} has no model')
+    model, loaded = load_model(cfg, args.checkpoint, args.trust_checkpoint)
+    said = normalisation_of(model)
+    return model, said if args.backbone else dict(said, classes=classes_of(cfg, loaded))
 
 
 if __name__ == '__main__':

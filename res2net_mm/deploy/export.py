@@ -6,18 +6,20 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..ops.sampling import without_autocast
 from .exportable import (
     INPUT,
     Exportable,
     in_standard_operators,
     make_exportable,
-    without_harmless_warnings,
+    without_harmless_output,
 )
 from .metadata import IMAGENET, check_normalisation, describe, in_channels, normalisation_of
 from .runtime import (
@@ -118,11 +120,7 @@ def export_onnx(
         ('batch', 2048, 'c5_height', 'c5_width')
     """
     require_onnx()
-    path = Path(path).expanduser()
-    if path.suffix != '.onnx' or path.is_dir():
-        raise ValueError(f'path must be a file that ends in .onnx, but got {path}')
-    if not path.parent.is_dir():
-        raise ValueError(f'path must lie in a folder that exists, but {path.parent} does not')
+    path = check_path(path)
     net = make_exportable(model)
     shape = _checked_shape(input_shape, in_channels(net.backbone))
     given = dict(mean=mean, std=std, channel_order=channel_order)
@@ -132,19 +130,23 @@ def export_onnx(
     if len(own.get('mean', ())) != shape[1]:
         own = {}
     normalisation = {name: given.get(name, own.get(name)) for name in IMAGENET}
+    if isinstance(classes, str):
+        raise ValueError(f'classes must be a list of names, but got {classes!r}')
     if classes is None:
         classes = (getattr(model, 'dataset_meta', None) or {}).get('classes')
     metadata = describe(net, normalisation, classes)
 
     say = progress or (lambda line: None)
     say(f'exporting {metadata["variant"]}')
-    content = _trace(net, shape, dynamic)
+    with without_autocast('cpu'):
+        content = _trace(net, shape, dynamic)
     shapes = (shape, other_shape(shape)) if dynamic else (shape,)
     partial = path.with_name(f'.{path.stem}.partial.onnx')
     try:
         inputs, outputs = _write(content, partial, metadata, net.shapes if dynamic else {})
         say('comparing it with PyTorch in onnxruntime')
-        error = worst_error(partial, net, shapes)
+        with without_autocast('cpu'):
+            error = worst_error(partial, net, shapes)
         os.replace(partial, path)
     except OSError as error:
         raise OSError(f'{path} could not be written: {error.strerror or error}') from error
@@ -153,16 +155,32 @@ def export_onnx(
     return ExportReport(path, OPSET, inputs, outputs, shapes, error, metadata)
 
 
+def check_path(path: str | Path) -> Path:
+    """The file to write, behind a link too.
+
+    Raises:
+        ValueError: It does not end in .onnx, or its folder does not exist.
+    """
+    path = Path(path).expanduser().resolve()
+    if path.suffix != '.onnx' or path.is_dir():
+        raise ValueError(f'path must be a file that ends in .onnx, but got {path}')
+    if not path.parent.is_dir():
+        raise ValueError(f'path must lie in a folder that exists, but {path.parent} does not')
+    return path
+
+
 def _checked_shape(shape: Sequence[int], channels: int) -> Shape:
-    integers = isinstance(shape, Sequence) and all(type(n) is int and n > 0 for n in shape)
-    if not integers or len(shape) != 4:
+    listed = isinstance(shape, Sequence) and len(shape) == 4
+    if not listed or not all(
+        isinstance(n, Integral) and type(n) is not bool and n > 0 for n in shape
+    ):
         raise ValueError(f'input_shape must be four positive integers, but got {shape!r}')
     if shape[1] != channels:
         raise ValueError(
             f'input_shape must be (N, {channels}, H, W) for a network of {channels} channels, but '
             f'got {tuple(shape)}'
         )
-    return tuple(shape)
+    return tuple(map(int, shape))
 
 
 def _trace(net: Exportable, shape: Shape, dynamic: bool) -> bytes:
@@ -173,7 +191,7 @@ def _trace(net: Exportable, shape: Shape, dynamic: bool) -> bytes:
     }
     buffer = BytesIO()
     try:
-        with torch.no_grad(), in_standard_operators(net), without_harmless_warnings():
+        with torch.no_grad(), in_standard_operators(net), without_harmless_output():
             torch.onnx.export(
                 net,
                 (normal_image(shape),),
@@ -185,7 +203,7 @@ def _trace(net: Exportable, shape: Shape, dynamic: bool) -> bytes:
                 dynamic_axes=axes if dynamic else None,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].partition('  [Caused by')[0]
         raise ExportError(f'model cannot be exported: {reason}') from error
     return buffer.getvalue()
 

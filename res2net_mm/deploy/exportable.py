@@ -33,12 +33,17 @@ _HARMLESS = [
 
 
 @contextmanager
-def without_harmless_warnings() -> Iterator[None]:
+def without_harmless_output() -> Iterator[None]:
     """Hides what mmseg and the exporter say while a network is traced or run."""
-    with warnings.catch_warnings():
-        for message, category, module in _HARMLESS:
-            warnings.filterwarnings('ignore', message, category, module)
-        yield
+    log = torch._C._jit_onnx_log
+    torch._C._jit_onnx_log = lambda *texts: None  # prints the graph where an export fails
+    try:
+        with warnings.catch_warnings():
+            for message, category, module in _HARMLESS:
+                warnings.filterwarnings('ignore', message, category, module)
+            yield
+    finally:
+        torch._C._jit_onnx_log = log
 
 
 class Exportable(nn.Module):
@@ -70,6 +75,9 @@ class Exportable(nn.Module):
         # batch norm of several processes is the same here, and asks for what a trace cannot tell
         self.model = revert_sync_batchnorm(copy.deepcopy(model).cpu().float())
         self.notes = []
+        offsets = [p for name, p in self.model.named_parameters() if '.conv_offset.' in name]
+        if offsets and not any(p.any() for p in offsets):
+            self.notes.append('offsets of deformable convolutions are zero, they were not trained')
         self.eval()  # itself too, or the exporter would set all to training afterwards
 
 
@@ -137,6 +145,9 @@ def make_exportable(model: nn.Module) -> Exportable:
         return Levels(model)
     if not isinstance(getattr(model, 'backbone', None), Backbone):
         what = 'a network'
+        for wrapper in ('module', '_orig_mod'):
+            if hasattr(model, wrapper):
+                raise ValueError(f'model is {kind}, which wraps another: export model.{wrapper}')
         if hasattr(model, 'backbone'):
             what = f'a model with the backbone {type(model.backbone).__name__}'
         raise ValueError(f'model is {kind}, {what} that is not of this package: {_CAN}')

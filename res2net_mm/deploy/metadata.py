@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,8 +52,11 @@ def check_normalisation(
     if (mean is None) != (std is None):
         raise ValueError(f'mean and std go together, but got mean={mean!r} and std={std!r}')
     for name, values in dict(mean=mean, std=std).items():
-        if values is not None and len(values) != channels:
-            raise ValueError(f'{name} must have {channels} values, one a channel, but got {values}')
+        listed = isinstance(values, Sequence) and len(values) == channels
+        if values is not None and not (listed and all(map(math.isfinite, values))):
+            raise ValueError(
+                f'{name} must have {channels} finite values, one a channel, but got {values!r}'
+            )
     if std is not None and not all(value > 0 for value in std):
         raise ValueError(f'std must be positive, but got {std}')
     if channel_order not in ('RGB', 'BGR', None):
@@ -69,7 +73,7 @@ def describe(
     texts['input'] = _input_in_words(channels, **normalisation)
     for name, value in normalisation.items():
         if value is not None:
-            texts[name] = value if isinstance(value, str) else json.dumps(list(value))
+            texts[name] = value if isinstance(value, str) else json.dumps(list(map(float, value)))
     texts |= {f'output {name}': text for name, text in net.outputs.items()}
     if classes:
         texts['classes'] = json.dumps(list(classes), ensure_ascii=False)

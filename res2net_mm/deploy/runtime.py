@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .exportable import INPUT, Exportable, make_exportable, without_harmless_warnings
+from .exportable import INPUT, Exportable, make_exportable, without_harmless_output
 
 TOLERANCE = 1e-4
 Shape = tuple[int, int, int, int]
@@ -59,7 +59,7 @@ def open_session(path: Path, threads: int = 0) -> Any:
 
 
 @torch.no_grad()
-@without_harmless_warnings()
+@without_harmless_output()
 def worst_error(path: Path, net: Exportable, shapes: Sequence[Shape]) -> float:
     """Largest difference from PyTorch's outputs, relative to the largest value of each.
 
@@ -134,7 +134,7 @@ class Speed:
 
 
 @torch.no_grad()
-@without_harmless_warnings()
+@without_harmless_output()
 def measure_speed(
     model: nn.Module, path: str | Path, input_shape: Sequence[int], rounds: int = 7
 ) -> Speed:

@@ -62,37 +62,16 @@ class Predictor:
     def __init__(
         self, cfg: Config, checkpoint: str, device: str | None = None, trust: bool = False
     ) -> None:
-        loaded = read_source(checkpoint, trust=trust)
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
         for key in ('test_dataloader', 'visualizer'):
             if not cfg.get(key):
                 raise ToolError(f'the config has no {key}, which predicting needs')
-        model_cfg = cfg.model.copy()
-        if cfg.get('data_preprocessor'):  # as mmengine's Runner does
-            model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-        for key in ('pretrained', 'init_cfg'):
-            model_cfg.pop(key, None)
-        model = revert_sync_batchnorm(MODELS.build(model_cfg))
-        weights = loaded.get('state_dict', loaded)
-        try:
-            load_state_dict(model, weights, strict=True)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f'checkpoint {checkpoint} does not fit the model of the config: '
-                f'{" ".join(str(error).split())[:600]}'
-            ) from error
-        say_unknown_rules(model, loaded)
+        model, loaded = load_model(cfg, checkpoint, trust)
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
-        model.eval()
         try:
             self.model: nn.Module = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
-        dataset = cfg.test_dataloader.dataset
-        while 'pipeline' not in dataset:  # a wrapper of one data set, or of several
-            dataset = dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
-            if dataset is None:
-                raise ToolError('the test_dataloader.dataset of the config has no pipeline')
+        dataset = _test_dataset(cfg)
         meta = _dataset_meta(loaded.get('meta') or {}, dataset)
         self.classes = list(meta['classes'])
         steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
@@ -212,12 +191,61 @@ def _targets(images: Sequence[Path], source: Path, out: Path) -> dict[Path, Path
     return targets
 
 
-def _dataset_meta(meta: dict[str, Any], dataset: dict) -> dict[str, Any]:
+def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Module, dict]:
+    """Builds the model of a config, in evaluation mode, with the weights of a checkpoint.
+
+    Args:
+        cfg: Of mmdet or mmseg.
+        checkpoint: As :func:`res2net_mm.weights.load_weights` takes it, of the whole model.
+        trust: Read the file with pickle, which runs code that is in it.
+
+    Returns:
+        The model, and all that the checkpoint holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or does not fit the model exactly.
+    """
+    loaded = read_source(checkpoint, trust=trust)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    model_cfg = cfg.model.copy()
+    if cfg.get('data_preprocessor'):  # as mmengine's Runner does
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    for key in ('pretrained', 'init_cfg'):
+        model_cfg.pop(key, None)
+    model = revert_sync_batchnorm(MODELS.build(model_cfg))
+    try:
+        load_state_dict(model, loaded.get('state_dict', loaded), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f'checkpoint {checkpoint} does not fit the model of the config: '
+            f'{" ".join(str(error).split())[:600]}'
+        ) from error
+    say_unknown_rules(model, loaded)
+    return model.eval(), loaded
+
+
+def classes_of(cfg: Config, loaded: dict[str, Any]) -> list[str]:
+    """Class names of a checkpoint, or else of the config, if it has test data."""
+    dataset = _test_dataset(cfg) if cfg.get('test_dataloader') else {}
+    return list(_dataset_meta(loaded.get('meta') or {}, dataset)['classes'])
+
+
+def _test_dataset(cfg: Config) -> dict[str, Any]:
+    dataset = cfg.test_dataloader.dataset
+    while 'pipeline' not in dataset:  # a wrapper of one data set, or of several
+        dataset = dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
+        if dataset is None:
+            raise ToolError('the test_dataloader.dataset of the config has no pipeline')
+    return dataset
+
+
+def _dataset_meta(meta: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
     """Class names and colours: those of the training run, else the config's, else the data set's.
 
     Old checkpoints have them in capitals in ``meta`` itself.
     """
-    default = getattr(DATASETS.get(dataset['type']), 'METAINFO', {})
+    default = getattr(DATASETS.get(dataset['type']), 'METAINFO', {}) if dataset else {}
     found: dict[str, Any] = {}
     for source in (meta.get('dataset_meta') or {}, meta, dataset.get('metainfo') or {}, default):
         if source.get('classes') or source.get('CLASSES'):

@@ -13,6 +13,7 @@ from ..ops.mmcv_ext import describe_ops
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import SCHEME
 from .config import our_backbones, pretrained
+from .errors import ToolError
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
 
@@ -29,6 +30,9 @@ def describe_device() -> str:
 
 def describe_batch(cfg: Config) -> str:
     """One line: effective batch and learning rate, and whether they fit the schedule."""
+    for key in ('optim_wrapper', 'train_dataloader'):
+        if not cfg.get(key):
+            raise ToolError(f'the config has no {key}, which training needs')
     wrapper = cfg.optim_wrapper
     world, images = get_world_size(), cfg.train_dataloader.batch_size
     accumulated = wrapper.get('accumulative_counts', 1)

@@ -37,6 +37,13 @@ def main() -> None:
         '--channels-last', action='store_true', help='memory format of the image and gradient'
     )
     args = parser.parse_args()
+    for name in ('batch', 'rounds', 'threads'):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f'--{name} must be at least 1, but is {getattr(args, name)}')
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f'--device {args.device} cannot be used: {str(error).splitlines()[0]}')
     if args.threads:
         torch.set_num_threads(args.threads)
     peers = ['torchvision'] + ['mmcv'] * (ensure_mmcv_ops() == 'mmcv')

@@ -30,8 +30,10 @@ def choose_way(device: torch.device) -> str:
     way = os.environ.get(VARIABLE) or 'auto'
     if way not in WAYS:
         raise ValueError(f'{VARIABLE} must be one of {", ".join(WAYS)}, but got {way!r}')
+    if device.type == 'meta':  # the only one that needs no values
+        return 'torchvision'
     if way == 'auto':
-        return 'torchvision' if device.type in ('cuda', 'meta') else 'torch'
+        return 'torchvision' if device.type == 'cuda' else 'torch'
     return way
 
 
@@ -48,10 +50,11 @@ def deform_conv2d(
     """Deformable convolution, with torchvision's signature.
 
     Each tap of the kernel samples the image, bilinearly, at its place plus an offset; pixels
-    outside the image are zero. In plain PyTorch (see :func:`choose_way`) memory beside inputs and
-    outputs is bounded: the sampled columns are made in blocks of 4 MiB on the CPU and 256 MiB
-    elsewhere. Half precision and autocast sample in float32. A NaN offset gives NaN in plain
-    PyTorch, and no sample in the other ways.
+    outside the image are zero. In plain PyTorch (see :func:`choose_way`) the sampled columns, kh *
+    kw times the input, never exist as a whole: they are made in blocks of 4 MiB on the CPU and 256
+    MiB elsewhere; what does exist is a copy of the input, and 42 bytes for each tap of each output
+    pixel. Half precision and autocast sample in float32. A NaN offset gives NaN in plain PyTorch,
+    and no sample in the other ways. Derivatives are first ones only.
 
     Args:
         input: (N, C, H, W).
@@ -75,11 +78,12 @@ def deform_conv2d(
         torch.Size([1, 16, 5, 5])
     """
     places = _pair(stride), _pair(padding), _pair(dilation)
-    # a graph is wanted, of operators that others know, and for sizes other than these
-    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
-        return grid_sample_and_multiply(input, offset, mask, weight, bias, *places)
-    _check_shapes(input, offset, mask, weight, bias, *places)
-    compute = COMPUTE[choose_way(input.device)]
+    if torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or torch.compiler.is_exporting():
+        # a graph of operators that others know, for other sizes than these
+        compute = grid_sample_and_multiply
+    else:
+        _check_shapes(input, offset, mask, weight, bias, *places)
+        compute = COMPUTE[choose_way(input.device)]
     given = (input, offset, mask, weight, bias)
     dtype = compute_dtype(*(t for t in given if t is not None))
     with without_autocast(input.device.type):
@@ -139,7 +143,8 @@ def _check_shapes(
         raise ValueError(f'input must be of a floating-point type, but is {input.dtype}')
     for name, pair in dict(stride=stride, padding=padding, dilation=dilation).items():
         lowest = 0 if name == 'padding' else 1
-        if len(pair) != 2 or min(pair) < lowest:
+        integers = all(isinstance(value, int) for value in pair)
+        if len(pair) != 2 or not integers or min(pair) < lowest:
             raise ValueError(f'{name} must be one or two integers >= {lowest}, but got {pair}')
     channels = input.shape[1]
     out_channels, per_group, *kernel = weight.shape
