@@ -2,11 +2,12 @@ from .base import Backbone
 from .bottle2neck import Bottle2neck
 from .plugins import SqueezeExcitation
 from .res2net import Res2Net
-from .res2net_dcn import Res2NetDCN
+from .res2net_dcn import DCNV2, Res2NetDCN
 from .res2net_dla import Res2NetDLA
 from .variants import VARIANTS, create_backbone, list_backbones
 
 __all__ = [
+    'DCNV2',
     'VARIANTS',
     'Backbone',
     'Bottle2neck',

@@ -29,9 +29,9 @@ class Res2NetDCN(Res2Net):
         *args: Those of :class:`Res2Net`, as are all others that are not named here.
         dcn: Type, ``'DCN'`` (v1, https://arxiv.org/abs/1703.06211) or ``'DCNv2'`` (v2,
             https://arxiv.org/abs/1811.11168), and arguments of the layer, such as
-            ``deform_groups``; None is DCNv2 with one group of offsets. With
-            ``fallback_on_stride=True`` a convolution that has a stride stays a plain one (in
-            mmdet: those of the first block alone). ``'mmengine.DCNv2'`` is the layer of mmcv.
+            ``deform_groups``. With ``fallback_on_stride=True`` a convolution that has a stride
+            stays a plain one (in mmdet: those of the first block alone). ``'mmengine.DCNv2'`` is
+            the layer of mmcv.
         stage_with_dcn: Whether the 3x3 convolutions of each stage are deformable.
 
     Raises:
@@ -46,7 +46,7 @@ class Res2NetDCN(Res2Net):
     def __init__(
         self,
         *args: Any,
-        dcn: Mapping[str, Any] | None = None,
+        dcn: Mapping[str, Any] = DCNV2,
         stage_with_dcn: Sequence[bool] = (False, True, True, True),
         **kwargs: Any,
     ) -> None:
@@ -58,11 +58,11 @@ class Res2NetDCN(Res2Net):
                 f'stage_with_dcn must be True or False for each of the {stages} stages, but got '
                 f'{stage_with_dcn!r}'
             )
-        if not isinstance(dcn, Mapping | None):
+        if not isinstance(dcn, Mapping):
             raise ValueError(f'dcn must be a dict of type and arguments, but got {dcn!r}')
         for name, chosen in zip(self.stage_names, stage_with_dcn, strict=True):
             for block in getattr(self, name) if chosen else ():
-                _deform(block, DCNV2 if dcn is None else dcn)
+                _deform(block, dcn)
         self._freeze()
 
 

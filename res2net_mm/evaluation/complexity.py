@@ -16,7 +16,7 @@ import torch
 from torch import nn, ops
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from ..backbones import VARIANTS, Backbone, Bottle2neck, Res2NetDLA
+from ..backbones import DCNV2, VARIANTS, Backbone, Bottle2neck, Res2NetDLA
 from ..backbones.bottle2neck import check_positive
 from ..backbones.res2net_dla import Tree
 from ..registry import MODELS
@@ -242,6 +242,8 @@ def _network(args: Mapping[str, Any]) -> dict[str, str]:
     full = {**_defaults(kind), **args, 'type': kind}
     norm = {'requires_grad': True, **(full['norm_cfg'] or {'type': 'BN'})}
     full['norm_cfg'] = {**norm, 'type': norm['type'].replace('SyncBN', 'BN')}
+    if 'dcn' in full:
+        full['dcn'] = {**DCNV2, **full['dcn']}
     if full.get('stem_channels') == full['base_channels']:
         full['stem_channels'] = None
     return {k: _text(v) for k, v in full.items() if k not in _HOW_IT_RUNS}

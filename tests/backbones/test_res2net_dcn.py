@@ -141,7 +141,8 @@ def test_created_networks():
     assert not any(v.any() for v in offsets_of(net).values())
     assert not net.layer3[0].norm3.weight.any()
     assert not any(p.requires_grad for p in net.layer4.parameters())  # not run
-    own = dict(dcn=None, stage_with_dcn=(False, True, True, True))
+    dcn = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
+    own = dict(dcn=dcn, stage_with_dcn=(False, True, True, True))
     assert Res2NetDCN.arguments() == Res2Net.arguments() | own
     with pytest.raises(TypeError, match='stage_with_dcns'):
         create_backbone('res2net14_v1b_26w_4s_dcn', stage_with_dcns=())
@@ -350,7 +351,7 @@ def test_costs_by_hand():
 
 def test_describe(python):
     env = dict(os.environ, OMP_NUM_THREADS='1')
-    run = python('tools/describe.py', 'res2net50_v1b_26w_4s_dcn', env=env)
+    run = python('tools/describe.py', 'configs/faster_rcnn_r2n50_dcn.py', env=env)
     assert run.returncode == 0, run.stderr[-2000:]
     pairs = ((52, 12, 28), (104, 18, 14), (208, 9, 7))  # width, convolutions, side of the map
     macs = sum(number * 27 * width * 9 * side**2 for width, number, side in pairs)
@@ -358,7 +359,7 @@ def test_describe(python):
     line = next(x for x in run.stdout.splitlines() if x.startswith('backbone: ')).split()
     assert float(line[1]) == pytest.approx(23.67 + params / 1e6, abs=0.011)
     assert float(line[4]) == pytest.approx(4.520 + macs / 1e9, abs=0.0011)
-    assert 'variant: res2net50_v1b_26w_4s_dcn' in run.stdout
+    assert 'variant: res2net50_v1b_26w_4s_dcn\n' in run.stdout
 
 
 def test_names_of_others_stay_theirs():
