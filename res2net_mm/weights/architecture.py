@@ -66,10 +66,8 @@ def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
                 kinds.add((kind, groups))
     if len(kinds) == 1:
         kind, groups = kinds.pop()
-        found['dcn'] = dict(type=kind, deform_groups=groups)
         first = [f'layer{stage}.0.convs.0.conv_offset.weight' in offsets for stage in stages]
-        if not all(first):
-            found['dcn']['fallback_on_stride'] = True
+        found['dcn'] = dict(type=kind, deform_groups=groups, fallback_on_stride=not all(first))
     return found
 
 

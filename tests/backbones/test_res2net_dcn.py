@@ -276,8 +276,8 @@ def test_weights_of_another_kind_are_refused():
     state = dict(deformable.state_dict())
     names = 'unexpected: layer2.0.convs.0.conv_offset.weight'
     refused(Res2Net(**SMALL), state, "Set type='Res2NetDCN'", names)
-    advice = "dcn={'type': 'DCNv2', 'deform_groups': 1}"
-    refused(Res2NetDCN(**SMALL, dcn=V1), state, f'Set {advice}', f'network has dcn={V1}')
+    advice = "dcn={'type': 'DCNv2', 'deform_groups': 1, "
+    refused(Res2NetDCN(**SMALL, dcn=V1), state, f'Set {advice}', f'network has dcn={V1}'[:-1])
     refused(Res2NetDCN(**SMALL, dcn=dict(V2, deform_groups=2)), state, advice)
     advice = r'stage_with_dcn=(False, True, True, True)'
     refused(Res2NetDCN(**SMALL, stage_with_dcn=(False, False, True, True)), state, 'Set ', advice)
@@ -308,8 +308,8 @@ def test_weights_are_written_and_read(tmp_path, suffix):
         tmp_path / 'detector.pth', tmp_path / f'out{suffix}', first_block='official'
     )
     assert written.variants == ['res2net14_v1b_26w_4s_dcn']
-    assert written.arch['type'] == 'Res2NetDCN' and written.arch['dcn'] == V2
-    assert "dcn={'type': 'DCNv2', 'deform_groups': 1}" in str(written)
+    assert written.arch['dcn'] == dict(V2, fallback_on_stride=False)
+    assert "dcn={'type': 'DCNv2', 'deform_groups': 1, " in str(written)
     again = create_backbone('res2net14_v1b_26w_4s_dcn', pretrained=str(written.path))
     assert all(v.equal(net.state_dict()[k]) for k, v in again.state_dict().items())
     rule = "needs first_block='official'"

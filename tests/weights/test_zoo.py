@@ -150,7 +150,8 @@ def test_architecture_is_told_from_names_and_shapes(variant):
     told = {'type', 'scales', 'groups', 'base_width', 'base_channels', 'in_channels'}
     told |= set() if dla else {'depth', 'num_stages', 'deep_stem', 'avg_down', 'stem_channels'}
     parameters = inspect.signature(Res2NetDLA if dla else Res2Net).parameters
-    dcn = dict(dcn=dict(type='DCNv2', deform_groups=1), stage_with_dcn=(False, True, True, True))
+    layer = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
+    dcn = dict(dcn=layer, stage_with_dcn=(False, True, True, True))
     expected = {key: parameters[key].default for key in told - {'type'}}
     expected |= {} if dla else {'stem_channels': 64}  # None: as base_channels
     expected |= dcn if args['type'] == 'Res2NetDCN' else {}
