@@ -67,15 +67,16 @@ def check_equal(ours, theirs):
 @pytest.mark.parametrize(
     'depth, args',
     [
-        (50, dict(dcn=V2, stage_with_dcn=(False, True, True, True))),
-        (101, dict(dcn=V1, stage_with_dcn=(False, True, True, True))),
+        (50, dict(dcn=V2)),
+        pytest.param(101, dict(dcn=V1), marks=pytest.mark.slow),
         (50, dict(dcn=dict(V2, deform_groups=2), stage_with_dcn=(True, False, True, False))),
         (50, dict(dcn=dict(V1, deform_groups=2), stage_with_dcn=(True,) * 4, scales=2)),
     ],
     ids=str,
 )
 def test_equals_mmdets(depth, args):
-    args = dict(args, depth=depth, base_width=8, base_channels=16, stem_channels=16)
+    args = dict(stage_with_dcn=(False, True, True, True)) | args
+    args.update(depth=depth, base_width=8, base_channels=16, stem_channels=16)
     theirs = randomised(BuiltIn(**copy.deepcopy(args)))
     ours = Res2NetDCN(first_block='mmdet', **args)
     shapes = [{k: v.shape for k, v in net.state_dict().items()} for net in (ours, theirs)]
@@ -86,8 +87,7 @@ def test_equals_mmdets(depth, args):
     check_equal(ours, theirs)
 
 
-@pytest.mark.parametrize('style', ['pytorch', 'caffe'])
-@pytest.mark.parametrize('dcn', [V1, dict(V2, deform_groups=2)], ids=str)
+@pytest.mark.parametrize('style, dcn', [('pytorch', V1), ('caffe', dict(V2, deform_groups=2))])
 def test_one_scale_is_mmdets_resnet(style, dcn):
     args = dict(depth=50, base_channels=16, stem_channels=16, style=style)
     args.update(stage_with_dcn=(False, True, True, True), dcn=dcn)

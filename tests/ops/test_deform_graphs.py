@@ -62,8 +62,8 @@ def test_benchmark_compares_equal_results(monkeypatch, capsys):
 
 def test_peak_memory_is_that_of_the_call():
     args = argparse.Namespace(batch=2, device='cpu', rounds=1, threads=None, channels_last=False)
-    peak = bench_deform_conv._peak('torch', 'forward', args, (16, 64))
-    assert 16 * 2 * 64 * 64 * 4 < peak < 64 * 2**20  # its output at least
+    peak = bench_deform_conv._memory('torch', 'forward', args, (64, 64))
+    assert peak == '-' or 2 <= int(peak) < 64  # MiB: its output at least
 
 
 @pytest.mark.parametrize(
