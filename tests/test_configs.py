@@ -116,6 +116,7 @@ def test_front_door_is_what_it_says():
     assert preprocessor.bgr_to_rgb and preprocessor.mean == [123.675, 116.28, 103.53]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stack', ['originals'], indirect=True)
 def test_configs_on_the_originals(python, stack):
     run = python('-m', 'pytest', '-q', __file__, '-k', 'not originals', env=stack)

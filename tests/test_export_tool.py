@@ -51,6 +51,9 @@ def props(path):
     return {prop.key: prop.value for prop in onnx.load(path).metadata_props}
 
 
+@pytest.mark.parametrize(
+    'stack', ['default', pytest.param('originals', marks=pytest.mark.slow)], indirect=True
+)
 def test_segmentation_config(export, shapes, tmp_path):
     config = tmp_path / 'fcn.py'
     config.write_text(SEGMENTOR.replace('DATA', str(shapes)))
@@ -73,6 +76,9 @@ def test_segmentation_config(export, shapes, tmp_path):
     assert error < 1e-5
 
 
+@pytest.mark.parametrize(
+    'stack', ['default', pytest.param('originals', marks=pytest.mark.slow)], indirect=True
+)
 def test_backbone_of_a_detector(export, detector, tiny_arguments, tmp_path):
     model, checkpoint = detector
     out = tmp_path / 'backbone.onnx'

@@ -72,6 +72,9 @@ def config(shapes, tmp_path) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    'stack', ['default', pytest.param('originals', marks=pytest.mark.slow)], indirect=True
+)
 def test_train_test_infer(stack, config, python, shapes, tmp_path):
     run = python('tools/train.py', config, '--work-dir', tmp_path / 'w', env=stack)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -44,6 +44,9 @@ def finish(process):
     return output
 
 
+@pytest.mark.parametrize(
+    'stack', ['default', pytest.param('originals', marks=pytest.mark.slow)], indirect=True
+)
 @pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 def test_killed_and_resumed_run_equals_uninterrupted_run(stack, loop, tiny_arguments, tmp_path):
     config = CONFIG
