@@ -11,7 +11,7 @@ from .bottle2neck import Bottle2neck
 from .res2net import Res2Net
 
 # In this scope alone: the names without a scope stay mmcv's.
-MODELS.register_module(name=['DCN', 'DCNv1'], module=DeformConv2d, force=True)
+MODELS.register_module(name='DCN', module=DeformConv2d, force=True)
 MODELS.register_module(name='DCNv2', module=ModulatedDeformConv2d, force=True)
 
 DCNV2 = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)

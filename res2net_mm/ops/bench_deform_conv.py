@@ -12,12 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torchvision
 from torch import Tensor
 
 from .deform_conv import COMPUTE, choose_way
 from .mmcv_ext import ensure_mmcv_ops
 
 SHAPES = {'C3': (52, 64), 'C4': (104, 32), 'C5': (208, 16)}  # channels, side of the map
+# torchvision's operator as it is, without what is done for it here
+WAYS = {
+    **COMPUTE,
+    'torchvision': lambda x, offset, mask, weight, bias, *places: torchvision.ops.deform_conv2d(
+        x, offset, weight, bias, *places, mask
+    ),
+}
 PASSES = ('forward', 'forward + backward')
 EXAMPLE = """example:
   python -m res2net_mm.ops.bench_deform_conv
@@ -98,8 +106,8 @@ def _inputs(args: argparse.Namespace, channels: int, side: int) -> tuple[list[Te
 def _call(way: str, name: str, inputs: list[Tensor], grad: Tensor) -> Callable[[], object]:
     places = (1, 1), (1, 1), (1, 1)
     if name == PASSES[0]:
-        return torch.no_grad()(lambda: COMPUTE[way](*inputs, *places))
-    return lambda: torch.autograd.grad(COMPUTE[way](*inputs, *places), inputs, grad)
+        return torch.no_grad()(lambda: WAYS[way](*inputs, *places))
+    return lambda: torch.autograd.grad(WAYS[way](*inputs, *places), inputs, grad)
 
 
 def _results(way: str, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:

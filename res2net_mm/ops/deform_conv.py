@@ -21,8 +21,9 @@ def choose_way(device: torch.device) -> str:
     """How deformable convolutions are computed: ``'torch'``, ``'torchvision'`` or ``'mmcv'``.
 
     It is what the environment variable ``RES2NET_MM_DEFORM_CONV`` says. By default, or for
-    ``auto``, it is ``'torch'``, plain PyTorch, which was measured to be the fastest on the CPU
-    (``python -m res2net_mm.ops.bench_deform_conv``), and torchvision's kernels on CUDA.
+    ``auto``, it is ``'torch'``, plain PyTorch, which is the fastest on the CPU
+    (``python -m res2net_mm.ops.bench_deform_conv``); on CUDA, where it was not measured yet, it is
+    torchvision's kernels.
 
     Raises:
         ValueError: The variable says something else.
@@ -52,9 +53,9 @@ def deform_conv2d(
     Each tap of the kernel samples the image, bilinearly, at its place plus an offset; pixels
     outside the image are zero. In plain PyTorch (see :func:`choose_way`) the sampled columns, kh *
     kw times the input, never exist as a whole: they are made in blocks of 4 MiB on the CPU and 256
-    MiB elsewhere; what does exist is a copy of the input, and 42 bytes for each tap of each output
-    pixel. Half precision and autocast sample in float32. A NaN offset gives NaN in plain PyTorch,
-    and no sample in the other ways. Derivatives are first ones only.
+    MiB elsewhere; what does exist is a copy of the input, and 42 bytes (float32) for each tap of
+    each output pixel and deform group. Half precision and autocast sample in float32. A NaN offset
+    gives NaN in plain PyTorch, and no sample in the other ways. Derivatives are first ones only.
 
     Args:
         input: (N, C, H, W).
@@ -198,7 +199,7 @@ class DeformConv2d(nn.Module):
         dilation: Distance of the taps.
         groups: Groups of channels that are convolved by themselves.
         deform_groups: Groups of channels that have offsets of their own.
-        bias: Whether there is a bias.
+        bias: Whether there is a bias; None is mmcv's default: none in v1, one in v2.
 
     Raises:
         ValueError: Groups do not divide the channels.
@@ -208,6 +209,7 @@ class DeformConv2d(nn.Module):
     """
 
     numbers_per_tap = 2  # y and x
+    has_bias = False  # unless told
 
     def __init__(
         self,
@@ -219,9 +221,10 @@ class DeformConv2d(nn.Module):
         dilation: int | Pair = 1,
         groups: int = 1,
         deform_groups: int = 1,
-        bias: bool = False,
+        bias: bool | None = None,
     ) -> None:
         super().__init__()
+        bias = self.has_bias if bias is None else bias
         for name, value in dict(groups=groups, deform_groups=deform_groups).items():
             if value < 1 or in_channels % value or (name == 'groups' and out_channels % value):
                 raise ValueError(
@@ -280,34 +283,11 @@ class ModulatedDeformConv2d(DeformConv2d):
 
     As mmcv's ``ModulatedDeformConv2dPack``: ``conv_offset`` gives all offsets and then the logits
     of all masks. At first these are zero, and the layer is half of a plain convolution. Arguments
-    are those of :class:`DeformConv2d`, but ``bias`` is True by default.
+    are those of :class:`DeformConv2d`.
     """
 
     numbers_per_tap = 3  # y, x and the logit of the mask
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int | Pair,
-        stride: int | Pair = 1,
-        padding: int | Pair = 0,
-        dilation: int | Pair = 1,
-        groups: int = 1,
-        deform_groups: int = 1,
-        bias: bool = True,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            deform_groups,
-            bias,
-        )
+    has_bias = True
 
     def reset_parameters(self) -> None:
         """Initialises all parameters, as mmcv does."""

@@ -162,6 +162,7 @@ class _DeformConv(torch.autograd.Function):
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows, mask, weight, *bags = ctx.saved_tensors
     needs_input, needs_offset, needs_mask, needs_weight, needs_bias = ctx.needs_input_grad[:5]
+    needs_place = needs_offset or needs_mask
     bags = _Bags(*bags)
     batch, channels, height, width = ctx.image
     groups = channels // weight.shape[1]
@@ -180,7 +181,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
                 of_matrix.addmm_(of_one.t(), part)
         else:
             parts = grad.new_empty(groups, len(by_pixel[pixels]), matrices.shape[2])
-        if not (needs_input or needs_offset or needs_mask):
+        if not (needs_input or needs_place):
             continue
         for of_one, matrix, part in zip(of_out, matrices, parts, strict=True):
             torch.mm(of_one, matrix, out=part)
@@ -188,10 +189,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         of_columns = parts.reshape(-1, rows.shape[1])
         if needs_input:
             _scatter(of_rows, of_columns, bags.index[block], bags.share[block])
-        if needs_offset or needs_mask:
+        if needs_place:
             of_share[block] = _dot(of_columns, rows, bags.index[block])
 
-    of_offset, of_mask = _of_place(of_share, bags, mask)
+    of_offset, of_mask = _of_place(of_share, bags, mask) if needs_place else (None, None)
     inner = of_rows.view(batch, height + BORDER, width + BORDER, channels)
     of_weight = of_matrices.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
     return (
@@ -249,21 +250,8 @@ def _of_place(of_share: Tensor, bags: _Bags, mask: Tensor | None) -> tuple[Tenso
     return of_at.permute(0, 4, 3, 5, 1, 2).flatten(1, 3), of_mask
 
 
-def sample_and_multiply(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-) -> Tensor:
-    """Deformable convolution of tensors that all are float32, or all float64.
-
-    Shapes are those of :func:`res2net_mm.ops.deform_conv2d`.
-    """
-    return _DeformConv.apply(input, offset, mask, weight, bias, stride, padding, dilation)
+# For tensors that all are float32, or all float64, of the shapes that deform_conv2d names.
+sample_and_multiply = _DeformConv.apply
 
 
 def grid_sample_and_multiply(
