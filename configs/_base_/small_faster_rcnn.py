@@ -15,9 +15,7 @@ model = dict(
     neck=dict(in_channels=[128, 256, 512, 1024], out_channels=64, norm_cfg=dict(type='BN')),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(
-            out_channels=64, finest_scale=28, roi_layer=dict(sampling_ratio=1)
-        ),
+        bbox_roi_extractor=dict(out_channels=64, finest_scale=28, roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(in_channels=64, fc_out_channels=256),
     ),
     train_cfg=dict(

@@ -4,6 +4,7 @@ from .plugins import SqueezeExcitation
 from .res2net import Res2Net
 from .res2net_dcn import DCNV2, Res2NetDCN
 from .res2net_dla import Res2NetDLA
+from .res2net_stage import Res2NetStage
 from .variants import VARIANTS, create_backbone, list_backbones
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'Res2Net',
     'Res2NetDCN',
     'Res2NetDLA',
+    'Res2NetStage',
     'SqueezeExcitation',
     'create_backbone',
     'list_backbones',

@@ -10,7 +10,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.model import PretrainedInit
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Res2NetStage
 from ..registry import MODELS, SCOPE
 from .errors import ToolError, one_line
 
@@ -79,14 +79,21 @@ def walk_dicts(node: Any) -> Iterator[dict]:
 
 def our_backbones(cfg: Config) -> list[ConfigDict]:
     """The backbones of this package in a config's model."""
-    return [part for part in walk_dicts(cfg.get('model')) if _is_backbone(part.get('type'))]
+    return [part for part in our_networks(cfg) if issubclass(_class_of(part), Backbone)]
 
 
-def _is_backbone(kind: Any) -> bool:
+def our_networks(cfg: Config) -> list[ConfigDict]:
+    """The same with single stages of them: all that takes their pretrained weights."""
+    kinds = (Backbone, Res2NetStage)
+    return [part for part in walk_dicts(cfg.get('model')) if issubclass(_class_of(part), kinds)]
+
+
+def _class_of(part: dict) -> type:
+    kind = part.get('type')
     if isinstance(kind, str):
         scope, _, name = kind.partition('.')
         kind = MODELS.module_dict.get(name) if scope == SCOPE else None
-    return isinstance(kind, type) and issubclass(kind, Backbone)
+    return kind if isinstance(kind, type) else object
 
 
 def pretrained(part: ConfigDict) -> list[ConfigDict]:

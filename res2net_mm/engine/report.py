@@ -12,7 +12,7 @@ from mmengine.dist import get_world_size
 from ..ops.mmcv_ext import describe_ops
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import SCHEME
-from .config import our_backbones, pretrained
+from .config import our_networks, pretrained
 from .errors import ToolError
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -76,7 +76,7 @@ def preprocessing_warnings(cfg: Config) -> list[str]:
     They need RGB and ImageNet's mean and std; with anything else detectors end up below a plain
     ResNet's.
     """
-    sources = [str(c.get('checkpoint')) for p in our_backbones(cfg) for c in pretrained(p)]
+    sources = [str(c.get('checkpoint')) for p in our_networks(cfg) for c in pretrained(p)]
     weights = [source for source in sources if source.startswith((SCHEME, *OPEN_MMLAB))]
     given: dict[str, Any] = dict(cfg.get('data_preprocessor') or {})
     given.update(cfg.model.get('data_preprocessor') or {})

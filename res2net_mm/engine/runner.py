@@ -35,7 +35,7 @@ from ..weights import (
 )
 from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
-from .config import dataloaders, our_backbones, pretrained
+from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 
@@ -192,7 +192,7 @@ def prepare_config(
     if amp:
         _use_amp(cfg)
     checkpoint = _checkpoint_to_resume(cfg, resume)
-    for part in our_backbones(cfg):
+    for part in our_networks(cfg):
         if from_scratch:
             part.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
         elif checkpoint is not None and pretrained(part):
@@ -228,7 +228,7 @@ def check_weights(cfg: Config) -> None:
         ValueError: A name is not known, or a download fails.
         ToolError: A config of pretrained weights names none.
     """
-    for init_cfg in [cfg for part in our_backbones(cfg) for cfg in pretrained(part)]:
+    for init_cfg in [cfg for part in our_networks(cfg) for cfg in pretrained(part)]:
         source = init_cfg.get('checkpoint')
         if not isinstance(source, str):
             raise ToolError(f'init_cfg of type Pretrained needs a checkpoint, but has {source!r}')

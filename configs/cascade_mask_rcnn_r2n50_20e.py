@@ -1,0 +1,6 @@
+# Cascade Mask R-CNN FPN, Res2Net-50 v1b 26w 4s, COCO, 20 epochs.
+_base_ = [
+    'mmdet::cascade_rcnn/cascade-mask-rcnn_r50_fpn_20e_coco.py',
+    './_base_/res2net50_detection.py',
+]
+model = dict(backbone={{_base_.res2net50}})

@@ -1,0 +1,3 @@
+# Hybrid Task Cascade, Res2Net-50 v1b 26w 4s, COCO with its stuff maps, 1x.
+_base_ = ['mmdet::htc/htc_r50_fpn_1x_coco.py', './_base_/res2net50_detection.py']
+model = dict(backbone={{_base_.res2net50}})

@@ -1,0 +1,3 @@
+# Mask R-CNN FPN, Res2Net-101 v1b 26w 4s, COCO, 2x.
+_base_ = './mask_rcnn_r2n50_2x.py'
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint='res2net://res2net101_v1b_26w_4s')))

@@ -1,0 +1,3 @@
+# Semantic FPN, Res2Net-101 v1b 26w 4s, ADE20K, 160,000 steps.
+_base_ = './sem_fpn_r2n50_ade20k.py'
+model = dict(backbone=dict(depth=101, init_cfg=dict(checkpoint='res2net://res2net101_v1b_26w_4s')))
