@@ -55,7 +55,12 @@ def cache_folder() -> Path:
 
 
 def fetch(
-    url: str, sha256: str | None = None, *, folder: Path | None = None, timeout: float = 30.0
+    url: str,
+    sha256: str | None = None,
+    *,
+    md5: str | None = None,
+    folder: Path | None = None,
+    timeout: float = 30.0,
 ) -> Path:
     """Returns the local path of a published file and downloads it where it is not there.
 
@@ -69,11 +74,12 @@ def fetch(
         sha256: Hex digits, 8 to 64, that the sha256 of the file begins with. By default those in
             its name (``name-<8 to 64 digits>.pth``, a date excepted); where there are none the
             content is not verified, and the file lies in a folder that is named by ``url``.
+        md5: The 32 hex digits of the file's md5, where no sha256 is published.
         folder: Where the file is kept; by default ``cache_folder()``.
         timeout: Seconds without a sign from the server after which a connection is given up.
 
     Returns:
-        The path of the complete file, verified if its sha256 is known.
+        The path of the complete file, verified if its sha256 or md5 is known.
 
     Raises:
         DownloadError: No source has the file or can be reached, what they have has another
@@ -82,7 +88,7 @@ def fetch(
     """
     url = urldefrag(url).url
     name = _file_name(url)
-    prefix = _prefix(sha256, name)
+    prefix = _prefix(sha256, md5, name)
     folder = cache_folder() if folder is None else Path(folder)
     if prefix is None:  # nothing but the address tells it from others of its name
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:10]
@@ -153,7 +159,12 @@ def _file_name(url: str) -> str:
     return name
 
 
-def _prefix(sha256: str | None, name: str) -> str | None:
+def _prefix(sha256: str | None, md5: str | None, name: str) -> str | None:
+    """What the file's sha256 begins with, or ``md5:`` and all of that."""
+    if md5 is not None:
+        if sha256 is not None or not re.fullmatch('[0-9a-fA-F]{32}', md5):
+            raise DownloadError(f'md5 must be 32 hex digits, without a sha256, but got {md5!r}')
+        return f'md5:{md5.lower()}'
     if sha256 is None:
         found = re.search(r'-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+$', name)
         return found[1] if found else None
@@ -186,15 +197,21 @@ def _problem(path: Path, prefix: str | None) -> str:
     """What is wrong with a file; nothing if it is the one that was asked for."""
     if not path.is_file():
         return 'there is no such file'
-    actual = sha256_of(path) if prefix else ''
-    if actual.startswith(prefix or ''):
+    kind, _, digits = (prefix or '').rpartition(':')
+    actual = digest_of(path, kind or 'sha256') if digits else ''
+    if actual.startswith(digits):
         return ''
-    return f'its sha256 should begin with {prefix}, but it is {actual}'
+    return f'its {kind or "sha256"} should begin with {digits}, but it is {actual}'
 
 
 def sha256_of(path: Path) -> str:
     """The sha256 of a file in hexadecimal digits."""
-    digest = hashlib.sha256()
+    return digest_of(path, 'sha256')
+
+
+def digest_of(path: Path, kind: str) -> str:
+    """The digest of a file by hashlib's algorithm ``kind`` in hexadecimal digits."""
+    digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, 'rb') as file:
         while data := file.read(_CHUNK):
             digest.update(data)

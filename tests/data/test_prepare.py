@@ -1,0 +1,296 @@
+"""Published sets: fetched, unpacked and laid out, on tiny archives of their layouts."""
+
+from __future__ import annotations
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+from archive_sets import (
+    COCO_ARCHIVES,
+    COCO_NUMBERS,
+    EXPECTED_COCO,
+    NOISE,
+    VALUES,
+    VOC_NUMBERS,
+    clean_environment,
+    fails,
+    files_below,
+    png,
+    shrunk,
+    voc_archives,
+)
+from PIL import Image
+from weights.file_server import FileServer
+
+from res2net_mm.data import prepare, unpack
+from res2net_mm.data.archives import ADE20K, CITYSCAPES, COCO, VOC, DataSet
+from res2net_mm.data.prepare import prepare_data
+from res2net_mm.weights import DownloadError
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    clean_environment(monkeypatch)
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    with FileServer(folder) as running:
+        yield running
+
+
+@pytest.fixture
+def coco(server) -> DataSet:
+    return shrunk(COCO, server.folder, COCO_ARCHIVES, COCO_NUMBERS, server)
+
+
+@pytest.fixture
+def voc(server) -> DataSet:
+    return shrunk(VOC, server.folder, voc_archives(), VOC_NUMBERS, server)
+
+
+def test_coco_is_laid_out_as_the_configs_read_it(coco, server, tmp_path):
+    result = prepare_data(coco, tmp_path / 'data')
+    assert files_below(tmp_path / 'data/coco') == EXPECTED_COCO
+    rows = [(str(row.folder), row.pattern, row.number, row.new) for row in result.rows]
+    home = str(tmp_path / 'data/coco')
+    assert rows == [
+        (f'{home}/train2017', '*.jpg', 2, True),
+        (f'{home}/val2017', '*.jpg', 1, True),
+        (f'{home}/annotations', 'instances_train2017.json', 1, True),
+        (f'{home}/annotations', 'instances_val2017.json', 1, True),
+    ]
+    lines = str(result).splitlines()
+    assert re.fullmatch(rf'{re.escape(home)}/train2017/\*\.jpg +2  new', lines[0])
+    assert lines[-1] == f'licence: {COCO.licence}'
+
+    asked = len(server.asked)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')}
+    again = prepare_data(coco, tmp_path / 'data')
+    assert not any(row.new for row in again.rows)
+    assert len(server.asked) == asked
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob('*')} == before
+
+
+def test_a_part_that_is_there_is_not_fetched(coco, server, tmp_path):
+    for name in ('train2017/1.jpg', 'train2017/2.jpg'):
+        path = tmp_path / 'coco' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'my own')
+    result = prepare_data(coco, tmp_path, parts=('train', 'val'))
+    assert [row.new for row in result.rows] == [False, True]
+    assert not server.ranges('train2017.zip')
+    assert (tmp_path / 'coco/train2017/1.jpg').read_bytes() == b'my own'
+
+
+def test_zips_inside_the_panoptic_zip_and_maps_of_stuff(coco, tmp_path):
+    prepare_data(coco, tmp_path, parts=('panoptic', 'stuff'))
+    assert files_below(tmp_path / 'coco') == {
+        'annotations/panoptic_train2017.json': b'{}',
+        'annotations/panoptic_val2017.json': b'{}',
+        'annotations/panoptic_train2017/1.png': b'p1',
+        'annotations/panoptic_train2017/2.png': b'p2',
+        'annotations/panoptic_val2017/3.png': b'p3',
+        'stuffthingmaps/train2017/1.png': b's1',
+        'stuffthingmaps/train2017/2.png': b's2',
+        'stuffthingmaps/val2017/3.png': b's3',
+    }
+
+
+def test_archives_of_a_folder_are_used_and_stay(coco, server, tmp_path):
+    before = files_below(server.folder)
+    prepare_data(coco, tmp_path / 'data', source=server.folder)
+    assert files_below(tmp_path / 'data/coco') == EXPECTED_COCO
+    assert files_below(server.folder) == before
+    assert not server.asked
+
+
+def test_downloaded_archives_can_be_kept(coco, server, tmp_path):
+    prepare_data(coco, tmp_path, parts=('val',), keep_archives=True)
+    kept = tmp_path / 'coco/.prepare'
+    assert files_below(kept) == {'val2017.zip': (server.folder / 'val2017.zip').read_bytes()}
+    shutil.rmtree(tmp_path / 'coco/val2017')
+    prepare_data(coco, tmp_path, parts=('val',))
+    assert len(server.ranges('val2017.zip')) == 1
+    assert files_below(tmp_path / 'coco') == {'val2017/3.jpg': b'three'}
+
+
+def test_a_mirror_is_asked_first(coco, server, tmp_path, monkeypatch):
+    mirror = tmp_path / 'mirror'
+    mirror.mkdir()
+    shutil.move(server.folder / 'val2017.zip', mirror)
+    monkeypatch.setenv('RES2NET_MM_MIRROR', str(mirror))
+    prepare_data(coco, tmp_path, parts=('val',))
+    assert (tmp_path / 'coco/val2017/3.jpg').read_bytes() == b'three'
+    assert (mirror / 'val2017.zip').exists()
+
+
+def test_a_cut_off_download_is_continued(coco, server, tmp_path):
+    server.behave('train2017.zip', drop_after=50_000, drops=99, ranges=False)
+    fails('broke off', error=DownloadError, dataset=coco, root=tmp_path, parts=('train',))
+    part = tmp_path / 'coco/.prepare/train2017.zip.part'
+    have = part.stat().st_size
+    assert have == 50_000
+    server.behave('train2017.zip')
+    asked = len(server.asked)
+    prepare_data(coco, tmp_path, parts=('train',))
+    assert server.ranges('train2017.zip')[asked:] == [f'bytes={have}-']
+    assert (tmp_path / 'coco/train2017/1.jpg').read_bytes() == NOISE
+
+
+@pytest.mark.parametrize('where', ['unpacking', 'moving'])
+def test_interrupted_unpacking_is_continued(coco, server, tmp_path, monkeypatch, where):
+    module, name = (unpack, '_write') if where == 'unpacking' else (shutil, 'move')
+    real, calls = getattr(module, name), []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            if where == 'unpacking':
+                args[2].write_bytes(b'half a file')
+            raise KeyboardInterrupt
+        return real(*args)
+
+    if where == 'moving':  # file by file where the folder is there
+        (tmp_path / 'coco/annotations').mkdir(parents=True)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, name, interrupted)
+        prepare_data(coco, tmp_path, parts=('annotations',))
+    if where == 'unpacking':
+        assert not (tmp_path / 'coco/annotations').exists()
+
+    written = []
+    monkeypatch.setattr(unpack, '_write', _counting(unpack._write, written))
+    prepare_data(coco, tmp_path, parts=('annotations',))
+    assert len(written) == (5 if where == 'unpacking' else 0)
+    assert len(server.asked) == 1
+    expected = COCO_ARCHIVES['annotations_trainval2017.zip']
+    assert files_below(tmp_path / 'coco') == expected
+
+
+def _counting(function, calls):
+    def counted(*args):
+        calls.append(args)
+        return function(*args)
+
+    return counted
+
+
+def test_only_files_that_are_missing_or_of_another_size_are_written(coco, tmp_path, monkeypatch):
+    folder = tmp_path / 'coco/annotations'
+    folder.mkdir(parents=True)
+    (folder / 'instances_train2017.json').write_bytes(b'instances')
+    (folder / 'captions_val2017.json').write_bytes(b'cut o')
+    (folder / 'mine.json').write_bytes(b'mine')
+    written = []
+    monkeypatch.setattr(unpack, '_write', _counting(unpack._write, written))
+    prepare_data(coco, tmp_path, parts=('annotations',))
+    assert len(written) == 5
+    expected = COCO_ARCHIVES['annotations_trainval2017.zip'] | {'annotations/mine.json': b'mine'}
+    assert files_below(tmp_path / 'coco') == expected
+
+
+def test_a_set_on_another_disk_by_a_link(coco, tmp_path):
+    (tmp_path / 'large').mkdir()
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/coco').symlink_to(tmp_path / 'large')
+    prepare_data(coco, tmp_path / 'data')
+    assert files_below(tmp_path / 'large') == EXPECTED_COCO
+
+
+def test_voc_merges_the_archives_of_a_year(voc, tmp_path):
+    prepare_data(voc, tmp_path)
+    kit = tmp_path / 'VOCdevkit'
+    assert sorted(path.name for path in (kit / 'VOC2007/JPEGImages').iterdir()) == [
+        '1.jpg',
+        '2.jpg',
+        '3.jpg',
+    ]
+    lists = {path.name: path.read_text() for path in (kit / 'VOC2007/ImageSets/Main').iterdir()}
+    assert lists == {'trainval.txt': '1\n2\n', 'test.txt': '3\n'}
+    assert len(list((kit / 'VOC2012/Annotations').iterdir())) == 5
+    assert not (kit / 'VOCaug').exists()
+
+
+def test_an_archive_that_is_unpacked_is_not_fetched_for_its_sister(voc, server, tmp_path):
+    server.behave('VOCtest_06-Nov-2007.tar', status=503)
+    fails('503', error=DownloadError, dataset=voc, root=tmp_path, parts=('voc2007',))
+    server.behave('VOCtest_06-Nov-2007.tar')
+    prepare_data(voc, tmp_path, parts=('voc2007',))
+    assert len(server.ranges('VOCtrainval_06-Nov-2007.tar')) == 1
+    assert len(files_below(tmp_path / 'VOCdevkit/VOC2007')) == 8
+    assert not (tmp_path / 'VOCdevkit/.prepare').exists()
+
+
+def test_augmented_voc_has_the_benchmarks_maps_and_its_own(voc, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare.os, 'cpu_count', lambda: 1)
+    prepare_data(voc, tmp_path, parts=('aug',))  # takes voc2012 with it
+    year = tmp_path / 'VOCdevkit/VOC2012'
+    expected = {'a': VALUES, 'b': VALUES + 20, 'c': VALUES + 40}  # VOC's own, not 100, 120
+    expected |= {'d': VALUES + 140, 'e': VALUES + 160}
+    maps = {path.stem: Image.open(path) for path in (year / 'SegmentationClassAug').iterdir()}
+    assert {image.mode for image in maps.values()} == {'L'}
+    assert sorted(maps) == sorted(expected)
+    for name, values in expected.items():
+        assert np.array_equal(np.asarray(maps[name]), values), name
+    lists = year / 'ImageSets/Segmentation'
+    assert (lists / 'aug.txt').read_text() == 'd\ne\n'  # neither of VOC's train nor of its val
+    assert (lists / 'trainaug.txt').read_text() == 'a\nb\nd\ne\n'
+
+    (year / 'SegmentationClassAug/d.png').unlink()  # made again from what is there
+    assert [row.new for row in prepare_data(voc, tmp_path, parts=('aug',)).rows[-3:]] == [True] * 3
+    assert (year / 'SegmentationClassAug/d.png').exists()
+
+
+def test_ade20k(server, tmp_path):
+    members = {
+        f'ADEChallengeData2016/{kind}/{split}/{i}.{suffix}': b'x'
+        for kind, suffix in (('images', 'jpg'), ('annotations', 'png'))
+        for split, number in (('training', 3), ('validation', 2))
+        for i in range(number)
+    }
+    members['ADEChallengeData2016/objectInfo150.txt'] = b'names'
+    numbers = {
+        f'ADEChallengeData2016/{kind}/{split}': number
+        for kind in ('images', 'annotations')
+        for split, number in (('training', 3), ('validation', 2))
+    }
+    small = shrunk(ADE20K, server.folder, {'ADEChallengeData2016.zip': members}, numbers, server)
+    prepare_data(small, tmp_path)
+    assert files_below(tmp_path / 'ade') == members
+
+
+def test_cityscapes_gets_train_ids(tmp_path):
+    ids = np.arange(36).reshape(6, 6)
+    ids[5, 5] = 255  # as a signed byte: -1, of license plates
+    splits = {'train': 2, 'val': 1, 'test': 1}
+    images, labels = {'license.txt': b'terms'}, {'README': b'read'}
+    for split, number in splits.items():
+        for i in range(number):
+            stem = f'{split}/ulm/ulm_{i}'
+            images[f'leftImg8bit/{stem}_leftImg8bit.png'] = b'image'
+            labels[f'gtFine/{stem}_gtFine_labelIds.png'] = png(ids)
+            labels[f'gtFine/{stem}_gtFine_instanceIds.png'] = b'instances'
+    source = tmp_path / 'archives'
+    source.mkdir()
+    archives = {'leftImg8bit_trainvaltest.zip': images, 'gtFine_trainvaltest.zip': labels}
+    numbers = {
+        f'{folder}/{split}': number
+        for folder in ('leftImg8bit', 'gtFine')
+        for split, number in splits.items()
+    }
+    small = shrunk(CITYSCAPES, source, archives, numbers)
+    prepare_data(small, tmp_path, source=source)
+    home = tmp_path / 'cityscapes'
+    found = np.asarray(Image.open(home / 'gtFine/train/ulm/ulm_1_gtFine_labelTrainIds.png'))
+    # cityscapesScripts, labels.py: the lines that have a trainId below 255
+    by_hand = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10}
+    by_hand |= {24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+    assert found.ravel().tolist() == [by_hand.get(i, 255) for i in ids.ravel().tolist()]
+    assert (home / 'leftImg8bit/test/ulm/ulm_0_leftImg8bit.png').read_bytes() == b'image'
+    assert not (home / 'license.txt').exists()
+
+    for path in home.glob('gtFine/*/*/*_labelTrainIds.png'):
+        path.unlink()
+    shutil.rmtree(source)  # the train ids come from what is there
+    assert [row.new for row in prepare_data(small, tmp_path).rows] == [False] * 6 + [True] * 3

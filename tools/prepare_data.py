@@ -1,0 +1,54 @@
+"""Downloads a published data set, or takes its archives from a folder, and lays it out."""
+
+import argparse
+
+from res2net_mm.data.archives import DATA_SETS
+from res2net_mm.data.prepare import prepare_data
+from res2net_mm.engine.errors import run_tool
+
+EXAMPLE = """examples:
+  python tools/prepare_data.py coco --root data
+  python tools/prepare_data.py coco --parts train val annotations panoptic
+  python tools/prepare_data.py cityscapes --from ~/Downloads
+
+RES2NET_MM_MIRROR=FOLDER_OR_ADDRESS is asked for the archives before their publishers are.
+
+parts (* by default):
+"""
+
+
+def main() -> None:
+    parts = ''.join(
+        f'  {name:<12}'
+        + ', '.join(f'{part}{"*" if part in dataset.default else ""}' for part in dataset.parts)
+        + '\n'
+        for name, dataset in DATA_SETS.items()
+    )
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EXAMPLE + parts,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('dataset', metavar='SET', help=', '.join(DATA_SETS))
+    parser.add_argument('--root', default='data', help='folder of all data sets (default: data)')
+    parser.add_argument(
+        '--from', dest='source', metavar='DIR', help='folder that has the archives already'
+    )
+    parser.add_argument('--parts', nargs='+', default=(), metavar='PART', help='see below')
+    parser.add_argument(
+        '--keep-archives', action='store_true', help='leave what was downloaded on the disk'
+    )
+    args = parser.parse_args()
+    print(
+        prepare_data(
+            args.dataset,
+            args.root,
+            source=args.source,
+            parts=args.parts,
+            keep_archives=args.keep_archives,
+        )
+    )
+
+
+if __name__ == '__main__':
+    run_tool(main)
