@@ -1,0 +1,218 @@
+"""Writing of COCO json from what is read elsewhere, with a report of what was left out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from .errors import DataError, listed
+
+SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'))
+
+_EXAMPLES = 3
+_ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are swapped
+_TURNED = 'image that EXIF turns: its annotations must be of the turned one'
+
+
+class Tally:
+    """Counts by reason, with the first places where each arose."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.examples: defaultdict[str, list[str]] = defaultdict(list)
+
+    def add(self, reason: str, where: str | os.PathLike) -> None:
+        self.counts[reason] += 1
+        if len(self.examples[reason]) < _EXAMPLES:
+            self.examples[reason].append(os.fspath(where))
+
+    def lines(self) -> list[str]:
+        return [
+            f'  {count:,} x {reason}: {", ".join(self.examples[reason])}'
+            f'{", ..." if count > _EXAMPLES else ""}'
+            for reason, count in self.counts.most_common()
+        ]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written; as text a report.
+
+    Attributes:
+        file: the json.
+        images: how many it has, of which
+        without_objects: so many have none.
+        objects: how many of each class, in the order of the categories.
+        crowds: how many of them are neither trained on nor counted in an evaluation.
+        left_out: what is not in it.
+        notes: what is in it and worth a look.
+    """
+
+    file: Path
+    images: int
+    without_objects: int
+    objects: dict[str, int]
+    crowds: int
+    left_out: Tally
+    notes: Tally
+
+    def __str__(self) -> str:
+        total = sum(self.objects.values())
+        lines = [
+            f'{self.file}: {self.images:,} images ({self.without_objects:,} without objects), '
+            f'{total:,} objects ({self.crowds:,} to ignore)',
+            *(f'  {count:,} {name}' for name, count in self.objects.items()),
+            f'for a config: classes={tuple(self.objects)!r}',
+        ]
+        for title, tally in (('left out:', self.left_out), ('to look at:', self.notes)):
+            if tally.counts:
+                lines += [title, *tally.lines()]
+        return '\n'.join(lines)
+
+
+class CocoWriter:
+    """Collects images and objects, and writes them as COCO json.
+
+    Args:
+        out: the json to write.
+        force: replace it where it exists.
+        classes: names in the order of the categories, whose ids count from 1; without them those
+            that the objects have, sorted.
+
+    Raises:
+        DataError: ``out`` exists, or a class is named twice.
+    """
+
+    def __init__(self, out: str | Path, force: bool, classes: Sequence[str] | None) -> None:
+        self.out = Path(out)
+        if self.out.exists() and not force:
+            raise DataError(f'{out} exists; give another name, or replace it with --force')
+        twice = [name for name, count in Counter(classes or ()).items() if count > 1]
+        if twice:
+            raise DataError(f'classes name {listed(twice)} more than once')
+        self.classes = classes
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self.left_out, self.notes = Tally(), Tally()
+
+    def image(self, file: Path, folder: Path) -> tuple[int, int] | None:
+        """Add an image below ``folder``. Its width and height, or None: it cannot be read."""
+        try:
+            size, turned = image_size(file)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            self.left_out.add('image that cannot be read', file)
+            return None
+        if turned:
+            self.notes.add(_TURNED, file)
+        name = file.relative_to(folder).as_posix()
+        width, height = size
+        number = len(self.images) + 1
+        self.images.append({'id': number, 'file_name': name, 'width': width, 'height': height})
+        return size
+
+    def add(self, name: str, box: Sequence[float], area: float, where: str, **more: Any) -> None:
+        """Add an object of the latest image, if it has a use.
+
+        Args:
+            name: of its class.
+            box: x, y, width, height in px.
+            area: in px.
+            where: it comes from, for the report.
+            more: further entries of the annotation.
+        """
+        x, y, width, height = box
+        image = self.images[-1]
+        if self.classes is not None and name not in self.classes:
+            reason = f'object of class {name!r}, which is not asked for'
+        elif not all(map(math.isfinite, (*box, area))):
+            reason = 'box that is not finite'
+        elif width <= 0 or height <= 0 or area <= 0:
+            reason = 'box of no size'
+        elif x >= image['width'] or y >= image['height'] or x + width <= 0 or y + height <= 0:
+            reason = 'box outside of its image'
+        else:
+            annotation = {'id': len(self.annotations) + 1, 'image_id': image['id']}
+            annotation |= {'category_id': name, 'bbox': list(box), 'area': area, 'iscrowd': 0}
+            self.annotations.append(annotation | more)
+            return
+        self.left_out.add(reason, where)
+
+    def write(self, description: str) -> Converted:
+        """Write the json: all of it or nothing.
+
+        Raises:
+            DataError: it would have no image, or all objects were left out.
+        """
+        if not self.images or (self.left_out.counts and not self.annotations):
+            what = 'object' if self.images else 'image'
+            why = ';'.join(self.left_out.lines()) or ' nothing was found'
+            raise DataError(f'{description}: no {what} can be used:{why}')
+        found = Counter(annotation['category_id'] for annotation in self.annotations)
+        names = list(self.classes or sorted(found))
+        for name in names:
+            if name not in found:
+                self.notes.add('class without objects', name)
+        numbers = {name: i for i, name in enumerate(names, 1)}
+        content = {
+            'info': {'description': description},
+            'licenses': [],
+            'images': self.images,
+            'annotations': [
+                annotation | {'category_id': numbers[annotation['category_id']]}
+                for annotation in self.annotations
+            ],
+            'categories': [
+                {'id': number, 'name': name, 'supercategory': ''}
+                for name, number in numbers.items()
+            ],
+        }
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        part = self.out.with_name(f'.{self.out.name}.{os.getpid()}.tmp')
+        try:
+            part.write_text(json.dumps(content, ensure_ascii=False), encoding='utf-8')
+            os.replace(part, self.out)
+        finally:
+            part.unlink(missing_ok=True)
+        return Converted(
+            file=self.out,
+            images=len(self.images),
+            without_objects=len(self.images)
+            - len({annotation['image_id'] for annotation in self.annotations}),
+            objects={name: found[name] for name in names},
+            crowds=sum(annotation['iscrowd'] for annotation in self.annotations),
+            left_out=self.left_out,
+            notes=self.notes,
+        )
+
+
+def image_size(file: Path) -> tuple[tuple[int, int], bool]:
+    """Width and height as mmcv loads the image, from its header alone; whether EXIF turns it."""
+    with Image.open(file) as image:
+        width, height = image.size
+        # OpenCV heeds it in these; Pillow reads its file to the end where it has not met it yet.
+        heeded = image.format in ('JPEG', 'MPO', 'PNG') and 'exif' in image.info
+        orientation = image.getexif().get(_ORIENTATION) if heeded else None
+    turned = isinstance(orientation, int) and 2 <= orientation <= 8
+    return ((height, width) if turned and orientation >= 5 else (width, height)), turned
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder and below it, sorted.
+
+    Raises:
+        DataError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f'there is no folder {folder}')
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise DataError(f'no image is in {folder}')
+    return files
