@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,11 +20,14 @@ from .agreement import (
 )
 from .errors import DataError, listed
 from .label_maps import check_values, read_semantic
-from .nodes import Image, Node, Reading, find_nodes
+from .nodes import STRICT, Image, Node, Reading, Watch, find_nodes
 from .readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
 
 _MOST_CLASSES_SHOWN = 12
 _ADJECTIVES = ('crowd', 'difficult')
+
+# gets a dataset, its classes, all its images and those that the run uses
+Look = Callable[[Node, tuple[str, ...], list[Image], list[Image]], None]
 
 
 @dataclass
@@ -63,9 +66,7 @@ class SplitSummary:
     same_as: str | None = None
 
 
-def check_data(
-    cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')
-) -> list[SplitSummary]:
+def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) -> list[SplitSummary]:
     """Check the data of an mmdet or mmseg config without building its datasets.
 
     Reads annotation files and lists image folders; of label maps, a sample is decoded. Boxes are
@@ -84,6 +85,33 @@ def check_data(
         DataError: files are missing or do not parse; the classes of the config, of the
             annotations, of the splits and of the model disagree; or there is no usable box.
     """
+    model = cfg.get('model') or {}
+
+    def look(node: Node, classes: tuple[str, ...], images: list[Image], used: list[Image]) -> None:
+        report_missing(node, [image.file for image in used], 'images', source_of(node))
+        if node.kind == 'semantic' and model.get('decode_head'):
+            maps = [image.label_map for image in used]
+            check_values(node, maps, classes, dict(ignored_labels(model)))
+
+    return walk(cfg, splits, STRICT, look)
+
+
+def walk(cfg: Config, splits: Sequence[str], watch: Watch, look: Look) -> list[SplitSummary]:
+    """Read the annotations of a config's datasets and hold them against each other and the model.
+
+    Args:
+        cfg: the config.
+        splits: which of its dataloaders.
+        watch: what is done at a fault.
+        look: called for every dataset once it is read.
+
+    Returns:
+        What :func:`check_data` does.
+
+    Raises:
+        DataError: as ``watch`` lets it.
+    """
+    model = cfg.get('model') or {}
     summaries = []
     first: tuple[str, tuple[str, ...]] | None = None
     seen: list[tuple[Any, SplitSummary]] = []
@@ -91,22 +119,26 @@ def check_data(
         dataset = (cfg.get(f'{split}_dataloader') or {}).get('dataset')
         if dataset is None:
             continue
+        watch.begin(split)
         key = f'{split}_dataloader.dataset'
         evaluators = list(evaluators_of(cfg, split))
         compared = (dataset, split == 'train', [config for _, config in evaluators])
         summary = next((known for data, known in seen if data == compared), None)
         if summary is None:
             nodes = list(find_nodes(dataset, key, cfg.get('default_scope')))
-            summary, classes = _check_split(split, nodes, evaluators, cfg.get('model') or {})
+            summary, classes = _check_split(split, nodes, evaluators, watch, look)
             seen.append((compared, summary))
             for node_key, names in classes:
                 first = first or (node_key, names)
-                check_same_classes(first, (node_key, names))
+                with watch.guard('classes', node_key):
+                    check_same_classes(first, (node_key, names))
         else:
             summary = replace(summary, split=split, same_as=summary.split)
         summaries.append(summary)
     if first:
-        check_num_classes(cfg.get('model') or {}, *first)
+        watch.begin('')
+        with watch.guard('classes', 'model'):
+            check_num_classes(model, *first)
     return summaries
 
 
@@ -121,7 +153,11 @@ def format_summary(summaries: Sequence[SplitSummary]) -> str:
 
 
 def _check_split(
-    split: str, nodes: list[Node], evaluators: list[tuple[str, Mapping]], model: Mapping
+    split: str,
+    nodes: list[Node],
+    evaluators: list[tuple[str, Mapping]],
+    watch: Watch,
+    look: Look,
 ) -> tuple[SplitSummary, list[tuple[str, tuple[str, ...]]]]:
     summary = SplitSummary(split, dataset=', '.join(dict.fromkeys(node.name for node in nodes)))
     # results are only written, not measured: a test set without ground truth will do
@@ -129,42 +165,51 @@ def _check_split(
     all_classes = []
     left_out: Counter[str] = Counter()
     used: list[Image] = []
-    stray = 0
+    stray = read = 0
     for node in nodes:
         if node.kind is None or node.remote:
             summary.unchecked.append(node.name)
-            if node.family in ('coco', 'voc') and not node.remote:
-                node.annotation_file()
+            with watch.guard('files', node.key):
+                if node.family in ('coco', 'voc') and not node.remote:
+                    node.annotation_file()
             continue
-        summary.classes = node.classes()
-        all_classes.append((node.key, summary.classes))
-        reading = _read(node, summary.classes, annotated, split == 'train')
-        images = _used(reading, node, left_out)
-        report_missing(node, [image.file for image in images], 'images', _source(node))
-        if node.kind == 'semantic' and model.get('decode_head'):
-            maps = [image.label_map for image in images]
-            check_values(node, maps, summary.classes, dict(ignored_labels(model)))
-        used += images
-        stray += reading.stray
-    if len(summary.unchecked) < len(nodes):
+        with watch.guard('files', node.key):
+            with watch.guard('classes', node.key):
+                classes = ()
+                classes = node.classes()
+            if not classes:
+                continue
+            summary.classes = classes
+            all_classes.append((node.key, classes))
+            reading = _read(node, classes, annotated, split == 'train', watch)
+            read += 1
+            images = _used(reading, node, left_out)
+            used += images
+            stray += reading.stray
+            look(node, classes, reading.images, images)
+    if read:
         detection = any(node.kind in ('coco', 'voc') for node in nodes)
         _sum_up(summary, used, stray, left_out, detection)
         summary.kept = any(
             node.config.get('test_mode') and (node.kind == 'voc' or measured_by_file(evaluators))
             for node in nodes
         )
-        if not used or (detection and annotated and not summary.boxes):
-            raise DataError(_unusable(summary, nodes))
-    check_evaluators(nodes, evaluators)
+        with watch.guard('nothing usable', nodes[0].key):
+            if not used or (detection and annotated and not summary.boxes):
+                raise DataError(_unusable(summary, nodes))
+    with watch.guard('metric', f'{split}_evaluator'):
+        check_evaluators(nodes, evaluators)
     return summary, all_classes
 
 
-def _read(node: Node, classes: tuple[str, ...], annotated: bool, training: bool) -> Reading:
+def _read(
+    node: Node, classes: tuple[str, ...], annotated: bool, training: bool, watch: Watch
+) -> Reading:
     if node.kind == 'coco':
-        return read_coco(node, classes, annotated)
+        return read_coco(node, classes, annotated, watch)
     if node.kind == 'voc':
-        return read_voc_set(node, classes, training)
-    return read_semantic(node, classes)
+        return read_voc_set(node, classes, training, watch)
+    return read_semantic(node, classes, watch)
 
 
 def _used(reading: Reading, node: Node, left_out: Counter[str]) -> list[Image]:
@@ -210,7 +255,8 @@ def _sum_up(
     summary.boxes = sum(per_class.values())
 
 
-def _source(node: Node) -> str:
+def source_of(node: Node) -> str:
+    """The option that says which images a dataset has."""
     key = 'ann_file' if node.config.get('ann_file') else 'data_prefix.img_path'
     return f'{node.key}.{key}'
 
@@ -235,7 +281,7 @@ def _counted(counts: Mapping[str, int]) -> str:
 def _describe(summary: SplitSummary) -> str:
     own_way = f'{", ".join(dict.fromkeys(summary.unchecked))} not checked'
     if not summary.images:
-        return own_way
+        return own_way if summary.unchecked else 'could not be read'
     text = f'{summary.images:,} image{"s" * (summary.images != 1)}'
     if summary.per_class:
         boxes = f'{summary.boxes:,} box{"es" * (summary.boxes != 1)}'

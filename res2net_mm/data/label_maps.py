@@ -12,7 +12,7 @@ from mmengine.fileio import list_dir_or_file, list_from_file
 from PIL import Image as PillowImage
 
 from .errors import DataError, listed, nearest
-from .nodes import Image, Node, Reading
+from .nodes import STRICT, Image, Node, Reading, Watch
 from .readers import report_missing
 
 #: Label maps looked into, spread over the set.
@@ -20,25 +20,27 @@ SAMPLE = 16
 _READABLE = ('.png', '.bmp', '.tif', '.tiff')
 
 
-def read_semantic(node: Node, classes: Sequence[str]) -> Reading:
+def read_semantic(node: Node, classes: Sequence[str], watch: Watch = STRICT) -> Reading:
     """The images of a dataset that mmseg's ``BaseSegDataset`` lists, and their label maps.
 
     Args:
         node: the dataset.
         classes: the names it is used with.
+        watch: what is done at a fault.
 
     Raises:
         DataError: a file or folder is missing, or the dataset's type does not know a class.
     """
     own = getattr(node.cls, 'METAINFO', {}).get('classes')
     unknown = [name for name in classes if own and name not in own]
-    if unknown:
-        likely = nearest(unknown[0], own)
-        raise DataError(
-            f'{node.key}.metainfo.classes: {node.name} has no class {unknown[0]!r}'
-            + (f' (did you mean {likely!r}?)' if likely else '')
-            + f'; choose among {listed(own, 20)}, or use type BaseSegDataset'
-        )
+    with watch.guard('classes', node.key):
+        if unknown:
+            likely = nearest(unknown[0], own)
+            raise DataError(
+                f'{node.key}.metainfo.classes: {node.name} has no class {unknown[0]!r}'
+                + (f' (did you mean {likely!r}?)' if likely else '')
+                + f'; choose among {listed(own, 20)}, or use type BaseSegDataset'
+            )
     image_suffix, map_suffix = node.option('img_suffix'), node.option('seg_map_suffix')
     folder, map_folder = node.prefix('img_path'), node.prefix('seg_map_path')
     if node.config.get('ann_file'):
@@ -64,7 +66,7 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Reading:
         )
         for name in names
     ]
-    report_missing(node, [image.label_map for image in images], 'label maps', source)
+    report_missing(node, [image.label_map for image in images], 'label maps', source, watch)
     return Reading(images)
 
 
@@ -83,30 +85,52 @@ def check_values(
         DataError: a map does not decode, is no map of one value a pixel, or has a value that is
             neither a class nor ignored; or all of the maps have one and the same class.
     """
-    own = getattr(node.cls, 'METAINFO', {}).get('classes')
     readable = [file for file in files if file.lower().endswith(_READABLE)]
-    renumbered = own and list(own) != list(classes)
-    # with a single class, what stands for the background is the loss's affair
-    if renumbered or not readable or len(classes) < 2:
+    if not readable or not values_are_labels(node, classes):
         return
     sample = readable[:: max(1, len(readable) // SAMPLE)]
     seen: set[int] = set()
     for i, file in enumerate(dict.fromkeys([*sample, *readable])):
         if i >= len(sample) and len(seen) > 1:
             return
-        counts = _value_counts(file, bool(node.option('reduce_zero_label')))
-        seen |= _check_map(file, counts, classes, ignored)
+        seen |= check_map(file, count_values(node, file), classes, ignored)
+    check_variety(node, len(readable), seen, classes, ignored)
+
+
+def values_are_labels(node: Node, classes: Sequence[str]) -> bool:
+    """Whether the values in the label maps can be held against the numbers of ``classes``."""
+    own = getattr(node.cls, 'METAINFO', {}).get('classes')
+    # with a single class, what stands for the background is the loss's affair
+    return len(classes) > 1 and not (own and list(own) != list(classes))
+
+
+def check_variety(
+    node: Node, maps: int, seen: set[int], classes: Sequence[str], ignored: Mapping[str, Any]
+) -> None:
+    """Raise a DataError unless the set's ``maps`` hold more than one class, by what was seen."""
     if len(seen) < 2:
+        only = [classes[label] for label in seen if label < len(classes)]
         raise DataError(
-            f'{node.key}: the {len(readable):,} label maps hold '
-            f'{f"only class {classes[seen.pop()]!r}" if seen else "no class"}, all else is ignored '
+            f'{node.key}: the {maps:,} label maps hold '
+            f'{f"only class {only[0]!r}" if only else "no class"}, all else is ignored '
             f'({_told(ignored)}); write them with values 0 to {len(classes) - 1}, one a class'
         )
 
 
-def _check_map(
+def check_map(
     file: str, counts: np.ndarray, classes: Sequence[str], ignored: Mapping[str, Any]
 ) -> set[int]:
+    """The classes in one label map, of which every value is a class or ignored.
+
+    Args:
+        file: its name, for messages.
+        counts: (256,) pixels of each value.
+        classes: names; value i of the map is class i.
+        ignored: where the model says which value is ignored -> the value.
+
+    Raises:
+        DataError: another value is in it.
+    """
     heads_agree = len(set(ignored.values())) == 1
     values = set(np.flatnonzero(counts).tolist()) - set(ignored.values() if heads_agree else ())
     wrong = {value for value in values if value >= len(classes)}
@@ -118,6 +142,15 @@ def _check_map(
             f'{_told(ignored)}; write the map again, name the class, or ignore the value'
         )
     return values
+
+
+def count_values(node: Node, file: str) -> np.ndarray:
+    """(256,) pixels of each value in a label map, as a dataset of mmseg loads it.
+
+    Raises:
+        DataError: the map does not decode, or has not one value a pixel.
+    """
+    return _value_counts(file, bool(node.option('reduce_zero_label')))
 
 
 def _value_counts(file: str, reduce_zero_label: bool) -> np.ndarray:

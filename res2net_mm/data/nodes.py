@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,53 @@ _KNOWN_READERS = {
 }
 
 
+class Watch:
+    """What readers do at a fault: here, let it end the reading.
+
+    Attributes:
+        keeps_objects: whether images get their ``objects``, which takes memory.
+    """
+
+    keeps_objects = False
+
+    def begin(self, split: str) -> None:
+        """The faults from here on are those of ``split``; of the whole config, where empty."""
+
+    def guard(self, kind: str, file: str = '') -> AbstractContextManager:
+        """A block that a DataError leaves: of which kind that would be, in which file."""
+        return _NO_GUARD
+
+    def batches(self, items: Sequence) -> list[Sequence]:
+        """``items`` that have the same fault, in the parts that are told one by one."""
+        return [items] if items else []
+
+    def warn(self, kind: str, file: str, what: str, remedy: str) -> None:
+        """Something in ``file`` is passed over; here it is only counted."""
+
+
+_NO_GUARD = nullcontext()
+STRICT = Watch()
+
+
+@dataclass(frozen=True)
+class Object:
+    """One annotated object of a known class.
+
+    Attributes:
+        name: its class.
+        box: corners x1, y1, x2, y2 in px, counted from 0.
+        where: which of its file's annotations it is, for people.
+        reason: why it is not used; None where it is.
+        segmentation: COCO's polygons or run lengths.
+    """
+
+    name: str
+    box: tuple[float, float, float, float]
+    where: str
+    reason: str | None
+    segmentation: Any = None
+
+
 @dataclass
 class Image:
     """One image of a dataset as its annotations describe it.
@@ -41,6 +89,7 @@ class Image:
         other_classes: names that are not among the classes -> how many objects have them.
         has_objects: False where ``filter_empty_gt`` takes the image out.
         label_map: path of the label map, of semantic segmentation.
+        objects: those of its classes, where the reader was told to keep them.
     """
 
     file: str
@@ -52,6 +101,7 @@ class Image:
     other_classes: Counter[str] = field(default_factory=Counter)
     has_objects: bool = False
     label_map: str | None = None
+    objects: list[Object] = field(default_factory=list)
 
     def add(self, name: str, reason: str | None) -> None:
         """Count a box of class ``name``, usable unless there is a reason why not."""

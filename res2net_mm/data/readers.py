@@ -13,7 +13,7 @@ import mmcv
 from mmengine.fileio import list_from_file
 
 from .errors import DataError, listed, nearest
-from .nodes import Image, Node, Reading, missing_files
+from .nodes import STRICT, Image, Node, Object, Reading, Watch, missing_files
 from .voc import find_image, read_voc
 
 OTHER_CLASSES = 'other classes'
@@ -21,50 +21,72 @@ ZERO_SIZE = 'zero-size'
 
 # Least likeness of a name to a class without objects to be called a misspelling. To train on a
 # class without objects is a mistake anyway; to have none of it to evaluate on is common.
-_LIKENESS_IN_TRAINING, _LIKENESS = 0.6, 0.81
+_LIKENESS_IN_TRAINING, LIKENESS = 0.6, 0.81
 
 
-def read_coco(node: Node, classes: Sequence[str], annotated: bool = True) -> Reading:
+def read_coco(
+    node: Node, classes: Sequence[str], annotated: bool = True, watch: Watch = STRICT
+) -> Reading:
     """A dataset that mmdet's ``CocoDataset`` reads.
 
     Args:
         node: the dataset.
         classes: the names it is used with.
         annotated: False where the file may be without annotations.
+        watch: what is done at a fault.
 
     Raises:
         DataError: a file or folder is missing, or what it holds cannot be used.
     """
     file = node.annotation_file()
     content = load_coco(file, annotated)
-    _check_unique(content['categories'], 'category', file)
-    category_names = {
-        category['id']: _get(category, 'name', f'{file}: category {category["id"]}')
-        for category in content['categories']
-    }
-    _match_categories(node, classes, list(category_names.values()), file)
-    images = _coco_images(content['images'], node.prefix('img'), file)
-    annotations = content.get('annotations') or []
-    _check_unique(annotations, 'annotation', file)
+    category_names = {}
+    for category in _check_unique(content['categories'], 'category', file, watch):
+        with watch.guard('broken category', file):
+            where = f'{file}: category {category["id"]}'
+            category_names[category['id']] = _get(category, 'name', where)
+    _match_categories(node, classes, list(category_names.values()), file, watch)
+    images = _coco_images(content['images'], node.prefix('img'), file, watch)
+    annotations = _check_unique(content.get('annotations') or [], 'annotation', file, watch)
     masks = loads_masks(node.config.get('pipeline') or ())
     reading = Reading(list(images.values()))
     for annotation in annotations:
         where = f'{file}: annotation {annotation["id"]}'
-        name = category_names.get(_get(annotation, 'category_id', where))
-        image = images.get(_get(annotation, 'image_id', where))
-        if image is None:
-            reading.stray += 1
-        elif name not in classes:
-            image.other_classes[str(name)] += 1
-        else:
+        with watch.guard('broken annotation', file):
+            name = category_names.get(_get(annotation, 'category_id', where))
+            image = images.get(_get(annotation, 'image_id', where))
+            if image is None:
+                reading.stray += 1
+                watch.warn(
+                    'annotation of no image',
+                    file,
+                    f'annotation {annotation["id"]} is of an image that is not listed',
+                    'add the image to the list, or remove the annotation; it is not used',
+                )
+                continue
+            if annotation['category_id'] not in category_names:
+                watch.warn(
+                    'annotation of no category',
+                    file,
+                    f'annotation {annotation["id"]} has category_id '
+                    f'{annotation["category_id"]!r}, which no category has',
+                    'add the category, or correct the annotation; it is not used',
+                )
+            if name not in classes:
+                image.other_classes[str(name)] += 1
+                continue
             image.has_objects = True
-            reason = _coco_reason(annotation, image, where)
+            box, reason = _coco_box(annotation, image, where)
             if masks and reason in (None, 'crowd') and not annotation.get('segmentation'):
                 raise DataError(
                     f'{where} has no segmentation, but the pipeline of {node.key} loads masks '
                     '(with_mask=True); add it, or use a detector without masks'
                 )
             image.add(name, reason)
+            if watch.keeps_objects and box:
+                title = f'annotation {annotation["id"]}'
+                segmentation = annotation.get('segmentation')
+                image.objects.append(Object(name, box, title, reason, segmentation))
     return reading
 
 
@@ -90,13 +112,16 @@ def loads_masks(pipeline: Sequence) -> bool:
     return any(isinstance(step, Mapping) and step.get('with_mask') for step in pipeline)
 
 
-def read_voc_set(node: Node, classes: Sequence[str], training: bool) -> Reading:
+def read_voc_set(
+    node: Node, classes: Sequence[str], training: bool, watch: Watch = STRICT
+) -> Reading:
     """A dataset that mmdet's ``XMLDataset``, or ours, reads.
 
     Args:
         node: the dataset.
         classes: the names it is used with.
         training: whether it is trained on.
+        watch: what is done at a fault.
 
     Raises:
         DataError: a file or folder is missing, what it holds cannot be used, or a class is
@@ -105,15 +130,19 @@ def read_voc_set(node: Node, classes: Sequence[str], training: bool) -> Reading:
     file = node.annotation_file()
     names = list_from_file(file)
     for i, name in enumerate(names, 1):
-        if not name.strip() or name != name.strip():
-            raise DataError(
-                f'{file}: line {i} is {name!r}, but must be the name of an image without suffix; '
-                'remove the blank'
-            )
+        with watch.guard('blank in a list', file):
+            if not name.strip() or name != name.strip():
+                raise DataError(
+                    f'{file}: line {i} is {name!r}, but must be the name of an image without '
+                    'suffix; remove the blank'
+                )
+    names = [name.strip() for name in names if name.strip()]
     root_key = 'data_prefix.sub_data_root'
     sub_root = (node.option('data_prefix') or {}).get('sub_data_root')
-    root = '' if sub_root is None else node.existing(
-        root_key, sub_root, node.path(sub_root), folder=True
+    root = (
+        ''
+        if sub_root is None
+        else node.existing(root_key, sub_root, node.path(sub_root), folder=True)
     )
     if sub_root is None and node.config.get('data_root'):
         raise DataError(
@@ -125,85 +154,109 @@ def read_voc_set(node: Node, classes: Sequence[str], training: bool) -> Reading:
         for key in ('img_subdir', 'ann_subdir')
     )
     xml_files = [os.path.join(xml_folder, f'{name}.xml') for name in names]
-    report_missing(node, xml_files, 'annotation files', file)
+    missing = set(report_missing(node, xml_files, 'annotation files', file, watch))
     present = set(os.listdir(image_folder))
     least = (node.config.get('filter_cfg') or {}).get('bbox_min_size')
     images = []
     for name, xml_file in zip(names, xml_files, strict=True):
-        with open(xml_file, 'rb') as stream:
-            size, objects = read_voc(stream.read(), xml_file)
         image = Image(
             find_image(
                 os.path.join(image_folder, name),
                 lambda path: os.path.basename(path) in present or os.path.isfile(path),
             )
         )
-        if size is None and os.path.isfile(image.file):
-            decoded = mmcv.imread(image.file)
-            size = None if decoded is None else decoded.shape[1::-1]
-        image.width, image.height = size or (0, 0)
-        for obj in objects:
-            if obj.name not in classes:
-                image.other_classes[obj.name] += 1
-                continue
-            image.has_objects = True
-            x1, y1, x2, y2 = (side - 1 for side in obj.box)  # VOC counts pixels from 1
-            reason = _box_reason(x1, y1, x2, y2, image)
-            if reason is None and obj.difficult:
-                reason = 'difficult'
-            if reason is None and least is not None and min(x2 - x1, y2 - y1) < least:
-                reason = f'under {least} px'
-            image.add(obj.name, reason)
         images.append(image)
-    _check_voc_names(node, classes, images, _LIKENESS_IN_TRAINING if training else _LIKENESS)
+        if xml_file in missing:
+            continue
+        with watch.guard('broken annotation', xml_file):
+            _read_voc_image(image, xml_file, classes, least, watch)
+    with watch.guard('classes', file):
+        likeness = _LIKENESS_IN_TRAINING if training else LIKENESS
+        _check_voc_names(node, classes, images, likeness)
     return Reading(images)
 
 
-def report_missing(node: Node, files: list[str], what: str, source: str) -> None:
-    """Raises a DataError where ``files``, of which ``source`` tells, are not all there."""
+def report_missing(
+    node: Node, files: list[str], what: str, source: str, watch: Watch = STRICT
+) -> list[str]:
+    """Raises a DataError where ``files``, of which ``source`` tells, are not all there.
+
+    Returns:
+        The missing ones, where ``watch`` goes on.
+    """
     missing = missing_files(files)
-    if not missing:
-        return
-    first = f'{listed(map(os.path.basename, missing), 3)} in {os.path.dirname(missing[0]) or "."}'
-    if len(missing) == len(files):
-        raise DataError(
-            f'{node.key}: none of the {len(files):,} {what} of {source} is there ({first}); '
-            f'correct data_root or data_prefix, for example --cfg-options '
-            f'{node.key}.data_root=FOLDER'
-        )
-    raise DataError(
-        f'{node.key}: {len(missing):,} of the {len(files):,} {what} of {source} are missing '
-        f'({first}); add them or take them out of it'
-    )
+    for batch in watch.batches(missing):
+        with watch.guard(f'{what} missing', batch[0]):
+            folder = os.path.dirname(batch[0]) or '.'
+            first = f'{listed(map(os.path.basename, batch), 3)} in {folder}'
+            if len(missing) == len(files):
+                raise DataError(
+                    f'{node.key}: none of the {len(files):,} {what} of {source} is there '
+                    f'({first}); correct data_root or data_prefix, for example --cfg-options '
+                    f'{node.key}.data_root=FOLDER'
+                )
+            raise DataError(
+                f'{node.key}: {len(missing):,} of the {len(files):,} {what} of {source} are '
+                f'missing ({first}); add them or take them out of it'
+            )
+    return missing
 
 
-def _coco_images(infos: list[dict], folder: str, file: str) -> dict[Any, Image]:
-    _check_unique(infos, 'image', file)
+def _read_voc_image(
+    image: Image, xml_file: str, classes: Sequence[str], least: float | None, watch: Watch
+) -> None:
+    with open(xml_file, 'rb') as stream:
+        size, objects = read_voc(stream.read(), xml_file)
+    if size is None and os.path.isfile(image.file):
+        decoded = mmcv.imread(image.file)
+        size = None if decoded is None else decoded.shape[1::-1]
+    image.width, image.height = size or (0, 0)
+    for i, obj in enumerate(objects, 1):
+        if obj.name not in classes:
+            image.other_classes[obj.name] += 1
+            continue
+        image.has_objects = True
+        x1, y1, x2, y2 = (side - 1 for side in obj.box)  # VOC counts pixels from 1
+        reason = _box_reason(x1, y1, x2, y2, image)
+        if reason is None and obj.difficult:
+            reason = 'difficult'
+        if reason is None and least is not None and min(x2 - x1, y2 - y1) < least:
+            reason = f'under {least} px'
+        image.add(obj.name, reason)
+        if watch.keeps_objects:
+            image.objects.append(Object(obj.name, (x1, y1, x2, y2), f'object {i}', reason))
+
+
+def _coco_images(infos: list[dict], folder: str, file: str, watch: Watch) -> dict[Any, Image]:
     images = {}
-    for info in infos:
-        where = f'{file}: image {info["id"]}'
-        width, height = (_get(info, side, where) for side in ('width', 'height'))
-        images[info['id']] = Image(
-            os.path.join(folder, _get(info, 'file_name', where)), width, height
-        )
+    for info in _check_unique(infos, 'image', file, watch):
+        with watch.guard('broken image entry', file):
+            where = f'{file}: image {info["id"]}'
+            width, height = (_number(info, side, where) for side in ('width', 'height'))
+            images[info['id']] = Image(
+                os.path.join(folder, _get(info, 'file_name', where)), width, height
+            )
     return images
 
 
-def _coco_reason(annotation: dict, image: Image, where: str) -> str | None:
-    """Why mmdet does not train on a box; None where it does."""
+def _coco_box(
+    annotation: dict, image: Image, where: str
+) -> tuple[tuple[float, float, float, float] | None, str | None]:
+    """Corners of a box, if it is looked at, and why mmdet does not train on it, if so."""
     if annotation.get('ignore'):
-        return 'marked ignore'
+        return None, 'marked ignore'
     box = _get(annotation, 'bbox', where)
     try:
         x, y, width, height = map(float, box)
     except (TypeError, ValueError) as error:
         raise DataError(f'{where}: bbox is {box!r}; write it as [x, y, width, height]') from error
-    reason = _box_reason(x, y, x + width, y + height, image)
+    corners = (x, y, x + width, y + height)
+    reason = _box_reason(*corners, image)
     if reason is None and (width < 1 or height < 1):
         reason = 'under 1 px'
-    if reason is None and _get(annotation, 'area', where) <= 0:
+    if reason is None and _number(annotation, 'area', where) <= 0:
         reason = 'without area'
-    return reason or ('crowd' if annotation.get('iscrowd') else None)
+    return corners, reason or ('crowd' if annotation.get('iscrowd') else None)
 
 
 def _box_reason(x1: float, y1: float, x2: float, y2: float, image: Image) -> str | None:
@@ -218,7 +271,9 @@ def _box_reason(x1: float, y1: float, x2: float, y2: float, image: Image) -> str
     return None
 
 
-def _match_categories(node: Node, classes: Sequence[str], names: list[str], file: str) -> None:
+def _match_categories(
+    node: Node, classes: Sequence[str], names: list[str], file: str, watch: Watch
+) -> None:
     key = f'{node.key}.metainfo.classes'
     missing = [name for name in classes if name not in names]
     if missing:
@@ -232,19 +287,22 @@ def _match_categories(node: Node, classes: Sequence[str], names: list[str], file
             repr(name) + (f' (did you mean {likely[name]!r}?)' if likely[name] else '')
             for name in missing
         )
-        raise DataError(
-            f'{what} are not among the categories of {file}: {shown}; it has {listed(names, 10)}; '
-            f'write the names as it does in metainfo.classes'
-        )
+        with watch.guard('classes', file):
+            raise DataError(
+                f'{what} are not among the categories of {file}: {shown}; it has '
+                f'{listed(names, 10)}; write the names as it does in metainfo.classes'
+            )
+        return
     used = [name for name in names if name in classes]
     twice = [name for name, count in Counter(used).items() if count > 1]
-    if twice:
-        raise DataError(f'{file} has more than one category named {listed(twice)}; give it one')
-    if used != list(classes):
-        raise DataError(
-            f'{key} is in another order than the categories of {file}, whose order numbers the '
-            f'labels, so that names would be swapped; write classes={tuple(used)}'
-        )
+    with watch.guard('classes', file):
+        if twice:
+            raise DataError(f'{file} has more than one category named {listed(twice)}; give it one')
+        if used != list(classes):
+            raise DataError(
+                f'{key} is in another order than the categories of {file}, whose order numbers '
+                f'the labels, so that names would be swapped; write classes={tuple(used)}'
+            )
 
 
 def _check_voc_names(
@@ -269,14 +327,28 @@ def _check_voc_names(
             )
 
 
-def _check_unique(items: list[dict], what: str, file: str) -> None:
-    counts = Counter(_get(item, 'id', f'{file}: {what} number {i}') for i, item in enumerate(items))
-    twice = [number for number, count in counts.items() if count > 1]
-    if twice:
-        raise DataError(f'{file}: {what} id {listed(twice)} occurs twice; number them anew')
+def _check_unique(items: list[dict], what: str, file: str, watch: Watch) -> list[dict]:
+    """Those of ``items`` that have an id, of which each should be there once."""
+    counts: Counter[Any] = Counter()
+    numbered = []
+    for i, item in enumerate(items):
+        with watch.guard(f'broken {what}', file):
+            counts[_get(item, 'id', f'{file}: {what} number {i}')] += 1
+            numbered.append(item)
+    for twice in watch.batches([number for number, count in counts.items() if count > 1]):
+        with watch.guard('doubled id', file):
+            raise DataError(f'{file}: {what} id {listed(twice)} occurs twice; number them anew')
+    return numbered
 
 
 def _get(item: dict, key: str, where: str) -> Any:
     if key not in item:
         raise DataError(f'{where} has no {key!r}; add it')
     return item[key]
+
+
+def _number(item: dict, key: str, where: str) -> float:
+    value = _get(item, key, where)
+    if not isinstance(value, int | float):
+        raise DataError(f'{where}: {key} is {value!r}; write a number')
+    return value

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from .pictures import tile_up, write_text
 from .scenes import CLASSES, SIZE_BINS, Scene, draw_scene, size_bin, tight_box
 
 SPLITS = ('train', 'val')
@@ -153,9 +154,7 @@ def draw_sheet(root: str | Path, split: str = 'val', columns: int = 6, rows: int
             if ann['image_id'] == info['id']:
                 _draw_annotation(tile, ann, names[ann['category_id']], 1.5)
         tiles.append(np.pad(tile, ((2, 2), (2, 2), (0, 0))))
-    tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
-    sheet = np.vstack([np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns)])
-    _write_image(root / 'sheet.png', sheet)
+    _write_image(root / 'sheet.png', tile_up(tiles, columns))
     return root / 'sheet.png'
 
 
@@ -168,9 +167,7 @@ def _draw_annotation(tile: np.ndarray, ann: dict[str, Any], name: str, scale: fl
     else:
         name += f' RLE {ann["visibility"]:.0%}'
     cv2.rectangle(tile, (x, y), (x + width, y + height), (0, 255, 255))
-    for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        place = (max(x, 2), max(y - 3, 10))
-        cv2.putText(tile, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thickness)
+    write_text(tile, name, (max(x, 2), max(y - 3, 10)))
 
 
 def _is_there(root: Path, manifest: dict[str, Any], overwrite: bool) -> bool:

@@ -1,0 +1,220 @@
+"""What the full check finds in the files of a data set: lists, images, label maps."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .findings import Collector
+from .label_maps import check_map, check_variety, values_are_labels
+from .pixels import Part, Picture
+
+_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+_TURNED = 5  # from this EXIF orientation on, width and height change places
+
+
+def check_files(watch: Collector, part: Part, everything: Sequence[Part]) -> None:
+    """Images listed twice, and files that no list has.
+
+    Args:
+        watch: gets the findings.
+        part: the dataset.
+        everything: all datasets of the config, of which others may list what this one does not.
+    """
+    counts = Counter(os.path.normpath(image.file) for image in part.listed)
+    for file in (file for file, count in counts.items() if count > 1):
+        if part.node.kind == 'coco':
+            watch.error(
+                'image listed twice',
+                file,
+                f'{counts[file]} images of {part.node.path(part.node.config["ann_file"])} are '
+                'this file: what is annotated on one is background on the other',
+                'give all annotations of the file one image_id, and remove the other images',
+            )
+        else:
+            watch.warn(
+                'image listed twice',
+                file,
+                f'it is {counts[file]} times in the list',
+                'remove it there; as it is, it counts for more than others',
+            )
+    known = {
+        os.path.normpath(file)
+        for other in everything
+        for image in other.listed
+        for file in (image.file, image.label_map)
+        if file
+    }
+    folders = {os.path.dirname(file) for file in counts}
+    for file in _left_over(folders, known):
+        watch.warn(
+            'image not listed',
+            file,
+            'no split of the config lists it',
+            'list and annotate it, if it was meant to be; as it is, it is not used',
+        )
+    maps = {os.path.dirname(os.path.normpath(i.label_map)) for i in part.listed if i.label_map}
+    for file in _left_over(maps - folders, known):
+        if file.endswith(part.node.option('seg_map_suffix')):
+            watch.warn(
+                'label map without image', file, 'it is not used', 'add its image, or remove it'
+            )
+
+
+def check_pictures(watch: Collector, part: Part) -> None:
+    """Images that do not decode, are of another size than annotated, or turned; uncommon modes."""
+    for image in part.used:
+        picture = part.pictures.get(image.file)
+        if picture is None:
+            continue
+        if picture.fault:
+            with watch.guard('image unreadable', image.file):
+                raise picture.fault
+            continue
+        _check_size(watch, picture, (image.width, image.height))
+        if picture.deep:
+            watch.warn(
+                'image of 16 bits',
+                image.file,
+                f'its samples have more than 8 bits (mode {picture.mode}), of which training '
+                'sees the upper 8',
+                'look whether they show enough (contact sheet); if not, write 8 bits yourself',
+            )
+    by_content = defaultdict(dict)
+    for image in part.used:
+        picture = part.pictures.get(image.file)
+        if picture and picture.digest:
+            by_content[picture.digest][os.path.normpath(image.file)] = None
+    for first, *others in by_content.values():
+        for file in others:
+            watch.warn(
+                'same content twice',
+                file,
+                f'it is byte for byte {first}',
+                'keep one of them; as it is, it counts for more than others',
+            )
+
+
+def _check_size(watch: Collector, picture: Picture, annotated: tuple[int, int]) -> None:
+    is_known = all(annotated)
+    if is_known and picture.size != annotated:
+        turned = picture.stored == annotated and picture.orientation >= _TURNED
+        size, wanted = (f'{width} x {height}' for width, height in (picture.size, annotated))
+        if turned:
+            watch.error(
+                'image turned by EXIF',
+                picture.file,
+                f'its EXIF tag turns it to {size} px when it is loaded, its annotations are for '
+                f'{wanted}',
+                'write the image upright and annotate that, or remove the tag from the image',
+            )
+        else:
+            watch.error(
+                'image of another size',
+                picture.file,
+                f'it has {size} px, its annotations are for {wanted}',
+                'annotate the image as it is, or put back the one that was annotated',
+            )
+    elif picture.orientation > 1 and (picture.stored == picture.size):
+        watch.warn(
+            'image turned by EXIF',
+            picture.file,
+            f'its EXIF tag ({picture.orientation}) may turn it when it is loaded, and its size '
+            'does not tell whether the annotations are for that',
+            'look at it (contact sheet); to be sure, write it upright without the tag',
+        )
+
+
+def check_maps(watch: Collector, part: Part, ignored: Mapping[str, Any]) -> None:
+    """Label maps that do not decode, are coloured, of another size, or hold what is no class.
+
+    Args:
+        watch: gets the findings.
+        part: the dataset.
+        ignored: where the model says which value is ignored -> the value; empty without a model.
+    """
+    held = values_are_labels(part.node, part.classes)
+    seen: set[int] = set()
+    readable = 0
+    for image in part.used:
+        file = image.label_map
+        label_map = part.maps.get(file)
+        if label_map is None:
+            continue
+        if label_map.fault:
+            coloured = label_map.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
+            with watch.guard('coloured label map' if coloured else 'label map unreadable', file):
+                raise label_map.fault
+            continue
+        readable += 1
+        if label_map.deep:
+            watch.warn(
+                'label map of 16 bits',
+                file,
+                f'its mode is {label_map.mode}; of values from 256 on only the rest is loaded',
+                'write it with 8 bits a pixel',
+            )
+        picture = part.pictures.get(image.file)
+        if picture and picture.size and picture.size != label_map.size:
+            size, wanted = (f'{w} x {h}' for w, h in (label_map.size, picture.size))
+            watch.error(
+                'label map of another size',
+                file,
+                f'it has {size} px, its image {wanted}',
+                'write the map for the image as it is loaded',
+            )
+        if held and ignored:
+            labels = set(np.flatnonzero(label_map.counts).tolist())
+            seen |= labels - set(ignored.values())
+            with watch.guard('value that is no class', file):
+                check_map(file, label_map.counts, part.classes, ignored)
+    if held and ignored and readable:
+        with watch.guard('a single class', part.node.key):
+            check_variety(part.node, readable, seen, part.classes, ignored)
+
+
+def check_splits(watch: Collector, parts: Sequence[Part]) -> None:
+    """Images of the training set that are in another split too, by path or by content."""
+    trained: dict[str, str] = {}
+    for part in parts:
+        if part.split == 'train':
+            trained |= {key: image.file for image in part.used for key in _marks(part, image.file)}
+    for part in parts:
+        if part.split == 'train':
+            continue
+        watch.begin(part.split)
+        for image in part.used:
+            twin = next((trained[k] for k in _marks(part, image.file) if k in trained), None)
+            if twin:
+                same = os.path.realpath(twin) == os.path.realpath(image.file)
+                what = 'the same file' if same else f'byte for byte {twin}, which'
+                watch.error(
+                    'split overlap',
+                    image.file,
+                    f'{"it is " if not same else ""}{what} is trained on: what is measured on it '
+                    'says nothing',
+                    'take it out of one of the two splits',
+                )
+
+
+def _marks(part: Part, file: str) -> list[str]:
+    """What tells an image: its place, and where it can be read, its content."""
+    picture = part.pictures.get(file)
+    return [os.path.realpath(file), *([picture.digest] if picture and picture.digest else [])]
+
+
+def _left_over(folders: set[str], known: set[str]) -> list[str]:
+    """Pictures in ``folders`` that are not known."""
+    found = []
+    for folder in sorted(folders):
+        try:
+            names = sorted(os.listdir(folder or os.curdir))
+        except OSError:
+            continue
+        files = (os.path.normpath(os.path.join(folder, name)) for name in names)
+        found += [f for f in files if f.lower().endswith(_SUFFIXES) and f not in known]
+    return found

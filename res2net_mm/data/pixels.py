@@ -1,0 +1,186 @@
+"""Images and label maps, decoded as training decodes them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image as PillowImage
+from tqdm import tqdm
+
+from .errors import DataError
+from .label_maps import count_values
+from .nodes import Image, Node, missing_files, type_name
+from .transforms import LoadImageFromFile
+
+_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, from 5 on width and height change places
+_PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24  # where a PNG tells its bits a sample
+# what Pillow raises at headers that it cannot read
+_NOT_PICTURES = (
+    OSError, SyntaxError, ValueError, struct.error, PillowImage.DecompressionBombError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a file of pixels turned out to be.
+
+    Attributes:
+        file: its path.
+        size: width and height in px as training gets them; None where it does not decode.
+        stored: width and height before an EXIF tag turns the image.
+        mode: Pillow's word for the channels (``RGB``, ``L``, ``RGBA``, ...), empty if not known.
+        deep: whether a sample has more than 8 bits.
+        orientation: value of the EXIF tag; 1 where there is none.
+        digest: hash of the file's bytes.
+        fault: why it is not usable, and what to do; None where it is.
+        counts: (256,) pixels of each value, of a label map alone.
+    """
+
+    file: str
+    size: tuple[int, int] | None = None
+    stored: tuple[int, int] | None = None
+    mode: str = ''
+    deep: bool = False
+    orientation: int = 1
+    digest: str = ''
+    fault: DataError | None = None
+    counts: np.ndarray | None = None
+
+
+@dataclass
+class Part:
+    """One dataset of a split as its annotations describe it, and what its files turned out to be.
+
+    Attributes:
+        split: ``train``, ``val`` or ``test``.
+        node: its config.
+        classes: the names it is used with.
+        listed: all its images.
+        used: those that the run uses.
+        masks: whether the run uses masks of its objects.
+        pictures: what the images are, by path, those that are missing left out.
+        maps: what the label maps are, likewise.
+    """
+
+    split: str
+    node: Node
+    classes: tuple[str, ...]
+    listed: list[Image]
+    used: list[Image]
+    masks: bool
+    pictures: dict[str, Picture] = field(default_factory=dict)
+    maps: dict[str, Picture] = field(default_factory=dict)
+
+    def class_pixels(self) -> np.ndarray:
+        """(classes,) pixels of each class in the label maps."""
+        counts = [picture.counts for picture in self.maps.values() if picture.counts is not None]
+        total = np.sum(counts, axis=0) if counts else np.zeros(256, np.int64)
+        return total[: len(self.classes)]
+
+
+# way of loading -> path -> what is there
+Known = dict[tuple, dict[str, Picture]]
+
+
+def loader_of(node: Node) -> LoadImageFromFile:
+    """Loads images as the pipeline of a dataset does, but for what only changes their numbers."""
+    steps = node.config.get('pipeline') or ()
+    step = next((s for s in steps if type_name(s).endswith('LoadImageFromFile')), {})
+    arguments = {key: step[key] for key in ('color_type', 'imdecode_backend') if key in step}
+    return LoadImageFromFile(**arguments)
+
+
+def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
+    """Decode an image with ``load``, and read what its header tells."""
+    facts = _header(file)
+    try:
+        height, width = load.transform({'img_path': file})['img'].shape[:2]
+    except DataError as fault:
+        return Picture(file, fault=fault, **facts)
+    return Picture(file, (width, height), **facts)
+
+
+def look_at_map(file: str, node: Node) -> Picture:
+    """Decode a label map as the dataset ``node`` does, and count its values."""
+    facts = _header(file)
+    try:
+        counts = count_values(node, file)
+    except DataError as fault:
+        return Picture(file, fault=fault, **facts)
+    return Picture(file, facts['stored'], counts=counts, **facts)
+
+
+def look_at_pixels(part: Part, known: Known, workers: int | None = None) -> None:
+    """Look at all image files and label maps of a dataset that are there, with a progress bar.
+
+    Args:
+        part: the dataset; its ``pictures`` and ``maps`` are set.
+        known: what was looked at before in the same way, and is not again; it is added to.
+        workers: threads; one a processor, but at most 16, by default.
+    """
+    load, node = loader_of(part.node), part.node
+    part.pictures = _look_at_all(
+        f'{part.split} images',
+        [image.file for image in part.used],
+        lambda file: look_at_image(file, load),
+        known.setdefault((load.color_type, load.imdecode_backend), {}),
+        workers,
+    )
+    part.maps = _look_at_all(
+        f'{part.split} label maps',
+        [image.label_map for image in part.used if image.label_map],
+        lambda file: look_at_map(file, node),
+        known.setdefault(('map', bool(node.option('reduce_zero_label'))), {}),
+        workers,
+    )
+
+
+def progress(items: Iterable, title: str, total: int) -> Iterable:
+    """``items``, with a bar while there are any."""
+    # without a terminal: a line every ten seconds
+    interval = 0.1 if sys.stderr.isatty() else 10
+    return tqdm(items, title, total, leave=False, mininterval=interval, disable=not total)
+
+
+def _look_at_all(
+    title: str,
+    files: list[str],
+    look: Callable[[str], Picture],
+    known: dict[str, Picture],
+    workers: int | None,
+) -> dict[str, Picture]:
+    absent = set(missing_files(files))
+    there = [file for file in dict.fromkeys(files) if file not in absent]
+    new = [file for file in there if file not in known]
+    # threads will do: decoding and hashing are done outside of Python
+    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        for picture in progress(pool.map(look, new), title, len(new)):
+            known[picture.file] = picture
+    return {file: known[file] for file in there}
+
+
+def _header(file: str) -> dict[str, Any]:
+    try:
+        with open(file, 'rb') as stream:
+            content = stream.read()
+    except OSError:  # the one that decodes tells of it
+        return {'stored': None}
+    facts: dict[str, Any] = {'stored': None, 'digest': hashlib.blake2b(content).hexdigest()}
+    try:
+        with PillowImage.open(file) as image:
+            facts |= {'stored': image.size, 'mode': image.mode}
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            facts['orientation'] = orientation if isinstance(orientation, int) else 1
+    except _NOT_PICTURES:
+        return facts
+    png_of_16_bits = content.startswith(_PNG_START) and content[_PNG_DEPTH] == 16
+    facts['deep'] = png_of_16_bits or facts['mode'].startswith(('I', 'F'))
+    return facts

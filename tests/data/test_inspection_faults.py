@@ -1,0 +1,327 @@
+"""The full check of data: every fault planted in a COCO set is found, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from mmengine import Config
+from PIL import Image
+from planting import (
+    CLASSES_KEY,
+    TRAIN,
+    all_classes,
+    boxed,
+    content,
+    copied,
+    edit,
+    error,
+    file,
+    first,
+    found,
+    half,
+    make_coco,
+    noise,
+    options,
+    polygon,
+    turned,
+    warning,
+)
+from written_sets import HEIGHT, WIDTH, coco_box
+
+import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data.errors import DataError
+from res2net_mm.data.inspection import inspect_data
+
+
+def deep(path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (HEIGHT, WIDTH, 3), np.uint16)
+    path.write_bytes(cv2.imencode('.png', values)[1])
+
+
+def again(part: str, **changes: object) -> Callable[[Path, Config], None]:
+    return content(lambda c: c[part].append({**c[part][0], **changes}))
+
+
+def corners(c: dict) -> None:
+    for item in c['annotations']:
+        item.update(bbox=[30, 20, 58, 38], segmentation=polygon(30, 20, 28, 18))
+
+
+def without_dogs(c: dict) -> None:
+    c['annotations'] = [a for a in c['annotations'] if a['category_id'] != 12]
+
+
+RLE = {'size': [HEIGHT, WIDTH], 'counts': [2 * HEIGHT + 3, 12, 2305]}
+# compressed, of all background: 2,400 is 0 + 11 * 32 + 2 * 1,024
+EMPTY_TEXT = ''.join(chr(48 + code) for code in (0 | 32, 11 | 32, 2))
+
+COCO = {
+    'misspelt class': (
+        all_classes(('cat', 'dgo', 'horse')),
+        error('classes', 'train.json') | error('classes', 'val.json', 'val')
+        | warning('class without objects', CLASSES_KEY),
+    ),
+    'other classes in val': (
+        options(val_dataloader__dataset__metainfo__classes=('cat', 'dog')),
+        error('classes', 'val_dataloader.dataset', 'val'),
+    ),
+    'num_classes': (
+        options(model__roi_head__bbox_head__num_classes=80), error('classes', 'model', ''),
+    ),
+    'order of the classes': (
+        all_classes(('horse', 'cat', 'dog')),
+        error('classes', 'train.json') | error('classes', 'val.json', 'val'),
+    ),
+    'annotation file': (
+        options(train_dataloader__dataset__ann_file='gone.json'),
+        error('files', TRAIN),
+    ),
+    'no json': (file('val.json', half), error('files', 'val_dataloader.dataset', 'val')),
+    'image missing': (file('train/1.jpg', Path.unlink), error('images missing', '1.jpg')),
+    'image not listed': (
+        file('val/9.jpg', noise), warning('image not listed', '9.jpg', 'val'),
+    ),
+    'truncated': (file('train/2.jpg', half), error('image unreadable', '2.jpg')),
+    'empty': (
+        file('train/2.jpg', lambda f: f.write_bytes(b'')), error('image unreadable', '2.jpg'),
+    ),
+    'no image': (
+        file('val/2.jpg', lambda f: f.write_text('none')),
+        error('image unreadable', '2.jpg', 'val'),
+    ),
+    'another size': (
+        file('train/0.jpg', lambda f: noise(f, (WIDTH, HEIGHT + 1))),
+        error('image of another size', '0.jpg'),
+    ),
+    'EXIF turns it': (
+        file('train/3.jpg', turned(6, (WIDTH, HEIGHT))), error('image turned by EXIF', '3.jpg'),
+    ),
+    'EXIF turns it, as annotated': (file('train/3.jpg', turned(6, (HEIGHT, WIDTH))), set()),
+    'EXIF turns it upside down': (
+        file('train/3.jpg', turned(3, (WIDTH, HEIGHT))), warning('image turned by EXIF', '3.jpg'),
+    ),
+    '16 bits': (file('train/3.jpg', deep), warning('image of 16 bits', '3.jpg')),
+    'grey': (
+        file('train/3.jpg', lambda f: Image.new('L', (WIDTH, HEIGHT)).save(f)), set(),
+    ),
+    'zero-size box': (boxed([2, 3, 0, 12]), warning('zero-size box', '0.jpg')),
+    'negative width': (boxed([12, 3, -10, 12]), error('negative size', '0.jpg')),
+    'outside': (boxed([WIDTH, 3, 10, 12]), warning('box outside the image', '0.jpg')),
+    'beyond the border': (
+        first(bbox=[55, 3, 6.5, 12], segmentation=polygon(55, 3, 5, 12)),
+        warning('box beyond the border', '0.jpg'),
+    ),
+    'beyond by a pixel': (
+        first(bbox=[51, 3, 10, 12], segmentation=polygon(51, 3, 9, 12)), set(),
+    ),
+    'NaN': (boxed([2, float('nan'), 10, 12]), warning('box not finite', '0.jpg')),
+    'infinite': (boxed([2, 3, float('inf'), 12]), warning('box not finite', '0.jpg')),
+    'half a pixel': (boxed([2, 3, 0.5, 12]), warning('box under 1 px', '0.jpg')),
+    'no area': (first(area=0), warning('object without area', '0.jpg')),
+    'three sides': (first(bbox=[1, 2, 3]), error('broken annotation', 'train.json')),
+    'no category': (
+        content(lambda c: c['annotations'][0].pop('category_id')),
+        error('broken annotation', 'train.json'),
+    ),
+    'no width': (
+        content(lambda c: c['images'][3].pop('width')),
+        error('broken image entry', 'train.json') | warning('image not listed', '3.jpg')
+        | warning('annotation of no image', 'train.json'),
+    ),
+    'width in words': (
+        content(lambda c: c['images'][3].update(width='wide')),
+        error('broken image entry', 'train.json') | warning('image not listed', '3.jpg')
+        | warning('annotation of no image', 'train.json'),
+    ),
+    'no mask': (
+        content(lambda c: c['annotations'][0].pop('segmentation')),
+        error('broken annotation', 'train.json'),
+    ),
+    'boxes as corners': (
+        content(corners),
+        error('boxes written as corners', 'train.json')
+        | {('warning', 'box beyond the border', 'train', f'{i}.jpg') for i in range(4)}
+        | warning('objects without anchor', 'model.rpn_head.anchor_generator'),
+    ),
+    'image id twice': (
+        again('images', file_name='3.jpg', id=30),
+        error('doubled id', 'train.json'),
+    ),
+    'annotation id twice': (
+        again('annotations', bbox=[9, 9, 9, 9], segmentation=polygon(9, 9, 9, 9)),
+        error('doubled id', 'train.json'),
+    ),
+    'category id twice': (again('categories'), error('doubled id', 'train.json')),
+    'listed twice': (again('images', id=77), error('image listed twice', '0.jpg')),
+    'object twice': (again('annotations', id=777), warning('object twice', '0.jpg')),
+    'stray annotation': (
+        again('annotations', id=777, image_id=888), warning('annotation of no image', 'train.json'),
+    ),
+    'no such category': (
+        again('annotations', id=777, category_id=99),
+        warning('annotation of no category', 'train.json'),
+    ),
+    'far polygon': (
+        first(segmentation=[[2, 3, 12, 3, 1e9, 1e9]]), error('mask broken', '0.jpg'),
+    ),
+    'run lengths too few': (
+        first(segmentation={**RLE, 'counts': [5, 6, 7]}), error('mask broken', '0.jpg'),
+    ),
+    'text too short': (
+        first(segmentation={**RLE, 'counts': '123'}), error('mask broken', '0.jpg'),
+    ),
+    'text that is none': (
+        first(segmentation={**RLE, 'counts': '~ä'}), error('mask broken', '0.jpg'),
+    ),
+    'no run lengths': (first(segmentation={'size': [1, 2]}), error('mask broken', '0.jpg')),
+    'for another size': (
+        first(segmentation={**RLE, 'size': [WIDTH, HEIGHT]}), error('mask size', '0.jpg'),
+    ),
+    'two points': (first(segmentation=[[2, 3, 12, 15]]), error('mask broken', '0.jpg')),
+    'odd coordinates': (
+        first(segmentation=[[2, 3, 12, 3, 12, 15, 2]]), error('mask broken', '0.jpg'),
+    ),
+    'not a list of lists': (
+        first(segmentation=[2, 3, 12, 3, 12, 15]), error('mask broken', '0.jpg'),
+    ),
+    'one polygon of two is none': (
+        first(segmentation=[[2, 3, 12, 15], *polygon(2, 3, 10, 12)]),
+        warning('polygon dropped', '0.jpg'),
+    ),
+    'empty mask': (
+        first(segmentation={**RLE, 'counts': EMPTY_TEXT}), error('mask empty', '0.jpg'),
+    ),
+    'mask beside its box': (
+        first(segmentation=polygon(30, 3, 10, 12)), warning('mask unlike its box', '0.jpg'),
+    ),
+    'in both splits': (
+        file('val/1.jpg', lambda f: f.write_bytes((f.parents[1] / 'train/1.jpg').read_bytes())),
+        error('split overlap', '1.jpg', 'val'),
+    ),
+    'the training set to measure on': (
+        options(val_dataloader__dataset__ann_file='train.json',
+                val_dataloader__dataset__data_prefix__img='train/'),
+        {('error', 'split overlap', 'val', f'{i}.jpg') for i in range(4)},
+    ),
+    'one content': (
+        file('train/1.jpg', lambda f: copied(f, '2.jpg')), warning('same content twice', '2.jpg'),
+    ),
+    'class not trained': (
+        content(without_dogs),
+        warning('class without objects', CLASSES_KEY)
+        | warning('class never trained', 'val_dataloader.dataset.metainfo.classes', 'val'),
+    ),
+    'anchors': (
+        options(model__rpn_head__anchor_generator__scales=[64]),
+        warning('objects without anchor', 'model.rpn_head.anchor_generator'),
+    ),
+    'too many objects': (
+        options(model__test_cfg__rcnn__max_per_img=2),
+        {('warning', 'more objects than detections', 'val', f'{i}.jpg') for i in range(3)},
+    ),
+    'metric': (
+        options(val_evaluator={'type': 'CocoMetric', 'ann_file': 'gone.json'}),
+        error('metric', 'val_evaluator', 'val'),
+    ),
+    'no boxes': (
+        content(lambda c: c['annotations'].clear()),
+        error('nothing usable', TRAIN) | warning('class without objects', CLASSES_KEY)
+        | warning('class never trained', 'val_dataloader.dataset.metainfo.classes', 'val'),
+    ),
+    'own reader': (
+        options(train_dataloader__dataset__type='NoSuchDataset'),
+        warning('not checked', TRAIN),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('fault', COCO)
+def test_a_fault_is_found_and_nothing_else(tmp_path, fault):
+    cfg = make_coco(tmp_path)
+    plant, expected = COCO[fault]
+    plant(tmp_path, cfg)
+    findings = inspect_data(cfg, workers=1).findings
+    assert found(findings) == expected
+    errors = sum(severity == 'error' for severity, *_ in expected)
+    assert findings.errors >= errors and (findings.verdict == 'fit to train') == (not errors)
+    for finding in findings:
+        # what is wrong and what to do are two sentences of a line each
+        for said in (finding.what, finding.remedy):
+            assert said and '\n' not in said and said[-1] not in ';.'
+
+
+def test_all_faults_of_a_set_are_found_at_once(tmp_path):
+    """Those that do not get in each other's way."""
+    cfg = make_coco(tmp_path)
+    names = ['image missing', 'truncated', 'EXIF turns it', 'image not listed', 'anchors']
+    names += ['image id twice', 'num_classes', 'stray annotation', 'two points', 'metric']
+    for name in names:
+        COCO[name][0](tmp_path, cfg)
+    findings = inspect_data(cfg).findings
+    assert found(findings) == set().union(*(COCO[name][1] for name in names))
+    severities = [group.severity for group in findings.groups()]
+    assert severities == sorted(severities) and findings.errors == 7
+    assert findings.verdict == 'not fit to train: 7 errors'
+
+
+def test_findings_name_value_and_place(tmp_path):
+    cfg = make_coco(tmp_path)
+    for item in (0, 1, 3, 4):
+        edit(tmp_path, lambda c, i=item: c['annotations'][i].update(bbox=[2, 3, 0, 12]))
+    (group,) = inspect_data(cfg).findings.groups()
+    assert (group.count, len(group.examples)) == (4, 3)
+    assert group.examples[0] == (
+        f'{tmp_path}/train/0.jpg: annotation 0 (cat), box 2, 3, 2, 15: it has no width or height, '
+        'so that it is not trained on'
+    )
+    text = str(group).split('\n')
+    assert text[0] == 'WARNING train: zero-size box (4)' and text[4] == '    ... and 1 more'
+    assert text[5] == '    what to do: annotate the object again, or remove it'
+
+
+def test_a_misspelt_class_comes_with_the_likely_one(tmp_path):
+    cfg = make_coco(tmp_path)
+    all_classes(('cat', 'Dogs', 'horse'))(tmp_path, cfg)
+    finding = inspect_data(cfg).findings[0]
+    assert "'Dogs' (did you mean 'dog'?)" in finding.what
+
+
+def test_only_the_splits_that_are_asked_for(tmp_path):
+    cfg = make_coco(tmp_path)
+    (tmp_path / 'train/1.jpg').unlink()
+    noise(tmp_path / 'val/9.jpg')
+    assert found(inspect_data(cfg, ['train']).findings) == error('images missing', '1.jpg')
+    val = warning('image not listed', '9.jpg', 'val')
+    assert found(inspect_data(cfg, ['val']).findings) == val
+    assert found(inspect_data(cfg, ['test']).findings) == val  # the same data
+    cfg.pop('train_dataloader')
+    with pytest.raises(DataError, match='no data to check .train_dataloader.; name splits'):
+        inspect_data(cfg, ['train'])
+
+
+def test_masks_are_looked_at_where_they_are_used(tmp_path):
+    cfg = make_coco(tmp_path)
+    COCO['two points'][0](tmp_path, cfg)
+    cfg.train_dataloader.dataset.pipeline = []
+    assert found(inspect_data(cfg).findings) == set()
+    edit(tmp_path, lambda c: c['annotations'][0].update(segmentation=[[1, 2, 3]]), 'val')
+    cfg.val_dataloader.dataset.pipeline = cfg.test_dataloader.dataset.pipeline = []
+    cfg.val_evaluator = {'type': 'CocoMetric', 'metric': ['bbox', 'segm']}
+    # to measure the same data in two ways is not to look at it twice
+    inspection = inspect_data(cfg)
+    assert [part.split for part in inspection.parts] == ['train', 'val']
+    assert found(inspection.findings) == error('mask broken', '0.jpg', 'val')
+    assert found(inspect_data(cfg, ['test']).findings) == set()
+
+
+def test_crowds_are_checked_too(tmp_path):
+    cfg = make_coco(tmp_path)
+    crowd = coco_box(999, 0, 7, [2, 3, 1, 12], iscrowd=1, segmentation=RLE)
+    edit(tmp_path, lambda c: c['annotations'].append(crowd))
+    assert found(inspect_data(cfg).findings) == set()
+    edit(tmp_path, lambda c: c['annotations'][-1]['segmentation'].update(counts=[2400]))
+    assert found(inspect_data(cfg).findings) == error('mask empty', '0.jpg')

@@ -1,0 +1,55 @@
+"""Checks all data of a config before anyone trains: annotations, images, masks, label maps.
+
+Prints what each split holds and every fault found, errors first, and ends with `fit to train` or
+`not fit to train`; the exit status is 0 or 1. With an error training ends or learns what is
+wrong; what a warning tells of, training passes over. Draws sheet.jpg (images with their
+annotations, those with findings first) and sizes.png, and lists every finding in findings.csv.
+"""
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import DictAction
+
+from res2net_mm.data.inspection import (
+    SPLITS,
+    format_inspection,
+    inspect_data,
+    make_folder,
+    write_inspection,
+)
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import run_tool
+
+EXAMPLE = """example:
+  python tools/check_data.py configs/faster_rcnn_r2n14_shapes.py --splits train val --out checked
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file, or the name of one of this package')
+    parser.add_argument(
+        '--splits', nargs='+', choices=SPLITS, default=SPLITS, help='which to check (all)'
+    )
+    parser.add_argument(
+        '--out', help='folder for the pictures and the list (work_dirs/CONFIG/data_check)'
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    )
+    args = parser.parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    out = make_folder(args.out or Path('work_dirs', Path(args.config).stem, 'data_check'))
+    inspection = inspect_data(cfg, args.splits)
+    print(format_inspection(inspection), end='\n\n')
+    for file in write_inspection(inspection, out):
+        print(f'written: {file}')
+    print(inspection.findings.verdict)
+    return int(inspection.findings.errors > 0)
+
+
+if __name__ == '__main__':
+    run_tool(main)
