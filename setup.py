@@ -41,6 +41,7 @@ setup(
         'tqdm',  # progress bars
         'filelock',  # one download of a file at a time
         'safetensors',  # weights that cannot hold code
+        'faster-coco-eval',  # AP of boxes and masks, equal to pycocotools' and much faster
     ],
     # The two stacks share their import names and exclude each other, so neither is required. Each
     # extra is a set that was tested together; newer releases of torch are known to break some.
@@ -65,7 +66,7 @@ setup(
             'regex',  # the same
             'setuptools<81',  # later ones lose pkg_resources, which mmengine imports
         ],
-        'dev': ['pytest', 'ruff', 'timm', 'fvcore', 'faster-coco-eval'],
+        'dev': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'fvcore'],
         'export': ['onnx', 'onnxruntime'],
     },
 )

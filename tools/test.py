@@ -47,7 +47,7 @@ def main() -> None:
         cfg, args.checkpoint, out=args.out, show_dir=args.show_dir, trust=args.trust_checkpoint
     )
     if is_main_process():
-        print(format_metrics(metrics, classes) or 'no detection on any image: every AP is 0')
+        print(format_metrics(metrics, classes) or 'the evaluator of the config measured nothing')
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ from torch import nn
 
 from ..backbones.base import MARK
 from ..data.transforms import harden_dataset, harden_pipeline
+from ..evaluation import ignored_label, use_our_metrics
 from ..weights import (
     CheckpointError,
     DownloadError,
@@ -43,6 +44,7 @@ _FILE_ONLY = re.compile(
     r'\s*(-+\s+System environment|Config:|Hooks will be executed|Distributed training is not used'
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
+_FROM_SCRATCH = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
 HOOKS = ('StepSeedHook', 'FiniteLossHook', 'Float32RoIHook')
 
 
@@ -192,9 +194,13 @@ def prepare_config(
     if amp:
         _use_amp(cfg)
     checkpoint = _checkpoint_to_resume(cfg, resume)
-    for part in our_networks(cfg):
+    ours = our_networks(cfg)
+    other = cfg.get('model', {}).get('backbone')  # mmdet's or mmseg's own
+    if from_scratch and isinstance(other, dict) and other not in ours:
+        other.update({k: v for k, v in _FROM_SCRATCH.items() if k in other})
+    for part in ours:
         if from_scratch:
-            part.update(init_cfg=None, frozen_stages=-1, norm_eval=False)
+            part.update(_FROM_SCRATCH)
         elif checkpoint is not None and pretrained(part):
             part.init_cfg = None  # the checkpoint holds all weights
         elif trust:
@@ -210,12 +216,15 @@ def prepare_config(
     for loader in dataloaders(cfg).values():
         if isinstance(loader.get('dataset'), dict):
             loader.dataset = harden_dataset(loader.dataset)
+    for key in ('val_evaluator', 'test_evaluator'):
+        if cfg.get(key) is not None:
+            cfg[key] = use_our_metrics(cfg[key], ignored_label(cfg.get('model')))
     hooks = list(cfg.get('custom_hooks') or ())
     for hook in hooks:
         if 'switch_pipeline' in hook:
             hook.switch_pipeline = harden_pipeline(hook.switch_pipeline)
-    ours = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
-    cfg.custom_hooks = [hook for hook in hooks if hook not in ours] + ours
+    own_hooks = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
+    cfg.custom_hooks = [hook for hook in hooks if hook not in own_hooks] + own_hooks
     _set_seed(cfg, checkpoint, trust)
     return cfg
 

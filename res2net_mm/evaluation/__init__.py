@@ -1,4 +1,17 @@
 from .curves import draw_curves
-from .tables import collect_results, format_metrics, split_coco_metrics
+from .tables import (
+    collect_results,
+    format_metrics,
+    ignored_label,
+    split_coco_metrics,
+    use_our_metrics,
+)
 
-__all__ = ['collect_results', 'draw_curves', 'format_metrics', 'split_coco_metrics']
+__all__ = [
+    'collect_results',
+    'draw_curves',
+    'format_metrics',
+    'ignored_label',
+    'split_coco_metrics',
+    'use_our_metrics',
+]

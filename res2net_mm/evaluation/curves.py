@@ -24,7 +24,7 @@ def draw_curves(scalars: str | Path, out: str | Path) -> Path:
     for line in Path(scalars).read_text().splitlines():
         record = json.loads(line)
         for name, value in record.items():
-            if 'loss' in name or 'mAP' in name.rpartition('/')[2] or 'IoU' in name:
+            if 'loss' in name or 'mAP' in name.rpartition('/')[2] or 'mIoU' in name:
                 series[name].append((record.get('step', record.get('iter', 0)), value))
     losses = {name: points for name, points in series.items() if 'loss' in name}
     if not losses:

@@ -2,7 +2,14 @@ import json
 
 import pytest
 
-from res2net_mm.evaluation import collect_results, draw_curves, format_metrics, split_coco_metrics
+from res2net_mm.evaluation import (
+    collect_results,
+    draw_curves,
+    format_metrics,
+    ignored_label,
+    split_coco_metrics,
+    use_our_metrics,
+)
 
 
 def test_each_result_type_has_a_metric_of_its_own(tmp_path):
@@ -41,6 +48,59 @@ def test_table():
         'a cat          0.250',
         'mIoU: 71.5',
     ]
+
+
+def test_tables_of_recall_voc_and_segmentation():
+    metrics = {'coco/segm_mAP': 0.5, 'coco/segm_AR@1': 0.25, 'coco/segm_AR_s@1000': -1.0}
+    metrics |= {'pascal_voc/mAP': 0.375, 'pascal_voc/AP50': 0.375}
+    metrics |= {'pascal_voc/cat_AP50': 0.5, 'pascal_voc/a/b_AP50': float('nan')}
+    metrics |= {'mIoU': 80.0, 'cat_IoU': 75.0, 'cat_Acc': 80.5, 'a/b_IoU': 85.0}
+    metrics |= {'a/b_Acc': float('nan')}
+    assert format_metrics(metrics, ['cat', 'a/b']).splitlines() == [
+        'segm              AP    AP50    AP75     APs     APm     APl',
+        'all            0.500       -       -       -       -       -',
+        'segm recall     AR@1  AR_s@1000',
+        'all            0.250          -',
+        'VOC               AP50',
+        'cat              0.500',
+        'a/b                  -',
+        'segmentation       IoU       Acc',
+        'cat             75.000    80.500',
+        'a/b             85.000         -',
+        'pascal_voc/mAP: 0.375',
+        'pascal_voc/AP50: 0.375',
+        'mIoU: 80',
+    ]
+
+
+def test_which_metrics_are_replaced():
+    room = 'res2net_mm.evaluation'
+    ours = use_our_metrics(
+        dict(
+            type='MultiDatasetsEvaluator',
+            metrics=[
+                dict(type='mmdet.CocoMetric', metric=['bbox', 'segm']),
+                dict(type='CocoMetric', metric='proposal_fast'),
+                dict(type='mine.CocoMetric'),
+                dict(type='LVISMetric'),
+                dict(type='IoUMetric'),
+            ],
+        ),
+        ignore_index=11,
+    )
+    assert [metric['type'] for metric in ours['metrics']] == [
+        f'{room}.coco_metric.CocoMetric',
+        'CocoMetric',
+        'mine.CocoMetric',
+        'LVISMetric',
+        f'{room}.iou_metric.IoUMetric',
+    ]
+    assert ours['metrics'][4]['ignore_index'] == 11 and 'ignore_index' not in ours['metrics'][0]
+    assert use_our_metrics(ours) == ours
+    split = split_coco_metrics(use_our_metrics(dict(type='VOCMetric')))
+    assert split == [dict(type=f'{room}.voc_metric.VOCMetric', table=False)]
+    assert use_our_metrics(None) is None and ignored_label(None) is None
+    assert ignored_label(dict(decode_head=dict(ignore_index=3))) == 3
 
 
 def test_curves(tmp_path):

@@ -1,0 +1,96 @@
+"""mmseg's IoUMetric with the classes' figures among the metrics.
+
+Not imported by the package: a config's ``type`` names the class by its full path, and mmseg is
+imported only then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import MMLogger
+from mmseg.evaluation import IoUMetric as MMSegIoUMetric
+from torch import Tensor
+
+from .tables import format_metrics
+
+
+class IoUMetric(MMSegIoUMetric):
+    """mmseg's ``IoUMetric``: the same figures in percent, not rounded, and those of each class.
+
+    Pixels are counted exactly, where mmseg's float32 sums stop growing by ones at 16.8 million. A
+    label that is neither a class nor ``ignore_index`` is an error: mmseg counts the prediction
+    there as wrong. A class that is neither in the ground truth nor predicted has IoU NaN, one that
+    is not in the ground truth accuracy NaN; means leave NaN out.
+
+    Args:
+        args: mmseg's, as are the keyword arguments.
+        table: Log a table of the classes.
+    """
+
+    def __init__(self, *args: Any, table: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Counts the pixels of each sample.
+
+        Raises:
+            ValueError: A label map holds an id that is no class and not ignored.
+        """
+        for sample in data_samples:
+            try:
+                super().process(data_batch, [sample])
+            except _UnknownLabelError as error:
+                where = sample.get('seg_map_path') or sample.get('img_path') or 'an image'
+                raise ValueError(f'the label map of {where} {error}') from error
+
+    @staticmethod
+    def intersect_and_union(
+        pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Pixels by class that agree, of either, predicted and labelled: float64, (classes,)."""
+        counted = label != ignore_index
+        predicted, truth = pred_label[counted].long(), label[counted].long()
+        unknown = truth[(truth < 0) | (truth >= num_classes)].unique().tolist()
+        if unknown:
+            raise _UnknownLabelError(
+                f'holds the id {unknown[0]}, which is neither one of the {num_classes} classes nor '
+                f'ignore_index {ignore_index}: set ignore_index of the evaluator and of '
+                f'model.decode_head'
+            )
+        # one column more for predictions beyond the classes
+        pairs = truth * (num_classes + 1) + predicted.clamp(max=num_classes)
+        confusion = torch.bincount(pairs, minlength=num_classes * (num_classes + 1))
+        confusion = confusion.reshape(num_classes, num_classes + 1).cpu().double()
+        agree, labelled = confusion.diagonal(), confusion.sum(1)
+        found = confusion.sum(0)[:-1]
+        return agree, labelled + found - agree, found, labelled
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """``aAcc``, ``mIoU``, ``mAcc``, ..., and by class ``road_IoU``, ``road_Acc``, ..."""
+        if self.format_only:
+            return super().compute_metrics(results)
+        totals = [sum(parts) for parts in zip(*results, strict=True)]
+        measured = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
+        names = self.dataset_meta['classes']
+        means: dict[str, float] = {'aAcc': float(measured.pop('aAcc')) * 100}
+        by_class: dict[str, float] = {}
+        for kind, values in measured.items():
+            known = values[~np.isnan(values)]
+            means[f'm{kind}'] = float(known.mean()) * 100 if known.size else float('nan')
+            by_class |= {
+                f'{name}_{kind}': float(value) * 100
+                for name, value in zip(names, values, strict=True)
+            }
+        found = {**means, **by_class}
+        if self.table:
+            MMLogger.get_current_instance().info('\n' + format_metrics(found, names))
+        return found
+
+
+class _UnknownLabelError(ValueError):
+    pass

@@ -1,0 +1,247 @@
+"""COCO's figures against pycocotools and published ones, and the tool that prints them."""
+
+import contextlib
+import copy
+import io
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from random_sets import NAMES, random_set
+
+from res2net_mm.evaluation.coco import evaluate
+from res2net_mm.evaluation.files import read_annotations, read_results
+
+REPO = Path(__file__).resolve().parents[2]
+ENV = dict(os.environ, PYTHONPATH=str(REPO))
+KINDS = ('bbox', 'segm')
+
+
+def pycocotools_eval(annotations, results, kind, max_dets, iou_thrs=None):
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(annotations)
+        truth.createIndex()
+        run = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), kind)
+        run.params.maxDets = list(max_dets)
+        if iou_thrs is not None:
+            run.params.iouThrs = np.array(iou_thrs)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    return run
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('seed', range(2))
+def test_all_that_pycocotools_says(kind, seed):
+    annotations, results = random_set(seed)
+    before = copy.deepcopy((annotations, results))
+    run = pycocotools_eval(annotations, results[kind], kind, (1, 10, 100))
+    scores = evaluate(annotations, results[kind], kind)
+    assert (annotations, results) == before, "the caller's lists are not touched"
+    ours = list(scores.figures().values())
+    assert ours == pytest.approx(run.stats.tolist(), abs=1e-9)
+    assert 0.1 < ours[0] < 0.9 and len({round(v, 6) for v in ours}) > 8
+    assert np.abs(scores.precision - run.eval['precision']).max() < 1e-9
+    assert np.abs(scores.recall - run.eval['recall']).max() < 1e-9
+    assert list(scores.categories) == [1, 3, 7, 90]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_ap_is_at_the_largest_max_dets(kind):
+    annotations, results = random_set(1)
+    limits = (120, 2, 7)
+    run = pycocotools_eval(annotations, results[kind], kind, limits)
+    assert run.stats[0] == -1, "pycocotools' own AP knows no limit but 100"
+    scores = evaluate(annotations, results[kind], kind, max_dets=limits)
+    assert scores.max_dets == (2, 7, 120)
+    precision = run.eval['precision'][:, :, :, 0, -1]
+    assert scores.ap() == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
+    assert scores.ap(0.75) == pytest.approx(run.stats[2], abs=1e-9)
+    assert scores.ar(7) == pytest.approx(run.stats[7], abs=1e-9)
+    assert scores.ap() != evaluate(annotations, results[kind], kind, max_dets=[7]).ap()
+    assert scores.metrics()[f'{kind}_AR@120'] == scores.figures()['AR_120']
+    assert scores.metrics()[f'{kind}_AR_m@120'] == scores.figures()['AR_medium']
+
+
+def test_other_thresholds_and_classes():
+    annotations, results = random_set(1)
+    run = pycocotools_eval(annotations, results['bbox'], 'bbox', (1, 10, 100), [0.3, 0.75])
+    scores = evaluate(annotations, results['bbox'], 'bbox', iou_thrs=[0.3, 0.75])
+    assert scores.ap() == pytest.approx(run.stats[0], abs=1e-9)
+    assert scores.ap(0.5) == -1.0, 'not among the thresholds'
+    by_class = scores.by_class()
+    assert list(by_class) == ['person_precision', *(f'{NAMES[k]}_precision' for k in (3, 7, 90))]
+    assert np.isnan(by_class['dog_precision']), 'a class without objects has no AP'
+    one = evaluate(annotations, results['bbox'], 'bbox', iou_thrs=[0.3, 0.75], categories=[3])
+    assert one.ap() == by_class['a cat_precision'] == scores.ap(None, 3)
+
+
+def test_ids_of_annotations_do_not_matter():
+    """With pycocotools an object with id 0 is never found."""
+    annotations, results = random_set(1)
+    expected = evaluate(annotations, results['bbox'], 'bbox').figures()
+    shifted = copy.deepcopy(annotations)
+    for i, annotation in enumerate(shifted['annotations']):
+        annotation['id'] = i
+    assert evaluate(shifted, results['bbox'], 'bbox').figures() == expected
+    for annotation in shifted['annotations']:
+        del annotation['id'], annotation['area'], annotation['segmentation']
+    found = evaluate(shifted, results['bbox'], 'bbox').figures()
+    assert (found['AP'], found['AR_100']) == (expected['AP'], expected['AR_100'])
+
+
+def test_images_with_names():
+    truth, results = copy.deepcopy(random_set())
+    results = results['bbox']
+    numbered = evaluate(truth, results, 'bbox')
+    for image in truth['images']:
+        image['id'] = f'image {image["id"]:06}'
+    for entry in (*truth['annotations'], *results):
+        entry['image_id'] = f'image {entry["image_id"]:06}'
+    assert evaluate(truth, results, 'bbox').figures() == numbered.figures()
+    assert numbered.ap() > 0
+
+
+def test_boxes_beside_masks_do_not_change_their_sizes():
+    annotations, results = random_set(1)
+    expected = evaluate(annotations, results['segm'], 'segm').figures()
+    both = [
+        dict(mask, bbox=box['bbox'])
+        for mask, box in zip(results['segm'], results['bbox'], strict=True)
+    ]
+    assert evaluate(annotations, both, 'segm').figures() == expected
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_published_figures(real_data, kind):
+    folder = real_data / 'coco_eval_reference'
+    annotations = read_annotations(folder / 'instances_val2014_100.json')
+    results = read_results(folder / f'{kind}_results.json', annotations, kind)
+    expected = json.loads((folder / 'expected.json').read_text())[kind]
+    figures = evaluate(annotations, results, kind).figures()
+    assert set(figures) == set(expected)
+    assert figures == pytest.approx(expected, abs=1e-6)
+
+
+# the tool
+
+
+def call(monkeypatch, capsys, tool, *args):
+    """Exit status, standard output and standard error of a tool, in this process."""
+    monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPO / 'tools' / f'{tool}.py'), run_name='__main__')
+    captured = capsys.readouterr()
+    return ended.value.code, captured.out, captured.err
+
+
+@pytest.fixture
+def written(tmp_path):
+    annotations, results = random_set(0)
+    for kind in KINDS:
+        (tmp_path / f'{kind}.json').write_text(json.dumps(results[kind]))
+    (tmp_path / 'truth.json').write_text(json.dumps(annotations))
+    return tmp_path
+
+
+def test_tool_prints_and_writes_all_figures(written, monkeypatch, capsys):
+    out = written / 'new' / 'figures.json'
+    status, text, _ = call(
+        monkeypatch,
+        capsys,
+        'eval_results',
+        written / 'segm.json',
+        written / 'truth.json',
+        '--metric',
+        'segm',
+        '--max-dets',
+        *(5, 50),
+        '--json',
+        out,
+    )
+    assert status == 0
+    annotations, results = random_set(0)
+    scores = evaluate(annotations, results['segm'], 'segm', max_dets=(5, 50))
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[0] == ['segm', 'AP', 'AP50', 'AP75', 'APs', 'APm', 'APl']
+    assert lines[1][:2] == ['all', f'{scores.ap():.3f}']
+    assert lines[2] == ['person', f'{scores.ap(None, 1):.3f}'] and lines[5] == ['dog', '-']
+    assert lines[6] == ['segm', 'recall', 'AR@5', 'AR@50', 'AR_s@50', 'AR_m@50', 'AR_l@50']
+    assert lines[7][:2] == ['all', f'{scores.ar(5):.3f}']
+    content = json.loads(out.read_text())
+    assert content['figures'] == scores.figures() and content['max_dets'] == [5, 50]
+    assert content['classes'][1]['AP50'] == scores.ap(0.5, 3)
+    assert content['classes'][3]['AP'] is None, 'a class without objects'
+    assert [file.name for file in out.parent.iterdir()] == ['figures.json']
+
+
+def test_no_detection_is_ap_zero(written, monkeypatch, capsys):
+    (written / 'none.json').write_text('[]')
+    status, text, _ = call(
+        monkeypatch, capsys, 'eval_results', written / 'none.json', written / 'truth.json'
+    )
+    assert status == 0 and 'holds no detection: every AP is 0' in text
+    assert text.splitlines()[2].split() == ['all'] + ['0.000'] * 6
+
+
+def change(**values):
+    return lambda results: [dict(results[0], **values), *results[1:]]
+
+
+BOX = {'bbox': [1, 2, 3]}
+WRONG = {
+    'cut off': (lambda r: json.dumps(r)[:-40], ('is not json', 'cut off', 'line 1')),
+    'empty': (lambda r: '', ('is not json: it is empty',)),
+    'text': (lambda r: 'AP is 0.5', ('is not json', 'line 1 column 1')),
+    'dict': (lambda r: {'results': r}, ('must be a list', "['results']")),
+    'numbers': (lambda r: [1, 2], ('entry 0', 'must be a dict')),
+    'image': (change(image_id=77), ('1 have', 'image_id', ': 77')),
+    'string': (change(image_id='9'), ('image_id', "'9'")),
+    'class': (change(category_id=2), ('1 have', 'category_id', ': 2')),
+    'score': (change(score=float('nan')), ('score of entry 0 is nan',)),
+    'word': (change(score='high'), ('score of entry 0 is high',)),
+    'box': (change(**BOX), ('bbox of entry 0 must be 4 finite numbers', '[1, 2, 3]')),
+    'key': (lambda r: [{'image_id': 9}], ("1 of 1 have no 'category_id'",)),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_results_are_one_line(written, monkeypatch, capsys, case):
+    make, expected = WRONG[case]
+    content = make(json.loads((written / 'bbox.json').read_text()))
+    file = written / 'wrong.json'
+    file.write_text(content if isinstance(content, str) else json.dumps(content))
+    status, text, error = call(monkeypatch, capsys, 'eval_results', file, written / 'truth.json')
+    assert (status, text) == (1, '')
+    assert error.count('\n') == 1 and error.startswith('error: ')
+    assert all(part in error for part in (*expected, str(file))), error
+
+
+def test_other_mistakes_are_one_line(written, monkeypatch, capsys):
+    boxes, truth = written / 'bbox.json', written / 'truth.json'
+    masks = json.loads((written / 'segm.json').read_text())
+    masks[3]['segmentation']['size'] = [10, 20]
+    (written / 'small.json').write_text(json.dumps(masks))
+    for args, part in (
+        ((boxes, truth, '--metric', 'segm'), "have no 'segmentation'; score them with --metric"),
+        ((written / 'small.json', truth, '--metric', 'segm'), 'mask of entry 3 has size [10, 20]'),
+        ((boxes, written / 'gone.json'), 'gone.json does not exist'),
+        ((boxes, boxes), "no list 'images'"),
+        ((boxes, truth, '--max-dets', '0'), 'max_dets must be positive integers'),
+    ):
+        status, _, error = call(monkeypatch, capsys, 'eval_results', *args)
+        assert status == 1 and part in error and error.count('\n') == 1, error
+
+
+def test_tool_in_a_process_of_its_own(written, python):
+    run = python('tools/eval_results.py', written / 'bbox.json', written / 'truth.json', env=ENV)
+    assert run.returncode == 0 and run.stdout.startswith('bbox   '), run.stderr[-2000:]
+    assert run.stderr == ''
