@@ -94,7 +94,7 @@ overlay: env
 	mv "$$target.new" "$$target"
 
 test: overlay  ## the tests, on both stacks
-	@$(PY) -m pytest -m 'not slow' $(ARGS)
+	@$(PY) -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: overlay  ## the tests that take minutes each
 	@$(PY) -m pytest -m slow $(ARGS)

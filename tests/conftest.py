@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+if 'PYTEST_XDIST_WORKER' in os.environ:  # one thread a process, or they wait for each other
+    os.environ['OMP_NUM_THREADS'] = '1'
+
 REPO = Path(__file__).resolve().parents[1]
 
 sys.path.insert(0, str(REPO))

@@ -1,7 +1,9 @@
-"""Tells what a backbone is and costs: stages, parameters, multiply-adds, published weights."""
+"""Tells what a backbone is and costs (stages, parameters, multiply-adds, published weights), and
+what the whole model of a config does."""
 
 import argparse
 import difflib
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,12 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
-from res2net_mm.backbones import VARIANTS, Backbone
+from res2net_mm.backbones import VARIANTS
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
-from res2net_mm.engine.errors import ToolError, run_tool
+from res2net_mm.engine.errors import ToolError, one_line, run_tool
 from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
-from res2net_mm.registry import MODELS, SCOPE
+from res2net_mm.evaluation.models import describe_model
+from res2net_mm.registry import MODELS, ROOT_MODELS, SCOPE
 from res2net_mm.weights import SCHEME, ZOO
 
 EXAMPLE = """example:
@@ -24,7 +27,7 @@ EXAMPLE = """example:
 """
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,49 +44,70 @@ def main() -> None:
         metavar='KEY=VALUE',
         help="change the config, or the variant's arguments",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     import_module('mmcv.ops')  # registers deformable convolutions
-    for i, arch in enumerate(_backbones(args.network, args.cfg_options or {})):
-        arguments = {k: v for k, v in arch.items() if k not in ('type', 'init_cfg')}
-        backbone = MODELS.get(arch['type'])
-        if backbone is None:
-            raise ToolError(f'type {arch["type"]} is no backbone of this package')
-        with torch.device('meta'):  # no weights are made
-            net = backbone(**arguments)
-        height, width = args.input
-        title = f'{args.network}: {type(net).__name__}, image {height} x {width}'
-        table = format_stages(describe_stages(net, height, width))
-        print('\n' * (i > 0) + title, table, format_architecture(arch), sep='\n\n')
+    network, options = args.network, args.cfg_options or {}
+    if _is_config(network):
+        sections = _describe_config(network, options, *args.input)
+    else:
+        sections = [_describe_backbone(network, _named(network, options), *args.input)]
+    print('\n\n\n'.join(sections))
 
 
-def _backbones(name: str, options: dict[str, Any]) -> list[dict[str, Any]]:
-    """Types and arguments of the backbones that are meant."""
+def _is_config(name: str) -> bool:
+    known = name in VARIANTS or name.removeprefix(SCHEME) in ZOO or name.startswith(SCHEME)
+    return not known and (Path(name).suffix != '' or Path(name).exists())
+
+
+def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int) -> str:
+    arguments = {k: v for k, v in arch.items() if k not in ('type', 'init_cfg')}
+    backbone = MODELS.get(arch['type'])
+    if backbone is None:
+        raise ToolError(f'type {arch["type"]} is no backbone of this package')
+    with torch.device('meta'):  # no weights are made
+        net = backbone(**arguments)
+    title = f'{name}: {type(net).__name__}, image {height} x {width}'
+    table = format_stages(describe_stages(net, height, width))
+    return '\n\n'.join([title, table, format_architecture(arch)])
+
+
+def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Type and arguments of a variant, or of the network that published weights are of."""
     bare = name.removeprefix(SCHEME)
-    if name in VARIANTS or bare in ZOO:
-        known = VARIANTS[name] if name in VARIANTS else ZOO[bare].arch
-        arch = Config({'type': 'Res2Net', **known})
-        arch.merge_from_dict(options)
-        return [arch.to_dict()]
-    if not name.startswith(SCHEME) and (Path(name).suffix or Path(name).exists()):
-        return _configured(name, options)
-    configs = [f.name for folder in config_folders() for f in folder.glob('*.py')]
-    near = difflib.get_close_matches(bare, [*VARIANTS, *ZOO, *configs], n=1, cutoff=0.4)
-    hint = f'; did you mean {near[0]}?' if near else ''
-    raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
+    if name not in VARIANTS and bare not in ZOO:
+        configs = [f.name for folder in config_folders() for f in folder.glob('*.py')]
+        near = difflib.get_close_matches(bare, [*VARIANTS, *ZOO, *configs], n=1, cutoff=0.4)
+        hint = f'; did you mean {near[0]}?' if near else ''
+        raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
+    known = VARIANTS[name] if name in VARIANTS else ZOO[bare].arch
+    arch = Config({'type': 'Res2Net', **known})
+    arch.merge_from_dict(options)
+    return arch.to_dict()
 
 
-def _configured(path: str, options: dict[str, Any]) -> list[dict[str, Any]]:
+def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:
     cfg = load_config(path, options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))  # of plugins' types
-    found = [part.to_dict() for part in our_backbones(cfg)]
-    if not found:
-        classes = [name for name, cls in MODELS.module_dict.items() if issubclass(cls, Backbone)]
-        types = ' or '.join(f'{SCOPE}.{name}' for name in classes)
-        raise ToolError(f'the model of config {path} has no backbone of this package: {types}')
-    for arch in found:
+    sections = []
+    for part in our_backbones(cfg):
+        arch = part.to_dict()
         if isinstance(arch['type'], type):
             arch['type'] = f'{SCOPE}.{arch["type"].__name__}'
-    return found
+        sections.append(_describe_backbone(path, arch, height, width))
+    try:
+        with torch.device('meta'):
+            model = ROOT_MODELS.build(cfg.model)
+        model.eval()  # mmdet's backbones do not return themselves
+        cost = describe_model(model, height, width)
+        sections.append(f'{path}: the whole model, image {height} x {width}\n\n{cost}')
+    except Exception as error:  # another's model can need anything
+        if not sections:
+            raise ToolError(
+                f'the model of config {path} has no backbone of this package, and as a whole it '
+                f'cannot be counted: {one_line(error)}'
+            ) from error
+        sections.append(f'{path}: the whole model cannot be counted: {one_line(error)}')
+    return sections
 
 
 if __name__ == '__main__':

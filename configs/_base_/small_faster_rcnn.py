@@ -1,17 +1,12 @@
 # A small Faster R-CNN FPN on Res2Net-14 that trains from random weights in minutes on a CPU.
-_base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
+_base_ = [
+    'mmdet::_base_/models/faster-rcnn_r50_fpn.py',
+    'mmdet::_base_/default_runtime.py',
+    './small_res2net.py',
+]
 custom_imports = dict(imports=['res2net_mm'], allow_failed_imports=False)
 model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='res2net_mm.Res2Net',
-        depth=14,
-        base_channels=32,
-        base_width=14,
-        stem_channels=32,
-        norm_eval=False,
-        zero_init_residual=False,
-    ),
+    backbone={{_base_.small_res2net}},
     neck=dict(in_channels=[128, 256, 512, 1024], out_channels=64, norm_cfg=dict(type='BN')),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(

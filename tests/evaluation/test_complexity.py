@@ -332,21 +332,20 @@ def test_tool(stack, python):
 
 def test_tool_errors(env, python, tmp_path):
     plain = tmp_path / 'plain.py'
-    plain.write_text("model = dict(type='RetinaNet', backbone=dict(type='mmdet.ResNet', depth=50))")
+    plain.write_text("model = dict(type='mmdet.ResNet', depth=50)")
     wrong = tmp_path / 'wrong.py'
     wrong.write_text("model = dict(backbone=dict(type='res2net_mm.Res2Net', scales=0))")
     nothing = tmp_path / 'nothing.py'
     nothing.write_text('x = 1')
-    types = ' or '.join(f'res2net_mm.Res2Net{kind}' for kind in ('', 'DCN', 'DLA'))
-    none = f'has no backbone of this package: {types}'
+    none = 'has no backbone of this package, and as a whole it cannot be counted: '
     expected = {
         ('res2net50_v1b_26w4s',): 'did you mean res2net50_v1b_26w_4s?',
         ('res2net://res2net200_vd_26w_4s_sld',): 'did you mean res2net200_vd_26w_4s_ssld?',
         ('faster_rcnn_r2n50',): 'did you mean faster_rcnn_r2n50.py?',
         ('qqqqqq',): 'qqqqqq is no variant, no name of published weights and no config',
         ('configs/faster_rcnn_r2n5.py',): 'faster_rcnn_r2n50.py?',
-        (str(plain),): f'{plain} {none}',
-        (str(nothing),): f'{nothing} {none}',
+        (str(plain),): f'{none}model must be a detector or a segmentor of one head, but is ResNet',
+        (str(nothing),): f"{nothing} {none}'ConfigDict' object has no attribute 'model'",
         (str(wrong),): 'scales must be a positive integer, but got 0',
         ('res2net_dla60', '--input', '0', '224'): 'height must be a positive integer, but got 0',
         ('res2net_dla60', '--cfg-options', 'scale=3'): "unexpected keyword argument 'scale'",

@@ -1,0 +1,105 @@
+"""Costs of whole models against the published table, and against numbers computed by hand."""
+
+import pytest
+import torch
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from res2net_mm.engine.config import load_config
+from res2net_mm.evaluation.models import describe_model
+
+# The authors' table of COCO detectors: millions of trained parameters and GFLOPs at 1280 x 800.
+TABLE = {
+    'faster_rcnn_r101': (60.52, 283.14),
+    'mask_rcnn_r101': (63.17, 351.65),
+    'faster_rcnn_r2n101_2x': (61.18, 293.68),
+    'mask_rcnn_r2n101_2x': (63.83, 362.18),
+    'cascade_rcnn_r2n101_20e': (88.82, 321.32),
+    'cascade_mask_rcnn_r2n101_20e': (96.75, 526.84),
+    'htc_r2n101_20e': (99.69, 574.30),
+}
+
+
+def build(name):
+    cfg = load_config(f'{name}.py')
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    model.eval()
+    return model
+
+
+def background_outputs(model):
+    """Parameters for a background class in box regression and masks.
+
+    The table was counted on mmdet 1, which had them; later releases predict no box and no mask for
+    the background.
+    """
+    heads = (model.roi_head.bbox_head, getattr(model.roi_head, 'mask_head', None))
+    listed = [list(h) if isinstance(h, nn.ModuleList) else [h] * bool(h) for h in heads]
+    boxes = [4 * (head.fc_reg.in_features + 1) for head in listed[0] if not head.reg_class_agnostic]
+    masks = [head.conv_logits.in_channels + 1 for head in listed[1]]
+    return sum(boxes + masks)
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_published_table(name):
+    model = build(name)
+    params, gflops = TABLE[name]
+    cost = describe_model(model, 800, 1280)
+    assert round((cost.trained + background_outputs(model)) / 1e6, 2) == params
+    assert cost.gflops == pytest.approx(gflops, rel=2e-4)
+    assert cost.params - cost.trained == sum(
+        p.numel()
+        for part in ('stem', 'conv1', 'bn1', 'layer1')
+        for p in getattr(model.backbone, part, nn.Identity()).parameters()
+    )
+
+
+class Small(nn.Module):
+    """A detector of a few layers that can be counted by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU()
+        )
+        self.bbox_head = nn.ConvTranspose2d(8, 4, 2, stride=2, bias=False)
+        self.backbone[0].requires_grad_(False)
+
+
+def test_by_hand():
+    with torch.device('meta'):
+        model = Small().eval()
+    cost = describe_model(model, 8, 16)
+    conv, norm, relu = 4 * 8 * 8 * (27 + 1), 2 * 4 * 8 * 8, 4 * 8 * 8
+    transposed = 8 * 16 * 4 * (8 * 4)  # every output counted with all weights of its channel
+    assert cost.gflops * 1e9 == pytest.approx(conv + norm + relu + transposed, rel=1e-12)
+    assert (cost.params, cost.trained) == (8 * 28 + 16 + 128, 16 + 128)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_dcn_costs_its_offsets_and_weights_more():
+    plain, deformed = (build(f'faster_rcnn_r2n50{kind}') for kind in ('', '_dcn'))
+    before, after = (describe_model(model, 256, 256) for model in (plain, deformed))
+    offsets = {
+        name: module
+        for name, module in deformed.backbone.named_modules()
+        if name.endswith('conv_offset')
+    }
+    assert after.params - before.params == sum(
+        p.numel() for module in offsets.values() for p in module.parameters()
+    )
+    strides = {'layer2': 8, 'layer3': 16, 'layer4': 32}
+    macs = sum(
+        (256 // strides[name.split('.')[0]]) ** 2 * (m.weight.numel() + m.bias.numel())
+        for name, m in offsets.items()
+    )
+    assert (after.gflops - before.gflops) * 1e9 == pytest.approx(macs, rel=1e-6)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match='meta'):
+        describe_model(Small(), 8, 8)
+    with torch.device('meta'), pytest.raises(ValueError, match='of one head, but is Conv2d'):
+        describe_model(nn.Conv2d(3, 3, 1), 8, 8)

@@ -1,0 +1,159 @@
+"""Every config takes a training step on its data layout, predicts, is measured and described."""
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from layouts import write_layouts
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+from res2net_mm.data import check_data
+from res2net_mm.engine.config import load_config, our_networks, walk_dicts
+from res2net_mm.engine.runner import build_runner, prepare_config
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((REPO / 'configs').glob('*.py'))
+done: dict[str, str] = {}  # reduced configs that ran -> of which config
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp('layouts')
+    write_layouts(root / 'data')
+    return root
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request, data, monkeypatch):
+    monkeypatch.chdir(data)
+    monkeypatch.setenv('RES2NET_MM_DATA', str(data / 'data'))
+    # what takes time and is not looked at: the config's text, and normally distributed weights
+    monkeypatch.setattr(Config, 'pretty_text', '')
+    monkeypatch.setattr(torch.Tensor, 'normal_', uniform)
+    cfg = load_config(request.param)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def uniform(self, mean=0.0, std=1.0, **_):
+    return self.uniform_(mean - std * math.sqrt(3), mean + std * math.sqrt(3))
+
+
+def one_step(cfg):
+    """A run of one step on all images, and of one measuring, without worker processes."""
+    cfg.train_cfg.update({key: 1 for key in ('max_epochs', 'max_iters') if key in cfg.train_cfg})
+    cfg.train_cfg.val_interval = 1
+    cfg.param_scheduler = []  # a warm-up's first step can be too small to be seen
+    cfg.default_hooks.checkpoint = None
+    for split in ('train', 'val'):
+        loader = cfg[f'{split}_dataloader']
+        loader.update(num_workers=0, persistent_workers=False)
+        for part in walk_dicts(loader.dataset):
+            if 'times' in part:
+                part.times = 1
+    several = sum('ann_file' in part for part in walk_dicts(cfg.train_dataloader.dataset))
+    cfg.train_dataloader.batch_size = 2 * max(1, several)
+
+
+def reduce(cfg, depth=14, size=(96, 72), crop=(64, 64)):
+    """The same networks with fewer blocks, on small images."""
+    for part in our_networks(cfg):
+        part.depth = depth
+    few = dict(nms_pre=50, max_per_img=10, num=16)  # boxes
+    for part in walk_dicts(cfg.model):
+        part.update({key: value for key, value in few.items() if key in part})
+    if cfg.model.backbone.type in ('ResNet', 'ResNetV1c'):
+        cfg.model.backbone.depth = 50
+    for split in ('train', 'val'):
+        for step in walk_dicts(cfg[f'{split}_dataloader'].dataset):
+            if 'scale' in step:  # a list of them where one between is drawn
+                step.scale = size if isinstance(step.scale[0], int) else [size, size]
+            if 'scales' in step:
+                step.scales = [size]
+            if 'crop_size' in step:
+                step.crop_size = crop
+    if 'size' in cfg.model.data_preprocessor:
+        cfg.model.data_preprocessor.size = crop
+
+
+def train_and_measure(cfg, work_dir):
+    summary = {s.split: s for s in check_data(cfg, splits=('train', 'val'))}
+    if not summary['train'].unchecked:
+        assert summary['train'].images >= 2 and summary['val'].images == 2
+    cfg.randomness = dict(seed=0)
+    runner = build_runner(prepare_config(cfg, work_dir=str(work_dir), from_scratch=True))
+    runner.model.init_weights()
+    runner.model.init_weights = lambda: None  # the runner would do it once more
+    before = [p.detach().clone() for p in runner.model.backbone.parameters()]
+    runner.train()
+    moved = [
+        not torch.equal(old, new)
+        for old, new in zip(before, runner.model.backbone.parameters(), strict=True)
+    ]
+    assert runner.iter == 1
+    assert sum(moved) > len(moved) // 2
+    scalars = runner.message_hub.log_scalars
+    assert math.isfinite(scalars['train/loss'].current())
+    return {key: value.current() for key, value in scalars.items() if key.startswith('val/')}
+
+
+def measures_of(cfg):
+    """What the config is to be measured by."""
+    names = []
+    evaluators = cfg.val_evaluator
+    for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
+        kinds = evaluator.get('metric')
+        if evaluator.type == 'CocoMetric':
+            names += [f'{kind}_mAP' for kind in ([kinds] if isinstance(kinds, str) else kinds)]
+        names += {'VOCMetric': ['mAP'], 'IoUMetric': ['mIoU']}.get(evaluator.type, [])
+        names += ['PQ'] if evaluator.type == 'CocoPanopticMetric' else []
+    return names
+
+
+def test_step_prediction_and_measure(config, tmp_path):
+    name = Path(config.filename).stem
+    measures = measures_of(config)
+    one_step(config)
+    reduce(config)
+    text = json.dumps(
+        [config.model, config.train_dataloader, config.val_dataloader, config.optim_wrapper],
+        default=str,
+    ).replace('res2net101', 'res2net50')
+    if text in done:
+        pytest.skip(f'reduced, it is {done[text]}')
+    done[text] = name
+    found = train_and_measure(config, tmp_path)
+    assert measures and all(any(key.endswith(m) for key in found) for m in measures), found
+
+
+@pytest.mark.slow
+def test_whole_size(config, tmp_path):
+    one_step(config)
+    found = train_and_measure(config, tmp_path)
+    assert found
+
+
+@pytest.fixture(scope='module')
+def describe():
+    spec = importlib.util.spec_from_file_location('describe_tool', REPO / 'tools/describe.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_describe(config, describe, capsys):
+    describe([config.filename, '--input', '128', '128'])
+    printed = capsys.readouterr().out
+    assert 'GFLOPs' in printed
+    baseline = '_r50' in config.filename or '_r101' in config.filename
+    assert ('first_block' in printed) is not baseline
+
+
+@pytest.mark.parametrize('stack', ['originals'], indirect=True)
+def test_on_the_originals(python, stack):
+    run = python('-m', 'pytest', '-q', __file__, '-m', 'not slow', '-k', 'measure', env=stack)
+    assert run.returncode == 0 and ' passed' in run.stdout, run.stdout[-3000:]
