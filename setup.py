@@ -12,7 +12,7 @@ VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'res2net_mm/version.py').re
 
 
 class BuildWithConfigs(build_py):
-    """Adds configs/ and tools/ to a wheel as res2net_mm/.mim, which is where mim looks for them."""
+    """Adds configs/, tools/ and the model index to a wheel as res2net_mm/.mim, where mim looks."""
 
     def run(self) -> None:
         super().run()
@@ -22,6 +22,7 @@ class BuildWithConfigs(build_py):
             target = Path(self.build_lib, 'res2net_mm', '.mim', folder)
             shutil.rmtree(target, ignore_errors=True)  # of an earlier build, with files since gone
             shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+        shutil.copy(ROOT / 'model-index.yml', target.parent)
 
 
 setup(

@@ -1,17 +1,19 @@
 """Every config builds its model, and holds what it says."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from mmengine.registry import MODELS, init_default_scope
 
 import res2net_mm
-from res2net_mm.engine.config import load_config, walk_dicts
+from res2net_mm.engine.config import load_config, our_networks, pretrained
 from res2net_mm.ops import DeformConv2d, ModulatedDeformConv2d
+from res2net_mm.weights import ZOO
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
-MASK_RCNN = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
 VFNET = 'mmdet::vfnet/vfnet_res2net101-mdconv-c3-c5_fpn_ms-2x_coco.py'
 
 
@@ -42,17 +44,35 @@ def build(cfg):
 
 
 def test_model_builds(config):
+    name = Path(config.filename).stem
     backbone = build(config).backbone
-    channels = tuple(config.model.neck.in_channels)
-    assert backbone.out_channels[-len(channels) :] == channels
-    assert config.custom_imports == dict(imports=['res2net_mm'], allow_failed_imports=False)
-    dcn = '_dcn' in Path(config.filename).stem
+    assert config.custom_imports.imports[0] == 'res2net_mm'
+    assert not config.custom_imports.allow_failed_imports
+    if '_r2n' not in name:
+        assert type(backbone).__name__ in ('ResNet', 'ResNetV1c')
+        return
+    if config.model.get('neck'):
+        channels = tuple(config.model.neck.in_channels)
+        assert backbone.out_channels[-len(channels) :] == channels
+    blocks = sum(len(getattr(backbone, stage)) for stage in backbone.stage_names)
+    depth = int(re.search(r'_r2n(\d+)', name)[1])
+    assert 3 * (blocks + ('_c4_' in name) * 3) + 2 == depth
+    dcn = '_dcn' in name
     assert type(backbone) is (res2net_mm.Res2NetDCN if dcn else res2net_mm.Res2Net)
     for stage in backbone.stage_names:
         kinds = {type(conv) for block in getattr(backbone, stage) for conv in block.convs}
         deformed = dcn and stage != 'layer1'
         assert kinds == {ModulatedDeformConv2d if deformed else torch.nn.Conv2d}, stage
     assert not any(isinstance(module, DeformConv2d) for module in backbone.stem)
+
+
+def test_pretrained_weights_fit_the_networks(config):
+    """By the table of weights: depth, and the rule of the first block."""
+    for part in our_networks(config):
+        for init_cfg in pretrained(part):
+            entry = ZOO[init_cfg.checkpoint.removeprefix('res2net://')]
+            assert entry.arch.get('depth', 50) == part.depth
+            assert entry.rule == part.get('first_block', 'official')
 
 
 @pytest.mark.parametrize(
@@ -62,14 +82,12 @@ def test_model_builds(config):
         ('faster_rcnn_r2n101_dcn', 'faster_rcnn_r2n50_dcn.py', {'depth', 'init_cfg'}),
         ('faster_rcnn_r2n14_dcn_shapes', 'faster_rcnn_r2n14_shapes.py', {'type', 'dcn'}),
         ('vfnet_r2n101_dcn', VFNET, {'type', 'init_cfg'}),
-        ('mask_rcnn_r2n50_dcn', MASK_RCNN, None),
+        ('mask_rcnn_r2n50_dcn', 'mask_rcnn_r2n50.py', {'type', 'dcn'}),
     ],
 )
 def test_dcn_config_differs_in_the_backbone_alone(load, name, base, changed):
     ours, theirs = (load(path).to_dict() for path in (f'{name}.py', base))
     backbones = [cfg['model'].pop('backbone') for cfg in (ours, theirs)]
-    if changed is None:
-        changed, backbones[1] = set(), load_config('faster_rcnn_r2n50_dcn.py').model.backbone
     given, before = backbones
     assert {k for k in given.keys() | before.keys() if given.get(k) != before.get(k)} == changed
     theirs['custom_imports'] = ours['custom_imports']
@@ -90,19 +108,6 @@ def test_vfnet_has_the_names_and_shapes_of_the_published_one(load):
     assert len(offsets) == 3 * (4 + 23 + 3) + 2  # the last convolutions of the head's branches
 
 
-def test_splits_and_heads_agree(config):
-    counts = {
-        d['num_classes']
-        for d in walk_dicts(config.model.get('roi_head') or config.model)
-        if 'num_classes' in d
-    }
-    classes = config.train_dataloader.dataset.get('metainfo', {}).get('classes')
-    default = 20 if config.filename.endswith('_voc.py') else 80
-    assert counts == {len(classes) if classes else default}
-    for split in ('val', 'test'):
-        assert config[f'{split}_dataloader'].dataset.get('metainfo', {}).get('classes') == classes
-
-
 def test_front_door_is_what_it_says():
     cfg = load_config('faster_rcnn_r2n50.py')
     net = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
@@ -114,6 +119,19 @@ def test_front_door_is_what_it_says():
     assert (cfg.train_cfg.max_epochs, cfg.auto_scale_lr.base_batch_size) == (12, 16)
     preprocessor = cfg.model.data_preprocessor
     assert preprocessor.bgr_to_rgb and preprocessor.mean == [123.675, 116.28, 103.53]
+
+
+def test_metafile_tells_of_every_config():
+    models = yaml.safe_load((CONFIGS[0].parent / 'metafile.yml').read_text())['Models']
+    assert [model['Name'] for model in models] == [path.stem for path in CONFIGS]
+    for model, path in zip(models, CONFIGS, strict=True):
+        schedule = load_config(path).train_cfg
+        length = schedule.get('max_epochs', schedule.get('max_iters'))
+        told = model['Metadata']
+        assert told.get('Epochs', told.get('Iterations')) == length, path
+        assert ('Epochs' in told) is ('max_epochs' in schedule)
+        for result in model.get('Results', ()):
+            assert result['Published By'].startswith(('the authors', 'the paper', 'mmdet'))
 
 
 @pytest.mark.slow
