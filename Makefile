@@ -94,7 +94,7 @@ overlay: env
 	mv "$$target.new" "$$target"
 
 test: overlay  ## the tests, on both stacks
-	@$(PY) -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(PY) -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: overlay  ## the tests that take minutes each
 	@$(PY) -m pytest -m slow $(ARGS)

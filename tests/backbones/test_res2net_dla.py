@@ -157,6 +157,7 @@ def test_compiled_checkpointing_changes_nothing():
     assert reference['level2.tree1.bn1.num_batches_tracked'] == 1
 
 
+@pytest.mark.slow
 def test_traces_and_compiles():
     net = randomise(Res2NetDLA(**SMALL)).eval()
     images = image_of(1, 3, 64, 96), image_of(2, 3, 75, 61)

@@ -119,6 +119,7 @@ def test_offsets_of_these_tests_leave_the_image(name):
         assert (offsets[..., 0, :].flatten(1) < -3).any(), 'taps of the first row are outside'
 
 
+@pytest.mark.slow
 def test_big_images_with_deformable_convolutions(tmp_path):
     net = moved(randomise(res2net_mm.create_backbone('res2net50_v1b_26w_4s_dcn')))
     report = export_onnx(net, tmp_path / 'net.onnx', (1, 3, 64, 64))

@@ -8,9 +8,9 @@ from res2net_mm.engine.runner import prepare_config
 
 def test_wrong_name_gets_the_nearest(tmp_path):
     with pytest.raises(
-        ToolError, match='faster_rcnn_r50n.py does not exist; did you mean .*_r2n50'
+        ToolError, match='fast_rcnn_r2n50.py does not exist; did you mean .*_r2n50'
     ):
-        load_config('configs/faster_rcnn_r50n.py')
+        load_config('configs/fast_rcnn_r2n50.py')
     mine = tmp_path / 'my_detector.py'
     mine.write_text('')
     with pytest.raises(ToolError, match=f'did you mean {mine}'):

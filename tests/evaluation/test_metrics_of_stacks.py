@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, METRICS
+from mmengine.registry import DATASETS, METRICS, init_default_scope
 from random_sets import SIDE, random_set
 from running import ORIGINALS
 from voc_reference import devkit_ap, voc_set
@@ -217,6 +217,7 @@ def test_voc_data_set_and_metric_together(tmp_path):
         cv2.imwrite(str(root / 'JPEGImages' / f'{name}.jpg'), np.zeros((100, 160, 3), np.uint8))
     (root / 'ImageSets' / 'Main' / 'val.txt').write_text('one\ntwo\n')
     names = ('cat', 'ox')
+    init_default_scope('mmdet')
     data_set = DATASETS.build(
         dict(
             type='res2net_mm.data.voc_dataset.VOCDataset',
