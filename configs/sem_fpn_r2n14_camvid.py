@@ -15,7 +15,7 @@ classes = (
     'Bicyclist',
 )
 ignored = len(classes)
-crop_size = (320, 320)
+crop_size = (256, 256)
 model = dict(
     data_preprocessor=dict(size=crop_size, seg_pad_val=ignored),
     backbone={{_base_.small_res2net}},
@@ -45,7 +45,7 @@ train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             dict(type='LoadAnnotations'),
-            dict(type='RandomResize', scale=(480, 360), ratio_range=(0.9, 1.8), keep_ratio=True),
+            dict(type='RandomResize', scale=(480, 360), ratio_range=(0.7, 1.4), keep_ratio=True),
             dict(type='RandomCrop', crop_size=crop_size, ignore_index=ignored),
             dict(type='RandomFlip', prob=0.5),
             dict(type='PhotoMetricDistortion'),

@@ -32,7 +32,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.images is not None and not args.images.is_dir():
         raise ToolError(f'--images {args.images} is no folder')
-    annotations = read_annotations(args.annotations)
+    if args.out.exists() and not args.out.is_dir():
+        raise ToolError(f'--out {args.out} is no folder')
+    if not 0 <= args.score <= 1:
+        raise ToolError(f'--score must be from 0 to 1, but is {args.score}')
+    annotations = read_annotations(args.annotations, args.metric)
     results = read_results(args.results, annotations, args.metric)
     analysis = analyse(annotations, results, args.metric, args.score)
     args.out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation import format_metrics
 from res2net_mm.evaluation.coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate
 from res2net_mm.evaluation.files import read_annotations, read_results
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures')
     args = parser.parse_args()
     limits = check_max_dets(args.max_dets)
-    annotations = read_annotations(args.annotations)
+    if args.json is not None and args.json.is_dir():
+        raise ToolError(f'--json {args.json} is a folder: name a file')
+    annotations = read_annotations(args.annotations, args.metric)
     results = read_results(args.results, annotations, args.metric)
     if not results:
         print(f'{args.results} holds no detection: every AP is 0')

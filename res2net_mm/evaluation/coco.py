@@ -20,9 +20,9 @@ SIZES = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, 1e10)}
 class Scores:
     """What COCO's evaluation comes to.
 
-    Averages leave out what has no ground truth, and are COCO's -1 where nothing has any. Those of
-    precision are at the largest of ``max_dets``: pycocotools' own summary takes 100 always, and
-    says -1 where 100 is not among them.
+    Averages leave out what has no ground truth, and are COCO's -1 where nothing has any. They are
+    at the largest of ``max_dets``, but for ``AP`` of all classes: as in pycocotools it is at 100
+    where that is among them (where it is not, pycocotools says -1).
 
     Attributes:
         kind: ``'bbox'`` or ``'segm'``.
@@ -42,12 +42,19 @@ class Scores:
     precision: np.ndarray
     recall: np.ndarray
 
-    def ap(self, iou: float | None = None, category: int | None = None, size: str = 'all') -> float:
+    def ap(
+        self,
+        iou: float | None = None,
+        category: int | None = None,
+        size: str = 'all',
+        max_dets: int | None = None,
+    ) -> float:
         """Average precision, 0 to 1, at one IoU threshold or the mean of all, likewise of classes.
 
-        -1 as well where ``iou`` is not among the thresholds.
+        -1 as well where ``iou`` is not among the thresholds. ``max_dets`` None is the largest.
         """
-        part = self.precision[self._thresholds(iou), :, :, self.sizes.index(size), -1]
+        column = -1 if max_dets is None else self.max_dets.index(max_dets)
+        part = self.precision[self._thresholds(iou), :, :, self.sizes.index(size), column]
         return _mean(part if category is None else part[..., self._column(category)])
 
     def ar(
@@ -61,7 +68,7 @@ class Scores:
     def figures(self, category: int | None = None) -> dict[str, float]:
         """AP, AP50, AP75, AP_small, ..., AR_1, ..., AR_small, ..., of all or of one class."""
         found = {
-            'AP': self.ap(None, category),
+            'AP': self.ap(None, category) if category is not None else self._headline(),
             'AP50': self.ap(0.5, category),
             'AP75': self.ap(0.75, category),
         }
@@ -71,7 +78,7 @@ class Scores:
 
     def metrics(self) -> dict[str, float]:
         """The figures under mmdet's names: ``bbox_mAP``, ``bbox_mAP_s``, ``bbox_AR@100``, ..."""
-        found = {'mAP': self.ap(), 'mAP_50': self.ap(0.5), 'mAP_75': self.ap(0.75)}
+        found = {'mAP': self._headline(), 'mAP_50': self.ap(0.5), 'mAP_75': self.ap(0.75)}
         found |= {f'mAP_{size[0]}': self.ap(size=size) for size in self.sizes[1:]}
         found |= {f'AR@{n}': self.ar(n) for n in self.max_dets}
         most = self.max_dets[-1]
@@ -82,6 +89,9 @@ class Scores:
         """AP by class under mmdet's names, ``cat_precision``; NaN without ground truth."""
         found = {name: self.ap(None, key) for key, name in self.categories.items()}
         return {f'{name}_precision': np.nan if ap < 0 else ap for name, ap in found.items()}
+
+    def _headline(self) -> float:
+        return self.ap(max_dets=MAX_DETS[-1] if MAX_DETS[-1] in self.max_dets else None)
 
     def _thresholds(self, iou: float | None) -> np.ndarray:
         return np.isclose(self.iou_thrs, iou) if iou is not None else self.iou_thrs >= 0

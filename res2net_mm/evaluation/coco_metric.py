@@ -18,17 +18,17 @@ from typing import Any
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmengine.logging import MMLogger
 
-from .coco import KINDS, MAX_DETS, check_max_dets, evaluate
+from .coco import KINDS, MAX_DETS, SIZES, check_max_dets, evaluate
 from .tables import format_metrics
 
 
 class CocoMetric(MMDetCocoMetric):
     """mmdet's ``CocoMetric`` for boxes and masks: the same figures, not rounded, and faster.
 
-    What differs: AP is at the largest of ``proposal_nums``, where mmdet's ``mAP`` is at 100
-    whatever they are, and their default is COCO's (1, 10, 100); AR is always among the figures; a
-    class's AP is its own also where the annotation file does not list categories by id; and no
-    detection at all is AP 0, not an empty result.
+    What differs: the default of ``proposal_nums`` is COCO's (1, 10, 100), and ``mAP`` is at the
+    largest of them where 100 is not among them; AR is always among the figures; a class's AP is its
+    own also where the annotation file does not list categories by id; and no detection at all is AP
+    0, not an empty result.
 
     Args:
         args: mmdet's, as are the keyword arguments.
@@ -55,6 +55,16 @@ class CocoMetric(MMDetCocoMetric):
             if kind not in KINDS:
                 raise ValueError(
                     f'metric must be bbox or segm, but is {kind!r}: take mmdet.CocoMetric for it'
+                )
+        if self.metric_items is not None:
+            known = {'mAP', 'mAP_50', 'mAP_75', *(f'AR@{n}' for n in limits)}
+            known |= {f'mAP_{size[0]}' for size in SIZES}
+            known |= {f'AR_{size[0]}@{limits[-1]}' for size in SIZES}
+            unknown = [item for item in self.metric_items if item not in known]
+            if unknown:
+                raise ValueError(
+                    f'metric_items must be of {", ".join(sorted(known))}, but has {unknown[0]!r} '
+                    f'(proposal_nums is {limits})'
                 )
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -97,7 +107,7 @@ class CocoMetric(MMDetCocoMetric):
         if self.table:
             logger.info('\n' + format_metrics({**found, **by_class}, self.dataset_meta['classes']))
         if self.metric_items is not None:
-            found = _select(found, kind, self.metric_items)
+            found = {f'{kind}_{item}': found[f'{kind}_{item}'] for item in self.metric_items}
         if len(self.metrics) > 1:  # mmdet has one name for both, the last one winning
             by_class = {f'{kind}_{name}': ap for name, ap in by_class.items()}
         return {**found, **by_class} if self.classwise else found
@@ -112,11 +122,3 @@ def _api(path: str) -> Any:
     api.dataset = content
     api.createIndex()
     return api
-
-
-def _select(found: dict[str, float], kind: str, items: Sequence[str]) -> dict[str, float]:
-    unknown = [item for item in items if f'{kind}_{item}' not in found]
-    if unknown:
-        names = ', '.join(name.removeprefix(f'{kind}_') for name in found)
-        raise ValueError(f'metric_items must be of {names}, but has {unknown[0]!r}')
-    return {f'{kind}_{item}': found[f'{kind}_{item}'] for item in items}

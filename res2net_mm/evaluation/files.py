@@ -9,13 +9,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..data.masks import mask_runs
 
-def read_annotations(path: str | Path) -> dict[str, Any]:
+
+def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
     """The content of an annotation file that detections can be scored against.
+
+    Args:
+        path: The file.
+        kind: ``'bbox'``, or ``'segm'``, for which every object needs a mask too.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not json, or not an annotation file.
+        ValueError: It is not json, not an annotation file, or an entry makes no sense.
     """
     content = _read_json(path, 'annotations')
     missing = [
@@ -25,13 +31,31 @@ def read_annotations(path: str | Path) -> dict[str, Any]:
     ]
     if missing:
         raise ValueError(f'annotations {path} are no COCO annotations: no list {missing[0]!r}')
+    if not content['images']:
+        raise ValueError(f'annotations {path} have no image')
     wanted = {'images': ('id',), 'categories': ('id', 'name')}
     wanted['annotations'] = ('image_id', 'category_id', 'bbox')
     for part, keys in wanted.items():
+        kinds = set()
         for i, entry in enumerate(content[part]):
+            where = f'annotations {path}: {part}[{i}]'
             lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
             if lacking:
-                raise ValueError(f'annotations {path}: {part}[{i}] has no {lacking[0]!r}')
+                raise ValueError(f'{where} has no {lacking[0]!r}')
+            for key in (key for key in keys if key.endswith('id')):
+                if type(entry[key]) not in (int, str):
+                    raise ValueError(f'{where}: {key} must be a number, but is {entry[key]!r:.60}')
+            kinds.add(type(entry[keys[0]]))
+        if len(kinds) > 1:
+            raise ValueError(f'annotations {path}: {keys[0]} of {part} are numbers and texts')
+    for i, category in enumerate(content['categories']):
+        if not isinstance(category['name'], str):
+            raise ValueError(
+                f'annotations {path}: the name of categories[{i}] is {category["name"]!r:.60}'
+            )
+    images = {image['id']: image for image in content['images']}
+    for i, entry in enumerate(content['annotations']):
+        _check_object(f'annotations {path}: annotations[{i}]', entry, kind, images)
     return content
 
 
@@ -74,10 +98,11 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], kind: str) ->
             raise ValueError(
                 f'results {path}: the score of entry {i} is {result["score"]}, not a finite number'
             )
+        where = f'results {path}: entry {i}'
         if kind == 'bbox':
-            _check_box(path, i, result['bbox'])
+            _check_box(where, result['bbox'])
         else:
-            _check_size(path, i, result['segmentation'], images[result['image_id']])
+            _check_mask(where, result['segmentation'], images[result['image_id']])
     return results
 
 
@@ -87,6 +112,8 @@ def _read_json(path: str | Path, what: str) -> Any:
         raise FileNotFoundError(f'{what} {path} does not exist')
     try:
         return json.loads(path.read_text(encoding='utf-8'))
+    except RecursionError as error:
+        raise ValueError(f'{what} {path} is not COCO json: it is nested too deep') from error
     except UnicodeDecodeError as error:
         raise ValueError(f'{what} {path} is not json: it is not text') from error
     except json.JSONDecodeError as error:
@@ -119,22 +146,53 @@ def _refuse_unknown(path: str | Path, key: str, values: Iterable[Any], known: se
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    try:
+        return type(value) in (int, float) and math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
 
 
-def _check_box(path: str | Path, i: int, box: Any) -> None:
+def _check_object(where: str, entry: Mapping, kind: str, images: Mapping) -> None:
+    _check_box(where, entry['bbox'])
+    if entry.get('area') is not None and not _finite(entry['area']):
+        raise ValueError(f'{where}: area must be a finite number, but is {entry["area"]!r:.60}')
+    if entry.get('iscrowd') not in (None, 0, 1):
+        raise ValueError(f'{where}: iscrowd must be 0 or 1, but is {entry["iscrowd"]!r:.60}')
+    if kind == 'segm' and entry['image_id'] in images:
+        if entry.get('segmentation') is None:
+            raise ValueError(f'{where} has no segmentation: score with --metric bbox')
+        _check_mask(where, entry['segmentation'], images[entry['image_id']])
+
+
+def _check_box(where: str, box: Any) -> None:
     if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)):
-        raise ValueError(
-            f'results {path}: the bbox of entry {i} must be 4 finite numbers, but is {box!r:.80}'
-        )
+        raise ValueError(f'{where}: bbox must be 4 finite numbers, but is {box!r:.80}')
 
 
-def _check_size(path: str | Path, i: int, segmentation: Any, image: Mapping[str, Any]) -> None:
-    if not isinstance(segmentation, dict):
-        return  # polygons have no size
-    size, wanted = segmentation.get('size'), [image.get('height'), image.get('width')]
-    if size != wanted:
+def _check_mask(where: str, segmentation: Any, image: Mapping[str, Any]) -> None:
+    size = [image.get('height'), image.get('width')]
+    if not all(_finite(side) and side > 0 for side in size):
+        raise ValueError(f'{where}: image {image["id"]} has no height and width')
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            numbers = isinstance(polygon, list) and all(map(_finite, polygon))
+            if not numbers or len(polygon) < 6 or len(polygon) % 2:
+                raise ValueError(f'{where}: a polygon must be 3 or more x, y: {polygon!r:.60}')
+        if segmentation:
+            return
+    if not isinstance(segmentation, dict) or 'counts' not in segmentation:
         raise ValueError(
-            f'results {path}: the mask of entry {i} has size {size}, but image {image["id"]} has '
-            f'{wanted}'
+            f'{where}: segmentation must be polygons or a run-length encoding, but is '
+            f'{segmentation!r:.60}'
         )
+    if segmentation.get('size') != size:
+        raise ValueError(
+            f'{where}: the mask has size {segmentation.get("size")}, but image {image["id"]} has '
+            f'{size}'
+        )
+    try:
+        total = int(mask_runs(segmentation['counts']).sum())
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f'{where}: the mask does not decode: {error}') from error
+    if total != size[0] * size[1]:
+        raise ValueError(f'{where}: the mask is of {total} pixels, the image of {size}')

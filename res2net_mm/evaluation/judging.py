@@ -100,7 +100,8 @@ class Judged:
             errors = self.are(fixed)
             kept = kept & ~errors
             if fixed in FALSE[:2]:
-                best = _first_of_each(self.target, self.score, errors & ~self.found[self.target])
+                errors[errors] = ~self.found[self.target[errors]]  # each has a target
+                best = _first_of_each(self.target, self.score, errors)
                 right, kept, label = right.copy(), kept.copy(), label.copy()
                 right[best] = kept[best] = True
                 label[best] = self.object_label[self.target[best]]

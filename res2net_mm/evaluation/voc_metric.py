@@ -19,10 +19,10 @@ from .voc import MODES, average_precision
 class VOCMetric(MMDetVOCMetric):
     """mmdet's ``VOCMetric``, but AP is the development kit's, and a class's AP is a metric too.
 
-    mmdet's differs in ``11points``: its steps 0.3, 0.6 and 0.7 are a rounding error above what they
-    should be, so that a recall of 3 in 5 does not reach 0.6; in equal scores, whose order it leaves
-    to chance; and in the table, where a data set below a folder ``VOC2007`` or ``VOC2012`` has the
-    names of the 20 VOC classes whatever its own are.
+    mmdet's differs in ``11points``: its steps 0.3, 0.6 and 0.7 are a rounding error above the exact
+    tenths that they are here, so that a recall of 3 in 5 does not reach 0.6; in equal scores, whose
+    order it leaves to chance; and in the table, where a data set below a folder ``VOC2007`` or
+    ``VOC2012`` has the names of the 20 VOC classes whatever its own are.
 
     Args:
         eval_mode: ``'11points'`` (VOC 2007) or ``'area'`` (VOC 2010 and later). There is no

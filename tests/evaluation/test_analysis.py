@@ -261,6 +261,15 @@ def read(written):
     return json.loads((written / 'results.json').read_text())
 
 
+def test_no_object_at_all(written, monkeypatch, capsys):
+    truth = json.loads((written / 'truth.json').read_text())
+    truth['annotations'] = []
+    (written / 'truth.json').write_text(json.dumps(truth))
+    status, text, error = call(monkeypatch, capsys, *arguments(written))
+    assert status == 0, error
+    assert text.startswith('AP at IoU 0.5: 0.000') and (written / 'out/analysis.csv').exists()
+
+
 def test_no_detection_at_all(written, monkeypatch, capsys):
     (written / 'results.json').write_text('[]')
     status, text, _ = call(monkeypatch, capsys, *arguments(written))
@@ -273,7 +282,9 @@ def test_mistakes_are_one_line(written, monkeypatch, capsys):
     for more, part in (
         (('--images', written / 'images'), '4.png does not exist'),
         (('--images', written / 'gone'), 'gone is no folder'),
-        (('--metric', 'segm'), "have no 'segmentation'"),
+        (('--metric', 'segm'), 'annotations[0] has no segmentation: score with --metric bbox'),
+        (('--score', '2'), '--score must be from 0 to 1, but is 2.0'),
+        (('--out', written / 'truth.json'), 'truth.json is no folder'),
     ):
         status, _, error = call(monkeypatch, capsys, *arguments(written, *more))
         assert status == 1 and part in error and error.count('\n') == 1, error

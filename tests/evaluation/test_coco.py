@@ -71,6 +71,16 @@ def test_ap_is_at_the_largest_max_dets(kind):
     assert scores.metrics()[f'{kind}_AR_m@120'] == scores.figures()['AR_medium']
 
 
+def test_summary_of_mmdets_limits_is_pycocotools():
+    """AP at 100 detections, all others at 1000."""
+    annotations, results = random_set(1)
+    limits = (2, 100, 1000)
+    run = pycocotools_eval(annotations, results['bbox'], 'bbox', limits)
+    scores = evaluate(annotations, results['bbox'], 'bbox', max_dets=limits)
+    assert list(scores.figures().values()) == pytest.approx(run.stats.tolist(), abs=1e-9)
+    assert scores.metrics()['bbox_mAP'] == scores.figures()['AP'] != scores.ap()
+
+
 def test_other_thresholds_and_classes():
     annotations, results = random_set(1)
     run = pycocotools_eval(annotations, results['bbox'], 'bbox', (1, 10, 100), [0.3, 0.75])
@@ -208,7 +218,9 @@ WRONG = {
     'class': (change(category_id=2), ('1 have', 'category_id', ': 2')),
     'score': (change(score=float('nan')), ('score of entry 0 is nan',)),
     'word': (change(score='high'), ('score of entry 0 is high',)),
-    'box': (change(**BOX), ('bbox of entry 0 must be 4 finite numbers', '[1, 2, 3]')),
+    'box': (change(**BOX), ('entry 0: bbox must be 4 finite numbers', '[1, 2, 3]')),
+    'digits': (change(score=10**400), ('score of entry 0 is 1000',)),
+    'nested': (lambda r: '[' * 100_000, ('nested too deep',)),
     'key': (lambda r: [{'image_id': 9}], ("1 of 1 have no 'category_id'",)),
 }
 
@@ -232,13 +244,75 @@ def test_other_mistakes_are_one_line(written, monkeypatch, capsys):
     (written / 'small.json').write_text(json.dumps(masks))
     for args, part in (
         ((boxes, truth, '--metric', 'segm'), "have no 'segmentation'; score them with --metric"),
-        ((written / 'small.json', truth, '--metric', 'segm'), 'mask of entry 3 has size [10, 20]'),
+        (
+            (written / 'small.json', truth, '--metric', 'segm'),
+            'entry 3: the mask has size [10, 20',
+        ),
         ((boxes, written / 'gone.json'), 'gone.json does not exist'),
         ((boxes, boxes), "no list 'images'"),
         ((boxes, truth, '--max-dets', '0'), 'max_dets must be positive integers'),
     ):
         status, _, error = call(monkeypatch, capsys, 'eval_results', *args)
         assert status == 1 and part in error and error.count('\n') == 1, error
+
+
+def alter(part, **values):
+    return lambda truth: truth[part][0].update(values)
+
+
+def odd(truth):
+    truth['annotations'][0]['segmentation'] = [[1, 2, 3, 4, 5, 6, 7]]
+
+
+WRONG_TRUTH = {
+    'box': (alter('annotations', bbox=[1, 2]), 'annotations[0]: bbox must be 4 finite numbers'),
+    'box of text': (alter('annotations', bbox=['1', '2', '3', '4']), 'bbox must be 4 finite'),
+    'area': (alter('annotations', area='big'), "area must be a finite number, but is 'big'"),
+    'crowd': (alter('annotations', iscrowd='yes'), "iscrowd must be 0 or 1, but is 'yes'"),
+    'list': (alter('annotations', image_id=[1]), 'image_id must be a number, but is [1]'),
+    'ids': (alter('images', id='one'), 'id of images are numbers and texts'),
+    'name': (alter('categories', name=None), 'the name of categories[0] is None'),
+    'images': (lambda truth: truth['images'].clear(), 'have no image'),
+    'polygon': (odd, 'a polygon must be 3 or more x, y'),
+    'none': (alter('annotations', segmentation=None), 'annotations[0] has no segmentation'),
+    'number': (alter('annotations', segmentation=5), 'must be polygons or a run-length encoding'),
+    'size': (
+        alter('annotations', segmentation=dict(size=[3, 3], counts=[9])),
+        'annotations[0]: the mask has size [3, 3], but image',
+    ),
+    'no size': (alter('images', height=None), 'has no height and width'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG_TRUTH)
+def test_wrong_annotations_are_one_line(written, monkeypatch, capsys, case):
+    spoil, expected = WRONG_TRUTH[case]
+    truth = json.loads((written / 'truth.json').read_text())
+    spoil(truth)
+    file = written / 'wrong.json'
+    file.write_text(json.dumps(truth))
+    status, text, error = call(
+        monkeypatch, capsys, 'eval_results', written / 'segm.json', file, '--metric', 'segm'
+    )
+    assert (status, text) == (1, '')
+    assert error.count('\n') == 1 and expected in error and str(file) in error, error
+
+
+@pytest.mark.parametrize('counts', ['abc', 'é', '', [5], 7])
+def test_masks_that_do_not_decode(written, monkeypatch, capsys, counts):
+    masks = json.loads((written / 'segm.json').read_text())
+    masks[2]['segmentation']['counts'] = counts
+    (written / 'spoilt.json').write_text(json.dumps(masks))
+    status, _, error = call(
+        monkeypatch,
+        capsys,
+        'eval_results',
+        written / 'spoilt.json',
+        written / 'truth.json',
+        '--metric',
+        'segm',
+    )
+    assert status == 1 and 'entry 2: the mask' in error and error.count('\n') == 1, error
 
 
 def test_tool_in_a_process_of_its_own(written, python):

@@ -80,6 +80,12 @@ def test_coco_metric_has_the_figures_of_mmdet(coco_file, kind, capsys):
     theirs = measured(
         build('mmdet.CocoMetric', CLASSES, proposal_nums=(1, 10, 100), **arguments), samples
     )
+    for limits in ((100, 300, 1000), (10, 100, 120)):
+        both = [
+            measured(build(metric, CLASSES, proposal_nums=limits, **arguments), samples)
+            for metric in ('mmdet.CocoMetric', f'{ROOM}.coco_metric.CocoMetric')
+        ]
+        assert {key: round(both[1][key], 3) for key in both[0]} == both[0]
     capsys.readouterr()
     quiet = dict(arguments, classwise=True, table=False)
     ours = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **quiet), samples)
@@ -96,6 +102,9 @@ def test_coco_metric_has_the_figures_of_mmdet(coco_file, kind, capsys):
         found[f'coco/{kind}_mAP'] == pytest.approx(expected, abs=1e-4) != ours[f'coco/{kind}_mAP']
     )
     assert f'coco/{kind}_AR@5' in found and f'coco/{kind}_AR@100' not in found
+    chosen = dict(arguments, metric_items=['mAP_s', 'AR@10', 'AR_l@100'])
+    found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **chosen), samples)
+    assert found == {key: ours[key] for key in found} and len(found) == 3
 
 
 def test_coco_metric_without_detections_or_annotation_file(coco_file):
@@ -126,6 +135,7 @@ def test_coco_metric_refuses_what_it_cannot():
     for arguments, part in (
         (dict(metric='proposal'), 'take mmdet.CocoMetric'),
         (dict(proposal_nums=[0]), 'max_dets must be positive'),
+        (dict(metric_items=['AR@300']), r"'AR@300' \(proposal_nums is \(1, 10, 100\)\)"),
     ):
         with pytest.raises(ValueError, match=part):
             build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **arguments)
@@ -227,10 +237,10 @@ def test_voc_data_set_and_metric_together(tmp_path):
             metainfo=dict(classes=names),
             test_mode=True,
             pipeline=[
-                dict(type='mmdet.LoadImageFromFile'),
-                dict(type='mmdet.Resize', scale=(320, 200), keep_ratio=True),
-                dict(type='mmdet.LoadAnnotations', with_bbox=True),
-                dict(type='mmdet.PackDetInputs'),
+                dict(type='LoadImageFromFile'),
+                dict(type='Resize', scale=(320, 200), keep_ratio=True),
+                dict(type='LoadAnnotations', with_bbox=True),
+                dict(type='PackDetInputs'),
             ],
         )
     )
