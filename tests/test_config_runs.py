@@ -85,17 +85,23 @@ def train_and_measure(cfg, work_dir):
     if not summary['train'].unchecked:
         assert summary['train'].images >= 2 and summary['val'].images == 2
     cfg.randomness = dict(seed=0)
-    runner = build_runner(prepare_config(cfg, work_dir=str(work_dir), from_scratch=True))
+    for part in walk_dicts(cfg.model):  # random weights; what is frozen stays frozen
+        if (part.get('init_cfg') or {}).get('type') == 'Pretrained':
+            part.init_cfg = None
+    runner = build_runner(prepare_config(cfg, work_dir=str(work_dir)))
     runner.model.init_weights()
     runner.model.init_weights = lambda: None  # the runner would do it once more
-    before = [p.detach().clone() for p in runner.model.backbone.parameters()]
+    backbone = runner.model.backbone
+    before = [p.detach().clone() for p in backbone.parameters()]
     runner.train()
     moved = [
-        not torch.equal(old, new)
-        for old, new in zip(before, runner.model.backbone.parameters(), strict=True)
+        not torch.equal(old, new) for old, new in zip(before, backbone.parameters(), strict=True)
     ]
+    trained = [p.requires_grad for p in backbone.parameters()]
     assert runner.iter == 1
-    assert sum(moved) > len(moved) // 2
+    assert sum(moved) > sum(trained) // 2
+    assert not any(m for m, t in zip(moved, trained, strict=True) if not t)
+    assert all(trained) is (cfg.model.backbone.get('frozen_stages', -1) < 0)
     scalars = runner.message_hub.log_scalars
     assert math.isfinite(scalars['train/loss'].current())
     return {key: value.current() for key, value in scalars.items() if key.startswith('val/')}
