@@ -79,7 +79,27 @@ def ignored_labels(model: Mapping) -> Iterator[tuple[str, int]]:
         several = isinstance(heads, list | tuple)
         for i, head in enumerate(heads if several else [heads]):
             key = f'model.{name}.{i}' if several else f'model.{name}'
-            yield f'{key}.ignore_index', head.get('ignore_index', 255)
+            if isinstance(head, Mapping):
+                yield f'{key}.ignore_index', head.get('ignore_index', 255)
+
+
+def ignored_by_metrics(cfg: Config, split: str) -> Iterator[tuple[str, int]]:
+    """Where the metrics of a split say which label they ignore, and the label."""
+    for key, config in evaluators_of(cfg, split):
+        if isinstance(config.get('ignore_index'), int):
+            yield f'{key}.ignore_index', config['ignore_index']
+
+
+def model_of(cfg: Config) -> Mapping:
+    """The model's config, empty where there is none.
+
+    Raises:
+        DataError: it is no config.
+    """
+    model = cfg.get('model') or {}
+    if not isinstance(model, Mapping):
+        raise DataError(f'model={model!r} is no config of a model; write a dict with its type')
+    return model
 
 
 def evaluators_of(cfg: Config, split: str) -> Iterator[tuple[str, Mapping]]:
@@ -116,12 +136,14 @@ def check_evaluators(nodes: list[Node], evaluators: list[tuple[str, Mapping]]) -
             known = known or _image_ids(file)
             foreign = _image_ids(own) - known
             if foreign:
-                names = listed(sorted(str(name) for _, name in foreign))
+                names = listed(sorted(name for _, name in foreign))
                 raise DataError(
                     f'{key}.ann_file={file!r} does not hold {len(foreign):,} of the images of '
                     f'{node.key}.ann_file ({names}); set --cfg-options {key}.ann_file={own}'
                 )
 
 
-def _image_ids(file: str) -> set[tuple[Any, Any]]:
-    return {(image['id'], image.get('file_name')) for image in load_coco(file, False)['images']}
+def _image_ids(file: str) -> set[tuple[str, str]]:
+    """Ids and names, as texts: what else stands there is the reader's affair."""
+    images = load_coco(file, False)['images']
+    return {(repr(image.get('id')), str(image.get('file_name'))) for image in images}

@@ -228,6 +228,8 @@ VOC = DataSet(
             (
                 Count('VOC2007/JPEGImages', '*.jpg', 9_963),
                 Count('VOC2007/Annotations', '*.xml', 9_963),
+                Count('VOC2007/ImageSets/Main', 'trainval.txt', 1),
+                Count('VOC2007/ImageSets/Main', 'test.txt', 1),
             ),
         ),
         'voc2012': Part(
@@ -243,6 +245,8 @@ VOC = DataSet(
                 Count('VOC2012/JPEGImages', '*.jpg', 17_125),
                 Count('VOC2012/Annotations', '*.xml', 17_125),
                 Count('VOC2012/SegmentationClass', '*.png', 2_913),
+                Count('VOC2012/ImageSets/Segmentation', 'train.txt', 1),
+                Count('VOC2012/ImageSets/Segmentation', 'val.txt', 1),
             ),
         ),
         'aug': Part(

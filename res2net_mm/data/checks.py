@@ -15,8 +15,10 @@ from .agreement import (
     check_num_classes,
     check_same_classes,
     evaluators_of,
+    ignored_by_metrics,
     ignored_labels,
     measured_by_file,
+    model_of,
 )
 from .errors import DataError, listed
 from .label_maps import check_values, read_semantic
@@ -85,13 +87,15 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
         DataError: files are missing or do not parse; the classes of the config, of the
             annotations, of the splits and of the model disagree; or there is no usable box.
     """
-    model = cfg.get('model') or {}
+    model = model_of(cfg)
 
     def look(node: Node, classes: tuple[str, ...], images: list[Image], used: list[Image]) -> None:
         report_missing(node, [image.file for image in used], 'images', source_of(node))
         if node.kind == 'semantic' and model.get('decode_head'):
             maps = [image.label_map for image in used]
-            check_values(node, maps, classes, dict(ignored_labels(model)))
+            split = node.key.partition('_')[0]
+            ignored = {**dict(ignored_labels(model)), **dict(ignored_by_metrics(cfg, split))}
+            check_values(node, maps, classes, ignored)
 
     return walk(cfg, splits, STRICT, look)
 
@@ -111,7 +115,7 @@ def walk(cfg: Config, splits: Sequence[str], watch: Watch, look: Look) -> list[S
     Raises:
         DataError: as ``watch`` lets it.
     """
-    model = cfg.get('model') or {}
+    model = model_of(cfg)
     summaries = []
     first: tuple[str, tuple[str, ...]] | None = None
     seen: list[tuple[Any, SplitSummary]] = []

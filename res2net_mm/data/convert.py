@@ -56,7 +56,8 @@ def voc2coco(
         What was written, and what was left out.
 
     Raises:
-        DataError: a file or folder is missing, an xml file is none, or nothing can be used.
+        DataError: a file or folder is missing, an xml file is none, or nothing can be used. An
+            object that cannot be read is left out.
     """
     root = Path(root)
     writer = CocoWriter(out, force, classes)
@@ -64,6 +65,11 @@ def voc2coco(
     for folder in (image_folder, xml_folder):
         if not folder.is_dir():
             raise DataError(f'there is no folder {folder}; name it with --images, --annotations')
+
+    def leave_out(error: DataError) -> None:
+        what = str(error).rpartition('; ')[0]
+        writer.left_out.add('object without a name, or whose numbers are none', what)
+
     seen = set()
     for name in _voc_names(root, names, xml_folder):
         xml = xml_folder / f'{name}.xml'
@@ -75,7 +81,7 @@ def voc2coco(
         elif not image.is_file():
             writer.left_out.add('annotation file without image', image)
         elif size := writer.image(image, image_folder):
-            said, objects = read_voc(xml.read_bytes(), str(xml))
+            said, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
             if said not in (None, size):
                 writer.notes.add('size in the annotation file that is not of the image', xml)
             for obj in objects:
@@ -94,7 +100,10 @@ def _voc_names(root: Path, names: str | Path | None, xml_folder: Path) -> list[s
     file = next((path for path in (root / names, Path(names)) if path.is_file()), None)
     if file is None:
         raise DataError(f'there is no list of images {root / names}, nor {names}')
-    lines = file.read_text(encoding='utf-8-sig').splitlines()
+    try:
+        lines = file.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f'{file} is no list in UTF-8 ({error}); write it again') from error
     return [line.strip() for line in lines if line.strip()]
 
 

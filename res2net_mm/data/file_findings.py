@@ -87,14 +87,14 @@ def check_pictures(watch: Collector, part: Part) -> None:
     by_content = defaultdict(dict)
     for image in part.used:
         picture = part.pictures.get(image.file)
-        if picture and picture.digest:
-            by_content[picture.digest][os.path.normpath(image.file)] = None
+        if picture and (content := picture.pixels or picture.digest):
+            by_content[content][os.path.normpath(image.file)] = None
     for first, *others in by_content.values():
         for file in others:
             watch.warn(
                 'same content twice',
                 file,
-                f'it is byte for byte {first}',
+                f'it is pixel for pixel {first}',
                 'keep one of them; as it is, it counts for more than others',
             )
 
@@ -137,6 +137,8 @@ def check_maps(watch: Collector, part: Part, ignored: Mapping[str, Any]) -> None
         part: the dataset.
         ignored: where the model says which value is ignored -> the value; empty without a model.
     """
+    told = {**ignored, **part.ignored}
+    agreed = len(set(told.values())) == 1
     held = values_are_labels(part.node, part.classes)
     seen: set[int] = set()
     readable = 0
@@ -171,14 +173,26 @@ def check_maps(watch: Collector, part: Part, ignored: Mapping[str, Any]) -> None
             labels = set(np.flatnonzero(label_map.counts).tolist())
             seen |= labels - set(ignored.values())
             with watch.guard('value that is no class', file):
-                check_map(file, label_map.counts, part.classes, ignored)
+                check_map(file, label_map.counts, part.classes, told)
+            if agreed and labels <= set(told.values()):
+                watch.warn(
+                    'label map all ignored',
+                    file,
+                    'all of its pixels are of the value that is ignored, so that nothing of it is '
+                    'trained on or measured',
+                    'label it, or take it out of the set',
+                )
     if held and ignored and readable:
         with watch.guard('a single class', part.node.key):
             check_variety(part.node, readable, seen, part.classes, ignored)
 
 
 def check_splits(watch: Collector, parts: Sequence[Part]) -> None:
-    """Images of the training set that are in another split too, by path or by content."""
+    """Images of the training set that are in another split too, by path or by content.
+
+    A copy that was written anew is found where that lost nothing, as in a PNG; one that was
+    compressed again or resized is not.
+    """
     trained: dict[str, str] = {}
     for part in parts:
         if part.split == 'train':
@@ -191,7 +205,7 @@ def check_splits(watch: Collector, parts: Sequence[Part]) -> None:
             twin = next((trained[k] for k in _marks(part, image.file) if k in trained), None)
             if twin:
                 same = os.path.realpath(twin) == os.path.realpath(image.file)
-                what = 'the same file' if same else f'byte for byte {twin}, which'
+                what = 'the same file' if same else f'pixel for pixel {twin}, which'
                 watch.error(
                     'split overlap',
                     image.file,
@@ -204,7 +218,8 @@ def check_splits(watch: Collector, parts: Sequence[Part]) -> None:
 def _marks(part: Part, file: str) -> list[str]:
     """What tells an image: its place, and where it can be read, its content."""
     picture = part.pictures.get(file)
-    return [os.path.realpath(file), *([picture.digest] if picture and picture.digest else [])]
+    contents = (picture.digest, picture.pixels) if picture else ()
+    return [os.path.realpath(file), *filter(None, contents)]
 
 
 def _left_over(folders: set[str], known: set[str]) -> list[str]:

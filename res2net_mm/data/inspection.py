@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from mmengine import Config
 
-from .agreement import evaluators_of, ignored_labels
+from .agreement import evaluators_of, ignored_by_metrics, ignored_labels, model_of
 from .checks import SplitSummary, format_summary, source_of, walk
 from .errors import DataError
 from .file_findings import check_files, check_maps, check_pictures, check_splits
@@ -72,11 +72,12 @@ def inspect_data(
         The findings, and what they were made of.
 
     Raises:
-        DataError: the config has none of the dataloaders.
+        DataError: the config has none of the dataloaders, or its model is none.
     """
     if not any((cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits):
         wanted = ', '.join(f'{split}_dataloader' for split in splits)
         raise DataError(f'the config has no data to check ({wanted}); name splits that it has')
+    model = model_of(cfg)
     watch = Collector()
     everything: list[Part] = []
 
@@ -84,9 +85,11 @@ def inspect_data(
         report_missing(node, [image.file for image in used], 'images', source_of(node), watch)
         masks = loads_masks(node.config.get('pipeline') or ()) or _measures_masks(cfg, watch.split)
         part = Part(watch.split, node, classes, images, used, masks)
+        part.ignored = dict(ignored_by_metrics(cfg, watch.split))
         twin = next((other for other in everything if _same(part, other)), None)
         if twin and twin.split in splits:
             twin.masks |= masks
+            twin.ignored |= part.ignored
         else:
             everything.append(part)
 
@@ -96,7 +99,6 @@ def inspect_data(
     asked = {'', *splits, *(summary.same_as for summary in summaries)}
     watch.findings[:] = [finding for finding in watch.findings if finding.split in asked]
     parts = [part for part in everything if part.split in asked]
-    model = cfg.get('model') or {}
     known: Known = {}
     for part in parts:
         watch.begin(part.split)

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from mmengine.fileio import list_dir_or_file, list_from_file
+from mmengine.fileio import list_dir_or_file
 from PIL import Image as PillowImage
 
 from .errors import DataError, listed, nearest
-from .nodes import STRICT, Image, Node, Reading, Watch
+from .nodes import STRICT, Image, Node, Reading, Watch, read_list
 from .readers import report_missing
 
 #: Label maps looked into, spread over the set.
@@ -45,7 +45,7 @@ def read_semantic(node: Node, classes: Sequence[str], watch: Watch = STRICT) -> 
     folder, map_folder = node.prefix('img_path'), node.prefix('seg_map_path')
     if node.config.get('ann_file'):
         source = node.annotation_file()
-        names = [line.strip() for line in list_from_file(source)]
+        names = [line.strip() for line in read_list(source)]
     else:
         source = folder
         found = list_dir_or_file(folder, list_dir=False, suffix=image_suffix, recursive=True)
@@ -79,7 +79,7 @@ def check_values(
         node: the dataset, for ``reduce_zero_label`` and messages.
         files: its label maps.
         classes: names; value i of the map is class i.
-        ignored: where the model says which value is ignored -> the value.
+        ignored: where the model and the metrics say which value is ignored -> the value.
 
     Raises:
         DataError: a map does not decode, is no map of one value a pixel, or has a value that is
@@ -126,20 +126,24 @@ def check_map(
         file: its name, for messages.
         counts: (256,) pixels of each value.
         classes: names; value i of the map is class i.
-        ignored: where the model says which value is ignored -> the value.
+        ignored: where the model and the metrics say which value is ignored -> the value. Where
+            they differ none is.
 
     Raises:
         DataError: another value is in it.
     """
-    heads_agree = len(set(ignored.values())) == 1
-    values = set(np.flatnonzero(counts).tolist()) - set(ignored.values() if heads_agree else ())
+    agreed = len(set(ignored.values())) == 1
+    values = set(np.flatnonzero(counts).tolist()) - set(ignored.values() if agreed else ())
     wrong = {value for value in values if value >= len(classes)}
     if wrong:
         value = max(wrong, key=lambda value: counts[value])
+        remedy = 'write the map again, name the class, or ignore the value'
+        if not agreed and value in ignored.values():
+            remedy = f'set all of these to {value}'
         raise DataError(
             f'{file} holds the value {value} ({counts[value] / counts.sum():.1%} of it), but the '
             f'{len(classes)} classes are 0 to {len(classes) - 1} and what is ignored is '
-            f'{_told(ignored)}; write the map again, name the class, or ignore the value'
+            f'{_told(ignored)}; {remedy}'
         )
     return values
 

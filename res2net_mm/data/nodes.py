@@ -250,7 +250,7 @@ class Node:
                     f'{key}={value!r} is a string, and no file of that name exists; write a tuple '
                     f'of class names, for one class classes=({value!r},)'
                 )
-            value = list_from_file(value)
+            value = read_list(value)
         if value is None:
             value = getattr(self.cls, 'METAINFO', {}).get('classes')
         if not value:
@@ -297,6 +297,18 @@ def type_name(config: Any) -> str:
     if isinstance(kind, type):
         return f'{kind.__module__.partition(".")[0]}.{kind.__name__}'
     return kind or ''
+
+
+def read_list(file: str) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        DataError: it is no text.
+    """
+    try:
+        return list_from_file(file)
+    except UnicodeDecodeError as error:
+        raise DataError(f'{file} is no list in UTF-8 ({error}); write it again') from error
 
 
 def missing_files(files: list[str]) -> list[str]:

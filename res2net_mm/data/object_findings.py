@@ -210,7 +210,9 @@ def object_sizes(part: Part) -> tuple[np.ndarray, np.ndarray]:
 
 def check_most_objects(watch: Collector, parts: Sequence[Part], model: Mapping) -> None:
     """Images to measure on with more objects than the detector gives."""
-    test_cfg = model.get('test_cfg') or {}
+    test_cfg = model.get('test_cfg')
+    if not isinstance(test_cfg, Mapping):
+        return
     inner = test_cfg.get('rcnn') or test_cfg
     most = inner.get('max_per_img') if isinstance(inner, Mapping) else None
     if not isinstance(most, int) or most < 1:

@@ -40,6 +40,7 @@ class Picture:
         deep: whether a sample has more than 8 bits.
         orientation: value of the EXIF tag; 1 where there is none.
         digest: hash of the file's bytes.
+        pixels: hash of what it decodes to; empty where it does not, and of a label map.
         fault: why it is not usable, and what to do; None where it is.
         counts: (256,) pixels of each value, of a label map alone.
     """
@@ -51,6 +52,7 @@ class Picture:
     deep: bool = False
     orientation: int = 1
     digest: str = ''
+    pixels: str = ''
     fault: DataError | None = None
     counts: np.ndarray | None = None
 
@@ -66,6 +68,7 @@ class Part:
         listed: all its images.
         used: those that the run uses.
         masks: whether the run uses masks of its objects.
+        ignored: where the metrics it is measured by say which label they ignore -> the label.
         pictures: what the images are, by path, those that are missing left out.
         maps: what the label maps are, likewise.
     """
@@ -76,6 +79,7 @@ class Part:
     listed: list[Image]
     used: list[Image]
     masks: bool
+    ignored: dict[str, int] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)
     maps: dict[str, Picture] = field(default_factory=dict)
 
@@ -102,10 +106,12 @@ def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
     """Decode an image with ``load``, and read what its header tells."""
     facts = _header(file)
     try:
-        height, width = load.transform({'img_path': file})['img'].shape[:2]
+        image = load.transform({'img_path': file})['img']
     except DataError as fault:
         return Picture(file, fault=fault, **facts)
-    return Picture(file, (width, height), **facts)
+    hashed = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+    hashed.update(repr(image.shape).encode())
+    return Picture(file, image.shape[1::-1], pixels=hashed.hexdigest(), **facts)
 
 
 def look_at_map(file: str, node: Node) -> Picture:

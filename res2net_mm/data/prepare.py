@@ -1,7 +1,8 @@
 """Published data sets, laid out in the folders that the configs read.
 
 What is there is found by counting files, so a set that was laid out by hand is complete as well,
-and a second call does nothing.
+and a second call does nothing. A part of which an interrupted call has left something in the
+set's ``.prepare`` is not complete, whatever the counts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from ..weights.download import digest_of, fetch
 from .archives import DATA_SETS, Archive, Count, DataSet, Part
 from .errors import DataError, listed, nearest
-from .unpack import unpack
+from .unpack import disk_errors, unpack
 
 _WORK = '.prepare'  # in the set's folder, which may lie on a disk of its own
 _IGNORE = 255
@@ -89,9 +90,11 @@ def prepare_data(
     dataset = dataset if isinstance(dataset, DataSet) else _named(dataset)
     home = Path(root) / dataset.folder
     chosen = _chosen(dataset, parts)
-    packed = [part for part in chosen if not _complete(home, part.counts)]
-    unmade = [part for part in chosen if not _complete(home, part.made)]
     work = home / _WORK
+    packed = [
+        part for part in chosen if not _complete(home, part.counts) or _interrupted(work, part)
+    ]
+    unmade = [part for part in chosen if not _complete(home, part.made)]
     if packed or unmade:
         groups = [
             [archive for archive in part.archives if not _mark(work, archive).exists()]
@@ -103,12 +106,13 @@ def prepare_data(
         else:
             _check_there(archives, Path(source))
         _check_space(home, groups, source is None, keep_archives)
-        work.mkdir(parents=True, exist_ok=True)
-        try:
-            held = FileLock(work / 'lock').acquire(timeout=0)
-        except Timeout as error:
-            raise DataError(f'another process is preparing {home}; wait for it') from error
-        with held:
+        with disk_errors(home):
+            work.mkdir(parents=True, exist_ok=True)
+            try:
+                held = FileLock(work / 'lock').acquire(timeout=0)
+            except Timeout as error:
+                raise DataError(f'another process is preparing {home}; wait for it') from error
+        with held, disk_errors(home):
             for part in chosen:
                 if part in packed:
                     _unpack_part(part, home, source, keep_archives)
@@ -166,6 +170,13 @@ def _complete(home: Path, counts: Iterable[Count]) -> bool:
             )
         complete = complete and found == count.number
     return complete
+
+
+def _interrupted(work: Path, part: Part) -> bool:
+    """Whether a call that began to fetch or unpack the part did not come to its end."""
+    left = ('{}.files', '{}.part', '*/{}.part', '{}.unpacked')
+    patterns = (kind.format(archive.name) for archive in part.archives for kind in left)
+    return any(any(work.glob(pattern)) for pattern in patterns)
 
 
 def _mark(work: Path, archive: Archive) -> Path:

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mmcv
-from mmengine.fileio import list_from_file
 
 from .errors import DataError, listed, nearest
-from .nodes import STRICT, Image, Node, Object, Reading, Watch, missing_files
+from .nodes import STRICT, Image, Node, Object, Reading, Watch, missing_files, read_list
 from .voc import find_image, read_voc
 
 OTHER_CLASSES = 'other classes'
@@ -22,6 +21,8 @@ ZERO_SIZE = 'zero-size'
 # Least likeness of a name to a class without objects to be called a misspelling. To train on a
 # class without objects is a mistake anyway; to have none of it to evaluate on is common.
 _LIKENESS_IN_TRAINING, LIKENESS = 0.6, 0.81
+# By how much an object may be larger than its box before it is told: rounding.
+_MOST_AREA = 1.1
 
 
 def read_coco(
@@ -53,8 +54,8 @@ def read_coco(
     for annotation in annotations:
         where = f'{file}: annotation {annotation["id"]}'
         with watch.guard('broken annotation', file):
-            name = category_names.get(_get(annotation, 'category_id', where))
-            image = images.get(_get(annotation, 'image_id', where))
+            name = category_names.get(_key(annotation, 'category_id', where))
+            image = images.get(_key(annotation, 'image_id', where))
             if image is None:
                 reading.stray += 1
                 watch.warn(
@@ -83,6 +84,8 @@ def read_coco(
                     '(with_mask=True); add it, or use a detector without masks'
                 )
             image.add(name, reason)
+            if reason is None:
+                _warn_of_area(annotation, image, watch)
             if watch.keeps_objects and box:
                 title = f'annotation {annotation["id"]}'
                 segmentation = annotation.get('segmentation')
@@ -95,7 +98,7 @@ def load_coco(file: str, annotated: bool = True) -> dict:
     try:
         with open(file, encoding='utf-8') as stream:
             content = json.load(stream)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
         raise DataError(f'{file} is not valid JSON ({error}); write or copy it again') from error
     for part in ('images', 'annotations', 'categories') if annotated else ('images', 'categories'):
         values = content.get(part) if isinstance(content, dict) else None
@@ -128,7 +131,7 @@ def read_voc_set(
             misspelt.
     """
     file = node.annotation_file()
-    names = list_from_file(file)
+    names = read_list(file)
     for i, name in enumerate(names, 1):
         with watch.guard('blank in a list', file):
             if not name.strip() or name != name.strip():
@@ -205,8 +208,12 @@ def report_missing(
 def _read_voc_image(
     image: Image, xml_file: str, classes: Sequence[str], least: float | None, watch: Watch
 ) -> None:
-    with open(xml_file, 'rb') as stream:
-        size, objects = read_voc(stream.read(), xml_file)
+    try:
+        with open(xml_file, 'rb') as stream:
+            content = stream.read()
+    except OSError as error:
+        raise DataError(f'{xml_file} cannot be read ({error.strerror}); replace it') from error
+    size, objects = read_voc(content, xml_file)
     if size is None and os.path.isfile(image.file):
         decoded = mmcv.imread(image.file)
         size = None if decoded is None else decoded.shape[1::-1]
@@ -233,10 +240,28 @@ def _coco_images(infos: list[dict], folder: str, file: str, watch: Watch) -> dic
         with watch.guard('broken image entry', file):
             where = f'{file}: image {info["id"]}'
             width, height = (_number(info, side, where) for side in ('width', 'height'))
-            images[info['id']] = Image(
-                os.path.join(folder, _get(info, 'file_name', where)), width, height
-            )
+            if not (width >= 1 and height >= 1):
+                raise DataError(
+                    f'{where} is {width} x {height} px, so that all of its objects would be '
+                    'dropped; write its width and height'
+                )
+            name = _get(info, 'file_name', where)
+            if not isinstance(name, str):
+                raise DataError(f'{where}: file_name is {name!r}; write the name of its file')
+            images[info['id']] = Image(os.path.join(folder, name), width, height)
     return images
+
+
+def _warn_of_area(annotation: dict, image: Image, watch: Watch) -> None:
+    _, _, width, height = annotation['bbox']
+    if annotation['area'] > _MOST_AREA * width * height:
+        watch.warn(
+            'area beyond its box',
+            image.file,
+            f'annotation {annotation["id"]} has area {annotation["area"]}, its box '
+            f'{width * height:g} px',
+            'write the number of its pixels, by which AP by size is counted',
+        )
 
 
 def _coco_box(
@@ -245,18 +270,20 @@ def _coco_box(
     """Corners of a box, if it is looked at, and why mmdet does not train on it, if so."""
     if annotation.get('ignore'):
         return None, 'marked ignore'
+    crowd = annotation.get('iscrowd', 0)
+    if not isinstance(crowd, int | float):
+        raise DataError(f'{where}: iscrowd is {crowd!r}; write 0 or 1')
     box = _get(annotation, 'bbox', where)
-    try:
-        x, y, width, height = map(float, box)
-    except (TypeError, ValueError) as error:
-        raise DataError(f'{where}: bbox is {box!r}; write it as [x, y, width, height]') from error
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+        raise DataError(f'{where}: bbox is {box!r}; write it as [x, y, width, height]')
+    x, y, width, height = box
     corners = (x, y, x + width, y + height)
     reason = _box_reason(*corners, image)
     if reason is None and (width < 1 or height < 1):
         reason = 'under 1 px'
     if reason is None and _number(annotation, 'area', where) <= 0:
         reason = 'without area'
-    return corners, reason or ('crowd' if annotation.get('iscrowd') else None)
+    return corners, reason or ('crowd' if crowd else None)
 
 
 def _box_reason(x1: float, y1: float, x2: float, y2: float, image: Image) -> str | None:
@@ -333,7 +360,7 @@ def _check_unique(items: list[dict], what: str, file: str, watch: Watch) -> list
     numbered = []
     for i, item in enumerate(items):
         with watch.guard(f'broken {what}', file):
-            counts[_get(item, 'id', f'{file}: {what} number {i}')] += 1
+            counts[_key(item, 'id', f'{file}: {what} number {i}')] += 1
             numbered.append(item)
     for twice in watch.batches([number for number, count in counts.items() if count > 1]):
         with watch.guard('doubled id', file):
@@ -345,6 +372,19 @@ def _get(item: dict, key: str, where: str) -> Any:
     if key not in item:
         raise DataError(f'{where} has no {key!r}; add it')
     return item[key]
+
+
+def _key(item: dict, key: str, where: str) -> Any:
+    """A value that others are found by."""
+    value = _get(item, key, where)
+    if isinstance(value, list | dict):
+        raise DataError(f'{where}: {key} is {value!r}; write a number')
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    # True is no number, nor an integer beyond what a float holds
+    return type(value) is float or (type(value) is int and abs(value) < 1e300)
 
 
 def _number(item: dict, key: str, where: str) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import os
 import shutil
 import stat
@@ -9,6 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -18,8 +21,12 @@ from tqdm import tqdm
 
 from .errors import DataError
 
-_BROKEN = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, NotImplementedError)
-_PART = '.part'  # what is being written; no member is named so
+_BROKEN = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError,
+    NotImplementedError,
+)  # fmt: skip
+# what a file and a folder of one name come to
+_CLASHES = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 class _Open(Protocol):
@@ -58,21 +65,46 @@ def unpack(
 
     Raises:
         DataError: the archive is damaged, has nothing of ``moves``, or a member that would come
-            to lie outside, or is no plain file. Then nothing has come to ``target``.
+            to lie outside, or is no plain file. Then nothing has come to ``target``. Or the disk
+            is full or cannot be written to; then the next call goes on where this one stopped.
     """
-    stage.mkdir(parents=True, exist_ok=True)
-    try:
-        written = _fill(archive, stage, target, moves, nested)
-    except DataError:
-        shutil.rmtree(stage)  # or the next archive of this name would be mixed with it
-        raise
-    (stage / _PART).unlink(missing_ok=True)
-    _merge(stage, target)
+    part = stage.with_name(f'{stage.name}.part')  # what is being written; no member's place
+    with disk_errors(target):
+        stage.mkdir(parents=True, exist_ok=True)
+        try:
+            written = _fill(archive, stage, target, moves, nested, part)
+        except DataError:
+            shutil.rmtree(stage)  # or the next archive of this name would be mixed with it
+            part.unlink(missing_ok=True)
+            raise
+        part.unlink(missing_ok=True)
+        _merge(stage, target)
     return written
 
 
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A block that writes to ``folder``: what the system refuses there becomes a DataError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # no error of the system's
+            raise
+        where = ' -> '.join(str(f) for f in (error.filename, error.filename2) if f) or folder
+        todo = 'make room there' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'correct that'
+        raise DataError(
+            f'{folder} cannot be completed ({error.strerror}: {where}); {todo} and call again, '
+            'which goes on from here, or give another --root'
+        ) from error
+
+
 def _fill(
-    archive: Path, stage: Path, target: Path, moves: tuple[tuple[str, str], ...], nested: bool
+    archive: Path,
+    stage: Path,
+    target: Path,
+    moves: tuple[tuple[str, str], ...],
+    nested: bool,
+    part: Path,
 ) -> int:
     written = taken = 0
     try:
@@ -93,9 +125,16 @@ def _fill(
                 there = (stage / relative, target / relative)
                 if any(path.is_file() and path.stat().st_size == member.size for path in there):
                     continue
-                _write(member, stage / relative, stage / _PART)
+                _write(member, stage / relative, part)
                 written += 1
-    except _BROKEN as error:
+    except _CLASHES as error:
+        raise DataError(
+            f'{archive} has a file and a folder of one name ({error.filename2 or error.filename}); '
+            'it is not the published archive, get it from there'
+        ) from error
+    except (*_BROKEN, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; one of a decompressor has no number
         why = str(error).partition('\n')[0].rstrip(':') or type(error).__name__
         raise DataError(f'{archive} is damaged ({why}); remove it and fetch it again') from error
     if not taken:
@@ -120,6 +159,8 @@ def _members(
         for info in opened:
             if not info.isdir():
                 yield _Member(info.name, info.size, info.isreg(), partial(_of_tar, opened, info))
+        while opened.fileobj.read(1 << 20):  # the checksum of a compressed one is at its end
+            pass
         return
     # In the order of the file: seeking back in a zip that lies in a zip reads it from its start.
     for info in sorted(opened.infolist(), key=lambda info: info.header_offset):
@@ -182,6 +223,9 @@ def _merge(source: Path, target: Path) -> None:
     for entry in list(source.iterdir()):
         if entry.is_dir():
             _merge(entry, target / entry.name)
+        elif (target / entry.name).is_dir():  # where shutil.move would put it into
+            message = os.strerror(errno.EISDIR)
+            raise IsADirectoryError(errno.EISDIR, message, str(target / entry.name))
         else:
             # not os.replace: a folder of a set may be a link to another disk
             shutil.move(entry, target / entry.name)

@@ -21,7 +21,9 @@ class VocObject:
     difficult: bool
 
 
-def read_voc(content: bytes, file: str) -> tuple[tuple[int, int] | None, list[VocObject]]:
+def read_voc(
+    content: bytes, file: str, leave_out: Callable[[DataError], None] | None = None
+) -> tuple[tuple[int, int] | None, list[VocObject]]:
     """Parse one annotation file.
 
     An empty ``<difficult/>`` means no, coordinates may be fractions (they are cut to whole pixels,
@@ -30,12 +32,14 @@ def read_voc(content: bytes, file: str) -> tuple[tuple[int, int] | None, list[Vo
     Args:
         content: the xml text.
         file: its name, for messages.
+        leave_out: is told of an object that has no name, no box or no numbers, and the others are
+            read; without it that is an error.
 
     Returns:
         (width, height) in pixels, or None where the file does not tell; the objects.
 
     Raises:
-        DataError: the text is not XML, or an object has no name, no box or no numbers.
+        DataError: the text is not XML, its size is no number, or an object is as said above.
     """
     try:
         root = ElementTree.fromstring(content)
@@ -43,7 +47,14 @@ def read_voc(content: bytes, file: str) -> tuple[tuple[int, int] | None, list[Vo
         raise DataError(f'{file} is not valid XML ({error}); write it again') from error
     size = (_number(root, f'size/{side}', file, 0) for side in ('width', 'height'))
     width, height = size
-    objects = [_object(element, i, file) for i, element in enumerate(root.findall('object'), 1)]
+    objects = []
+    for i, element in enumerate(root.findall('object'), 1):
+        try:
+            objects.append(_object(element, i, file))
+        except DataError as error:
+            if leave_out is None:
+                raise
+            leave_out(error)
     return ((width, height) if width > 0 and height > 0 else None), objects
 
 

@@ -22,6 +22,8 @@ from written_sets import (
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
 from res2net_mm.data.checks import check_data
+from res2net_mm.data.errors import DataError
+from res2net_mm.data.inspection import inspect_data
 
 TRAIN = 'train_dataloader.dataset'
 
@@ -126,6 +128,8 @@ def test_not_json(coco):
     check_fails(config(coco_dataset(coco)), str(coco / 'train.json'), 'not valid JSON', 'line 1')
     (coco / 'train.json').write_bytes(b'\xff\xfe\x00')
     check_fails(config(coco_dataset(coco)), str(coco / 'train.json'), 'not valid JSON')
+    (coco / 'train.json').write_text('[' * 200_000)
+    check_fails(config(coco_dataset(coco)), str(coco / 'train.json'), 'not valid JSON', 'recursion')
 
 
 @pytest.mark.parametrize('part', ['images', 'annotations', 'categories'])
@@ -141,7 +145,10 @@ def test_an_annotation_lacks_something(coco, key):
     check_fails(config(annotation(coco, remove=key)), str(coco / 'train.json'), f'has no {key!r}')
 
 
-@pytest.mark.parametrize('bbox', [None, [1, 2, 3], [1, 2, 3, 'x'], 'none'])
+@pytest.mark.parametrize(
+    'bbox',
+    [None, [1, 2, 3], [1, 2, 3, 'x'], 'none', ['2', '3', '10', '12'], [True] * 4, [10**400] * 4],
+)
 def test_a_box_is_no_box(coco, bbox):
     check_fails(config(annotation(coco, bbox=bbox)), 'annotation 0: bbox is', repr(bbox))
 
@@ -151,6 +158,38 @@ def test_an_image_lacks_something(coco, key):
     images = coco_content()['images']
     del images[0][key]
     check_fails(config(changed(coco, images=images)), 'train.json: image ', f'has no {key!r}')
+
+
+@pytest.mark.parametrize(
+    'part, wrong, said',
+    [
+        ('images', {'width': 0}, 'image 0 is 0 x 40 px, so that all of its objects'),
+        ('images', {'height': -5}, 'image 0 is 60 x -5 px'),
+        ('images', {'width': float('nan')}, 'image 0 is nan x 40 px'),
+        ('images', {'file_name': 5}, 'image 0: file_name is 5; write the name'),
+        ('images', {'file_name': None}, 'image 0: file_name is None'),
+        ('images', {'id': [1]}, 'image number 0: id is [1]; write a number'),
+        ('annotations', {'id': {}}, 'annotation number 0: id is {}; write a number'),
+        ('annotations', {'image_id': [0]}, 'annotation 0: image_id is [0]; write a number'),
+        ('annotations', {'category_id': [7]}, 'annotation 0: category_id is [7]; write a number'),
+        ('annotations', {'iscrowd': '0'}, "annotation 0: iscrowd is '0'; write 0 or 1"),
+        ('annotations', {'iscrowd': None}, 'annotation 0: iscrowd is None'),
+        ('categories', {'id': [7]}, 'category number 0: id is [7]; write a number'),
+    ],
+)
+def test_values_of_a_wrong_kind(coco, part, wrong, said):
+    items = coco_content()[part]
+    items[0].update(wrong)
+    check_fails(config(changed(coco, **{part: items})), f'{coco / "train.json"}: {said}')
+
+
+def test_mmdet_uses_no_object_of_an_image_without_width(coco):
+    from mmdet.registry import DATASETS
+
+    images = coco_content()['images']
+    images[0]['width'] = 0
+    built = DATASETS.build(changed(coco, images=images))
+    assert [len(built.get_data_info(i)['instances']) for i in range(3)] == [0, 3, 3]
 
 
 def test_ids_twice(coco):
@@ -304,6 +343,15 @@ def test_num_classes_of_the_model(coco):
         check_data(config(coco_dataset(coco), model=model))
     head = {'num_things_classes': 80, 'num_stuff_classes': 0}
     check_fails(config(coco_dataset(coco), model={'panoptic_head': head}), 'num_things_classes=80')
+
+
+def test_a_model_that_is_none(coco):
+    cfg = config(coco_dataset(coco), model=3)
+    check_fails(cfg, 'model=3 is no config of a model; write a dict')
+    with pytest.raises(DataError, match='model=3 is no config'):
+        inspect_data(cfg)
+    cfg.model = {'test_cfg': 3, 'decode_head': 3}
+    inspect_data(cfg)
 
 
 # ---- metrics

@@ -204,6 +204,8 @@ def test_what_is_left_out_is_told(tmp_path):
             voc_object('dog', (20, 9, 10, 20)),
             voc_object('dog', (61, 9, 70, 20)),
             voc_object('cow', (3, 4, 20, 30)),
+            voc_object(' ', (3, 4, 20, 30)),
+            voc_object('cat', (3, 4, 'x', 30)),
         ),
         'b': voc_xml(size='<size><width>40</width><height>60</height></size>'),
         'c': voc_xml(),
@@ -218,6 +220,7 @@ def test_what_is_left_out_is_told(tmp_path):
     assert boxes == [[2, 3, 17, 26]]
     assert report.left_out.counts == {
         'box of no size': 2,
+        'object without a name, or whose numbers are none': 2,
         'box outside of its image': 1,
         "object of class 'cow', which is not asked for": 1,
         'annotation file without image': 1,
@@ -234,6 +237,7 @@ def test_what_is_left_out_is_told(tmp_path):
     text = str(report)
     assert f'  2 x box of no size: {tmp_path}/Annotations/a.xml (9, 9, 9, 20), ' in text
     assert '  2 x class without objects: dog, horse' in text
+    assert "a.xml: object 7 (cat): <bndbox/xmax> is 'x', not a number" in text
     names = [category['name'] for category in written(tmp_path / 'out.json')['categories']]
     assert names == ['cat', 'dog', 'horse']
 

@@ -42,6 +42,10 @@ def deep(path: Path) -> None:
     path.write_bytes(cv2.imencode('.png', values)[1])
 
 
+def as_png(path: Path) -> bytes:
+    return cv2.imencode('.png', cv2.imread(str(path)))[1].tobytes()
+
+
 def again(part: str, **changes: object) -> Callable[[Path, Config], None]:
     return content(lambda c: c[part].append({**c[part][0], **changes}))
 
@@ -112,7 +116,7 @@ COCO = {
     'negative width': (boxed([12, 3, -10, 12]), error('negative size', '0.jpg')),
     'outside': (boxed([WIDTH, 3, 10, 12]), warning('box outside the image', '0.jpg')),
     'beyond the border': (
-        first(bbox=[55, 3, 6.5, 12], segmentation=polygon(55, 3, 5, 12)),
+        first(bbox=[55, 3, 6.5, 12], area=78, segmentation=polygon(55, 3, 5, 12)),
         warning('box beyond the border', '0.jpg'),
     ),
     'beyond by a pixel': (
@@ -137,6 +141,31 @@ COCO = {
         error('broken image entry', 'train.json') | warning('image not listed', '3.jpg')
         | warning('annotation of no image', 'train.json'),
     ),
+    'width 0': (
+        content(lambda c: c['images'][3].update(width=0)),
+        error('broken image entry', 'train.json') | warning('image not listed', '3.jpg')
+        | warning('annotation of no image', 'train.json'),
+    ),
+    'a number for a file name': (
+        content(lambda c: c['images'][3].update(file_name=5)),
+        error('broken image entry', 'train.json') | warning('image not listed', '3.jpg')
+        | warning('annotation of no image', 'train.json'),
+    ),
+    'a list for an image id': (
+        content(lambda c: c['images'][3].update(id=[30])),
+        error('broken image', 'train.json') | warning('image not listed', '3.jpg')
+        | warning('annotation of no image', 'train.json'),
+    ),
+    **{
+        f'a list for {key}': (first(**{key: [1]}), error('broken annotation', 'train.json'))
+        for key in ('id', 'image_id', 'category_id')
+    },
+    'sides in words': (
+        first(bbox=['2', '3', '10', '12']), error('broken annotation', 'train.json'),
+    ),
+    'crowd in words': (first(iscrowd='0'), error('broken annotation', 'train.json')),
+    'area beyond the box': (first(area=133), warning('area beyond its box', '0.jpg')),
+    'area of the box, rounded': (first(area=131), set()),
     'no mask': (
         content(lambda c: c['annotations'][0].pop('segmentation')),
         error('broken annotation', 'train.json'),
@@ -152,7 +181,7 @@ COCO = {
         error('doubled id', 'train.json'),
     ),
     'annotation id twice': (
-        again('annotations', bbox=[9, 9, 9, 9], segmentation=polygon(9, 9, 9, 9)),
+        again('annotations', bbox=[9, 9, 9, 9], area=81, segmentation=polygon(9, 9, 9, 9)),
         error('doubled id', 'train.json'),
     ),
     'category id twice': (again('categories'), error('doubled id', 'train.json')),
@@ -200,6 +229,10 @@ COCO = {
     ),
     'in both splits': (
         file('val/1.jpg', lambda f: f.write_bytes((f.parents[1] / 'train/1.jpg').read_bytes())),
+        error('split overlap', '1.jpg', 'val'),
+    ),
+    'in both splits, one as a PNG': (
+        file('val/1.jpg', lambda f: f.write_bytes(as_png(f.parents[1] / 'train/1.jpg'))),
         error('split overlap', '1.jpg', 'val'),
     ),
     'the training set to measure on': (

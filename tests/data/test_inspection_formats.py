@@ -63,6 +63,15 @@ VOC = {
         file('Annotations/photo.1.xml', Path.unlink),
         error('annotation files missing', 'photo.1.xml'),
     ),
+    'a folder for an xml file': (
+        file('Annotations/photo.1.xml', lambda f: (f.unlink(), f.mkdir())),
+        error('broken annotation', 'photo.1.xml'),
+    ),
+    'a list that is no text': (
+        file('train.txt', lambda f: f.write_bytes(b'\xff\xfe\x80')),
+        error('files', TRAIN)
+        | {('warning', 'image not listed', 'val', f'photo.{i}.jpg') for i in range(4)},
+    ),
     'broken xml': (
         file('Annotations/photo.6.xml', half), error('broken annotation', 'photo.6.xml', 'val'),
     ),
@@ -121,6 +130,18 @@ MAPS = {
         options(model__decode_head__ignore_index=11),
         {('error', 'value that is no class', 'train', f'{i}.png') for i in range(4)}
         | {('error', 'value that is no class', 'val', f'{i}.png') for i in range(3)},
+    ),
+    'metric ignores another': (
+        options(val_evaluator={'type': 'IoUMetric', 'ignore_index': 7}),
+        {('error', 'value that is no class', 'val', f'{i}.png') for i in range(3)},
+    ),
+    'metric of the test set ignores another': (
+        options(test_evaluator=[{'type': 'IoUMetric', 'ignore_index': 7}]),
+        {('error', 'value that is no class', 'val', f'{i}.png') for i in range(3)},
+    ),
+    'metric ignores the same': (options(val_evaluator={'type': 'A', 'ignore_index': 255}), set()),
+    'all ignored': (
+        file('maps/train/1.png', saved(cells(255))), warning('label map all ignored', '1.png'),
     ),
     'another size': (
         file('maps/val/1.png', saved(cells(0, 1, size=(WIDTH, HEIGHT)))),

@@ -72,6 +72,10 @@ def test_files_by_list_and_below_folders(maps):
         (maps / part / 'deep').rename(maps / part / 'train' / 'deep')
     (summary,) = check_data(semantic(semantic_dataset(maps)))
     assert summary.images == 4
+    (maps / 'list.txt').write_bytes(b'a.jpg1\xff')
+    check_fails(
+        semantic(semantic_dataset(maps, ann_file='list.txt')), f'{maps}/list.txt is no list'
+    )
     gone = semantic_dataset(maps, ann_file='gone.txt')
     check_fails(semantic(gone), f"{TRAIN}.ann_file='gone.txt'")
 
@@ -133,6 +137,25 @@ def test_a_value_that_is_no_class(maps):
 def test_heads_that_ignore_different_values(maps):
     cfg = semantic(semantic_dataset(maps), model=model(3, 255, 3))
     check_fails(cfg, 'holds the value 255', 'model.auxiliary_head.0.ignore_index=3')
+
+
+def test_metrics_that_ignore_another_value_than_the_heads(maps):
+    val = semantic_dataset(maps, 'val')
+    metric = {'type': 'mmseg.IoUMetric', 'ignore_index': 7}
+    cfg = semantic(semantic_dataset(maps), val, val_evaluator=metric)
+    check_data(cfg)  # the maps hold neither value
+    Image.fromarray(label_map(0, 1, 255)).save(maps / 'maps/val/b.png')
+    check_fails(
+        cfg,
+        f'{maps / "maps/val/b.png"} holds the value 255',
+        'model.decode_head.ignore_index=255',
+        'val_evaluator.ignore_index=7',
+        '; set all of these to 255',
+    )
+    cfg.val_evaluator = [{'type': 'Other'}, {**metric, 'ignore_index': 255}]
+    check_data(cfg)
+    cfg.test_evaluator = {**metric, 'ignore_index': 0}
+    check_fails(cfg, 'test_evaluator.ignore_index=0')
 
 
 def test_maps_of_0_and_255(tmp_path):

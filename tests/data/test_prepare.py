@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,6 +177,42 @@ def _counting(function, calls):
     return counted
 
 
+def test_a_merge_that_stopped_after_the_files_that_are_counted(coco, tmp_path, monkeypatch):
+    (tmp_path / 'coco/annotations').mkdir(parents=True)  # so that files are moved one by one
+    in_order, move = Path.iterdir, shutil.move
+
+    def interrupted(source, target):
+        if 'person' in Path(source).name:
+            raise KeyboardInterrupt
+        move(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, 'iterdir', lambda path: iter(sorted(in_order(path))))
+        patch.setattr(shutil, 'move', interrupted)
+        prepare_data(coco, tmp_path, parts=('annotations',))
+    names = {path.name for path in (tmp_path / 'coco/annotations').iterdir()}
+    assert len(names) == 4 and 'instances_val2017.json' in names
+    result = prepare_data(coco, tmp_path, parts=('annotations',))
+    assert [row.new for row in result.rows] == [True, True]
+    assert files_below(tmp_path / 'coco') == COCO_ARCHIVES['annotations_trainval2017.zip']
+
+
+@pytest.mark.parametrize('left', ['{}.files/val2017/3.jpg', '{}.part', '0/{}.part', '{}.unpacked'])
+def test_a_part_of_which_something_is_unfinished_is_not_complete(coco, tmp_path, left):
+    there = tmp_path / 'coco/val2017/3.jpg'
+    unfinished = tmp_path / 'coco/.prepare' / left.format('val2017.zip')
+    for path in (there, unfinished):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b'three' if path.name == '3.jpg' else b'')
+    if left.startswith('0/'):  # where an archive without checksum is downloaded to
+        unfinished.rename(unfinished.with_name('train2017.zip.part'))  # of another part
+        assert [row.new for row in prepare_data(coco, tmp_path, parts=('val',)).rows] == [False]
+        unfinished.touch()
+    assert [row.new for row in prepare_data(coco, tmp_path, parts=('val',)).rows] == [True]
+    assert there.read_bytes() == b'three'
+    assert not [path for path in tmp_path.rglob('*') if path.name.startswith('val2017.zip.f')]
+
+
 def test_only_files_that_are_missing_or_of_another_size_are_written(coco, tmp_path, monkeypatch):
     folder = tmp_path / 'coco/annotations'
     folder.mkdir(parents=True)
@@ -209,6 +246,12 @@ def test_voc_merges_the_archives_of_a_year(voc, tmp_path):
     lists = {path.name: path.read_text() for path in (kit / 'VOC2007/ImageSets/Main').iterdir()}
     assert lists == {'trainval.txt': '1\n2\n', 'test.txt': '3\n'}
     assert len(list((kit / 'VOC2012/Annotations').iterdir())) == 5
+    for name in ('VOC2007/ImageSets/Main/test.txt', 'VOC2012/ImageSets/Segmentation/val.txt'):
+        (kit / name).unlink()  # without its lists a year is not complete
+        news = {
+            str(row.folder.relative_to(kit)): row.new for row in prepare_data(voc, tmp_path).rows
+        }
+        assert (kit / name).is_file() and {k[:7] for k, new in news.items() if new} == {name[:7]}
     assert not (kit / 'VOCaug').exists()
 
 

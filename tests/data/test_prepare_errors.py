@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 import tarfile
@@ -307,3 +308,34 @@ def test_one_process_at_a_time(coco, tmp_path):
     work.mkdir(parents=True)
     with prepare.FileLock(work / 'lock'):
         fails('another process is preparing', dataset=coco, root=tmp_path)
+
+
+@pytest.mark.parametrize('function', ['copyfileobj', 'move'])
+def test_a_disk_that_becomes_full(coco, server, tmp_path, monkeypatch, function):
+    (tmp_path / 'coco/annotations').mkdir(parents=True)
+    real, calls = getattr(shutil, function), []
+
+    def full(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return real(*args)
+
+    arguments = dict(dataset=coco, root=tmp_path, parts=('annotations',), source=server.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, function, full)
+        fails(f'{tmp_path}/coco', 'No space left', 'make room there and call again', **arguments)
+    again, real_copy = [], shutil.copyfileobj
+    monkeypatch.setattr(shutil, 'copyfileobj', lambda *args: again.append(1) or real_copy(*args))
+    prepare_data(**arguments)
+    assert files_below(tmp_path / 'coco') == COCO_ARCHIVES['annotations_trainval2017.zip']
+    assert len(again) == (4 if function == 'copyfileobj' else 0)  # of 6
+
+
+def test_places_that_are_taken(coco, server, tmp_path):
+    (tmp_path / 'file').touch()
+    arguments = dict(dataset=coco, parts=('val',), source=server.folder)
+    fails(f'{tmp_path}/file/coco', 'Not a directory', '--root', root=tmp_path / 'file', **arguments)
+    (tmp_path / 'coco').mkdir()
+    (tmp_path / 'coco/val2017').touch()
+    fails('coco/val2017', 'Not a directory', 'correct that', root=tmp_path, **arguments)

@@ -67,9 +67,7 @@ def test_what_tools_write():
     )
 
 
-@pytest.mark.parametrize(
-    'size', ['', '<size/>', '<size><width>0</width><height>0</height></size>']
-)
+@pytest.mark.parametrize('size', ['', '<size/>', '<size><width>0</width><height>0</height></size>'])
 def test_a_size_that_is_not_told(size):
     assert read_voc(voc_xml(size=size).encode(), 'a.xml') == (None, [])
 
@@ -231,6 +229,14 @@ def test_blanks_in_a_list_of_names(voc, line):
     with (voc / 'train.txt').open('a') as stream:
         stream.write(f'{line}\n')
     check_fails(config(voc_dataset(voc)), str(voc / 'train.txt'), f'line 4 is {line!r}')
+
+
+def test_voc_files_that_cannot_be_read(voc):
+    (voc / 'Annotations/photo.2.xml').unlink()
+    (voc / 'Annotations/photo.2.xml').mkdir()
+    check_fails(config(voc_dataset(voc)), f'{voc}/Annotations/photo.2.xml cannot be read (Is a dir')
+    (voc / 'train.txt').write_bytes(b'photo.0\n\x80\n')
+    check_fails(config(voc_dataset(voc)), f'{voc / "train.txt"} is no list in UTF-8')
 
 
 def test_a_misspelt_voc_class(voc):
