@@ -1,0 +1,129 @@
+"""Optimised networks give the features of the networks that they are made of."""
+
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.registry import MODELS, init_default_scope
+from references import randomise, relative_error
+from torch import nn
+
+import res2net_mm
+from res2net_mm.backbones import Bottle2neck
+from res2net_mm.deploy import optimize_for_inference
+from res2net_mm.engine.config import load_config
+
+SMALL = dict(depth=14, base_channels=16, base_width=7)
+NETWORKS = {
+    'v1b': dict(),
+    'v1': dict(deep_stem=False, avg_down=False),
+    'mmdet': dict(first_block='mmdet'),
+    'paddle': dict(first_block='paddle'),
+    'caffe': dict(style='caffe'),
+    'grouped': dict(groups=4, base_width=3),
+    'eight scales': dict(scales=8, base_width=5),
+    'one scale': dict(scales=1),
+    'no padding needed': dict(base_width=8),
+    'dilated': dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True),
+    'attention in the cascade': dict(
+        plugins=[dict(cfg=dict(type='ContextBlock', ratio=0.25), position='after_conv2')]
+    ),
+    'group norm': dict(norm_cfg=dict(type='GN', num_groups=1)),
+    'standardised weights': dict(conv_cfg=dict(type='ConvWS')),
+}
+
+
+def image_of(*shape):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+def build(kind, **arguments):
+    cls = res2net_mm.Res2NetDCN if 'dcn' in arguments else res2net_mm.Res2Net
+    return randomise(cls(**SMALL | NETWORKS.get(kind, {}) | arguments)).eval()
+
+
+def compare(net, fast, bound, shape=(2, 3, 75, 61)):
+    image = image_of(*shape)
+    with torch.no_grad():
+        for out, reference in zip(fast(image), net(image), strict=True):
+            assert relative_error(out.float(), reference) < bound
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_same_features(kind):
+    net = build(kind)
+    before = copy.deepcopy(net.state_dict())
+    net.train()
+    fast = optimize_for_inference(net)
+    assert net.training and not fast.training
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    net.eval()
+    compare(net, fast, 2e-6)
+    folded = kind not in ('group norm', 'standardised weights')
+    assert any(isinstance(m, nn.BatchNorm2d) for m in fast.modules()) is (
+        kind == 'standardised weights'
+    )
+    widths = {m.width % 8 for m in fast.modules() if isinstance(m, Bottle2neck)}
+    whole = kind not in ('grouped', 'one scale', 'attention in the cascade') and folded
+    assert not whole or widths == {0}
+    assert not any(p.requires_grad for p in fast.parameters())
+    if kind != 'standardised weights':
+        features = fast(image_of(1, 3, 64, 64))
+        assert all(f.is_contiguous(memory_format=torch.channels_last) for f in features)
+
+
+@pytest.mark.parametrize('version', ['DCN', 'DCNv2'])
+@pytest.mark.parametrize('groups', [1, 7])
+def test_deformable_networks(version, groups):
+    net = build('v1b', dcn=dict(type=version, deform_groups=groups))
+    fast = optimize_for_inference(net)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fast.modules())
+    compare(net, fast, 2e-5)
+
+
+@pytest.mark.parametrize(('dtype', 'bound'), [(torch.bfloat16, 3e-2), (torch.float16, 5e-3)])
+def test_half_precision(dtype, bound):
+    net = build('v1b')
+    fast = optimize_for_inference(net, dtype)
+    assert all(out.dtype == dtype for out in fast(image_of(1, 3, 64, 64)))
+    compare(net, fast, bound)
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'bound'), [(torch.float32, 2e-6), (torch.bfloat16, 3e-2), (torch.float16, 5e-3)]
+)
+def test_detector(dtype, bound):
+    """Backbone and neck are fast; heads stay float32, since boxes lose pixels in half precision."""
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    init_default_scope('mmdet')
+    model = randomise(MODELS.build(cfg.model))
+    model.eval()
+    fast = optimize_for_inference(model, dtype)
+    norms = [m for m in fast.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not norms and fast.backbone.layer1[0].conv1.weight.dtype == dtype
+    image = image_of(1, 3, 96, 128)
+    with torch.no_grad():
+        for out, reference in zip(fast.extract_feat(image), model.extract_feat(image), strict=True):
+            assert out.dtype == torch.float32 and relative_error(out, reference) < bound
+        scores, boxes = fast.rpn_head(fast.extract_feat(image))
+        assert {level.dtype for level in (*scores, *boxes)} == {torch.float32}
+
+
+def test_convolutions_elsewhere():
+    """ConvModule folds where its norm comes right after the convolution, and only there."""
+    after = ConvModule(3, 5, 3, norm_cfg=dict(type='BN'))
+    before = ConvModule(3, 5, 3, norm_cfg=dict(type='BN'), order=('norm', 'act', 'conv'))
+    between = ConvModule(3, 5, 3, norm_cfg=dict(type='BN'), order=('conv', 'act', 'norm'))
+    model = randomise(nn.ModuleList([after, before, between])).eval()
+    fast = optimize_for_inference(model)
+    counts = [sum(isinstance(m, nn.BatchNorm2d) for m in part.modules()) for part in fast]
+    assert counts == [0, 1, 1]
+    image = image_of(1, 3, 16, 16)
+    for ours, theirs in zip(fast, model, strict=True):
+        assert relative_error(ours(image), theirs(image)) < 1e-6
+
+
+def test_errors():
+    with pytest.raises(ValueError, match='dtype must be one of torch.float32, .*torch.int8'):
+        optimize_for_inference(nn.Identity(), torch.int8)
