@@ -34,7 +34,7 @@ model = dict(
 )
 data_root = '{{$RES2NET_MM_DATA:data}}/nuclei/'
 data = dict(type='CocoDataset', data_root=data_root, metainfo=dict(classes=classes))
-size = (384, 384)
+size = (320, 320)
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -80,7 +80,7 @@ val_evaluator = dict(
     metric=['bbox', 'segm'],
 )
 test_evaluator = val_evaluator
-max_epochs = 20
+max_epochs = 16
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
