@@ -121,6 +121,18 @@ def test_front_door_is_what_it_says():
     assert preprocessor.bgr_to_rgb and preprocessor.mean == [123.675, 116.28, 103.53]
 
 
+def test_learning_rate_falls_within_the_training(config):
+    schedule = config.train_cfg
+    length = schedule.get('max_epochs', schedule.get('max_iters'))
+    last = config.param_scheduler[-1]
+    ends = last.get('end', last.get('T_max', 0) + last.get('begin', 0))
+    assert ends == length and last.by_epoch is ('max_epochs' in schedule)
+    milestones = last.get('milestones', [])
+    assert milestones == sorted(milestones) and all(0 < m < length for m in milestones)
+    for warm_up in config.param_scheduler[:-1]:
+        assert warm_up.begin == 0 < warm_up.end and not warm_up.by_epoch
+
+
 def test_metafile_tells_of_every_config():
     models = yaml.safe_load((CONFIGS[0].parent / 'metafile.yml').read_text())['Models']
     assert [model['Name'] for model in models] == [path.stem for path in CONFIGS]
