@@ -1,4 +1,4 @@
-# ADE20K, as tools/prepare_data.py lays it out; 16 images a step.
+# ADE20K, as tools/prepare_data.py ade20k lays it out; 16 images a step.
 data_root = 'data/ade/ADEChallengeData2016'
 crop_size = (512, 512)
 train_pipeline = [

@@ -1,4 +1,4 @@
-# Cityscapes, as tools/prepare_data.py lays it out; 8 images a step.
+# Cityscapes, as tools/prepare_data.py cityscapes lays it out; 8 images a step.
 data_root = 'data/cityscapes'
 crop_size = (512, 1024)
 train_pipeline = [

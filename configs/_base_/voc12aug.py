@@ -1,4 +1,4 @@
-# Pascal VOC 2012 with the annotations of SBD; laid out by tools/prepare_data.py.
+# Pascal VOC 2012 with SBD: tools/prepare_data.py voc --parts aug lays it out; 16 images a step.
 data_root = 'data/VOCdevkit/VOC2012'
 crop_size = (512, 512)
 train_pipeline = [
