@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from .compiling import run_compiled
+from .layers import conv_norm
+
 FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle')
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
@@ -56,6 +59,7 @@ class Bottle2neck(BaseModule):
         downsample: Module of the shortcut, or None for the identity.
         style: ``'pytorch'`` puts the stride on the 3x3 convs, ``'caffe'`` on the first 1x1 conv.
         with_cp: Recompute the block in the backward pass instead of storing activations.
+        compile: Run the block under ``torch.compile``, or as it is where that fails.
         conv_cfg: Config of the convolutions; None is ``Conv2d``.
         norm_cfg: Config of the normalisation layers.
         plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3')``.
@@ -86,6 +90,7 @@ class Bottle2neck(BaseModule):
         downsample: nn.Module | None = None,
         style: str = 'pytorch',
         with_cp: bool = False,
+        compile: bool = False,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         plugins: Sequence[dict] | None = None,
@@ -117,6 +122,7 @@ class Bottle2neck(BaseModule):
         self.scales = scales
         self.width = width
         self.with_cp = with_cp
+        self.compiles = compile
         self.adds, self.pool = _first_block(
             first_block if stage_type == 'stage' and scales > 1 else None, stride
         )
@@ -172,14 +178,19 @@ class Bottle2neck(BaseModule):
             # compiled, a recomputation does not reach the statistics (and takes no bound method)
             compiled = torch.compiler.is_compiling()
             contexts = {} if compiled else dict(context_fn=self._checkpoint_contexts)
-            return checkpoint(self._forward, x, shortcut, use_reentrant=False, **contexts)
+            return checkpoint(self._run, x, shortcut, use_reentrant=False, **contexts)
+        return self._run(x, shortcut)
+
+    def _run(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        if self.compiles:
+            return run_compiled(type(self)._forward, self, x, shortcut)
         return self._forward(x, shortcut)
 
     def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        out = self.relu(self.norm1(self.conv1(x)))  # (N, scales * width, H, W)
+        out = self.relu(conv_norm(self.conv1, self.norm1, x))  # (N, scales * width, H, W)
         out = self._apply_plugins(out, 'after_conv1')
         out = self._apply_plugins(self._cascade(out), 'after_conv2')
-        out = self._apply_plugins(self.norm3(self.conv3(out)), 'after_conv3')
+        out = self._apply_plugins(conv_norm(self.conv3, self.norm3, out), 'after_conv3')
         if shortcut is None:
             shortcut = x if self.downsample is None else self.downsample(x)
         out += shortcut
@@ -190,7 +201,7 @@ class Bottle2neck(BaseModule):
         outs: list[Tensor] = []
         for group, conv, norm in zip(groups, self.convs, self.bns, strict=False):
             y = group + outs[-1] if self.adds and outs else group
-            outs.append(self.relu(norm(conv(y))))
+            outs.append(self.relu(conv_norm(conv, norm, y)))
         if self.scales > 1:
             outs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
         return torch.cat(outs, dim=1)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..registry import MODELS
 from .base import Backbone
 from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck, check_choice, check_positive
+from .layers import ConvNormSequential, conv_norm
 
 
 @MODELS.register_module(force=True)
@@ -48,7 +49,10 @@ class Res2Net(Backbone):
         norm_eval: Keep batch norm in evaluation mode while training.
         plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3', stages=(...))``;
             without ``stages`` a plugin goes into every stage.
-        with_cp: Recompute blocks in the backward pass to save memory.
+        with_cp: Recompute blocks in the backward pass to save memory; a bool, or one a stage.
+        compile: Run blocks under ``torch.compile``, for images of one or few sizes: each kind of
+            block is compiled at its first use with a size, which takes minutes on a CPU. Where
+            that fails, they run as they are after a warning.
         zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
         style: ``'pytorch'`` strides in the 3x3 convs, ``'caffe'`` in the first 1x1 conv.
         init_cfg: mmengine's initialisation config; None is Kaiming.
@@ -95,7 +99,8 @@ class Res2Net(Backbone):
         norm_cfg: dict | None = None,
         norm_eval: bool = True,
         plugins: Sequence[dict] | None = None,
-        with_cp: bool = False,
+        with_cp: bool | Sequence[bool] = False,
+        compile: bool = False,
         zero_init_residual: bool = True,
         style: str = 'pytorch',
         init_cfg: dict | list[dict] | None = None,
@@ -119,6 +124,8 @@ class Res2Net(Backbone):
         blocks = self.stage_blocks[depth][:num_stages]
         _check_lengths('strides', strides, num_stages, 'num_stages')
         _check_lengths('dilations', dilations, num_stages, 'num_stages')
+        with_cp = with_cp if isinstance(with_cp, Sequence) else [with_cp] * num_stages
+        _check_lengths('with_cp', with_cp, num_stages, 'num_stages', bool)
         if multi_grid is not None:
             _check_lengths('multi_grid', multi_grid, blocks[-1], 'the blocks of the last stage')
 
@@ -152,7 +159,8 @@ class Res2Net(Backbone):
                 groups=groups,
                 first_block=first_block,
                 style=style,
-                with_cp=with_cp,
+                with_cp=with_cp[stage],
+                compile=compile,
                 plugins=_stage_plugins(plugins, stage, num_stages),
                 **layers,
             )
@@ -178,7 +186,7 @@ class Res2Net(Backbone):
         Returns:
             One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
         """
-        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
+        x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, self.norm1, x))
         x = self.maxpool(x)
         outs = []
         for stage, name in enumerate(self.stage_names[: self.out_indices[-1] + 1]):
@@ -209,7 +217,7 @@ class Res2Net(Backbone):
                     bias=False,
                 )
                 modules += [conv, build_norm_layer(norm_cfg, widths[i + 1])[1], nn.ReLU(True)]
-            self.stem = nn.Sequential(*modules)
+            self.stem = ConvNormSequential(*modules)
         else:
             self.conv1 = build_conv_layer(
                 conv_cfg, in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False
@@ -245,7 +253,7 @@ class Res2Net(Backbone):
             if avg_down:  # at stride 1 too: its place is part of the published names
                 pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
                 modules.insert(0, pool)
-            downsample = nn.Sequential(*modules)
+            downsample = ConvNormSequential(*modules)
         blocks = [
             Bottle2neck(
                 inplanes if i == 0 else outplanes,
@@ -261,18 +269,21 @@ class Res2Net(Backbone):
         return nn.Sequential(*blocks)
 
 
-def _check_lengths(argument: str, values: Sequence[int], length: int, of: str) -> None:
+def _check_lengths(
+    argument: str, values: Sequence[Any], length: int, of: str, kind: type = int
+) -> None:
     if not isinstance(values, Sequence) or len(values) != length:
         raise ValueError(
             f'{argument} must have as many values as {of} ({length}), but got {values!r}'
         )
     for value in values:
-        check_positive(f'every value of {argument}', value)
+        if kind is int:
+            check_positive(f'every value of {argument}', value)
+        else:
+            check_choice(f'every value of {argument}', value, (False, True))
 
 
-def _stage_plugins(
-    plugins: Sequence[dict] | None, stage: int, num_stages: int
-) -> list[dict]:
+def _stage_plugins(plugins: Sequence[dict] | None, stage: int, num_stages: int) -> list[dict]:
     chosen = []
     for plugin in plugins or ():
         stages = plugin.get('stages') or (True,) * num_stages

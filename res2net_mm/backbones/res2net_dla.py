@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..registry import MODELS
 from .base import Backbone
 from .bottle2neck import Bottle2neck, check_choice, check_positive
+from .layers import ConvNormSequential
 
 
 class DLABottle2neck(Bottle2neck):
@@ -66,9 +67,9 @@ class Tree(nn.Module):
         )
         self.tree2 = DLABottle2neck(outplanes, planes, **block_args)
         if inplanes != outplanes:
-            self.project = nn.Sequential(*_conv_norm(inplanes, outplanes, 1, **layers))
+            self.project = ConvNormSequential(*_conv_norm(inplanes, outplanes, 1, **layers))
         conv, norm = _conv_norm(2 * outplanes + joined, outplanes, 1, **layers)
-        self.root = nn.Sequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(inplace=True)))
+        self.root = ConvNormSequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(inplace=True)))
 
     def forward(self, x: Tensor, bottom: Tensor, *joined: Tensor) -> Tensor:
         """Features of the tree.
@@ -157,7 +158,7 @@ class Res2NetDLA(Backbone):
         for name, (divisor, kernel_size, stride) in stem.items():
             planes = base_channels // divisor
             modules = _conv_norm(inplanes, planes, kernel_size, stride, **layers)
-            self.add_module(name, nn.Sequential(*modules, nn.ReLU(inplace=True)))
+            self.add_module(name, ConvNormSequential(*modules, nn.ReLU(inplace=True)))
             inplanes = planes
 
         # rounds sizes up as the strided convs do

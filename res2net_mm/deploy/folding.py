@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..backbones import Bottle2neck, Res2Net
+from ..backbones.layers import ConvNormSequential
+from ..backbones.res2net_dla import DLABottle2neck
 from ..ops import DeformConv2d, ModulatedDeformConv2d
+from ..ops.fixed_conv import FixedConv2d
+from .blocks import InferenceBlock
 
 WIDTH = 8  # float32 channels in a vector of 256 bits: 26 becomes 32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -56,8 +60,9 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     for owner, conv, norm in list(_pairs(fast)):
         _fold(owner, conv, norm)
     for module in fast.modules():
-        if isinstance(module, Bottle2neck):
+        if isinstance(module, Bottle2neck) and _is_plain(module):
             _pad(module)
+    _replace(fast)
     for module in fast.modules():
         if type(module) in (*_CONVOLUTIONS, nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
@@ -122,17 +127,24 @@ def _fold(owner: nn.Module, conv: Any, name: str) -> None:
     setattr(owner, name, nn.Identity())
 
 
+def _is_plain(block: Bottle2neck) -> bool:
+    """Whether a folded block is nothing but convolutions and ReLUs."""
+    norms = [block.norm1, block.norm3, *block.bns]
+    convs = [block.conv1, block.conv3, *block.convs]
+    kinds = (Bottle2neck, DLABottle2neck)
+    return (
+        type(block) in kinds
+        and not any(block.plugin_names.values())
+        and all(isinstance(norm, nn.Identity) for norm in norms)
+        and all(type(conv) in _CONVOLUTIONS for conv in convs)
+    )
+
+
 def _pad(block: Bottle2neck) -> None:
     """Widens the groups of a block; channels that are added have zero weights, and are zero."""
     width = -(-block.width // WIDTH) * WIDTH
-    norms = [block.norm1, block.norm3, *block.bns]
-    inside = block.plugin_names['after_conv1'] + block.plugin_names['after_conv2']
-    plain = all(
-        type(conv) in _CONVOLUTIONS and conv.groups == getattr(conv, 'deform_groups', 1) == 1
-        for conv in (block.conv1, block.conv3, *block.convs)
-    )
-    folded = all(isinstance(norm, nn.Identity) for norm in norms)
-    if block.scales == 1 or width == block.width or inside or not plain or not folded:
+    grouped = any(conv.groups * getattr(conv, 'deform_groups', 1) != 1 for conv in block.convs)
+    if block.scales == 1 or width == block.width or grouped:
         return
     old, block.width = block.width, width
     _widen(block.conv1, 'weight', 0, old, width)
@@ -158,6 +170,26 @@ def _widen(conv: nn.Module, name: str, axis: int, old: int, new: int) -> None:
     padded = groups.new_zeros(shape)
     padded.narrow(axis + 1, 0, old).copy_(groups)
     setattr(conv, name, _constant(padded.flatten(axis, axis + 1)))
+
+
+def _replace(model: nn.Module) -> None:
+    """Puts in :class:`FixedConv2d` and :class:`InferenceBlock` for what they stand for."""
+    for parent in list(model.modules()):
+        in_line = type(parent) in (nn.Sequential, ConvNormSequential)
+        modules = [(k, m) for k, m in parent._modules.items() if not isinstance(m, nn.Identity)]
+        followers = [*modules[1:], ('', None)]
+        before = None
+        for (name, module), (after, follower) in zip(modules, followers, strict=False):
+            if isinstance(module, Bottle2neck) and _is_plain(module):
+                # in a line, what a block gives goes into the next one only
+                alone = in_line and isinstance(before, Bottle2neck)
+                parent._modules[name] = InferenceBlock(module, owns_input=alone)
+            elif type(module) is nn.Conv2d and not nn.utils.parametrize.is_parametrized(module):
+                relu = in_line and type(follower) is nn.ReLU
+                parent._modules[name] = FixedConv2d(module, relu)
+                if relu:
+                    parent._modules[after] = nn.Identity()
+            before = module
 
 
 def _constant(value: Tensor) -> nn.Parameter:

@@ -10,7 +10,7 @@ from references import randomise, relative_error
 from torch import nn
 
 import res2net_mm
-from res2net_mm.backbones import Bottle2neck
+from res2net_mm.deploy.blocks import InferenceBlock
 from res2net_mm.deploy import optimize_for_inference
 from res2net_mm.engine.config import load_config
 
@@ -64,7 +64,7 @@ def test_same_features(kind):
     assert any(isinstance(m, nn.BatchNorm2d) for m in fast.modules()) is (
         kind == 'standardised weights'
     )
-    widths = {m.width % 8 for m in fast.modules() if isinstance(m, Bottle2neck)}
+    widths = {m.width % 8 for m in fast.modules() if isinstance(m, InferenceBlock)}
     whole = kind not in ('grouped', 'one scale', 'attention in the cascade') and folded
     assert not whole or widths == {0}
     assert not any(p.requires_grad for p in fast.parameters())

@@ -1,0 +1,39 @@
+"""``torch.compile`` of single blocks: one compilation serves all blocks that are alike."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+# Blocks of a network that differ in shapes or in what they do, in training and in evaluation
+_FAMILIES = 64
+_failures: list[str] = []
+
+
+def run_compiled(function: Callable, *args: Any) -> Any:
+    """``function(*args)``, compiled; as it is, after one warning, where compiling fails."""
+    if _failures or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return function(*args)
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        return _compile(function)(*args)
+    except TorchDynamoException as error:
+        _failures.append(' '.join(str(error).split())[:300])
+        warnings.warn(
+            f'compile=True has no effect here, blocks run as they are: {_failures[0]}',
+            stacklevel=2,
+        )
+        return function(*args)
+
+
+@lru_cache
+def _compile(function: Callable) -> Callable:
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _FAMILIES)
+    # of open sizes Inductor's C++ code fails at the cascade (PyTorch 2.11)
+    return torch.compile(function, dynamic=False)

@@ -1,0 +1,42 @@
+"""Convolution and batch norm as one where the statistics are fixed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """``norm(conv(x))``.
+
+    A batch norm in evaluation mode inside of training, as detectors are trained (``norm_eval``),
+    is a factor and a summand a channel. Put into the weight, they take no pass over the features
+    and no copy of them for the backward pass, and the gradients are the same
+    (https://arxiv.org/abs/2305.11624). Without gradients, the modules run as they are.
+    """
+    hooks = norm._forward_hooks or norm._forward_pre_hooks
+    hooks = hooks or conv._forward_hooks or conv._forward_pre_hooks
+    constant = isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
+    if not torch.is_grad_enabled() or not constant or type(conv) is not nn.Conv2d or hooks:
+        return norm(conv(x))
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (0 if conv.bias is None else conv.bias) - norm.running_mean
+    bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
+    return conv._conv_forward(x, conv.weight * scale[:, None, None, None], bias)
+
+
+class ConvNormSequential(nn.Sequential):
+    """A ``Sequential`` whose convolutions and norms run as :func:`conv_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the last module."""
+        modules = list(self)
+        while modules:
+            module = modules.pop(0)
+            if isinstance(module, nn.Conv2d) and modules and isinstance(modules[0], _BatchNorm):
+                x = conv_norm(module, modules.pop(0), x)
+            else:
+                x = module(x)
+        return x
