@@ -1,0 +1,148 @@
+"""Res2NetDCN on this package's deformable convolution against the same network on torchvision's.
+
+Three parts: inference of the network as it comes, inference of it optimised, and a training step.
+The offsets are about half a pixel. ``RES2NET_MM_DEFORM_CONV`` chooses our way of computing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..deploy import optimize_for_inference
+from ..engine.errors import ToolError
+from ..evaluation.complexity import describe_stages
+from ..ops import DeformConv2d
+from ..ops.deform_conv import VARIABLE, choose_way
+from .backbones import check_batches, group_name, parse_sizes
+from .measure import circumstances, exact_float32, interleave, peak_memory
+from .peers import check_equal, make_state, normal_image, ours
+from .training import Step
+
+VARIANT = 'res2net50_v1b_26w_4s_dcn'
+YARDSTICK = 'torchvision'
+NAMES = (YARDSTICK, 'ours')
+PARTS = ('as it comes', 'optimize_for_inference', 'training step')
+BOUND = 1e-4
+
+
+def use_torchvision(net: nn.Module) -> nn.Module:
+    """Makes a network's deformable convolutions call torchvision's operator, and nothing else."""
+    for module in net.modules():
+        if isinstance(module, DeformConv2d):
+            module._convolve = MethodType(_by_torchvision, module)
+    return net
+
+
+def _by_torchvision(
+    self: DeformConv2d, x: Tensor, offset: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    places = self.stride, self.padding, self.dilation
+    return torchvision.ops.deform_conv2d(x, offset, self.weight, self.bias, *places, mask)
+
+
+def make_call(name: str, part: str, image: Tensor, state: dict[str, Tensor]) -> Any:
+    """A call of one part: it gives the levels, or does a training step (a :class:`Step`)."""
+    net = ours(VARIANT, state, norm_eval=False)
+    if part == PARTS[1]:
+        net = optimize_for_inference(net)
+    if name == YARDSTICK:
+        use_torchvision(net)
+    if part == PARTS[2]:
+        return Step(net, image)
+    return torch.inference_mode()(partial(net.to(image.device), image))
+
+
+def prepare(name: str, part: str, size: tuple[int, int], batch: int, device: str) -> Any:
+    """A call that ran on a small image, so that what is loaded once and gradients are there."""
+    image = normal_image(size, batch, device)
+    state = make_state(VARIANT)
+    small = normal_image((64, 64), 2, device)
+    call = make_call(name, part, small, state)
+    call()
+    if isinstance(call, Step):
+        call.image = image
+        return call
+    return make_call(name, part, image, state)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument(
+        '--size', nargs='+', default=['320x320'], metavar='HxW', help='of the images (320x320)'
+    )
+    parser.add_argument('--batch', type=int, default=2, metavar='N', help='images at a time (2)')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Times both ways in each part, and measures their memory.
+
+    Returns:
+        The record.
+
+    Raises:
+        ToolError: An argument does not make sense, or the two do not give the same.
+    """
+    sizes = parse_sizes(args.size)
+    if len(sizes) > 1:
+        raise ToolError(f'--size must be one, but got {" ".join(args.size)}')
+    check_batches([args.batch])
+    size, state = sizes[0], make_state(VARIANT)
+    image = normal_image(size, args.batch, args.device)
+    small = normal_image([min(side, 128) for side in size], max(args.batch, 2), args.device)
+    macs = sum(stage.macs for stage in describe_stages(ours(VARIANT), *size)) * args.batch / 1e9
+    rows = []
+    for part in PARTS:
+        apart = compare(part, image if part != PARTS[2] else small, state)
+        calls = {name: make_call(name, part, image, state) for name in NAMES}
+        times = interleave(calls, args.rounds, args.device)
+        for name in tqdm(NAMES, desc='memory', unit='call'):
+            given = name, part, size, args.batch, args.device
+            memory = peak_memory(prepare, *given, device=args.device, prepared=True)
+            row = dict(name=name, group=part, times=times[name], memory_mib=memory)
+            # without the interpolation of samples; no backward pass of the operator is counted
+            row['gmacs'] = None if part == PARTS[2] else macs
+            rows.append(dict(row, difference=apart if name == YARDSTICK else None, note=''))
+    record = dict(
+        task='dcn',
+        title=f'{VARIANT}, {group_name(size, args.batch)}',
+        yardstick=YARDSTICK,
+        rows=rows,
+        profile=None,
+        **circumstances(args),
+    )
+    record['settings'][VARIABLE] = choose_way(torch.device(args.device))
+    return record
+
+
+def compare(part: str, image: Tensor, state: dict[str, Tensor]) -> float:
+    """How far the two are from each other in one part: levels, or loss and gradients.
+
+    Raises:
+        ToolError: Further than the bound.
+    """
+    found = {}
+    with exact_float32():
+        for name in NAMES:
+            call = make_call(name, part, image, state)
+            if isinstance(call, Step):
+                # in double precision: rounding alone moves the first gradient by 1e-3 and more
+                call = Step(copy.deepcopy(call.net).double(), image.double())
+                found[name] = [*call.results(), *offset_gradients(call.net)]
+            else:
+                found[name] = call()
+    return check_equal(YARDSTICK, found[YARDSTICK], f'ours ({part})', found['ours'], BOUND)
+
+
+def offset_gradients(net: nn.Module) -> list[Tensor]:
+    """Gradients of what predicts the offsets."""
+    layers = [m.conv_offset for m in net.modules() if isinstance(m, DeformConv2d)]
+    return [layer.weight.grad for layer in layers]

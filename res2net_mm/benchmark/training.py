@@ -1,0 +1,278 @@
+"""One step of training of a Res2Net in several projects, and of ours recomputing stages."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..engine.errors import ToolError, one_line
+from .backbones import check_batches, group_name, parse_sizes
+from .measure import circumstances, exact_float32, interleave, peak_memory, type_name
+from .peers import (
+    CHOICES,
+    VARIANT,
+    State,
+    check_equal,
+    make_state,
+    mmdets,
+    multiply_adds,
+    normal_image,
+    ours,
+    timms,
+)
+
+LEVELS = ('C2', 'C3', 'C4', 'C5')
+# In double precision: in float32 rounding alone moves the first gradient by 1e-3 and more.
+BOUND = 1e-6
+BOUND_OF_HALF = 1e-2  # of the loss; gradients differ by more, and are not compared
+_SMALL = 128  # pixels, most of a side where what is computed does not depend on it
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to train a backbone.
+
+    Attributes:
+        build: From a variant and its weights in our names.
+        arguments: Of the backbone, all stages being trained and batch norm with them.
+        rule: First-block rule of ours whose loss and first gradient it must have.
+        channels_last: Memory format of weights and images.
+        autocast: Type of the forward pass; None is float32.
+    """
+
+    build: Callable[..., nn.Module]
+    arguments: dict[str, Any] = field(default_factory=lambda: dict(norm_eval=False))
+    rule: str = 'official'
+    channels_last: bool = False
+    autocast: torch.dtype | None = None
+
+
+def _ours(
+    channels_last: bool = False, autocast: torch.dtype | None = None, **arguments: Any
+) -> Contender:
+    arguments = dict(norm_eval=False, **arguments)
+    return Contender(ours, arguments, channels_last=channels_last, autocast=autocast)
+
+
+CONTENDERS = {
+    'mmdet': Contender(mmdets, rule='mmdet'),
+    'timm': Contender(timms, {}),
+    'ours': _ours(),
+    'ours channels_last': _ours(channels_last=True),
+    'ours bfloat16 channels_last': _ours(channels_last=True, autocast=torch.bfloat16),
+    'mmdet bfloat16': Contender(mmdets, rule='mmdet', autocast=torch.bfloat16),
+    **{
+        f'ours with_cp {name}': _ours(with_cp=tuple(other == name for other in LEVELS))
+        for name in LEVELS
+    },
+    'ours with_cp': _ours(with_cp=True),
+}
+
+
+class Step:
+    """Forward pass, backward pass and a step of SGD.
+
+    The loss is the sum of the means of the levels' squares.
+
+    Args:
+        net: It gives levels.
+        image: (N, 3, H, W).
+        channels_last: Memory format of weights and image.
+        autocast: Type of the forward pass; None is float32.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        image: Tensor,
+        channels_last: bool = False,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.form = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = net.to(image.device, memory_format=self.form)
+        self.net.train()  # mmdet's returns None
+        self.image = image.contiguous(memory_format=self.form)
+        self.autocast = autocast
+        self.sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+
+    def forward(self) -> Tensor:
+        """The loss."""
+        kind, typed = self.image.device.type, self.autocast is not None
+        with torch.autocast(kind, self.autocast) if typed else nullcontext():
+            levels = self.net(self.image)
+        # an autocast level is squared in float32, a double one in double
+        types = [torch.promote_types(level.dtype, torch.float32) for level in levels]
+        return sum(x.to(t).square().mean() for x, t in zip(levels, types, strict=True))
+
+    def __call__(self) -> None:
+        self.sgd.zero_grad()
+        self.forward().backward()
+        self.sgd.step()
+
+    def results(self) -> tuple[Tensor, Tensor]:
+        """The loss and the gradient of the first convolution; nothing is updated but statistics."""
+        self.sgd.zero_grad()
+        loss = self.forward()
+        loss.backward()
+        first = next(m for m in self.net.modules() if isinstance(m, nn.Conv2d))
+        return loss.detach(), first.weight.grad.clone()
+
+
+def make_step(
+    name: str, variant: str, state: State, image: Tensor, dtype: torch.dtype = torch.float32
+) -> Step:
+    """A contender's step, with weights of a type.
+
+    Raises:
+        ToolError: Its network does not do what the contender is named after.
+    """
+    contender = CONTENDERS[name]
+    net = contender.build(variant, state, **contender.arguments).to(dtype)
+    wanted = contender.arguments.get('with_cp')
+    if isinstance(wanted, tuple):
+        first = (net.get_submodule(layer)[0] for layer in net.stage_names)
+        if any(block.with_cp is not flag for block, flag in zip(first, wanted, strict=True)):
+            raise ToolError('its with_cp takes no choice by stage')
+    return Step(net, image.to(dtype), contender.channels_last, contender.autocast)
+
+
+def prepare(
+    name: str, variant: str, size: tuple[int, int], batch: int, device: str
+) -> Callable[[], None]:
+    """A step that ran on a small image, so that what is loaded once and gradients are there."""
+    image = normal_image(size, batch, device)
+    step = make_step(name, variant, make_state(variant), normal_image((64, 64), 2, device))
+    step()
+    step.image = image.contiguous(memory_format=step.form)
+    return step
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument(
+        '--size', nargs='+', default=['320x320'], metavar='HxW', help='of the images (320x320)'
+    )
+    parser.add_argument('--batch', type=int, default=2, metavar='N', help='images a step (2)')
+    parser.add_argument('--variant', choices=tuple(CHOICES), default=VARIANT)
+    parser.add_argument(
+        '--peers',
+        nargs='+',
+        metavar='NAME',
+        help=f'of {", ".join(map(repr, CONTENDERS))}; the first one is the yardstick (all)',
+    )
+    parser.add_argument(
+        '--dtype',
+        nargs='+',
+        choices=('float32', 'bfloat16'),
+        default=['float32', 'bfloat16'],
+        help='types of the peers, where --peers does not name them (all)',
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Times a step of each contender and measures its memory.
+
+    Returns:
+        The record.
+
+    Raises:
+        ToolError: An argument does not make sense, a package is missing, or a contender has
+            another loss or gradient than ours.
+    """
+    sizes = parse_sizes(args.size)
+    if len(sizes) > 1:
+        raise ToolError(f'--size must be one, but got {" ".join(args.size)}')
+    check_batches([args.batch])
+    names = _choose(args.peers, args.dtype)
+    size, state = sizes[0], make_state(args.variant)
+    steps, apart, notes = _compared(names, args, size, state)
+    times = interleave(steps, args.rounds, args.device)
+    shape = (args.batch, 3, *size)
+    macs = multiply_adds(ours(args.variant, norm_eval=False), shape, train=True)
+    rows = [
+        dict(
+            name=name,
+            dtype=type_name(CONTENDERS[name].autocast or torch.float32),
+            times=times[name],
+            memory_mib=peak_memory(
+                prepare,
+                *(name, args.variant, size, args.batch, args.device),
+                device=args.device,
+                prepared=True,
+            ),
+            gmacs=macs,  # what is computed a second time is no useful work
+            difference=apart[name],
+            note='',
+        )
+        for name in tqdm(steps, desc='memory', unit='step')
+    ]
+    return dict(
+        task='train',
+        title=f'Training step of {args.variant}, {group_name(size, args.batch)}',
+        yardstick=rows[0]['name'],
+        rows=rows,
+        profile=None,
+        notes=notes,
+        **circumstances(args, {c.autocast or torch.float32: None for c in _of(steps)}),
+    )
+
+
+def _choose(names: Sequence[str] | None, dtypes: Sequence[str]) -> list[str]:
+    for name in names or ():
+        if name not in CONTENDERS:
+            raise ToolError(f'--peers must be of {", ".join(CONTENDERS)}, but got {name!r}')
+    if names is not None and len({*names}) < len(names):
+        raise ToolError(f'--peers must differ, but are {", ".join(names)}')
+    return list(names or ()) or [
+        name
+        for name, contender in CONTENDERS.items()
+        if type_name(contender.autocast or torch.float32) in dtypes
+    ]
+
+
+def _of(names: Iterable[str]) -> list[Contender]:
+    return [CONTENDERS[name] for name in names]
+
+
+def _compared(
+    names: Sequence[str], args: argparse.Namespace, size: tuple[int, int], state: State
+) -> tuple[dict[str, Step], dict[str, float], list[str]]:
+    """Steps that give what ours does, how far apart they are, and why others are left out."""
+    height, width = (min(side, _SMALL) for side in size)
+    small = normal_image((height, width), max(args.batch, 2), args.device)
+    image = normal_image(size, args.batch, args.device)
+    references: dict[str, tuple[Tensor, Tensor]] = {}
+    steps, apart, notes = {}, {}, []
+    for name in tqdm(names, desc='comparing', unit='step'):
+        contender = CONTENDERS[name]
+        exact = contender.autocast is None
+        try:
+            steps[name] = make_step(name, args.variant, state, image)
+        except (ToolError, ValueError, TypeError) as error:
+            if not isinstance(contender.arguments.get('with_cp'), tuple):
+                raise
+            notes.append(f'{name} is left out: {one_line(error)}')
+            continue
+        rule = contender.rule
+        if rule not in references:
+            net = ours(args.variant, state, norm_eval=False, first_block=rule).double()
+            references[rule] = Step(net, small.double()).results()
+        with exact_float32():
+            dtype = torch.float64 if exact else torch.float32
+            results = make_step(name, args.variant, state, small, dtype).results()
+        label = f"ours (first_block='{rule}')"
+        if exact:
+            apart[name] = check_equal(name, results, label, references[rule], BOUND)
+        else:
+            loss = references[rule][:1]
+            apart[name] = check_equal(name, results[:1], label, loss, BOUND_OF_HALF)
+    if not steps:
+        raise ToolError('; '.join(notes))
+    return steps, apart, notes

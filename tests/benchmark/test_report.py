@@ -1,0 +1,207 @@
+"""Tables, README and pictures of a record made by hand."""
+
+import copy
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from res2net_mm.benchmark import report
+from res2net_mm.engine.errors import ToolError
+
+# medians 6, 2, 4, 16 seconds; quartiles 4 and 8, 1.5 and 2.5
+RECORD = dict(
+    task='backbone',
+    title='Inference of a net',
+    yardstick='peer',
+    settings={},
+    command='python tools/benchmark.py backbone',
+    date='2026-01-02',
+    machine=dict(
+        cpu='Abacus',
+        flags=['avx2'],
+        threads=3,
+        gpu=None,
+        versions=dict(torch='9.1'),
+        matmul_gflops=dict(float32=20.0, bfloat16=40.0),
+    ),
+    rows=[
+        dict(name='peer', group='small', times=[2, 10, 4, 8, 6], gmacs=30.0, difference=2e-6),
+        dict(name='ours', group='small', dtype='bfloat16', times=[3, 1, 2], gmacs=10.0),
+        dict(name='peer', group='large', times=[4.0], memory_mib=64.4),
+        dict(name='ours', group='large', times=[16.0], memory_mib=32.6, note='slow'),
+    ],
+    profile=None,
+)
+
+
+def test_figures_are_those_computed_by_hand():
+    before = copy.deepcopy(RECORD)
+    rows = report.summarise(RECORD)
+    assert before == RECORD
+    keys = ('median', 'ratio', 'spread', 'share')
+    figures = [[row[key] for key in keys] for row in rows]
+    assert figures == [
+        [6, 1, 4 / 6, 0.5],  # 60e9 operations in 6 s of 20e9 a second
+        [2, 3, 0.5, 0.25],
+        [4, 1, None, None],
+        [16, 0.25, None, None],
+    ]
+
+
+def test_table_of_the_terminal():
+    record = dict(
+        RECORD,
+        profile=dict(peer=dict(load=0.5, rest=0.25), ours=dict(load=0.125)),
+        notes=['one is left out'],
+    )
+    assert report.format_record(record).splitlines() == [
+        'Inference of a net',
+        'Abacus, avx2, 3 threads, torch 9.1',
+        'matrix product (1e9 operations/s): float32 20, bfloat16 40',
+        'ratio: times as fast as peer, by medians; spread: of quartiles',
+        '',
+        'at     name        ms  ratio  spread  share   GMAC  MiB  difference  note',
+        'small  peer   6000.00   1.00   66.7%    50%  30.00          2.0e-06',
+        'small  ours   2000.00   3.00   50.0%    25%  10.00',
+        'large  peer   4000.00   1.00                         64',
+        'large  ours  16000.00   0.25                         33              slow',
+        '',
+        'ms of each part    peer    ours',
+        'load             500.00  125.00',
+        'rest             250.00',
+        '',
+        'one is left out',
+    ]
+
+
+def test_table_of_the_readme_has_ratios_alone():
+    alone = dict(RECORD, rows=[dict(row, group='') for row in RECORD['rows'][:2]])
+    assert report.readme_table([RECORD, alone]).splitlines() == [
+        '**Inference of a net** (Abacus, avx2, 3 threads, torch 9.1; 2026-01-02)',
+        '',
+        '| at |  | times as fast as peer | spread | share of a matrix product | memory (MiB) '
+        '| note |',
+        '| --- | --- | ---: | ---: | ---: | ---: | --- |',
+        '| small | peer | 1.00 | 66.7% | 50% |  |  |',
+        '| small | ours | 3.00 | 50.0% | 25% |  |  |',
+        '| large | peer | 1.00 |  |  | 64 |  |',
+        '| large | ours | 0.25 |  |  | 33 | slow |',
+        '',
+        '`python tools/benchmark.py backbone`',
+        '',
+        '**Inference of a net** (Abacus, avx2, 3 threads, torch 9.1; 2026-01-02)',
+        '',
+        '|  | times as fast as peer | spread | share of a matrix product |',
+        '| --- | ---: | ---: | ---: |',
+        '| peer | 1.00 | 66.7% | 50% |',
+        '| ours | 3.00 | 50.0% | 25% |',
+        '',
+        '`python tools/benchmark.py backbone`',
+    ]
+
+
+@pytest.mark.parametrize('end', ['\n', '\r\n'])
+def test_readme_is_replaced_between_its_markers(tmp_path, end):
+    readme = tmp_path / 'README.md'
+    start, stop = report.MARKERS
+    readme.write_bytes(f'é{end}{start}{end}old{end}{stop}{end}after'.encode())
+    for table in ('| a |\n| b |', '| c |'):  # a second time too
+        report.write_readme(readme, table)
+        table = table.replace('\n', end)
+        wanted = f'é{end}{start}{end}{table}{end}{stop}{end}after'
+        assert readme.read_bytes() == wanted.encode()
+    assert [path.name for path in tmp_path.iterdir()] == ['README.md']
+
+
+@pytest.mark.parametrize('text', ['', '{0}', '{1} {0}', '{0} {1} {1}', '{0} {0} {1}'])
+def test_readme_without_its_markers_stays(tmp_path, text):
+    readme = tmp_path / 'README.md'
+    readme.write_text(text.format(*report.MARKERS))
+    with pytest.raises(ToolError, match='must have .*, each once'):
+        report.write_readme(readme, '| a |')
+    assert readme.read_text() == text.format(*report.MARKERS)
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / 'file.json'
+    path.write_text('old')
+    with pytest.raises(UnicodeEncodeError):
+        report.write_text(path, 'new' * 10**5 + '\udc80')
+    assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+def without(key):
+    return {k: v for k, v in RECORD.items() if k != key}
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        ('{', 'cannot be read'),
+        ('[1]', "has no 'task'"),
+        (json.dumps(without('machine')), "has no 'machine'"),
+        (json.dumps(dict(RECORD, rows=[])), 'rows without times'),
+        (json.dumps(dict(RECORD, rows=[dict(name='peer', times=[])])), 'rows without times'),
+        (json.dumps(dict(RECORD, yardstick='x')), 'no row of its yardstick, x'),
+    ],
+)
+def test_what_is_no_record_is_refused(tmp_path, content, message):
+    path = tmp_path / 'record.json'
+    path.write_text(content)
+    with pytest.raises(ToolError, match=message):
+        report.read_record(path)
+    path.write_text(json.dumps(RECORD))
+    assert report.read_record(path) == RECORD
+
+
+def test_bars_are_as_long_as_the_ratios(tmp_path):
+    report.draw(dict(RECORD, rows=RECORD['rows'][:2]), tmp_path / 'bars.png')
+    picture = cv2.imread(str(tmp_path / 'bars.png')).astype(int)  # BGR
+
+    def length(color):
+        found = np.abs(picture - color).max(2) < 8
+        return found.sum(1).max()  # pixels of the fullest line
+
+    assert length((14, 127, 255)) / length((127, 127, 127)) == pytest.approx(3, rel=0.05)
+
+
+def test_lines_of_a_sweep_are_the_medians(tmp_path, monkeypatch):
+    rows = [
+        dict(name=name, size=[height, 1000], batch=batch, group=f'{height} {batch}', times=[time])
+        for name, factor in (('peer', 4), ('ours', 1))
+        for height, batch, time in ((1000, 1, 1.0), (500, 1, 0.25), (1000, 2, 3.0), (500, 2, 0.5))
+        for time in [time * factor]
+    ]
+    record = dict(RECORD, rows=rows, task='sweep')
+    figures = []
+    make = report._figure
+
+    def kept(*size):
+        made = make(*size)
+        figures.append(made[0])
+        return made
+
+    monkeypatch.setattr(report, '_figure', kept)
+    report.draw(record, tmp_path / 'sweep.png')
+    assert cv2.imread(str(tmp_path / 'sweep.png')).std() > 1
+    sizes, batches = (
+        {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+        for axes in figures[0].axes
+    )
+    assert sizes == {
+        'peer, batch 1': [[0.5, 1000], [1, 4000]],
+        'peer, batch 2': [[0.5, 2000], [1, 12000]],
+        'ours, batch 1': [[0.5, 250], [1, 1000]],
+        'ours, batch 2': [[0.5, 500], [1, 3000]],
+    }
+    assert batches['peer, 1000x1000'] == [[1, 4000], [2, 12000]]
+    assert batches['ours, 500x1000'] == [[1, 250], [2, 500]]
+    for axes in figures[0].axes:
+        assert axes.get_xscale() == axes.get_yscale() == 'log'
+
+
+def test_sizes_are_needed_for_a_sweep(tmp_path):
+    with pytest.raises(ToolError, match='needs rows of several sizes'):
+        report.draw_sweep([RECORD], tmp_path / 'sweep.png')

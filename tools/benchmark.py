@@ -1,0 +1,108 @@
+"""Measures this package against other implementations, the same work on both sides."""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+from res2net_mm.engine.errors import ToolError, run_tool
+
+# task -> module, what it measures
+TASKS = {
+    'backbone': ('backbones', 'inference of backbones'),
+    'train': ('training', 'a training step of backbones, and of ours with_cp by stage'),
+    'dcn': ('deformable', "Res2NetDCN on our operator and on torchvision's"),
+    'sweep': ('sweep', 'inference over sizes of image and batch'),
+    'detector': ('detectors', "images a second of a detector's test loop"),
+    'coco': ('coco', 'COCO evaluation against pycocotools'),
+}
+TABLES = 'tables'
+EXAMPLE = """example:
+  python tools/benchmark.py backbone --size 800x1216 --rounds 20 --json docs/benchmarks/c.json
+  python tools/benchmark.py sweep --chart sweep.png
+  python tools/benchmark.py tables docs/benchmarks/*.json --readme README.md
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = _parser(argv[0] if argv else '').parse_args(argv)
+    report = import_module('res2net_mm.benchmark.report')
+    if args.task == TABLES:
+        table = report.readme_table([report.read_record(path) for path in args.records])
+        if args.readme is None:
+            print(table)
+        else:
+            report.write_readme(args.readme, table)
+            print(f'{args.readme}: {len(args.records)} records')
+        return
+    _check(args)
+    args.command = shlex.join(['python', 'tools/benchmark.py', *argv])
+    task = import_module(f'res2net_mm.benchmark.{TASKS[args.task][0]}')
+    record = task.run(args)
+    if 'machine' not in record:
+        measure = import_module('res2net_mm.benchmark.measure')
+        record = {**measure.circumstances(args), **record}
+    print(report.format_record(record))
+    if args.json:
+        report.write_text(args.json, json.dumps(record, indent=1, default=str) + '\n')
+    if args.chart:
+        report.draw(record, args.chart)
+
+
+def _parser(chosen: str) -> argparse.ArgumentParser:
+    """Of all tasks; what one needs is imported for the chosen one alone."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parts = parser.add_subparsers(dest='task', required=True, metavar='TASK')
+    for name, (module, text) in TASKS.items():
+        part = parts.add_parser(name, help=text, description=text)
+        if name == chosen:
+            import_module(f'res2net_mm.benchmark.{module}').add_arguments(part)
+        part.add_argument('--json', type=Path, metavar='FILE', help='the record, with all times')
+        part.add_argument('--chart', type=Path, metavar='FILE.png')
+        part.add_argument('--rounds', type=int, default=15, metavar='N', help='times of each (15)')
+        part.add_argument(
+            '--threads', type=int, metavar='N', help="of PyTorch; its own choice where it isn't set"
+        )
+        part.add_argument('--device', default='cpu', help='such as cpu or cuda (cpu)')
+    tables = parts.add_parser(TABLES, help='markdown of records: ratios, never a time')
+    tables.add_argument('records', nargs='+', type=Path, metavar='FILE.json')
+    tables.add_argument(
+        '--readme', type=Path, metavar='FILE.md', help='file whose table is replaced by it'
+    )
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses what would fail after minutes; sets the threads."""
+    import torch
+
+    for name in ('rounds', 'threads'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ToolError(f'--{name} must be at least 1, but is {value}')
+    for name, suffix in (('json', '.json'), ('chart', '.png')):
+        path = getattr(args, name)
+        if path is not None and path.suffix != suffix:
+            raise ToolError(f'--{name} must end in {suffix}, but is {path}')
+        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise ToolError(f'--{name} {path}: {path.parent} is no folder to write to')
+    if args.device.partition(':')[0] not in ('cpu', 'cuda'):
+        raise ToolError(f'--device must be cpu or cuda, but is {args.device}')
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ToolError(f'--device {args.device} cannot be used: {reason}') from error
+    if args.threads:
+        torch.set_num_threads(args.threads)
+
+
+if __name__ == '__main__':
+    run_tool(main)
