@@ -8,10 +8,12 @@ from mmengine.config import DictAction
 
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.evaluate import FAST
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
 
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
+  python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out p/ --fast bfloat16
 """
 
 
@@ -26,6 +28,15 @@ def main() -> int:
     parser.add_argument('--threshold', type=float, default=0.3, help='least score of an instance')
     parser.add_argument('--device', help='such as cpu or cuda:1')
     parser.add_argument(
+        '--fast',
+        nargs='?',
+        const='float32',
+        choices=list(FAST),
+        metavar='TYPE',
+        help='fold batch norm and pad widths first; the same predictions in float32 (default), '
+        'others in bfloat16 or float16',
+    )
+    parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='read the checkpoint with pickle, which runs code that is in it',
@@ -36,7 +47,9 @@ def main() -> int:
     args = parser.parse_args()
     images = find_images(args.images)
     cfg = load_config(args.config, args.cfg_options)
-    predictor = Predictor(cfg, args.checkpoint, args.device, args.trust_checkpoint)
+    predictor = Predictor(
+        cfg, args.checkpoint, args.device, args.trust_checkpoint, FAST.get(args.fast)
+    )
     failures = predict_images(predictor, images, args.images, args.out, args.threshold)
     print(f'{len(images) - len(failures)} of {len(images)} images: {args.out}/predictions.json')
     for failure in failures:

@@ -8,13 +8,14 @@ from mmengine.dist import is_main_process
 from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.evaluate import run_test
+from res2net_mm.engine.evaluate import FAST, run_test
 from res2net_mm.engine.report import describe_device
 from res2net_mm.engine.runner import prepare_config
 from res2net_mm.evaluation import format_metrics
 
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
+  python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --fast
 """
 
 
@@ -27,6 +28,15 @@ def main() -> None:
     parser.add_argument('--work-dir', help='folder for the log')
     parser.add_argument('--out', metavar='RESULTS.json', help='write COCO results')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth')
+    parser.add_argument(
+        '--fast',
+        nargs='?',
+        const='float32',
+        choices=list(FAST),
+        metavar='TYPE',
+        help='fold batch norm and pad widths first; the same predictions in float32 (default), '
+        'others in bfloat16 or float16',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
         '--trust-checkpoint',
@@ -44,7 +54,12 @@ def main() -> None:
     if is_main_process():
         print(f'{describe_device()}\n{format_summary(summaries)}', flush=True)
     metrics, classes = run_test(
-        cfg, args.checkpoint, out=args.out, show_dir=args.show_dir, trust=args.trust_checkpoint
+        cfg,
+        args.checkpoint,
+        out=args.out,
+        show_dir=args.show_dir,
+        trust=args.trust_checkpoint,
+        fast=FAST.get(args.fast),
     )
     if is_main_process():
         print(format_metrics(metrics, classes) or 'the evaluator of the config measured nothing')

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..engine.errors import ToolError, one_line
@@ -28,6 +29,7 @@ from .peers import (
     timms,
 )
 
+COMPILED = 'ours compile'  # minutes of compilation: only where it is named
 LEVELS = ('C2', 'C3', 'C4', 'C5')
 # In double precision: in float32 rounding alone moves the first gradient by 1e-3 and more.
 BOUND = 1e-6
@@ -41,7 +43,7 @@ class Contender:
 
     Attributes:
         build: From a variant and its weights in our names.
-        arguments: Of the backbone, all stages being trained and batch norm with them.
+        arguments: Of the backbone, all stages being trained.
         rule: First-block rule of ours whose loss and first gradient it must have.
         channels_last: Memory format of weights and images.
         autocast: Type of the forward pass; None is float32.
@@ -66,13 +68,14 @@ CONTENDERS = {
     'timm': Contender(timms, {}),
     'ours': _ours(),
     'ours channels_last': _ours(channels_last=True),
+    COMPILED: _ours(channels_last=True, compile=True),
     'ours bfloat16 channels_last': _ours(channels_last=True, autocast=torch.bfloat16),
     'mmdet bfloat16': Contender(mmdets, rule='mmdet', autocast=torch.bfloat16),
     **{
-        f'ours with_cp {name}': _ours(with_cp=tuple(other == name for other in LEVELS))
+        f'ours with_cp {name}': _ours(True, with_cp=tuple(other == name for other in LEVELS))
         for name in LEVELS
     },
-    'ours with_cp': _ours(with_cp=True),
+    'ours with_cp': _ours(True, with_cp=True),
 }
 
 
@@ -86,6 +89,7 @@ class Step:
         image: (N, 3, H, W).
         channels_last: Memory format of weights and image.
         autocast: Type of the forward pass; None is float32.
+        norm_eval: Batch norm keeps its statistics.
     """
 
     def __init__(
@@ -94,10 +98,14 @@ class Step:
         image: Tensor,
         channels_last: bool = False,
         autocast: torch.dtype | None = None,
+        norm_eval: bool = False,
     ) -> None:
         self.form = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(image.device, memory_format=self.form)
         self.net.train()  # mmdet's returns None
+        for module in self.net.modules():
+            if norm_eval and isinstance(module, _BatchNorm):
+                module.eval()
         self.image = image.contiguous(memory_format=self.form)
         self.autocast = autocast
         self.sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
@@ -126,7 +134,12 @@ class Step:
 
 
 def make_step(
-    name: str, variant: str, state: State, image: Tensor, dtype: torch.dtype = torch.float32
+    name: str,
+    variant: str,
+    state: State,
+    image: Tensor,
+    dtype: torch.dtype = torch.float32,
+    norm_eval: bool = False,
 ) -> Step:
     """A contender's step, with weights of a type.
 
@@ -140,15 +153,16 @@ def make_step(
         first = (net.get_submodule(layer)[0] for layer in net.stage_names)
         if any(block.with_cp is not flag for block, flag in zip(first, wanted, strict=True)):
             raise ToolError('its with_cp takes no choice by stage')
-    return Step(net, image.to(dtype), contender.channels_last, contender.autocast)
+    return Step(net, image.to(dtype), contender.channels_last, contender.autocast, norm_eval)
 
 
 def prepare(
-    name: str, variant: str, size: tuple[int, int], batch: int, device: str
+    name: str, variant: str, size: tuple[int, int], batch: int, device: str, norm_eval: bool
 ) -> Callable[[], None]:
     """A step that ran on a small image, so that what is loaded once and gradients are there."""
     image = normal_image(size, batch, device)
-    step = make_step(name, variant, make_state(variant), normal_image((64, 64), 2, device))
+    small = normal_image((64, 64), 2, device)
+    step = make_step(name, variant, make_state(variant), small, norm_eval=norm_eval)
     step()
     step.image = image.contiguous(memory_format=step.form)
     return step
@@ -165,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--peers',
         nargs='+',
         metavar='NAME',
-        help=f'of {", ".join(map(repr, CONTENDERS))}; the first one is the yardstick (all)',
+        help=f'of {", ".join(map(repr, CONTENDERS))}; the first is the yardstick (all but {COMPILED})',
     )
     parser.add_argument(
         '--dtype',
@@ -173,6 +187,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=('float32', 'bfloat16'),
         default=['float32', 'bfloat16'],
         help='types of the peers, where --peers does not name them (all)',
+    )
+    parser.add_argument(
+        '--norm',
+        choices=('fixed', 'batch'),
+        default='fixed',
+        help="statistics of batch norm: fixed as in detectors, or the batch's (fixed)",
     )
 
 
@@ -203,7 +223,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             times=times[name],
             memory_mib=peak_memory(
                 prepare,
-                *(name, args.variant, size, args.batch, args.device),
+                *(name, args.variant, size, args.batch, args.device, args.norm == 'fixed'),
                 device=args.device,
                 prepared=True,
             ),
@@ -215,7 +235,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ]
     return dict(
         task='train',
-        title=f'Training step of {args.variant}, {group_name(size, args.batch)}',
+        title=f'Training step of {args.variant}, {group_name(size, args.batch)}, '
+        f'{"fixed statistics" if args.norm == "fixed" else "statistics of the batch"}',
         yardstick=rows[0]['name'],
         rows=rows,
         profile=None,
@@ -233,7 +254,7 @@ def _choose(names: Sequence[str] | None, dtypes: Sequence[str]) -> list[str]:
     return list(names or ()) or [
         name
         for name, contender in CONTENDERS.items()
-        if type_name(contender.autocast or torch.float32) in dtypes
+        if type_name(contender.autocast or torch.float32) in dtypes and name != COMPILED
     ]
 
 
@@ -249,12 +270,13 @@ def _compared(
     small = normal_image((height, width), max(args.batch, 2), args.device)
     image = normal_image(size, args.batch, args.device)
     references: dict[str, tuple[Tensor, Tensor]] = {}
+    fixed = args.norm == 'fixed'
     steps, apart, notes = {}, {}, []
     for name in tqdm(names, desc='comparing', unit='step'):
         contender = CONTENDERS[name]
         exact = contender.autocast is None
         try:
-            steps[name] = make_step(name, args.variant, state, image)
+            steps[name] = make_step(name, args.variant, state, image, norm_eval=fixed)
         except (ToolError, ValueError, TypeError) as error:
             if not isinstance(contender.arguments.get('with_cp'), tuple):
                 raise
@@ -263,10 +285,10 @@ def _compared(
         rule = contender.rule
         if rule not in references:
             net = ours(args.variant, state, norm_eval=False, first_block=rule).double()
-            references[rule] = Step(net, small.double()).results()
+            references[rule] = Step(net, small.double(), norm_eval=fixed).results()
         with exact_float32():
             dtype = torch.float64 if exact else torch.float32
-            results = make_step(name, args.variant, state, small, dtype).results()
+            results = make_step(name, args.variant, state, small, dtype, fixed).results()
         label = f"ours (first_block='{rule}')"
         if exact:
             apart[name] = check_equal(name, results, label, references[rule], BOUND)

@@ -19,7 +19,7 @@ from ..ops import DeformConv2d, ModulatedDeformConv2d
 from ..ops.fixed_conv import FixedConv2d
 from .blocks import InferenceBlock
 
-WIDTH = 8  # float32 channels in a vector of 256 bits: 26 becomes 32
+WIDTH = 8  # channels in a vector: 26 becomes 32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # exactly these: a subclass may do something else with its weight, as ConvWS2d does
 _DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d)
@@ -31,9 +31,11 @@ Model = TypeVar('Model', bound=nn.Module)
 def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """A copy of a backbone, detector or segmentor that gives the same outputs with less to do.
 
-    Batch norm is folded into the convolution before it (deformable ones too); the groups of Res2Net
-    blocks are padded with channels that stay zero to a multiple of 8; weights are channels_last, so
-    that features are; nothing is differentiated. What has no batch norm to fold stays as it is.
+    Batch norm is folded into the convolution before it (deformable ones too); convolutions take in
+    the ReLU and the sum after them, and compute by Winograd's transform where that is faster
+    (:class:`~res2net_mm.ops.fixed_conv.FixedConv2d`); the groups of Res2Net blocks are padded with
+    channels that stay zero to a multiple of 8, but on processors that gain nothing by it; weights
+    are channels_last, so that features are. What has no batch norm to fold stays as it is.
 
     Args:
         model: In any mode and of any type; not changed.
@@ -60,7 +62,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     for owner, conv, norm in list(_pairs(fast)):
         _fold(owner, conv, norm)
     for module in fast.modules():
-        if isinstance(module, Bottle2neck) and _is_plain(module):
+        if isinstance(module, Bottle2neck) and _is_plain(module) and _gains_by_padding(module):
             _pad(module)
     _replace(fast)
     for module in fast.modules():
@@ -138,6 +140,12 @@ def _is_plain(block: Bottle2neck) -> bool:
         and all(isinstance(norm, nn.Identity) for norm in norms)
         and all(type(conv) in _CONVOLUTIONS for conv in convs)
     )
+
+
+def _gains_by_padding(block: Bottle2neck) -> bool:
+    """Not on a CPU with vectors of 256 bits: oneDNN fills them there, and has less to read."""
+    on_cpu = block.conv1.weight.is_cpu
+    return not on_cpu or torch.backends.cpu.get_cpu_capability() != 'AVX2'
 
 
 def _pad(block: Bottle2neck) -> None:

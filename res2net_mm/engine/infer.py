@@ -21,6 +21,7 @@ from torch import nn
 
 from ..data.errors import DataError
 from ..data.transforms import harden_pipeline
+from ..deploy import optimize_for_inference
 from ..weights import CheckpointError, read_source, say_unknown_rules
 from .errors import ToolError, one_line
 
@@ -53,6 +54,8 @@ class Predictor:
         checkpoint: File with the weights of the whole model.
         device: Device; None is the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
+        fast: Predict with what :func:`optimize_for_inference` makes of the model, in this type;
+            None is the model itself.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
@@ -60,7 +63,12 @@ class Predictor:
     """
 
     def __init__(
-        self, cfg: Config, checkpoint: str, device: str | None = None, trust: bool = False
+        self,
+        cfg: Config,
+        checkpoint: str,
+        device: str | None = None,
+        trust: bool = False,
+        fast: torch.dtype | None = None,
     ) -> None:
         for key in ('test_dataloader', 'visualizer'):
             if not cfg.get(key):
@@ -71,6 +79,8 @@ class Predictor:
             self.model: nn.Module = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
+        if fast is not None:
+            self.model = optimize_for_inference(self.model, fast)
         dataset = _test_dataset(cfg)
         meta = _dataset_meta(loaded.get('meta') or {}, dataset)
         self.classes = list(meta['classes'])

@@ -201,7 +201,7 @@ def test_norm_and_conv_configs():
         (dict(stem_channels=33), 'stem_channels .*even.* 33'),
         (dict(base_channels=-1), 'base_channels .* -1'),
         (dict(plugins=[dict(cfg={}, position='before_conv1')]), "position .*'before_conv1'"),
-        (dict(plugins=[dict(cfg={}, stages=(True,))]), r"stages .*num_stages \(4\).*\(True,\)"),
+        (dict(plugins=[dict(cfg={}, stages=(True,))]), r'stages .*num_stages \(4\).*\(True,\)'),
     ],
 )
 def test_wrong_values_are_named(args, words):

@@ -7,9 +7,7 @@ from res2net_mm.engine.runner import prepare_config
 
 
 def test_wrong_name_gets_the_nearest(tmp_path):
-    with pytest.raises(
-        ToolError, match='fast_rcnn_r2n50.py does not exist; did you mean .*_r2n50'
-    ):
+    with pytest.raises(ToolError, match='fast_rcnn_r2n50.py does not exist; did you mean .*_r2n50'):
         load_config('configs/fast_rcnn_r2n50.py')
     mine = tmp_path / 'my_detector.py'
     mine.write_text('')

@@ -1,0 +1,210 @@
+"""COCO evaluation of detections by pycocotools and by what our metric calls.
+
+Both do the same work within the time: read the json files of ground truth and results, match, and
+give the 12 figures. What pycocotools prints is thrown away. The sets are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..engine.errors import ToolError
+from ..evaluation.coco import KINDS, evaluate
+from .measure import circumstances, interleave
+from .peers import require
+
+BOUND = 1e-6
+CLASSES = 80
+SIZE = 640, 480  # width and height of the images
+OBJECTS = 7  # an image, on average
+DETECTIONS = 100  # an image
+# shares of objects that are small, medium, large, as in COCO, and ranges of their sides
+SHARES = (0.41, 0.35, 0.24)
+SIDES = np.array([(6, 31), (33, 94), (98, 400)])
+CROWDS = 0.01
+_ANGLES = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument(
+        '--images', type=int, default=5000, help='of the random set (5000, as val2017 has)'
+    )
+    parser.add_argument('--type', choices=KINDS, default='bbox', help='what is matched (bbox)')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Times both on one random set, after a comparison of their figures.
+
+    Returns:
+        The record.
+
+    Raises:
+        ToolError: An argument does not make sense, pycocotools is missing, or the figures differ.
+    """
+    if args.images < 1:
+        raise ToolError(f'--images must be at least 1, but is {args.images}')
+    require('pycocotools')
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_set(Path(folder), args.images, args.type)
+        calls: dict[str, Callable[[], list[float]]] = {
+            'pycocotools': partial(by_pycocotools, *files, args.type),
+            'ours': partial(by_ours, *files, args.type),
+        }
+        difference = compare(*(call() for call in calls.values()))  # which warms up, too
+        times = interleave(calls, args.rounds, warmup=0)
+    return dict(
+        task='coco',
+        title=f'COCO evaluation of {args.type}, {args.images} images',
+        yardstick='pycocotools',
+        rows=[
+            dict(
+                name=name,
+                times=times[name],
+                memory_mib=None,
+                gmacs=None,
+                difference=difference,
+                note='',
+            )
+            for name in calls
+        ],
+        profile=None,
+        **circumstances(args, ()),
+    )
+
+
+def compare(theirs: list[float], ours: list[float]) -> float:
+    """The largest difference of two lists of the 12 figures.
+
+    Raises:
+        ToolError: It is above 1e-6.
+    """
+    difference = float(np.abs(np.subtract(theirs, ours)).max())
+    if not difference <= BOUND:
+        raise ToolError(
+            f"pycocotools' figures and ours differ by {difference:.1e}, more than {BOUND:.0e}"
+        )
+    return difference
+
+
+def by_pycocotools(truth: Path, results: Path, kind: str) -> list[float]:
+    """AP, AP50, AP75, three of sizes, then recalls, from files."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(truth))
+        found = COCOeval(coco, coco.loadRes(str(results)), kind)
+        found.evaluate()
+        found.accumulate()
+        found.summarize()
+    return found.stats.tolist()
+
+
+def by_ours(truth: Path, results: Path, kind: str) -> list[float]:
+    """The same figures as :func:`by_pycocotools`, as our ``CocoMetric`` has them."""
+    content = json.loads(truth.read_text())
+    return list(evaluate(content, json.loads(results.read_text()), kind).metrics().values())
+
+
+def write_set(folder: Path, images: int, kind: str, seed: int = 0) -> tuple[Path, Path]:
+    """Writes a random set as COCO has them: ground truth and results.
+
+    Objects are of 80 classes, some much more frequent, and of small to large sizes; one in 100 is a
+    crowd. Of the 100 detections of an image the ones of highest score are objects moved by little,
+    some of them of another class; the others are nothing. Masks are polygons of 12 corners, those
+    of results and crowds run-length encoded.
+
+    Args:
+        folder: That the files go into.
+        images: How many.
+        kind: ``'bbox'`` or ``'segm'``.
+        seed: Of the generator.
+
+    Returns:
+        Paths of the ground truth and of the results.
+    """
+    rng = np.random.default_rng(seed)
+    frequency = 1 / np.arange(1, CLASSES + 1)
+    frequency /= frequency.sum()
+    width, height = SIZE
+    truth: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    for image in range(1, images + 1):
+        boxes = _boxes(rng, rng.poisson(OBJECTS))
+        classes = rng.choice(CLASSES, len(boxes), p=frequency)
+        crowds = rng.random(len(boxes)) < CROWDS
+        for box, category, crowd in zip(boxes, classes, crowds, strict=True):
+            truth.append(
+                {
+                    'id': len(truth) + 1,
+                    'image_id': image,
+                    'category_id': int(category) + 1,
+                    'iscrowd': int(crowd),
+                    **_shape(box, kind, encoded=bool(crowd)),
+                    'area': float(box[2] * box[3]),
+                }
+            )
+        near = rng.integers(0, len(boxes), min(3 * len(boxes), DETECTIONS)) if len(boxes) else []
+        noise = rng.exponential(0.12, len(near))
+        scale = noise[:, None] * boxes[near][:, [2, 3, 2, 3]]
+        moved = boxes[near] + scale * rng.standard_normal((len(near), 4))
+        other = rng.random(len(near)) < 0.1
+        guessed = np.where(other, rng.integers(0, CLASSES, len(near)), classes[near])
+        missing = DETECTIONS - len(near)
+        found = np.concatenate([moved, _boxes(rng, missing)])
+        found[:, 2:] = np.maximum(found[:, 2:], 2)
+        found[:, :2] = np.clip(found[:, :2], 0, np.array([width, height]) - 2)
+        found[:, 2:] = np.minimum(found[:, 2:], np.array([width, height]) - found[:, :2])
+        labels = np.concatenate([guessed, rng.choice(CLASSES, missing, p=frequency)])
+        sure = np.exp(-3 * noise) * rng.uniform(0.5, 1, len(near))
+        scores = np.concatenate([sure, 0.5 * rng.random(missing) ** 2])
+        results += [
+            {
+                'image_id': image,
+                'category_id': int(label) + 1,
+                'score': round(float(score), 6),
+                **_shape(box, kind, encoded=True),
+            }
+            for box, label, score in zip(found, labels, scores, strict=True)
+        ]
+    content = dict(
+        images=[dict(id=i, width=width, height=height) for i in range(1, images + 1)],
+        categories=[dict(id=i, name=f'class {i}') for i in range(1, CLASSES + 1)],
+        annotations=truth,
+    )
+    paths = folder / 'truth.json', folder / 'results.json'
+    for path, value in zip(paths, (content, results), strict=True):
+        path.write_text(json.dumps(value))
+    return paths
+
+
+def _boxes(rng: np.random.Generator, number: int) -> np.ndarray:
+    """Boxes within the image, (number, 4): x, y, width, height."""
+    ranges = SIDES[rng.choice(len(SHARES), number, p=SHARES)]
+    sides = rng.uniform(*ranges.T[:, :, None], (number, 2))
+    return np.concatenate([rng.random((number, 2)) * (np.array(SIZE) - sides), sides], axis=1)
+
+
+def _shape(box: np.ndarray, kind: str, encoded: bool) -> dict[str, Any]:
+    if kind == 'bbox':
+        return dict(bbox=[round(float(v), 2) for v in box])
+    from pycocotools import mask
+
+    x, y, width, height = box
+    corners = np.stack([np.cos(_ANGLES) * width + width, np.sin(_ANGLES) * height + height], 1) / 2
+    polygons = [(corners + (x, y)).round(2).ravel().tolist()]
+    if not encoded:
+        return dict(segmentation=polygons, bbox=[round(float(v), 2) for v in box])
+    rle = mask.frPyObjects(polygons, *SIZE[::-1])[0]
+    return dict(segmentation=dict(size=rle['size'], counts=rle['counts'].decode()))

@@ -1,0 +1,386 @@
+"""A detector's test loop on images: mmdet's way, ours, and ours with ``--fast``.
+
+A round is the loop over all images: the config's data loader with its workers, ``test_step`` and
+the evaluator's ``process``; the figures at the end are not within the time. mmdet's way is
+mmengine's Runner with mmdet's own Res2Net, metric and transforms, on the operators that there are.
+
+All have the same random weights. Batch norm has the statistics of the first image, and the
+classifier is scaled so that on that image ``CANDIDATES`` pairs of proposal and class pass the score
+threshold: what is done after the network is about what it is for a trained detector, where random
+weights as such would leave it nothing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
+from torch import Tensor, nn
+
+from ..engine.config import load_config, our_backbones
+from ..engine.errors import ToolError
+from ..engine.evaluate import FastHook
+from ..engine.infer import classes_of, find_images
+from ..engine.runner import build_runner, prepare_config
+from ..registry import SCOPE
+from .measure import circumstances, exact_float32, interleave
+from .peers import randomise, require
+
+BOUND = 1e-3
+COMPARED = 3  # images of which the outputs are compared
+CANDIDATES = 400
+YARDSTICK, OURS, FAST = 'mmdet', 'ours', 'ours fast'
+# part of the profile -> module within the model, method
+PARTS = {
+    'preprocessor': ('data_preprocessor', 'forward'),
+    'backbone': ('backbone', 'forward'),
+    'neck': ('neck', 'forward'),
+    'rpn_head': ('rpn_head', 'predict'),
+    'roi_align': ('roi_head.bbox_roi_extractor', 'forward'),
+    'bbox_head': ('roi_head.bbox_head', 'forward'),
+    'post-processing': ('roi_head.bbox_head', 'predict_by_feat'),
+    'mask_head': ('roi_head', 'predict_mask'),
+}
+LOADING, EVALUATOR, REST = 'data loading', 'evaluator', 'the rest'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument(
+        '--config', default='faster_rcnn_r2n50.py', help='of a Faster or Mask R-CNN'
+    )
+    parser.add_argument(
+        '--images',
+        type=Path,
+        metavar='FOLDER',
+        help='images, also in folders below it ($RES2NET_MM_DATA/coco_ccby)',
+    )
+    parser.add_argument('--limit', type=int, metavar='N', help='take the first images alone')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Times the three on a folder of images, after a comparison of their outputs.
+
+    Times are seconds an image.
+
+    Returns:
+        The record, with the seconds an image that each part of the model takes as ``profile``.
+
+    Raises:
+        ToolError: An argument or the config does not fit, mmdet is missing, or outputs differ.
+        FileNotFoundError: There is no such folder.
+    """
+    images = _images(args.images, args.limit)
+    cfg = load_config(args.config)
+    with tempfile.TemporaryDirectory() as folder:
+        with redirect_stdout(io.StringIO()):  # pycocotools tells of its index
+            runners = build(cfg, images, Path(folder), args.device)
+        calls = {name: partial(loop_over, runner) for name, runner in runners.items()}
+        apart = {YARDSTICK: 0.0}
+        apart |= {name: compare(runners[YARDSTICK], runners[name]) for name in (OURS, FAST)}
+        rounds = interleave(calls, args.rounds, args.device, warmup=1)
+        profiles = {name: profile(runners[name], args.device) for name in (YARDSTICK, FAST)}
+    times = {name: [taken / len(images) for taken in of] for name, of in rounds.items()}
+    speeds = [f'{name} {1 / statistics.median(of):.2f}' for name, of in times.items()]
+    return dict(
+        task='detector',
+        title=f'Test loop of {Path(args.config).name} over {len(images)} images, by the image',
+        yardstick=YARDSTICK,
+        rows=[
+            dict(
+                name=name,
+                times=times[name],
+                memory_mib=None,
+                gmacs=None,
+                difference=apart[name],
+                note='',
+            )
+            for name in runners
+        ],
+        profile=profiles,
+        notes=[f'images a second: {", ".join(speeds)}'],
+        **circumstances(args),
+    )
+
+
+def _images(folder: Path | None, limit: int | None) -> list[Path]:
+    if limit is not None and limit < 1:
+        raise ToolError(f'--limit must be at least 1, but is {limit}')
+    if folder is None:
+        data = os.environ.get('RES2NET_MM_DATA')
+        if not data:
+            raise ToolError('--images is needed where RES2NET_MM_DATA is not set')
+        folder = Path(data, 'coco_ccby')
+    return find_images(folder)[:limit]
+
+
+def build(cfg: Config, images: list[Path], folder: Path, device: str) -> dict[str, Runner]:
+    """The Runner of each contender, all with the same weights.
+
+    Args:
+        cfg: Config of a two-stage detector on our Res2Net.
+        images: What its test set is made of.
+        folder: For the annotation file and logs.
+        device: That the models go to.
+
+    Raises:
+        ToolError: mmdet is missing, or has no such network.
+    """
+    require('mmdet')
+    cfg = copy.deepcopy(cfg)
+    parts = our_backbones(cfg)
+    own = [part for part in parts if part.type == f'{SCOPE}.Res2Net']
+    if len(parts) != 1 or own != [cfg.model.get('backbone')]:
+        raise ToolError('the config must have a Res2Net of this package as its only backbone')
+    _use_images(cfg, images, folder)
+    cfg.model.backbone.init_cfg = None
+    cfg.model.backbone.first_block = 'mmdet'
+    cfg.log_level = 'ERROR'
+    theirs = copy.deepcopy(cfg)
+    theirs.model.backbone.type = 'mmdet.Res2Net'
+    theirs.model.backbone.pop('first_block')
+    theirs.work_dir = str(folder / 'mmdet')
+    theirs.experiment_name = f'{folder.name}_mmdet'
+    try:
+        runners = {YARDSTICK: Runner.from_cfg(theirs)}
+    except TypeError as error:
+        raise ToolError(f"mmdet's Res2Net cannot be built from the config: {error}") from error
+    for name in (OURS, FAST):
+        ready = prepare_config(cfg, work_dir=str(folder / name))
+        ready.experiment_name = f'{folder.name}_{name}'
+        runners[name] = build_runner(ready)
+    state = make_weights(runners[YARDSTICK], device)
+    for name, runner in runners.items():
+        runner.test_loop  # noqa: B018  (is built on first access)
+        runner.call_hook('before_run')
+        runner.model.load_state_dict(state)
+        runner.model.to(device).eval()
+        if name == FAST:
+            FastHook(torch.float32).before_test_epoch(runner)
+    return runners
+
+
+def _use_images(cfg: Config, images: list[Path], folder: Path) -> None:
+    """Makes the test set of a config one of images without objects."""
+    records = []
+    for number, path in enumerate(images, 1):
+        with Image.open(path) as image:
+            width, height = image.size
+        records.append(dict(id=number, file_name=str(path.resolve()), width=width, height=height))
+    names = classes_of(cfg, {})
+    content = dict(
+        images=records,
+        annotations=[],
+        categories=[dict(id=i, name=name) for i, name in enumerate(names, 1)],
+    )
+    path = folder / 'images.json'
+    path.write_text(json.dumps(content))
+    dataset = cfg.test_dataloader.dataset
+    if not dataset.type.endswith('CocoDataset'):
+        raise ToolError(f'test_dataloader.dataset must be a CocoDataset, but is a {dataset.type}')
+    dataset.update(data_root='', ann_file=str(path), data_prefix=dict(img=''))
+    cfg.test_evaluator = dict(
+        type='mmdet.CocoMetric', ann_file=str(path), metric='bbox', backend_args=None
+    )
+
+
+def make_weights(runner: Runner, device: str = 'cpu') -> dict[str, Tensor]:
+    """Random weights for a detector, of which it is as sure as a trained one on its first image.
+
+    Raises:
+        ToolError: It has no classifier to scale.
+    """
+    init_default_scope('mmdet')
+    model = copy.deepcopy(runner.model).to(device).eval()
+    head = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
+    if not isinstance(getattr(head, 'fc_cls', None), nn.Linear):
+        raise ToolError('the model must be a Faster or Mask R-CNN: its roi_head.bbox_head.fc_cls')
+    randomise(model)
+    generator = torch.Generator().manual_seed(0)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            gain = (0.2 if name.endswith('fc_reg') else 2) / module.in_features**0.5
+            values = torch.randn(module.weight.shape, generator=generator) * gain
+            module.weight.data.copy_(values)
+        elif name.endswith('rpn_reg'):
+            module.weight.data *= 0.2
+        elif isinstance(module, nn.BatchNorm2d):
+            module.train()
+            module.momentum = 1.0
+    logits: list[Tensor] = []
+    head.fc_cls.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    batch = next(_first(runner))
+    with torch.no_grad():
+        model.backbone(model.data_preprocessor(copy.deepcopy(batch))['inputs'])
+        model.eval()
+        model.test_step(copy.deepcopy(batch))
+        _calibrate(head.fc_cls, logits[0], model.test_cfg.rcnn.score_thr)
+    return {name: value.cpu() for name, value in model.state_dict().items()}
+
+
+def _calibrate(layer: nn.Linear, logits: Tensor, threshold: float) -> None:
+    """Logits of mean 0 and deviation 2; background is as likely as leaves ``CANDIDATES``."""
+    scale = 2 / logits.std(0, keepdim=True).clamp(min=1e-6)
+    layer.weight.mul_(scale.T)
+    layer.bias.copy_((layer.bias - logits.mean(0)) * scale[0])
+    logits = (logits - logits.mean(0)) * scale
+    low, high = -20.0, 20.0
+    for _ in range(30):
+        background = (low + high) / 2
+        moved = torch.cat([logits[:, :-1], logits[:, -1:] + background], 1)
+        passing = int((moved.softmax(1)[:, :-1] > threshold).sum())
+        low, high = (background, high) if passing > CANDIDATES else (low, background)
+    layer.bias[-1] += background
+
+
+def _first(runner: Runner) -> Iterator[dict[str, Any]]:
+    """The batches of a test set, from this process."""
+    loader = runner.test_dataloader
+    for indices in loader.batch_sampler:
+        yield loader.collate_fn([loader.dataset[i] for i in indices])
+
+
+def loop_over(runner: Runner) -> None:
+    """One round: mmengine's test loop up to the figures."""
+    loop = runner.test_loop
+    runner.call_hook('before_test')
+    runner.call_hook('before_test_epoch')
+    runner.model.eval()
+    for number, batch in enumerate(loop.dataloader):
+        loop.run_iter(number, batch)
+    for metric in loop.evaluator.metrics:
+        metric.results.clear()
+
+
+@torch.no_grad()
+def compare(yardstick: Runner, other: Runner) -> float:
+    """The largest difference in what two detectors give for the first images.
+
+    Features and maps of the RPN are compared with its largest value; then, from the yardstick's
+    proposals in both, scores, and boxes in shares of the longer side of the image. Which proposals
+    there are is not compared: thousands are equally good but for rounding.
+
+    Raises:
+        ToolError: It is above 1e-3, or there are other detections.
+    """
+    worst = 0.0
+    with exact_float32():
+        for number, batch in enumerate(_first(yardstick)):
+            if number == COMPARED:
+                break
+            reference, proposals = _outputs(yardstick.model, batch)
+            found, _ = _outputs(other.model, batch, proposals)
+            for a, b in zip(reference[0], found[0], strict=True):
+                apart = (a - b).abs().max() / a.abs().max().clamp(min=1e-12)
+                worst = max(worst, apart.item())
+            for a, b in zip(reference[1], found[1], strict=True):
+                worst = max(worst, _apart(a, b))
+    if not worst <= BOUND:
+        raise ToolError(f'outputs of the detectors differ by {worst:.1e}, more than {BOUND:.0e}')
+    return worst
+
+
+def _outputs(
+    model: nn.Module, batch: Mapping[str, Any], proposals: list | None = None
+) -> tuple[tuple[list[Tensor], list[Tensor]], list]:
+    """Maps and detections of a batch, (number, 6) an image; and the proposals that they are of."""
+    data = model.data_preprocessor(copy.deepcopy(dict(batch)))
+    samples = data['data_samples']
+    levels = model.extract_feat(data['inputs'])
+    scores, deltas = model.rpn_head(levels)
+    if proposals is None:
+        proposals = model.rpn_head.predict(levels, samples, rescale=False)
+    found = model.roi_head.predict(levels, copy.deepcopy(proposals), samples, rescale=True)
+    detections = []
+    for instances, sample in zip(found, samples, strict=True):
+        columns = instances.bboxes / max(sample.ori_shape), instances.scores, instances.labels
+        detections.append(torch.column_stack(columns))
+    return ([*levels, *scores, *deltas], detections), proposals
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    """How far the detections of one are from the nearest of the other, whatever their order."""
+    if len(a) == 0 or len(b) == 0:
+        return 0.0 if len(a) == len(b) else float('inf')
+    distances = (a[:, None] - b).abs().amax(-1)  # other labels: 1 or more
+    return max(distances.amin(dim).max().item() for dim in (0, 1))
+
+
+def profile(runner: Runner, device: str = 'cpu') -> dict[str, float]:
+    """Seconds an image that each part takes, in one round of its own.
+
+    ``rpn_head`` is with proposals and their NMS; data loading is the time waited for the workers.
+    """
+    loop = runner.test_loop
+    taken: dict[str, float] = {LOADING: 0.0}
+    with _timed(runner, taken, device):
+        start = _now(device)
+        runner.call_hook('before_test')
+        runner.call_hook('before_test_epoch')
+        batches = iter(loop.dataloader)
+        for number in range(len(loop.dataloader)):
+            before = _now(device)
+            batch = next(batches)
+            taken[LOADING] += _now(device) - before
+            loop.run_iter(number, batch)
+        whole = _now(device) - start
+    for metric in loop.evaluator.metrics:
+        metric.results.clear()
+    taken[REST] = whole - sum(taken.values())
+    return {name: seconds / len(loop.dataloader.dataset) for name, seconds in taken.items()}
+
+
+@contextmanager
+def _timed(runner: Runner, taken: dict[str, float], device: str) -> Iterator[None]:
+    """Within it, the parts add the seconds of their calls to ``taken``."""
+    places: list[tuple[str, Any, str]] = []
+    for name, (path, method) in PARTS.items():
+        owner = runner.model
+        for part in path.split('.'):
+            owner = getattr(owner, part, None)
+        if name != 'mask_head' or getattr(owner, 'with_mask', False):
+            places.append((name, owner, method))
+    places.append((EVALUATOR, runner.test_loop.evaluator, 'process'))
+    for name, owner, method in places:
+        taken[name] = 0.0
+        setattr(owner, method, _timing(name, getattr(owner, method), taken, device))
+    try:
+        yield
+    finally:
+        for _, owner, method in places:
+            delattr(owner, method)  # the class's shows again
+
+
+def _timing(
+    name: str, function: Callable[..., Any], taken: dict[str, float], device: str
+) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = _now(device)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            taken[name] += _now(device) - start
+
+    return call
+
+
+def _now(device: str) -> float:
+    if torch.device(device).type != 'cpu':
+        torch.accelerator.synchronize(torch.device(device))
+    return time.perf_counter()

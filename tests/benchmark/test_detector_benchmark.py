@@ -1,0 +1,169 @@
+"""The comparison of detectors: same outputs, every part measured, and what it refuses."""
+
+import argparse
+import copy
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmdet.models.backbones import Res2Net as BuiltIn
+
+import res2net_mm
+from res2net_mm.benchmark import detectors
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import ToolError
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+CONFIG = f"""
+_base_ = '{CONFIGS}/faster_rcnn_r2n50.py'
+model = dict(
+    backbone=dict(base_channels=16, stem_channels=16, base_width=6),
+    neck=dict(in_channels=[64, 128, 256, 512], out_channels=16),
+    rpn_head=dict(in_channels=16, feat_channels=16),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=16),
+        bbox_head=dict(in_channels=16, fc_out_channels=32)),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=200)))
+pipeline = [
+    dict(type='LoadImageFromFile'), dict(type='Resize', scale=(128, 96), keep_ratio=True),
+    dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='PackDetInputs',
+         meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))]
+test_dataloader = dict(
+    num_workers=0, persistent_workers=False, dataset=dict(pipeline=pipeline))
+"""
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('config') / 'tiny.py'
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp('photos')
+    rng = np.random.default_rng(0)
+    for number, (height, width) in enumerate([(90, 120), (120, 90), (64, 128), (100, 100)]):
+        blobs = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f'{number}.png'), cv2.resize(blobs, (width, height)))
+    return folder
+
+
+@pytest.fixture(scope='module')
+def runners(config, photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('runners')
+    images = sorted(photos.iterdir())
+    return detectors.build(load_config(config), images, folder, 'cpu')
+
+
+def test_contenders(runners):
+    backbones = {name: runner.model.backbone for name, runner in runners.items()}
+    assert type(backbones['mmdet']) is BuiltIn
+    assert isinstance(backbones['ours'], res2net_mm.Res2Net)
+    norms = {
+        name: any(isinstance(m, torch.nn.BatchNorm2d) for m in backbone.modules())
+        for name, backbone in backbones.items()
+    }
+    assert norms == {'mmdet': True, 'ours': True, 'ours fast': False}
+    for runner in runners.values():
+        assert len(runner.test_dataloader.dataset) == 4
+
+
+def test_detectors_are_as_sure_as_trained_ones(runners):
+    """On the first image the pairs that were aimed at pass, and NMS leaves some of them."""
+    runner = runners['mmdet']
+    logits = []
+    hook = runner.model.roi_head.bbox_head.fc_cls.register_forward_hook(
+        lambda module, inputs, output: logits.append(output)
+    )
+    with torch.no_grad():
+        found = runner.model.test_step(next(detectors._first(runner)))[0].pred_instances
+    hook.remove()
+    passing = (logits[0].softmax(1)[:, :-1] > runner.model.test_cfg.rcnn.score_thr).sum().item()
+    assert passing == pytest.approx(detectors.CANDIDATES, rel=0.02)
+    assert 20 <= len(found) <= 100 and len(found.labels.unique()) > 5
+
+
+def test_record_of_detectors(config, photos):
+    args = argparse.Namespace(
+        config=str(config), images=photos, limit=3, rounds=2, device='cpu', task='detector'
+    )
+    record = detectors.run(args)
+    assert [row['name'] for row in record['rows']] == ['mmdet', 'ours', 'ours fast']
+    for row in record['rows']:
+        assert len(row['times']) == 2 and min(row['times']) > 0
+    mmdet, ours, fast = (row['difference'] for row in record['rows'])
+    assert mmdet == 0 < ours < 1e-3 and 0 < fast < 1e-3
+    parts = {'data loading', 'evaluator', 'the rest', *detectors.PARTS} - {'mask_head'}
+    assert set(record['profile']) == {'mmdet', 'ours fast'}
+    for taken in record['profile'].values():
+        assert set(taken) == parts
+        assert all(seconds > 0 for seconds in taken.values()), 'the parts are less than the whole'
+        assert taken['backbone'] > taken['evaluator']
+    assert 'over 3 images' in record['title'] and 'images a second: mmdet ' in record['notes'][0]
+
+
+def test_profile_leaves_nothing_behind(runners):
+    model = runners['ours'].model
+    detectors.profile(runners['ours'])
+    assert 'forward' not in vars(model.backbone)
+    assert 'predict' not in vars(model.rpn_head)
+    assert 'process' not in vars(runners['ours'].test_loop.evaluator)
+    assert not any(metric.results for metric in runners['ours'].test_loop.evaluator.metrics)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'backbone.layer3.0.convs.1.weight',
+        'rpn_head.rpn_cls.weight',
+        'roi_head.bbox_head.fc_cls.weight',
+        'roi_head.bbox_head.fc_reg.weight',
+    ],
+)
+def test_weights_that_differ_stop_it(runners, name):
+    model = runners['ours'].model
+    assert detectors.compare(runners['mmdet'], runners['ours']) < 1e-3
+    before = copy.deepcopy(model.state_dict())
+    model.state_dict()[name].mul_(1.1)
+    try:
+        with pytest.raises(ToolError, match='outputs of the detectors differ by'):
+            detectors.compare(runners['mmdet'], runners['ours'])
+    finally:
+        model.load_state_dict(before)
+
+
+def test_distance_of_detections():
+    """Order does not matter; another label, a missing detection or none at all do."""
+    a = torch.tensor([[0.1, 0.1, 0.5, 0.5, 0.9, 3.0], [0.2, 0.2, 0.4, 0.4, 0.7, 1.0]])
+    assert detectors._apart(a, a.flip(0)) == 0
+    moved = a.clone()
+    moved[0, 2] += 0.01
+    assert detectors._apart(a, moved) == pytest.approx(0.01)
+    other = a.clone()
+    other[1, 5] = 2
+    assert detectors._apart(a, other) == 1
+    assert detectors._apart(a, a[:1]) == 2 == detectors._apart(a[:1], a)
+    assert detectors._apart(a, a[:0]) == float('inf') and detectors._apart(a[:0], a[:0]) == 0
+
+
+def test_what_is_refused(photos, monkeypatch, tmp_path):
+    images = sorted(photos.iterdir())[:1]
+    for name, message in (
+        ('faster_rcnn_r50.py', 'Res2Net of this package'),
+        ('faster_rcnn_r2n50_dcn.py', 'Res2Net of this package'),
+        ('retinanet_r2n50.py', 'Faster or Mask R-CNN'),
+    ):
+        with pytest.raises(ToolError, match=message):
+            detectors.build(load_config(name), images, tmp_path, 'cpu')
+    monkeypatch.delenv('RES2NET_MM_DATA', raising=False)
+    for given, message in (
+        (dict(images=None, limit=None), '--images is needed'),
+        (dict(images=photos, limit=0), '--limit must be at least 1, but is 0'),
+    ):
+        with pytest.raises(ToolError, match=message):
+            detectors.run(argparse.Namespace(config='', **given))
