@@ -179,7 +179,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--peers',
         nargs='+',
         metavar='NAME',
-        help=f'of {", ".join(map(repr, CONTENDERS))}; the first is the yardstick (all but {COMPILED})',
+        help=f'of {", ".join(map(repr, CONTENDERS))}; first the yardstick (all but {COMPILED})',
     )
     parser.add_argument(
         '--dtype',

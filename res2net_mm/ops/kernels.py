@@ -1,8 +1,8 @@
 """RoIAlign and deformable convolution with the signatures of mmcv's compiled extension.
 
-The work is done by torchvision's kernels. As in the extension, results go into buffers that the
-caller made (``output``, ``grad_*``), and every function takes all arguments of its namesake:
-scratch buffers and hints such as ``columns``, ``ones`` and ``im2col_step`` are not needed here and
+The work is done by torchvision's kernels and by :mod:`.roi_align`. As in the extension, results go
+into buffers that the caller made (``output``, ``grad_*``), and every function takes all arguments
+of its namesake: scratch buffers and hints such as ``columns``, ``ones`` and ``im2col_step`` are not needed here and
 stay as they are. Half precision is computed in float32.
 """
 
@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor
 
 from .boxes import compute_dtype
+from .roi_align import roi_align
 
 __all__ = [
     'deform_conv_backward_input',
@@ -69,7 +70,7 @@ def roi_align_forward(
         )
     dtype = compute_dtype(input, rois)
     size = (aligned_height, aligned_width)
-    pooled = torchvision.ops.roi_align(
+    pooled = roi_align(
         input.to(dtype), rois.to(dtype), size, spatial_scale, sampling_ratio, aligned
     )
     output.copy_(pooled)

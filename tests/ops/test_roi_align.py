@@ -1,0 +1,91 @@
+"""RoIAlign of channels_last features against torchvision's kernel in float64."""
+
+import pytest
+import torch
+import torchvision
+
+from res2net_mm.ops import roi_align as module
+from res2net_mm.ops.roi_align import roi_align
+
+CASES = {  # (N, C, H, W), sides of regions from and to, bins
+    'many samples': ((2, 8, 20, 30), (-5, 90), (7, 7)),
+    'below a pixel': ((1, 4, 5, 6), (0, 3), (2, 3)),
+    'larger than the image': ((1, 4, 5, 6), (20, 60), (3, 2)),
+    'one column': ((1, 3, 4, 1), (0, 30), (2, 3)),
+    'tall': ((3, 16, 33, 17), (10, 300), (14, 14)),
+}
+
+
+def make(shape, sides, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    side = torch.empty(60, 2).uniform_(*sides, generator=generator)
+    centre = torch.rand(60, 2, generator=generator) * torch.tensor(shape[:1:-1]) * 4.6 - 1
+    image = torch.randint(shape[0], (60, 1), generator=generator)
+    rois = torch.cat([image, centre - side / 2, centre + side / 2], 1).to(dtype)
+    return features.to(memory_format=torch.channels_last), rois
+
+
+@pytest.fixture
+def own_work(monkeypatch):
+    """Fails where torchvision's kernel would be taken."""
+
+    def refuse(*args):
+        raise AssertionError('torchvision.ops.roi_align was called')
+
+    kernel = torchvision.ops.roi_align
+    monkeypatch.setattr(torchvision.ops, 'roi_align', refuse)
+    return kernel
+
+
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('ratio', [0, 2, 3])
+@pytest.mark.parametrize('case', CASES)
+def test_equals_torchvision(own_work, case, ratio, aligned):
+    shape, sides, size = CASES[case]
+    features, rois = make(shape, sides)
+    args = size, 0.25, ratio, aligned
+    reference = own_work(features.contiguous(), rois, *args)
+    assert reference.abs().max() > 0.1
+    torch.testing.assert_close(roi_align(features, rois, *args), reference, rtol=1e-11, atol=1e-12)
+    single = roi_align(features.float(), rois.float(), *args)
+    # torchvision's own float32 is as far from float64
+    theirs = own_work(features.float().contiguous(), rois.float(), *args)
+    bound = 2 * (theirs - reference).abs().max() + 1e-6 * reference.abs().max()
+    assert (single - reference).abs().max() < bound
+
+
+def test_by_hand(own_work):
+    features = torch.arange(16.0).view(1, 1, 4, 4).expand(1, 2, 4, 4)
+    features = features.to(memory_format=torch.channels_last)
+    # of pixels 1 to 3: samples at 0.5 + 0.5 and 0.5 + 1.5 behind the corner, half a pixel back
+    out = roi_align(features, torch.tensor([[0.0, 1, 1, 3, 3]]), (2, 2), 1.0, 1, True)
+    assert torch.equal(out[0, 1], torch.tensor([[5.0, 6.0], [9.0, 10.0]]))
+
+
+@pytest.mark.parametrize('what', ['contiguous', 'none', 'not finite', 'huge'])
+def test_what_torchvision_computes(monkeypatch, what):
+    features, rois = make(*CASES['many samples'][:2], torch.float32)
+    if what == 'contiguous':
+        features = features.contiguous()
+    elif what == 'none':
+        rois = rois[:0]
+    elif what == 'not finite':
+        rois[3, 2] = float('nan')
+    else:
+        rois[3, 3] = 1e5
+        monkeypatch.setattr(module, '_LARGEST', 10**6)
+    calls = []
+    monkeypatch.setattr(torchvision.ops, 'roi_align', lambda *args: calls.append(args))
+    roi_align(features, rois, (7, 7), 0.25, 0, True)
+    assert len(calls) == 1
+
+
+def test_a_region_far_outside_is_zero(own_work):
+    features, rois = make(*CASES['many samples'][:2])
+    rois[5, 1:] = torch.tensor([-900.0, -900, -800, -800])
+    rois[6, 1:] = torch.tensor([900.0, 10, 990, 20])
+    out = roi_align(features, rois, (7, 7), 0.25, 0, True)
+    assert out[5:7].abs().max() == 0
+    reference = own_work(features.contiguous(), rois, (7, 7), 0.25, 0, True)
+    torch.testing.assert_close(out, reference, rtol=1e-11, atol=1e-12)
