@@ -10,6 +10,7 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import FAST
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
+from res2net_mm.engine.memory import keep_freed_memory
 
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
@@ -45,6 +46,7 @@ def main() -> int:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
     args = parser.parse_args()
+    keep_freed_memory()
     images = find_images(args.images)
     cfg = load_config(args.config, args.cfg_options)
     predictor = Predictor(

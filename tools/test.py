@@ -9,6 +9,7 @@ from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import FAST, run_test
+from res2net_mm.engine.memory import keep_freed_memory
 from res2net_mm.engine.report import describe_device
 from res2net_mm.engine.runner import prepare_config
 from res2net_mm.evaluation import format_metrics
@@ -47,6 +48,7 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
     args = parser.parse_args()
+    keep_freed_memory()
     cfg = prepare_config(
         load_config(args.config, args.cfg_options), work_dir=args.work_dir, launcher=args.launcher
     )

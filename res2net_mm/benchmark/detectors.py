@@ -3,6 +3,7 @@
 A round is the loop over all images: the config's data loader with its workers, ``test_step`` and
 the evaluator's ``process``; the figures at the end are not within the time. mmdet's way is
 mmengine's Runner with mmdet's own Res2Net, metric and transforms, on the operators that there are.
+Each way has a process of its own, in which ours sets what our tools set.
 
 All have the same random weights. Batch norm has the statistics of the first image, and the
 classifier is scaled so that on that image ``CANDIDATES`` pairs of proposal and class pass the score
@@ -16,19 +17,20 @@ import argparse
 import copy
 import io
 import json
+import multiprocessing
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 from torch import Tensor, nn
@@ -37,15 +39,16 @@ from ..engine.config import load_config, our_backbones
 from ..engine.errors import ToolError
 from ..engine.evaluate import FastHook
 from ..engine.infer import classes_of, find_images
+from ..engine.memory import keep_freed_memory
 from ..engine.runner import build_runner, prepare_config
 from ..registry import SCOPE
+from .detector_weights import first_batches, make_weights
 from .measure import circumstances, exact_float32, interleave
-from .peers import randomise, require
+from .peers import require
 
 BOUND = 1e-3
 COMPARED = 3  # images of which the outputs are compared
-CANDIDATES = 400
-YARDSTICK, OURS, FAST = 'mmdet', 'ours', 'ours fast'
+YARDSTICK, OURS, FAST = CONTENDERS = 'mmdet', 'ours', 'ours fast'
 # part of the profile -> module within the model, method
 PARTS = {
     'preprocessor': ('data_preprocessor', 'forward'),
@@ -88,14 +91,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     images = _images(args.images, args.limit)
     cfg = load_config(args.config)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
+        folder = Path(place)
         with redirect_stdout(io.StringIO()):  # pycocotools tells of its index
-            runners = build(cfg, images, Path(folder), args.device)
-        calls = {name: partial(loop_over, runner) for name, runner in runners.items()}
+            runners = build(cfg, images, folder, args.device)
         apart = {YARDSTICK: 0.0}
         apart |= {name: compare(runners[YARDSTICK], runners[name]) for name in (OURS, FAST)}
-        rounds = interleave(calls, args.rounds, args.device, warmup=1)
-        profiles = {name: profile(runners[name], args.device) for name in (YARDSTICK, FAST)}
+        torch.save(runners[YARDSTICK].model.state_dict(), folder / 'weights.pth')
+        del runners
+        calls = {}
+        for name in CONTENDERS:
+            pool = ProcessPoolExecutor(1, multiprocessing.get_context('spawn'))
+            calls[name] = partial(_ask, stack.enter_context(pool))
+            calls[name](
+                _start, name, args.config, images, folder, args.device, torch.get_num_threads()
+            )
+        rounds = interleave(
+            {name: partial(call, _round) for name, call in calls.items()},
+            args.rounds,
+            args.device,
+            warmup=1,
+        )
+        profiles = {name: calls[name](_profile, args.device) for name in (YARDSTICK, FAST)}
     times = {name: [taken / len(images) for taken in of] for name, of in rounds.items()}
     speeds = [f'{name} {1 / statistics.median(of):.2f}' for name, of in times.items()]
     return dict(
@@ -111,12 +128,40 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 difference=apart[name],
                 note='',
             )
-            for name in runners
+            for name in CONTENDERS
         ],
         profile=profiles,
         notes=[f'images a second: {", ".join(speeds)}'],
         **circumstances(args),
     )
+
+
+def _ask(pool: ProcessPoolExecutor, function: Callable[..., Any], *args: Any) -> Any:
+    return pool.submit(function, *args).result()
+
+
+_RUNNERS: list[Runner] = []  # the contender of this process
+
+
+def _start(
+    name: str, config: str, images: list[Path], folder: Path, device: str, threads: int
+) -> None:
+    torch.set_num_threads(threads)
+    if name != YARDSTICK:
+        keep_freed_memory()  # as our tools do
+    state = torch.load(folder / 'weights.pth', weights_only=True)
+    own = folder / f'of {name}'
+    own.mkdir()
+    with redirect_stdout(io.StringIO()):
+        _RUNNERS.extend(build(load_config(config), images, own, device, [name], state).values())
+
+
+def _round() -> None:
+    loop_over(_RUNNERS[0])
+
+
+def _profile(device: str) -> dict[str, float]:
+    return profile(_RUNNERS[0], device)
 
 
 def _images(folder: Path | None, limit: int | None) -> list[Path]:
@@ -130,7 +175,14 @@ def _images(folder: Path | None, limit: int | None) -> list[Path]:
     return find_images(folder)[:limit]
 
 
-def build(cfg: Config, images: list[Path], folder: Path, device: str) -> dict[str, Runner]:
+def build(
+    cfg: Config,
+    images: list[Path],
+    folder: Path,
+    device: str,
+    names: Sequence[str] = CONTENDERS,
+    state: Mapping[str, Tensor] | None = None,
+) -> dict[str, Runner]:
     """The Runner of each contender, all with the same weights.
 
     Args:
@@ -138,6 +190,8 @@ def build(cfg: Config, images: list[Path], folder: Path, device: str) -> dict[st
         images: What its test set is made of.
         folder: For the annotation file and logs.
         device: That the models go to.
+        names: Of the contenders.
+        state: The weights; None makes them, by the yardstick.
 
     Raises:
         ToolError: mmdet is missing, or has no such network.
@@ -152,20 +206,8 @@ def build(cfg: Config, images: list[Path], folder: Path, device: str) -> dict[st
     cfg.model.backbone.init_cfg = None
     cfg.model.backbone.first_block = 'mmdet'
     cfg.log_level = 'ERROR'
-    theirs = copy.deepcopy(cfg)
-    theirs.model.backbone.type = 'mmdet.Res2Net'
-    theirs.model.backbone.pop('first_block')
-    theirs.work_dir = str(folder / 'mmdet')
-    theirs.experiment_name = f'{folder.name}_mmdet'
-    try:
-        runners = {YARDSTICK: Runner.from_cfg(theirs)}
-    except TypeError as error:
-        raise ToolError(f"mmdet's Res2Net cannot be built from the config: {error}") from error
-    for name in (OURS, FAST):
-        ready = prepare_config(cfg, work_dir=str(folder / name))
-        ready.experiment_name = f'{folder.name}_{name}'
-        runners[name] = build_runner(ready)
-    state = make_weights(runners[YARDSTICK], device)
+    runners = {name: _make_runner(name, cfg, folder) for name in names}
+    state = make_weights(runners[YARDSTICK], device) if state is None else state
     for name, runner in runners.items():
         runner.test_loop  # noqa: B018  (is built on first access)
         runner.call_hook('before_run')
@@ -174,6 +216,23 @@ def build(cfg: Config, images: list[Path], folder: Path, device: str) -> dict[st
         if name == FAST:
             FastHook(torch.float32).before_test_epoch(runner)
     return runners
+
+
+def _make_runner(name: str, cfg: Config, folder: Path) -> Runner:
+    cfg = copy.deepcopy(cfg)
+    if name == YARDSTICK:
+        cfg.model.backbone.type = 'mmdet.Res2Net'
+        cfg.model.backbone.pop('first_block')
+        cfg.work_dir = str(folder / name)
+    else:
+        cfg = prepare_config(cfg, work_dir=str(folder / name))
+    cfg.experiment_name = f'{folder.name}_{name}'
+    if name != YARDSTICK:
+        return build_runner(cfg)
+    try:
+        return Runner.from_cfg(cfg)
+    except TypeError as error:
+        raise ToolError(f"mmdet's Res2Net cannot be built from the config: {error}") from error
 
 
 def _use_images(cfg: Config, images: list[Path], folder: Path) -> None:
@@ -198,62 +257,6 @@ def _use_images(cfg: Config, images: list[Path], folder: Path) -> None:
     cfg.test_evaluator = dict(
         type='mmdet.CocoMetric', ann_file=str(path), metric='bbox', backend_args=None
     )
-
-
-def make_weights(runner: Runner, device: str = 'cpu') -> dict[str, Tensor]:
-    """Random weights for a detector, of which it is as sure as a trained one on its first image.
-
-    Raises:
-        ToolError: It has no classifier to scale.
-    """
-    init_default_scope('mmdet')
-    model = copy.deepcopy(runner.model).to(device).eval()
-    head = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
-    if not isinstance(getattr(head, 'fc_cls', None), nn.Linear):
-        raise ToolError('the model must be a Faster or Mask R-CNN: its roi_head.bbox_head.fc_cls')
-    randomise(model)
-    generator = torch.Generator().manual_seed(0)
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            gain = (0.2 if name.endswith('fc_reg') else 2) / module.in_features**0.5
-            values = torch.randn(module.weight.shape, generator=generator) * gain
-            module.weight.data.copy_(values)
-        elif name.endswith('rpn_reg'):
-            module.weight.data *= 0.2
-        elif isinstance(module, nn.BatchNorm2d):
-            module.train()
-            module.momentum = 1.0
-    logits: list[Tensor] = []
-    head.fc_cls.register_forward_hook(lambda module, inputs, output: logits.append(output))
-    batch = next(_first(runner))
-    with torch.no_grad():
-        model.backbone(model.data_preprocessor(copy.deepcopy(batch))['inputs'])
-        model.eval()
-        model.test_step(copy.deepcopy(batch))
-        _calibrate(head.fc_cls, logits[0], model.test_cfg.rcnn.score_thr)
-    return {name: value.cpu() for name, value in model.state_dict().items()}
-
-
-def _calibrate(layer: nn.Linear, logits: Tensor, threshold: float) -> None:
-    """Logits of mean 0 and deviation 2; background is as likely as leaves ``CANDIDATES``."""
-    scale = 2 / logits.std(0, keepdim=True).clamp(min=1e-6)
-    layer.weight.mul_(scale.T)
-    layer.bias.copy_((layer.bias - logits.mean(0)) * scale[0])
-    logits = (logits - logits.mean(0)) * scale
-    low, high = -20.0, 20.0
-    for _ in range(30):
-        background = (low + high) / 2
-        moved = torch.cat([logits[:, :-1], logits[:, -1:] + background], 1)
-        passing = int((moved.softmax(1)[:, :-1] > threshold).sum())
-        low, high = (background, high) if passing > CANDIDATES else (low, background)
-    layer.bias[-1] += background
-
-
-def _first(runner: Runner) -> Iterator[dict[str, Any]]:
-    """The batches of a test set, from this process."""
-    loader = runner.test_dataloader
-    for indices in loader.batch_sampler:
-        yield loader.collate_fn([loader.dataset[i] for i in indices])
 
 
 def loop_over(runner: Runner) -> None:
@@ -281,7 +284,7 @@ def compare(yardstick: Runner, other: Runner) -> float:
     """
     worst = 0.0
     with exact_float32():
-        for number, batch in enumerate(_first(yardstick)):
+        for number, batch in enumerate(first_batches(yardstick)):
             if number == COMPARED:
                 break
             reference, proposals = _outputs(yardstick.model, batch)

@@ -2,8 +2,8 @@
 
 The work is done by torchvision's kernels and by :mod:`.roi_align`. As in the extension, results go
 into buffers that the caller made (``output``, ``grad_*``), and every function takes all arguments
-of its namesake: scratch buffers and hints such as ``columns``, ``ones`` and ``im2col_step`` are not needed here and
-stay as they are. Half precision is computed in float32.
+of its namesake: scratch buffers and hints such as ``columns``, ``ones`` and ``im2col_step`` are not
+needed here and stay as they are. Half precision is computed in float32.
 """
 
 import torch

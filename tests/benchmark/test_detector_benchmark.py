@@ -12,6 +12,7 @@ from mmdet.models.backbones import Res2Net as BuiltIn
 
 import res2net_mm
 from res2net_mm.benchmark import detectors
+from res2net_mm.benchmark.detector_weights import CANDIDATES, first_batches
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 
@@ -81,10 +82,10 @@ def test_detectors_are_as_sure_as_trained_ones(runners):
         lambda module, inputs, output: logits.append(output)
     )
     with torch.no_grad():
-        found = runner.model.test_step(next(detectors._first(runner)))[0].pred_instances
+        found = runner.model.test_step(next(first_batches(runner)))[0].pred_instances
     hook.remove()
     passing = (logits[0].softmax(1)[:, :-1] > runner.model.test_cfg.rcnn.score_thr).sum().item()
-    assert passing == pytest.approx(detectors.CANDIDATES, rel=0.02)
+    assert passing == pytest.approx(CANDIDATES, rel=0.02)
     assert 20 <= len(found) <= 100 and len(found.labels.unique()) > 5
 
 
