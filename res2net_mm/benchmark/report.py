@@ -139,8 +139,28 @@ def readme_table(records: Sequence[Record]) -> str:
         ruler = ['---' if text in ('', 'at', 'note') else '---:' for text in head]
         lines = [f'| {" | ".join(cells)} |' for cells in (head, ruler, *rows)]
         told = f'**{record["title"]}** ({_machine(record)}; {record["date"]})'
+        if record.get('profile'):
+            lines += ['', *_profile_table(record['profile'], yardstick)]
         parts.append('\n'.join([told, '', *lines, '', f'`{record["command"]}`']))
     return '\n\n'.join(parts)
+
+
+def _profile_table(profile: Mapping[str, Mapping[str, float]], yardstick: str) -> list[str]:
+    """Markdown: each part's share of each time, and how many times as fast as the yardstick's."""
+    base = profile[yardstick]
+    others = [name for name in profile if name != yardstick]
+    heads = ['part', f'share of {yardstick}']
+    for name in others:
+        heads += [f'share of {name}', f'times as fast as {yardstick}']
+    lines = [heads, ['---', *['---:'] * (len(heads) - 1)]]
+    for part, seconds in base.items():
+        cells = [part, f'{seconds / sum(base.values()):.0%}']
+        for name in others:
+            taken = profile[name].get(part, 0)
+            ratio = f'{seconds / taken:.2f}' if taken else ''
+            cells += [f'{taken / sum(profile[name].values()):.0%}', ratio]
+        lines.append(cells)
+    return [f'| {" | ".join(cells)} |' for cells in lines]
 
 
 def read_record(path: Path) -> dict[str, Any]:

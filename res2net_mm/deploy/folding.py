@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -16,7 +18,7 @@ from ..backbones import Bottle2neck, Res2Net
 from ..backbones.layers import ConvNormSequential
 from ..backbones.res2net_dla import DLABottle2neck
 from ..ops import DeformConv2d, ModulatedDeformConv2d
-from ..ops.fixed_conv import FixedConv2d
+from ..ops.fixed_conv import FixedConv2d, onednn_computes
 from .blocks import InferenceBlock
 
 WIDTH = 8  # channels in a vector: 26 becomes 32
@@ -56,6 +58,13 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     """
     if dtype not in DTYPES:
         raise ValueError(f'dtype must be one of {", ".join(map(str, DTYPES))}, but got {dtype}')
+    on_cpu = next((p.is_cpu for p in model.parameters()), False)
+    if dtype != torch.float32 and on_cpu and not onednn_computes(dtype):
+        print_log(
+            f'{dtype} is slow here: this processor has no instructions for it',
+            logger='current',
+            level=logging.WARNING,
+        )
     fast = copy.deepcopy(model)
     fast.eval()
     fast.requires_grad_(False)

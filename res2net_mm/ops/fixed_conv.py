@@ -59,7 +59,7 @@ class FixedConv2d(nn.Conv2d):
 
     def _way(self, x: Tensor) -> str:
         if (
-            not _onednn_computes(x.dtype)
+            not onednn_computes(x.dtype)
             or not x.is_cpu
             or x.dtype != self.weight.dtype
             or x.requires_grad
@@ -119,7 +119,7 @@ class FixedConv2d(nn.Conv2d):
         return {**self.__dict__, '_packed': None, '_shape': None}  # oneDNN's are not written
 
 
-def _onednn_computes(dtype: torch.dtype) -> bool:
+def onednn_computes(dtype: torch.dtype) -> bool:
     """Whether oneDNN is there, with instructions for the type in this processor."""
     ops = torch.ops.mkldnn
     if not torch.backends.mkldnn.is_available() or not hasattr(ops, '_convolution_pointwise_'):
