@@ -16,6 +16,7 @@ TASKS = {
     'backbone': ('backbones', 'inference of backbones'),
     'train': ('training', 'a training step of backbones, and of ours with_cp by stage'),
     'dcn': ('deformable', "Res2NetDCN on our operator and on torchvision's"),
+    'deform_conv': ('operators', 'deformable convolution alone, forward and backward'),
     'sweep': ('sweep', 'inference over sizes of image and batch'),
     'detector': ('detectors', "images a second of a detector's test loop"),
     'coco': ('coco', 'COCO evaluation against pycocotools'),

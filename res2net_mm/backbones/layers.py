@@ -13,12 +13,16 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     A batch norm in evaluation mode inside of training, as detectors are trained (``norm_eval``),
     is a factor and a summand a channel. Put into the weight, they take no pass over the features
     and no copy of them for the backward pass, and the gradients are the same
-    (https://arxiv.org/abs/2305.11624). Without gradients, the modules run as they are.
+    (https://arxiv.org/abs/2305.11624). This is done where the output is larger than the weight, and
+    where gradients are computed at all.
     """
     hooks = norm._forward_hooks or norm._forward_pre_hooks
     hooks = hooks or conv._forward_hooks or conv._forward_pre_hooks
     constant = isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
     if not torch.is_grad_enabled() or not constant or type(conv) is not nn.Conv2d or hooks:
+        return norm(conv(x))
+    pixels = len(x) * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    if pixels < conv.weight[0].numel():
         return norm(conv(x))
     scale = torch.rsqrt(norm.running_var + norm.eps)
     scale = scale if norm.weight is None else scale * norm.weight

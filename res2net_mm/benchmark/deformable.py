@@ -29,8 +29,11 @@ from .training import Step
 
 VARIANT = 'res2net50_v1b_26w_4s_dcn'
 YARDSTICK = 'torchvision'
-NAMES = (YARDSTICK, 'ours')
-PARTS = ('as it comes', 'optimize_for_inference', 'training step')
+OURS = 'ours'
+PARTS = {  # part -> networks; fast is optimize_for_inference
+    'inference': (YARDSTICK, f'{YARDSTICK} fast', OURS, f'{OURS} fast'),
+    'training step': (YARDSTICK, OURS, f'{OURS} channels_last'),
+}
 BOUND = 1e-4
 
 
@@ -52,12 +55,12 @@ def _by_torchvision(
 def make_call(name: str, part: str, image: Tensor, state: dict[str, Tensor]) -> Any:
     """A call of one part: it gives the levels, or does a training step (a :class:`Step`)."""
     net = ours(VARIANT, state, norm_eval=False)
-    if part == PARTS[1]:
+    if name.endswith(' fast'):
         net = optimize_for_inference(net)
-    if name == YARDSTICK:
+    if name.startswith(YARDSTICK):
         use_torchvision(net)
-    if part == PARTS[2]:
-        return Step(net, image)
+    if part == 'training step':
+        return Step(net, image, channels_last=name.endswith(' channels_last'), norm_eval=True)
     return torch.inference_mode()(partial(net.to(image.device), image))
 
 
@@ -69,7 +72,7 @@ def prepare(name: str, part: str, size: tuple[int, int], batch: int, device: str
     call = make_call(name, part, small, state)
     call()
     if isinstance(call, Step):
-        call.image = image
+        call.image = image.contiguous(memory_format=call.form)
         return call
     return make_call(name, part, image, state)
 
@@ -83,13 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Times both ways in each part, and measures their memory.
+    """Times the networks in each part, and measures their memory.
 
     Returns:
         The record.
 
     Raises:
-        ToolError: An argument does not make sense, or the two do not give the same.
+        ToolError: An argument does not make sense, or the networks do not give the same.
     """
     sizes = parse_sizes(args.size)
     if len(sizes) > 1:
@@ -100,17 +103,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     small = normal_image([min(side, 128) for side in size], max(args.batch, 2), args.device)
     macs = sum(stage.macs for stage in describe_stages(ours(VARIANT), *size)) * args.batch / 1e9
     rows = []
-    for part in PARTS:
-        apart = compare(part, image if part != PARTS[2] else small, state)
-        calls = {name: make_call(name, part, image, state) for name in NAMES}
+    for part, names in PARTS.items():
+        training = part == 'training step'
+        apart = compare(part, small if training else image, state)
+        calls = {name: make_call(name, part, image, state) for name in names}
         times = interleave(calls, args.rounds, args.device)
-        for name in tqdm(NAMES, desc='memory', unit='call'):
+        for name in tqdm(names, desc='memory', unit='call'):
             given = name, part, size, args.batch, args.device
             memory = peak_memory(prepare, *given, device=args.device, prepared=True)
             row = dict(name=name, group=part, times=times[name], memory_mib=memory)
             # without the interpolation of samples; no backward pass of the operator is counted
-            row['gmacs'] = None if part == PARTS[2] else macs
-            rows.append(dict(row, difference=apart if name == YARDSTICK else None, note=''))
+            row['gmacs'] = None if training else macs
+            rows.append(dict(row, difference=apart[name], note=''))
     record = dict(
         task='dcn',
         title=f'{VARIANT}, {group_name(size, args.batch)}',
@@ -123,23 +127,26 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return record
 
 
-def compare(part: str, image: Tensor, state: dict[str, Tensor]) -> float:
-    """How far the two are from each other in one part: levels, or loss and gradients.
+def compare(part: str, image: Tensor, state: dict[str, Tensor]) -> dict[str, float]:
+    """How far the networks are from ours in one part: levels, or loss and gradients.
 
     Raises:
         ToolError: Further than the bound.
     """
     found = {}
     with exact_float32():
-        for name in NAMES:
+        for name in PARTS[part]:
             call = make_call(name, part, image, state)
             if isinstance(call, Step):
                 # in double precision: rounding alone moves the first gradient by 1e-3 and more
-                call = Step(copy.deepcopy(call.net).double(), image.double())
+                channels_last = call.form == torch.channels_last
+                net = copy.deepcopy(call.net).double()
+                call = Step(net, image.double(), channels_last, norm_eval=True)
                 found[name] = [*call.results(), *offset_gradients(call.net)]
             else:
                 found[name] = call()
-    return check_equal(YARDSTICK, found[YARDSTICK], f'ours ({part})', found['ours'], BOUND)
+    label = f'{OURS} ({part})'
+    return {name: check_equal(name, x, label, found[OURS], BOUND) for name, x in found.items()}
 
 
 def offset_gradients(net: nn.Module) -> list[Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..engine.errors import ToolError, one_line
+from ..engine.errors import ToolError
 from .backbones import check_batches, group_name, parse_sizes
 from .measure import circumstances, exact_float32, interleave, peak_memory, type_name
 from .peers import (
@@ -141,18 +141,9 @@ def make_step(
     dtype: torch.dtype = torch.float32,
     norm_eval: bool = False,
 ) -> Step:
-    """A contender's step, with weights of a type.
-
-    Raises:
-        ToolError: Its network does not do what the contender is named after.
-    """
+    """A contender's step, with weights of a type."""
     contender = CONTENDERS[name]
     net = contender.build(variant, state, **contender.arguments).to(dtype)
-    wanted = contender.arguments.get('with_cp')
-    if isinstance(wanted, tuple):
-        first = (net.get_submodule(layer)[0] for layer in net.stage_names)
-        if any(block.with_cp is not flag for block, flag in zip(first, wanted, strict=True)):
-            raise ToolError('its with_cp takes no choice by stage')
     return Step(net, image.to(dtype), contender.channels_last, contender.autocast, norm_eval)
 
 
@@ -212,7 +203,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_batches([args.batch])
     names = _choose(args.peers, args.dtype)
     size, state = sizes[0], make_state(args.variant)
-    steps, apart, notes = _compared(names, args, size, state)
+    steps, apart = _compared(names, args, size, state)
     times = interleave(steps, args.rounds, args.device)
     shape = (args.batch, 3, *size)
     macs = multiply_adds(ours(args.variant, norm_eval=False), shape, train=True)
@@ -240,7 +231,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         yardstick=rows[0]['name'],
         rows=rows,
         profile=None,
-        notes=notes,
         **circumstances(args, {c.autocast or torch.float32: None for c in _of(steps)}),
     )
 
@@ -264,24 +254,18 @@ def _of(names: Iterable[str]) -> list[Contender]:
 
 def _compared(
     names: Sequence[str], args: argparse.Namespace, size: tuple[int, int], state: State
-) -> tuple[dict[str, Step], dict[str, float], list[str]]:
-    """Steps that give what ours does, how far apart they are, and why others are left out."""
+) -> tuple[dict[str, Step], dict[str, float]]:
+    """Steps that give what ours does, and how far apart they are."""
     height, width = (min(side, _SMALL) for side in size)
     small = normal_image((height, width), max(args.batch, 2), args.device)
     image = normal_image(size, args.batch, args.device)
     references: dict[str, tuple[Tensor, Tensor]] = {}
     fixed = args.norm == 'fixed'
-    steps, apart, notes = {}, {}, []
+    steps, apart = {}, {}
     for name in tqdm(names, desc='comparing', unit='step'):
         contender = CONTENDERS[name]
         exact = contender.autocast is None
-        try:
-            steps[name] = make_step(name, args.variant, state, image, norm_eval=fixed)
-        except (ToolError, ValueError, TypeError) as error:
-            if not isinstance(contender.arguments.get('with_cp'), tuple):
-                raise
-            notes.append(f'{name} is left out: {one_line(error)}')
-            continue
+        steps[name] = make_step(name, args.variant, state, image, norm_eval=fixed)
         rule = contender.rule
         if rule not in references:
             net = ours(args.variant, state, norm_eval=False, first_block=rule).double()
@@ -295,6 +279,4 @@ def _compared(
         else:
             loss = references[rule][:1]
             apart[name] = check_equal(name, results[:1], label, loss, BOUND_OF_HALF)
-    if not steps:
-        raise ToolError('; '.join(notes))
-    return steps, apart, notes
+    return steps, apart

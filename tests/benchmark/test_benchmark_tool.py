@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from res2net_mm.benchmark import deformable, measure, peers, training
+from res2net_mm.benchmark import deformable, measure, operators, peers, training
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.ops import DeformConv2d
 
@@ -47,7 +47,7 @@ def tool():
 @pytest.fixture
 def quick(monkeypatch):
     """No process for each memory, no products for the machine's rate, nothing warmed up."""
-    for module in (training, deformable):
+    for module in (training, deformable, operators):
         monkeypatch.setattr(module, 'peak_memory', lambda *args, **kwargs: 1.0)
         monkeypatch.setattr(module, 'interleave', partial(measure.interleave, warmup=0))
     monkeypatch.setattr(measure, 'matmul_gflops', lambda *args: 100.0)
@@ -233,36 +233,28 @@ def test_record_of_training(quick, tool, tmp_path):
     tool.main(args)
     record = json.loads(path.read_text())
     rows = {row['name']: row for row in record['rows']}
-    left_out = [name for name in names if name not in rows]
-    assert left_out in ([], ['ours with_cp C3'])
-    assert record['notes'] == [f'{x} is left out: {record["notes"][0][30:]}' for x in left_out]
-    assert record['title'] == 'Training step of res2net50_v1b_26w_4s, 2x3x64x64'
+    assert list(rows) == names
+    assert record['title'] == 'Training step of res2net50_v1b_26w_4s, 2x3x64x64, fixed statistics'
     forward = 2 * 4.5 * (64 / 224) ** 2
     for row in rows.values():
         assert row['difference'] < 1e-6 and row['memory_mib'] == 1.0 and len(row['times']) == 1
         assert row['gmacs'] == pytest.approx(3 * forward, rel=0.02)  # no gradient of the image
 
 
-def test_recomputed_stages_are_those_of_the_name(state, monkeypatch):
-    wanted = training.CONTENDERS['ours with_cp C3'].arguments['with_cp']
-    assert wanted == (False, True, False, False)
-
-    def build(variant, state, **arguments):
-        flags = arguments.pop('with_cp')
-        net = peers.ours(variant, state, **arguments)
-        for name, flag in zip(net.stage_names, made or flags, strict=True):
-            for block in net.get_submodule(name):
-                block.with_cp = flag
-        return net
-
+def test_recomputed_stages_are_those_of_the_name(state):
     image = peers.normal_image(SIZE, 2)
-    contender = training.Contender(build, dict(norm_eval=False, with_cp=wanted))
-    monkeypatch.setitem(training.CONTENDERS, 'ours with_cp C3', contender)
-    made = None
-    assert training.make_step('ours with_cp C3', peers.VARIANT, state, image).net.training
-    made = (True, True, False, False)
-    with pytest.raises(ToolError, match='takes no choice by stage'):
-        training.make_step('ours with_cp C3', peers.VARIANT, state, image)
+    net = training.make_step('ours with_cp C3', peers.VARIANT, state, image).net
+    for name in net.stage_names:
+        assert all(block.with_cp is (name == 'layer2') for block in net.get_submodule(name))
+
+
+def test_statistics_stay_where_they_are_fixed(state):
+    image = peers.normal_image(SIZE, 2)
+    for name in ('mmdet', 'timm', 'ours'):
+        for fixed in (True, False):
+            net = training.make_step(name, peers.VARIANT, state, image, norm_eval=fixed).net
+            norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+            assert len(norms) > 50 and all(norm.training is not fixed for norm in norms)
 
 
 def test_another_gradient_stops_the_benchmark(quick, tool, monkeypatch):
@@ -278,7 +270,7 @@ def test_another_gradient_stops_the_benchmark(quick, tool, monkeypatch):
 
 
 def test_prepared_step_is_of_the_whole_image():
-    step = training.prepare('ours channels_last', peers.VARIANT, (64, 96), 1, 'cpu')
+    step = training.prepare('ours channels_last', peers.VARIANT, (64, 96), 1, 'cpu', True)
     assert step.image.shape == (1, 3, 64, 96)
     assert step.image.is_contiguous(memory_format=torch.channels_last)
     assert step.net.layer1[0].conv1.weight.grad.abs().sum() > 0
@@ -298,17 +290,35 @@ def test_record_of_deformable_convolution(quick, tool, tmp_path, monkeypatch):
     tool.main(['dcn', '--size', '64x64', '--batch', '1', '--rounds', '1', '--json', str(path)])
     record = json.loads(path.read_text())
     assert [(row['group'], row['name']) for row in record['rows']] == [
-        (part, name) for part in deformable.PARTS for name in ('torchvision', 'ours')
+        (part, name) for part, names in deformable.PARTS.items() for name in names
     ]
-    for row in record['rows'][::2]:
-        assert 0 < row['difference'] < 1e-4  # two ways of computing
+    for row in record['rows']:
+        # two ways of computing
+        assert row['difference'] < 1e-4 and (row['difference'] > 0) is (row['name'] != 'ours')
     assert record['yardstick'] == 'torchvision'
     assert record['settings']['RES2NET_MM_DEFORM_CONV'] == 'torch'
-    # the yardstick alone calls it, once to compare and once to time each part, three times in each
-    # of the blocks of C3 to C5; counting multiply-adds runs without data
+    # the three networks on it call it, once to compare and once to be timed, three times in each of
+    # the blocks of C3 to C5; counting multiply-adds runs without data
     offsets = [offset for offset in offsets if offset.device.type == 'cpu']
     assert len(offsets) == 2 * 3 * 3 * (4 + 6 + 3)
     assert all(0.1 < offset.std() < 10 for offset in offsets)
+
+
+def test_record_of_the_operator(quick, tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(operators, 'SHAPES', {'C3': (4, 8), 'C5': (6, 4)})
+    path = tmp_path / 'operator.json'
+    tool.main(
+        ['deform_conv', '--batch', '1', '--rounds', '1', '--channels-last', '--json', str(path)]
+    )
+    record = json.loads(path.read_text())
+    groups = [f'{level} {name}' for level in ('C3', 'C5') for name in operators.PASSES]
+    assert [row['group'] for row in record['rows']][::2] == groups
+    assert [row['name'] for row in record['rows']] == ['torchvision', 'ours'] * 4
+    for theirs, own in zip(record['rows'][::2], record['rows'][1::2], strict=True):
+        assert 0 < theirs['difference'] < 1e-5 and own['difference'] == 0
+    times = [row['times'][0] for row in record['rows'] if row['group'].endswith(' forward')]
+    mean = (times[0] / times[1] * times[2] / times[3]) ** 0.5
+    assert record['notes'][0] == f'forward: {mean:.2f} times as fast in the geometric mean'
 
 
 def test_other_offsets_stop_the_benchmark(monkeypatch):
@@ -319,8 +329,8 @@ def test_other_offsets_stop_the_benchmark(monkeypatch):
 
     monkeypatch.setattr(deformable, '_by_torchvision', shifted)
     dcn_state = peers.make_state(deformable.VARIANT)
-    with pytest.raises(ToolError, match=r'torchvision and ours \(as it comes\) do not compute'):
-        deformable.compare('as it comes', peers.normal_image(SIZE, 1), dcn_state)
+    with pytest.raises(ToolError, match=r'torchvision and ours \(inference\) do not compute'):
+        deformable.compare('inference', peers.normal_image(SIZE, 1), dcn_state)
 
 
 def test_all_layers_are_exchanged():

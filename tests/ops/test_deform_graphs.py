@@ -1,12 +1,10 @@
-"""Deformable convolution as others see it: traced in half precision, exported, measured."""
-
-import argparse
+"""Deformable convolution as others see it: traced in half precision and exported."""
 
 import pytest
 import torch
 from references import randomise, relative_error
 
-from res2net_mm.ops import ModulatedDeformConv2d, bench_deform_conv
+from res2net_mm.ops import ModulatedDeformConv2d
 
 
 def wide_image():
@@ -48,33 +46,3 @@ def test_exported_program():
     layer, x = moved(), wide_image()
     program = torch.export.export(layer, (x,)).run_decompositions()
     assert relative_error(program.module()(x), layer(x)) < 1e-5
-
-
-def test_benchmark_compares_equal_results(monkeypatch, capsys):
-    monkeypatch.setattr(bench_deform_conv, 'SHAPES', {'C3': (4, 8), 'C4': (6, 4)})
-    monkeypatch.setattr(bench_deform_conv, '_memory', lambda *args: '7')
-    args = argparse.Namespace(batch=1, device='cpu', rounds=1, threads=None, channels_last=True)
-    bench_deform_conv._compare('torchvision', args)
-    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith('C')]
-    assert [row[0] for row in rows] == ['C3', 'C3', 'C4', 'C4']
-    assert all(float(row[-4]) > 0 and float(row[-1]) < 1e-5 for row in rows)
-
-
-def test_peak_memory_is_that_of_the_call():
-    args = argparse.Namespace(batch=2, device='cpu', rounds=1, threads=None, channels_last=False)
-    peak = bench_deform_conv._memory('torch', 'forward', args, (64, 64))
-    assert peak == '-' or 2 <= int(peak) < 64  # MiB: its output at least
-
-
-@pytest.mark.parametrize(
-    ('options', 'message'),
-    [
-        ('--rounds 0', '--rounds must be at least 1'),
-        ('--device nowhere', '--device nowhere cannot'),
-    ],
-)
-def test_benchmark_errors(options, message, monkeypatch, capsys):
-    monkeypatch.setattr('sys.argv', ['bench_deform_conv', *options.split()])
-    with pytest.raises(SystemExit) as stopped:
-        bench_deform_conv.main()
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
