@@ -160,8 +160,12 @@ def measure(kind: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ('kind', 'stack'),
-    [(kind, 'default') for kind in KINDS]
-    + [('mask', 'originals'), pytest.param('labels', 'originals', marks=pytest.mark.slow)],
+    [('mask', 'originals'), ('box', 'default')]
+    + [
+        pytest.param(kind, 'default', marks=pytest.mark.slow)
+        for kind in ('resnet', 'mask', 'labels')
+    ]
+    + [pytest.param('labels', 'originals', marks=pytest.mark.slow)],
     indirect=['stack'],
 )
 def test_measuring_fast(kind, stack, python, tmp_path):

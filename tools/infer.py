@@ -34,7 +34,7 @@ def main() -> int:
         const='float32',
         choices=list(FAST),
         metavar='TYPE',
-        help='fold batch norm and pad widths first; the same predictions in float32 (default), '
+        help='run the form of the model for inference: the same predictions in float32 (default), '
         'others in bfloat16 or float16',
     )
     parser.add_argument(

@@ -35,7 +35,7 @@ def main() -> None:
         const='float32',
         choices=list(FAST),
         metavar='TYPE',
-        help='fold batch norm and pad widths first; the same predictions in float32 (default), '
+        help='run the form of the model for inference: the same predictions in float32 (default), '
         'others in bfloat16 or float16',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')

@@ -23,12 +23,13 @@ def run_compiled(function: Callable, *args: Any) -> Any:
     try:
         return _compile(function)(*args)
     except TorchDynamoException as error:
+        out = function(*args)  # raises what is wrong with the arguments
         _failures.append(' '.join(str(error).split())[:300])
         warnings.warn(
             f'compile=True has no effect here, blocks run as they are: {_failures[0]}',
             stacklevel=2,
         )
-        return function(*args)
+        return out
 
 
 @lru_cache

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
@@ -16,10 +17,17 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     (https://arxiv.org/abs/2305.11624). This is done where the output is larger than the weight, and
     where gradients are computed at all.
     """
-    hooks = norm._forward_hooks or norm._forward_pre_hooks
-    hooks = hooks or conv._forward_hooks or conv._forward_pre_hooks
-    constant = isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
-    if not torch.is_grad_enabled() or not constant or type(conv) is not nn.Conv2d or hooks:
+    constant = type(norm) in _NORMS and not norm.training and norm.running_mean is not None
+    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
+    hooks = [getattr(module, kind) for module in (conv, norm) for kind in kinds]
+    if (
+        not constant
+        or type(conv) is not nn.Conv2d
+        or not torch.is_grad_enabled()
+        or conv.weight.dtype != norm.running_mean.dtype
+        or torch.jit.is_tracing()
+        or any(hooks)
+    ):
         return norm(conv(x))
     pixels = len(x) * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
     if pixels < conv.weight[0].numel():
@@ -39,7 +47,7 @@ class ConvNormSequential(nn.Sequential):
         modules = list(self)
         while modules:
             module = modules.pop(0)
-            if isinstance(module, nn.Conv2d) and modules and isinstance(modules[0], _BatchNorm):
+            if isinstance(module, nn.Conv2d) and modules and isinstance(modules[0], _NORMS):
                 x = conv_norm(module, modules.pop(0), x)
             else:
                 x = module(x)

@@ -54,7 +54,7 @@ def _by_torchvision(
 
 def make_call(name: str, part: str, image: Tensor, state: dict[str, Tensor]) -> Any:
     """A call of one part: it gives the levels, or does a training step (a :class:`Step`)."""
-    net = ours(VARIANT, state, norm_eval=False)
+    net = ours(VARIANT, state, norm_eval=False).to(image.device)
     if name.endswith(' fast'):
         net = optimize_for_inference(net)
     if name.startswith(YARDSTICK):

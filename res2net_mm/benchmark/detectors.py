@@ -1,9 +1,10 @@
 """A detector's test loop on images: mmdet's way, ours, and ours with ``--fast``.
 
 A round is the loop over all images: the config's data loader with its workers, ``test_step`` and
-the evaluator's ``process``; the figures at the end are not within the time. mmdet's way is
-mmengine's Runner with mmdet's own Res2Net, metric and transforms, on the operators that there are.
-Each way has a process of its own, in which ours sets what our tools set.
+the evaluator's ``process``; the figures at the end and ``--fast``'s folding before are not timed.
+mmdet's way is mmengine's Runner with mmdet's own Res2Net, metric and transforms, on the operators
+that there are: where mmcv has none of its own, torchvision's. Each way has a process of its own, in
+which ours sets what our tools set.
 
 All have the same random weights. Batch norm has the statistics of the first image, and the
 classifier is scaled so that on that image ``CANDIDATES`` pairs of proposal and class pass the score

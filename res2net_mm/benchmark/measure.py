@@ -173,7 +173,7 @@ def matmul_gflops(dtype: torch.dtype, device: str | torch.device = 'cpu') -> flo
     _set_tf32(before[1], before[1])
     try:
         times = []
-        for _ in range(8):
+        for _ in range(50):
             start = _now(device)
             a @ b
             times.append(_now(device) - start)

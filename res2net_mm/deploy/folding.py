@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -47,6 +48,8 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
 
     Returns:
         The copy, in evaluation mode. It cannot be trained, nor loaded with weights of the original.
+        A Res2Net block reuses the memory of the block before it: to keep what a block inside of a
+        stage gives, clone it. Blocks with hooks stay as they are.
 
     Raises:
         ValueError: ``dtype`` is another.
@@ -78,6 +81,12 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         if type(module) in (*_CONVOLUTIONS, nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
     whole = hasattr(fast, 'backbone')
+    inner = [name for name, m in fast.named_modules() if hasattr(m, 'backbone')]
+    if dtype != torch.float32 and not whole and inner:
+        raise ValueError(
+            f'dtype {dtype} needs a backbone, or a model with one, but {type(model).__name__} has '
+            f'it in .{inner[0]}: give that part, or take float32'
+        )
     parts = [getattr(fast, name, None) for name in ('backbone', 'neck')] if whole else [fast]
     parts = [part for part in parts if part is not None]
     for part in parts:
@@ -97,7 +106,12 @@ def _cast_features(_: nn.Module, inputs: Any, features: Sequence[Tensor]) -> tup
 
 
 def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
-    """Each convolution that a batch norm follows: owner of the norm, convolution, norm's name."""
+    """Each convolution that a batch norm follows: owner of the norm, convolution, norm's name.
+
+    One that stands in several places, as in heads with a norm for each level, is left out.
+    """
+    owned = [child for module in model.modules() for child in module._modules.values()]
+    places = Counter(map(id, owned))
     for module in model.modules():
         found: list[tuple[nn.Module, nn.Module, str]] = []
         if isinstance(module, nn.Sequential):
@@ -118,6 +132,7 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
         for owner, conv, name in found:
             norm = getattr(owner, name)
             plain = type(conv) in _CONVOLUTIONS and not nn.utils.parametrize.is_parametrized(conv)
+            plain = plain and places[id(conv)] == 1
             if plain and type(norm) in _NORMS and norm.running_mean is not None:
                 yield owner, conv, name
 
@@ -143,8 +158,11 @@ def _is_plain(block: Bottle2neck) -> bool:
     norms = [block.norm1, block.norm3, *block.bns]
     convs = [block.conv1, block.conv3, *block.convs]
     kinds = (Bottle2neck, DLABottle2neck)
+    inside = [block, *norms, *convs, block.relu]
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inside)
     return (
         type(block) in kinds
+        and not hooked
         and not any(block.plugin_names.values())
         and all(isinstance(norm, nn.Identity) for norm in norms)
         and all(type(conv) in _CONVOLUTIONS for conv in convs)
@@ -199,7 +217,7 @@ def _replace(model: nn.Module) -> None:
         for (name, module), (after, follower) in zip(modules, followers, strict=False):
             if isinstance(module, Bottle2neck) and _is_plain(module):
                 # in a line, what a block gives goes into the next one only
-                alone = in_line and isinstance(before, Bottle2neck)
+                alone = in_line and isinstance(before, Bottle2neck) and _is_plain(before)
                 parent._modules[name] = InferenceBlock(module, owns_input=alone)
             elif type(module) is nn.Conv2d and not nn.utils.parametrize.is_parametrized(module):
                 relu = in_line and type(follower) is nn.ReLU

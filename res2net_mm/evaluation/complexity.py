@@ -23,7 +23,9 @@ from ..registry import MODELS
 from ..weights import SCHEME, ZOO
 
 _text = partial(json.dumps, sort_keys=True, default=str)  # lists and tuples alike
-_HOW_IT_RUNS = 'out_indices frozen_stages norm_eval with_cp zero_init_residual init_cfg'.split()
+_HOW_IT_RUNS = (
+    'out_indices frozen_stages norm_eval with_cp compile zero_init_residual init_cfg'.split()
+)
 # arguments that change features and not what weights fit
 _HIDDEN = {*'first_block strides dilations contract_dilation multi_grid style'.split()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,16 +59,18 @@ class FixedConv2d(nn.Conv2d):
         return (out + added).relu_() if self.relu else out + added
 
     def _way(self, x: Tensor) -> str:
+        trains = (x, self.weight, *(() if self.bias is None else (self.bias,)))
         if (
-            not onednn_computes(x.dtype)
-            or not x.is_cpu
-            or x.dtype != self.weight.dtype
-            or x.requires_grad
-            or 0 in x.shape
-            or self.padding_mode != 'zeros'
-            or isinstance(self.padding, str)
+            not x.is_cpu
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
+            or x.dim() != 4
+            or 0 in x.shape
+            or x.dtype != self.weight.dtype
+            or (torch.is_grad_enabled() and any(t.requires_grad for t in trains))
+            or self.padding_mode != 'zeros'
+            or isinstance(self.padding, str)
+            or not onednn_computes(x.dtype)
         ):
             return 'torch'
         kind = (self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
@@ -83,13 +86,13 @@ class FixedConv2d(nn.Conv2d):
         ops = torch.ops.mkldnn
         x = x.contiguous(memory_format=torch.channels_last)
         places = self.padding, self.stride, self.dilation, self.groups
-        if x.shape != self._shape:
-            self._shape, self._packed = x.shape, None
+        shape, weight = self._packed  # at once: another thread may run with another shape
+        if x.shape != shape:
+            self._packed = x.shape, None
             weight = self.weight
-        else:
-            if self._packed is None:
-                self._packed = ops._reorder_convolution_weight(self.weight, *places, x.shape)
-            weight = self._packed
+        elif weight is None:
+            weight = ops._reorder_convolution_weight(self.weight, *places, x.shape)
+            self._packed = shape, weight
         if added is None:
             relu = 'relu' if self.relu else 'none'
             return ops._convolution_pointwise(x, weight, self.bias, *places, relu, [], '')
@@ -104,8 +107,7 @@ class FixedConv2d(nn.Conv2d):
         self._transformed: Tensor | None = None
         # The layout of a packed weight suits one shape of images, and with another takes far longer
         # than the plain weight: it is packed when a shape comes twice in a row.
-        self._packed: Tensor | None = None
-        self._shape: torch.Size | None = None
+        self._packed: tuple[torch.Size | None, Tensor | None] = None, None
 
     def _apply(self, *args: Any, **kwargs: Any) -> FixedConv2d:
         self._forget()
@@ -116,9 +118,10 @@ class FixedConv2d(nn.Conv2d):
         super()._load_from_state_dict(*args)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, '_packed': None, '_shape': None}  # oneDNN's are not written
+        return {**self.__dict__, '_packed': (None, None)}  # oneDNN's layout is not written
 
 
+@cache
 def onednn_computes(dtype: torch.dtype) -> bool:
     """Whether oneDNN is there, with instructions for the type in this processor."""
     ops = torch.ops.mkldnn

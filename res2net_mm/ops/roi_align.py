@@ -69,10 +69,13 @@ def _shares(
     step = (length / bins)[:, None, None]
     samples = torch.full_like(step, sampling_ratio) if sampling_ratio > 0 else step.ceil()
     samples = samples.clamp(min=0)
-    most = int(samples.max())
+    most = samples.max().item()
+    if not 0 < most < _LARGEST:
+        return None
+    most = int(most)
     number = torch.arange(most, device=start.device)
     numbers = torch.arange(bins, device=start.device)[:, None]
-    if most == 0 or start.numel() * bins * most * min(most + 2, limit) > _LARGEST:
+    if start.numel() * bins * most * min(most + 2, limit) > _LARGEST:
         return None
     place = start[:, None, None] + numbers * step + (number + 0.5) * step / samples
     weight = ((number < samples) & (place >= -1) & (place <= limit)) / samples

@@ -26,6 +26,7 @@ def winograd_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool =
     """``conv2d`` 3x3 with stride and padding 1, by F(4x4, 3x3) (https://arxiv.org/abs/1509.09308).
 
     Faster than a direct convolution on a CPU where both numbers of channels are about 100 or more.
+    A value that is not finite reaches all outputs of the tiles that it is in.
 
     Args:
         x: (N, C, H, W), of float32 or float64.

@@ -68,6 +68,18 @@ def test_norms_run_where_their_statistics_change_or_no_gradient_is_asked_for():
     assert len(calls) == 2
 
 
+def test_norms_in_another_type_and_of_another_kind_run_by_themselves():
+    class Doubling(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    conv, x = nn.Conv2d(3, 4, 3), torch.rand(2, 3, 5, 5)
+    norm = Doubling(4).eval()
+    assert torch.equal(conv_norm(conv, norm, x), norm(conv(x)))
+    half, norm = conv.bfloat16(), nn.BatchNorm2d(4).eval()
+    assert torch.equal(conv_norm(half, norm, x.bfloat16()), norm(half(x.bfloat16())))
+
+
 def test_recomputation_by_stage(monkeypatch):
     recomputed = []
     checkpoint = bottle2neck.checkpoint

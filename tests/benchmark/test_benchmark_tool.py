@@ -276,6 +276,7 @@ def test_prepared_step_is_of_the_whole_image():
     assert step.net.layer1[0].conv1.weight.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_record_of_deformable_convolution(quick, tool, tmp_path, monkeypatch):
     offsets = []
     operator = torchvision.ops.deform_conv2d

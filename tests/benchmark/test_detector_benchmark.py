@@ -89,6 +89,7 @@ def test_detectors_are_as_sure_as_trained_ones(runners):
     assert 20 <= len(found) <= 100 and len(found.labels.unique()) > 5
 
 
+@pytest.mark.slow
 def test_record_of_detectors(config, photos):
     args = argparse.Namespace(
         config=str(config), images=photos, limit=3, rounds=2, device='cpu', task='detector'

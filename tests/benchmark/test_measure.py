@@ -52,6 +52,7 @@ def test_numbers_of_rounds_are_checked(wrong):
         measure.interleave({}, **wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='Linux tells memory')
 def test_memory_is_what_a_call_allocates():
     # the system counts pages in batches, and tells a little less or more

@@ -132,6 +132,39 @@ def test_convolutions_elsewhere():
         assert relative_error(ours(image), theirs(image)) < 1e-6
 
 
+def test_a_convolution_with_several_norms():
+    """As in heads that share convolutions over levels, each with norms of its own."""
+    levels = nn.ModuleList(ConvModule(4, 4, 3, padding=1, norm_cfg=dict(type='BN')) for _ in '123')
+    for level in levels:
+        level.conv = levels[0].conv
+    model = randomise(levels).eval()
+    fast = optimize_for_inference(model)
+    image = image_of(1, 4, 16, 16)
+    for ours, theirs in zip(fast, model, strict=True):
+        assert relative_error(ours(image), theirs(image)) < 1e-6
+
+
+def test_blocks_with_hooks_keep_their_outputs():
+    net, kept = build('v1b', depth=26), {}
+    for name in ('layer1.0', 'layer2.1'):
+        net.get_submodule(name).register_forward_hook(
+            lambda module, args, out, name=name: kept.update({name: out})
+        )
+    image = image_of(1, 3, 64, 64)
+    with torch.no_grad():
+        net(image)
+        wanted = {name: out.clone() for name, out in kept.items()}
+        optimize_for_inference(net)(image)
+    for name, out in wanted.items():
+        assert relative_error(kept[name], out) < 2e-6, name
+
+
+def test_half_precision_needs_a_backbone():
+    teacher = nn.ModuleDict(dict(student=nn.ModuleDict(dict(backbone=nn.Conv2d(3, 4, 3)))))
+    with pytest.raises(ValueError, match='ModuleDict has it in .student'):
+        optimize_for_inference(teacher, torch.bfloat16)
+
+
 def test_full_network():
     net = randomise(res2net_mm.create_backbone('res2net50_v1b_26w_4s')).eval()
     compare(net, optimize_for_inference(net), 5e-6, (1, 3, 256, 260))

@@ -12,6 +12,9 @@ from res2net_mm.ops import fixed_conv
 from res2net_mm.ops.fixed_conv import FixedConv2d
 from res2net_mm.ops.winograd import winograd_conv2d, winograd_weight
 
+needs_onednn = pytest.mark.skipif(
+    not fixed_conv.onednn_computes(torch.float32), reason='PyTorch was built without oneDNN'
+)
 SHAPES = {  # images, channels in and out, height, width
     'whole tiles': (1, 5, 7, 8, 12),
     'edges': (1, 5, 7, 9, 11),
@@ -97,6 +100,7 @@ def test_equals_conv2d_with_sum_and_relu(kind, channels):
             assert error(FixedConv2d(conv, relu)(x, added.clone(), overwrite=True), both) < 2e-6
 
 
+@needs_onednn
 def test_images_of_changing_sizes(monkeypatch):
     packed = []
     ops = torch.ops.mkldnn
@@ -113,6 +117,7 @@ def test_images_of_changing_sizes(monkeypatch):
             assert len(packed) == count
 
 
+@needs_onednn
 def test_ways(monkeypatch):
     called = []
     monkeypatch.setattr(
@@ -154,3 +159,18 @@ def test_the_packed_weight_follows_the_weight(channels):
         assert error(fixed(x), second(x)) < 3e-6
         fixed.double()
         assert error(fixed(x.double()), copy.deepcopy(second).double()(x.double())) < 1e-13
+
+
+def test_an_image_without_a_batch():
+    conv = nn.Conv2d(96, 96, 3, padding=1)
+    x = normal(96, 16, 16)
+    with torch.no_grad():
+        assert error(FixedConv2d(conv)(x), conv(x).double()) < 2e-6
+
+
+@pytest.mark.parametrize('channels', [12, 96])
+def test_weights_that_are_trained(channels):
+    conv = nn.Conv2d(channels, channels, 3, padding=1)
+    given = torch.autograd.grad(FixedConv2d(conv)(normal(1, channels, 16, 16)).sum(), conv.weight)
+    wanted = torch.autograd.grad(conv(normal(1, channels, 16, 16)).sum(), conv.weight)
+    torch.testing.assert_close(given, wanted)

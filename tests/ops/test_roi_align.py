@@ -63,7 +63,7 @@ def test_by_hand(own_work):
     assert torch.equal(out[0, 1], torch.tensor([[5.0, 6.0], [9.0, 10.0]]))
 
 
-@pytest.mark.parametrize('what', ['contiguous', 'none', 'not finite', 'huge'])
+@pytest.mark.parametrize('what', ['contiguous', 'none', 'not finite', 'huge', 'beyond'])
 def test_what_torchvision_computes(monkeypatch, what):
     features, rois = make(*CASES['many samples'][:2], torch.float32)
     if what == 'contiguous':
@@ -72,6 +72,8 @@ def test_what_torchvision_computes(monkeypatch, what):
         rois = rois[:0]
     elif what == 'not finite':
         rois[3, 2] = float('nan')
+    elif what == 'beyond':
+        rois[3, 1:] = torch.tensor([-3e38, -3e38, 3e38, 3e38])
     else:
         rois[3, 3] = 1e5
         monkeypatch.setattr(module, '_LARGEST', 10**6)
