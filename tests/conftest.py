@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def real_data() -> Path:
     if not folder:
         pytest.skip('RES2NET_MM_DATA is not set: no real data to test on')
     return Path(folder)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def no_logger_of_others() -> Iterator[None]:
+    """A Runner's logger writes to a file of its test: the next module does not find it."""
+    from mmengine.logging import MMLogger
+
+    before = dict(MMLogger._instance_dict)
+    yield
+    MMLogger._instance_dict.clear()
+    MMLogger._instance_dict.update(before)
 
 
 @pytest.fixture(params=['default', 'originals'])

@@ -159,6 +159,7 @@ def test_describe(config, describe, capsys):
     assert ('first_block' in printed) is not baseline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stack', ['originals'], indirect=True)
 def test_on_the_originals(python, stack):
     run = python('-m', 'pytest', '-q', __file__, '-m', 'not slow', '-k', 'measure', env=stack)

@@ -235,6 +235,7 @@ def test_predicting_fast(kind, shapes, tmp_path):
         assert (masks[0] == masks[1]).mean() > 0.9999
 
 
+@pytest.mark.slow
 def test_options(shapes, python, tiny_arguments, tmp_path):
     """The tools take --fast with and without a type, and no other type."""
     cfg = config_of('box', shapes)

@@ -68,7 +68,7 @@ def test_no_figure_where_the_system_does_not_tell(monkeypatch, tmp_path):
 
 
 def test_rate_is_that_of_the_best_product(monkeypatch):
-    gaps = iter([0, 9, 0, 2, 0, 0.5] + [0, 3] * 5)
+    gaps = iter([0, 9, 0, 2, 0, 0.5] + [0, 3] * 47)
     clock = [0.0]
 
     def now(device):
