@@ -78,7 +78,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
             _pad(module)
     _replace(fast)
     for module in fast.modules():
-        if type(module) in (*_CONVOLUTIONS, nn.ConvTranspose2d):
+        if type(module) in (*_CONVOLUTIONS, FixedConv2d, nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
     whole = hasattr(fast, 'backbone')
     inner = [name for name, m in fast.named_modules() if hasattr(m, 'backbone')]

@@ -102,7 +102,8 @@ def _pool(input: Tensor, image: Tensor, vertical: _Axis, across: _Axis) -> Tenso
     if max(total, input.numel() // channels) > _LARGEST:
         return None
 
-    # A region's bags follow each other, of the same length; each pixel of them has
+    # Bags of pixels, those of a region after each other and of the same length. Of each pixel: its
+    # bag, its place within the bag, its row and column there.
     numbers = torch.arange(count * bins, dtype=torch.int32, device=input.device)
     bag = numbers.repeat_interleave(pixels.repeat_interleave(bins), output_size=total)
     ends = pixels.repeat_interleave(bins).cumsum(0, dtype=torch.int32)

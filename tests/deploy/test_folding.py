@@ -165,6 +165,13 @@ def test_half_precision_needs_a_backbone():
         optimize_for_inference(teacher, torch.bfloat16)
 
 
+def test_weights_are_channels_last():
+    fast = optimize_for_inference(build('v1b'))
+    weights = [m.weight for m in fast.modules() if isinstance(m, nn.Conv2d)]
+    assert len(weights) > 20 and any(w.shape[2] == 3 for w in weights)
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
 def test_full_network():
     net = randomise(res2net_mm.create_backbone('res2net50_v1b_26w_4s')).eval()
     compare(net, optimize_for_inference(net), 5e-6, (1, 3, 256, 260))
