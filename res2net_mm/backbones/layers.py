@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops.trained_conv import trained_conv2d
+
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
@@ -17,26 +20,34 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     (https://arxiv.org/abs/2305.11624). This is done where the output is larger than the weight, and
     where gradients are computed at all.
     """
-    constant = type(norm) in _NORMS and not norm.training and norm.running_mean is not None
-    kinds = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
-    hooks = [getattr(module, kind) for module in (conv, norm) for kind in kinds]
+    hooks = [getattr(module, kind) for module in (conv, norm) for kind in _HOOKS]
     if (
-        not constant
-        or type(conv) is not nn.Conv2d
+        type(conv) is not nn.Conv2d
+        or conv.padding_mode != 'zeros'
         or not torch.is_grad_enabled()
-        or conv.weight.dtype != norm.running_mean.dtype
         or torch.jit.is_tracing()
         or any(hooks)
     ):
         return norm(conv(x))
+    weight, bias = conv.weight, conv.bias
     pixels = len(x) * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
-    if pixels < conv.weight[0].numel():
-        return norm(conv(x))
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = (0 if conv.bias is None else conv.bias) - norm.running_mean
-    bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
-    return conv._conv_forward(x, conv.weight * scale[:, None, None, None], bias)
+    folds = _is_constant(norm, weight.dtype) and pixels >= weight[0].numel()
+    if folds:
+        scale = torch.rsqrt(norm.running_var + norm.eps)
+        scale = scale if norm.weight is None else scale * norm.weight
+        shift = (0 if bias is None else bias) - norm.running_mean
+        bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
+        weight = weight * scale[:, None, None, None]
+    places = conv.stride, conv.padding, conv.dilation, conv.groups
+    out = trained_conv2d(x, weight, bias, *places)
+    return out if folds else norm(out)
+
+
+def _is_constant(norm: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether a norm is a factor and a summand of this type for each channel."""
+    if type(norm) not in _NORMS or norm.training or norm.running_mean is None:
+        return False
+    return norm.running_mean.dtype == dtype
 
 
 class ConvNormSequential(nn.Sequential):

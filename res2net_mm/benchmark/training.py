@@ -47,6 +47,7 @@ class Contender:
         rule: First-block rule of ours whose loss and first gradient it must have.
         channels_last: Memory format of weights and images.
         autocast: Type of the forward pass; None is float32.
+        fused: SGD takes one pass over the parameters, as ``train.py`` asks for.
     """
 
     build: Callable[..., nn.Module]
@@ -54,13 +55,14 @@ class Contender:
     rule: str = 'official'
     channels_last: bool = False
     autocast: torch.dtype | None = None
+    fused: bool = False
 
 
 def _ours(
     channels_last: bool = False, autocast: torch.dtype | None = None, **arguments: Any
 ) -> Contender:
     arguments = dict(norm_eval=False, **arguments)
-    return Contender(ours, arguments, channels_last=channels_last, autocast=autocast)
+    return Contender(ours, arguments, channels_last=channels_last, autocast=autocast, fused=True)
 
 
 CONTENDERS = {
@@ -90,6 +92,7 @@ class Step:
         channels_last: Memory format of weights and image.
         autocast: Type of the forward pass; None is float32.
         norm_eval: Batch norm keeps its statistics.
+        fused: SGD takes one pass over the parameters.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Step:
         channels_last: bool = False,
         autocast: torch.dtype | None = None,
         norm_eval: bool = False,
+        fused: bool = False,
     ) -> None:
         self.form = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(image.device, memory_format=self.form)
@@ -108,7 +112,8 @@ class Step:
                 module.eval()
         self.image = image.contiguous(memory_format=self.form)
         self.autocast = autocast
-        self.sgd = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, weight_decay=1e-4)
+        rates = dict(lr=1e-4, momentum=0.9, weight_decay=1e-4)
+        self.sgd = torch.optim.SGD(net.parameters(), **rates, fused=fused)
 
     def forward(self) -> Tensor:
         """The loss."""
@@ -117,7 +122,9 @@ class Step:
             levels = self.net(self.image)
         # an autocast level is squared in float32, a double one in double
         types = [torch.promote_types(level.dtype, torch.float32) for level in levels]
-        return sum(x.to(t).square().mean() for x, t in zip(levels, types, strict=True))
+        # (the gradient of a mean is NCHW, which no layer after a backbone would give)
+        squares = (x.to(t).square().sum() for x, t in zip(levels, types, strict=True))
+        return sum(x / level.numel() for x, level in zip(squares, levels, strict=True))
 
     def __call__(self) -> None:
         self.sgd.zero_grad()
@@ -144,7 +151,8 @@ def make_step(
     """A contender's step, with weights of a type."""
     contender = CONTENDERS[name]
     net = contender.build(variant, state, **contender.arguments).to(dtype)
-    return Step(net, image.to(dtype), contender.channels_last, contender.autocast, norm_eval)
+    given = contender.channels_last, contender.autocast, norm_eval, contender.fused
+    return Step(net, image.to(dtype), *given)
 
 
 def prepare(

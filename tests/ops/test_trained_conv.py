@@ -1,0 +1,117 @@
+"""Convolutions whose weight gradient is a matrix product."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from res2net_mm.ops import trained_conv
+from res2net_mm.ops.trained_conv import trained_conv2d
+
+# kernel, padding, dilation, channels in and out, size, batch
+CASES = {
+    '1x1': (1, 0, 1, 40, 24, (13, 11), 3),
+    '1x1 over many pixels': (1, 0, 1, 8, 5, (61, 67), 2),
+    '3x3': (3, 1, 1, 32, 40, (41, 47), 2),
+    '3x3 over many pixels': (3, 1, 1, 32, 33, (71, 83), 1),
+    '3x3 without padding': (3, 0, 1, 32, 32, (43, 45), 2),
+    'dilated': (3, 2, 2, 33, 32, (40, 44), 2),
+    'dilated with little padding': (3, 1, 3, 32, 32, (47, 49), 1),
+    '5x3': ((5, 3), (2, 0), (1, 2), 32, 32, (45, 47), 2),
+}
+
+
+def inputs(case, dtype=torch.float32):
+    kernel, padding, dilation, ins, outs, size, batch = CASES[case]
+    places = [v if isinstance(v, tuple) else (v, v) for v in (padding, dilation)]
+    generator = torch.Generator().manual_seed(0)
+    shapes = (batch, ins, *size), nn.Conv2d(ins, outs, kernel).weight.shape, (outs,)
+    tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    x, weight, bias = (t.to(dtype).requires_grad_() for t in tensors)
+    return x, weight, bias, places
+
+
+def gradients(function, x, weight, bias, places):
+    out = function(x, weight, bias, (1, 1), *places)
+    g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return out, *torch.autograd.grad(out, [x, weight, bias], g.to(out.dtype))
+
+
+def channels_last(x):
+    return x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_features_and_gradients(case, monkeypatch):
+    reference = gradients(F.conv2d, *inputs(case, torch.float64))
+    x, *rest = inputs(case)
+    calls = []
+    product = trained_conv._product
+    monkeypatch.setattr(
+        trained_conv, '_product', lambda a, b: (calls.append(a.shape), product(a, b))[1]
+    )
+    ours = gradients(trained_conv2d, channels_last(x), *rest)
+    kernel = rest[0].shape[2:]
+    assert len(calls) == (1 if kernel == (1, 1) else len(x) * kernel.numel())
+    for name, a, b in zip(('out', 'x', 'weight', 'bias'), ours, reference, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).abs().max() <= 2e-6 * b.abs().max(), name
+
+
+def test_gradients_that_are_not_asked_for():
+    x, weight, bias, places = inputs('3x3')
+    x = channels_last(x)
+    out = trained_conv2d(x.detach(), weight, None, (1, 1), *places)
+    (grad,) = torch.autograd.grad(out.square().sum(), [weight])
+    expected = F.conv2d(x.detach(), weight, None, 1, *places)
+    (reference,) = torch.autograd.grad(expected.square().sum(), [weight])
+    torch.testing.assert_close(grad, reference, rtol=1e-4, atol=1e-2)
+    frozen = trained_conv2d(x, weight.detach(), bias, (1, 1), *places)
+    assert 'Convolution' in type(frozen.grad_fn).__name__  # PyTorch's own
+    assert frozen.requires_grad
+
+
+def test_where_it_does_not_gain_it_is_conv2d():
+    x, weight, bias, places = inputs('3x3')
+    image = channels_last(x)
+
+    def own(*args, **kwargs):
+        return '_Conv2d' in type(trained_conv2d(*args, **kwargs).grad_fn).__name__
+
+    assert own(image, weight, bias, (1, 1), *places)
+    assert not own(x, weight, bias, (1, 1), *places)  # NCHW
+    assert not own(image, weight, bias, (2, 2), *places)
+    assert not own(image[..., :20, :20].contiguous(memory_format=torch.channels_last), weight, bias)
+    assert not own(image, weight, bias, (1, 1), 'same')
+    grouped = weight.detach()[:, :16].requires_grad_()
+    assert not own(image, grouped, bias, (1, 1), *places, groups=2)
+    assert not own(image.double(), weight.double(), bias.double(), (1, 1), *places)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not own(image, weight, bias, (1, 1), *places)
+    with torch.no_grad():
+        assert not trained_conv2d(image, weight, bias, (1, 1), *places).requires_grad
+
+
+def test_second_derivatives_and_function_transforms():
+    x, weight, bias, places = inputs('3x3')
+    image = channels_last(x)
+
+    def penalty(function, x, weight, bias):
+        out = function(x, weight, bias, (1, 1), *places)
+        (first,) = torch.autograd.grad(out.square().sum(), [x], create_graph=True)
+        return torch.autograd.grad(first.square().sum(), [weight])[0]
+
+    reference = penalty(
+        F.conv2d, *(t.detach().double().requires_grad_() for t in (x, weight, bias))
+    )
+    ours = penalty(trained_conv2d, image, weight, bias)
+    assert (ours - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+    image, bias = image.detach(), bias.detach()
+
+    def loss(w):
+        return trained_conv2d(image, w, bias, (1, 1), *places).square().sum()
+
+    transformed = torch.func.grad(loss)(weight.detach())
+    (expected,) = torch.autograd.grad(loss(weight), [weight])
+    assert (transformed - expected).abs().max() <= 1e-5 * expected.abs().max()
