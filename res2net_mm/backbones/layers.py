@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops.trained_conv import trained_conv2d
+from ..ops.trained_conv import TrainedConv2d, trained_conv2d
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
@@ -22,7 +22,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     """
     hooks = [getattr(module, kind) for module in (conv, norm) for kind in _HOOKS]
     if (
-        type(conv) is not nn.Conv2d
+        type(conv) not in (nn.Conv2d, TrainedConv2d)
         or conv.padding_mode != 'zeros'
         or not torch.is_grad_enabled()
         or torch.jit.is_tracing()

@@ -20,13 +20,15 @@ from ..backbones.layers import ConvNormSequential
 from ..backbones.res2net_dla import DLABottle2neck
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 from ..ops.fixed_conv import FixedConv2d, onednn_computes
+from ..ops.trained_conv import TrainedConv2d
 from .blocks import InferenceBlock
 
 WIDTH = 8  # channels in a vector: 26 becomes 32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # exactly these: a subclass may do something else with its weight, as ConvWS2d does
 _DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d)
-_CONVOLUTIONS = (nn.Conv2d, *_DEFORMABLE)
+_PLAIN = (nn.Conv2d, TrainedConv2d)
+_CONVOLUTIONS = (*_PLAIN, *_DEFORMABLE)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -219,7 +221,7 @@ def _replace(model: nn.Module) -> None:
                 # in a line, what a block gives goes into the next one only
                 alone = in_line and isinstance(before, Bottle2neck) and _is_plain(before)
                 parent._modules[name] = InferenceBlock(module, owns_input=alone)
-            elif type(module) is nn.Conv2d and not nn.utils.parametrize.is_parametrized(module):
+            elif type(module) in _PLAIN and not nn.utils.parametrize.is_parametrized(module):
                 relu = in_line and type(follower) is nn.ReLU
                 parent._modules[name] = FixedConv2d(module, relu)
                 if relu:

@@ -25,6 +25,7 @@ from torch import nn
 from ..backbones.base import MARK
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
+from ..ops.trained_conv import train_convolutions
 from ..weights import (
     CheckpointError,
     DownloadError,
@@ -45,6 +46,7 @@ _FILE_ONLY = re.compile(
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
 _FROM_SCRATCH = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
+_FUSED = ('SGD', 'Adam', 'AdamW')  # those that have such a step on CPU and GPU
 HOOKS = ('StepSeedHook', 'FiniteLossHook', 'Float32RoIHook')
 
 
@@ -57,7 +59,8 @@ class Runner(mmengine.runner.Runner):
         if torch.cuda.is_available():
             return built if self.distributed else revert_sync_batchnorm(built)
         # what oneDNN's convolutions and RoIAlign take without a copy
-        return revert_sync_batchnorm(built).to(memory_format=torch.channels_last)
+        built = revert_sync_batchnorm(built).to(memory_format=torch.channels_last)
+        return train_convolutions(built)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wraps the model for distributed training; mmengine's default needs a CUDA device."""
@@ -225,6 +228,7 @@ def prepare_config(
             hook.switch_pipeline = harden_pipeline(hook.switch_pipeline)
     own_hooks = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
     cfg.custom_hooks = [hook for hook in hooks if hook not in own_hooks] + own_hooks
+    _fuse_optimizer(cfg)
     _set_seed(cfg, checkpoint, trust)
     return cfg
 
@@ -273,6 +277,13 @@ def _checkpoint_to_resume(cfg: Config, resume: str | None) -> str | None:
         cfg.resume = True
         cfg.load_from = resume
     return resume
+
+
+def _fuse_optimizer(cfg: Config) -> None:
+    """One pass over the parameters a step, unless the config says which way it goes."""
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    if optimizer.get('type') in _FUSED and not {'fused', 'foreach'} & optimizer.keys():
+        optimizer.fused = True
 
 
 def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:

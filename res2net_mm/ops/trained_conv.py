@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 # With fewer the products are too thin to be faster than oneDNN's kernel
@@ -47,6 +47,24 @@ def trained_conv2d(
     if _gains(x, weight, bias, stride, padding, dilation, groups):
         return _Conv2d.apply(x, weight, bias, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+
+
+class TrainedConv2d(nn.Conv2d):
+    """``Conv2d`` that computes as :func:`trained_conv2d`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != 'zeros':
+            return super()._conv_forward(input, weight, bias)
+        places = self.stride, self.padding, self.dilation, self.groups
+        return trained_conv2d(input, weight, bias, *places)
+
+
+def train_convolutions(model: nn.Module) -> nn.Module:
+    """Makes every plain ``Conv2d`` of a model a :class:`TrainedConv2d`, and returns the model."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = TrainedConv2d
+    return model
 
 
 def _gains(

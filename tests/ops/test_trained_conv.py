@@ -5,8 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from res2net_mm import create_backbone
+from res2net_mm.deploy import optimize_for_inference
 from res2net_mm.ops import trained_conv
-from res2net_mm.ops.trained_conv import trained_conv2d
+from res2net_mm.ops.fixed_conv import FixedConv2d
+from res2net_mm.ops.trained_conv import TrainedConv2d, train_convolutions, trained_conv2d
 
 # kernel, padding, dilation, channels in and out, size, batch
 CASES = {
@@ -115,3 +118,36 @@ def test_second_derivatives_and_function_transforms():
     transformed = torch.func.grad(loss)(weight.detach())
     (expected,) = torch.autograd.grad(loss(weight), [weight])
     assert (transformed - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+class OtherConv2d(nn.Conv2d):
+    pass
+
+
+def test_convolutions_of_a_model():
+    plain = nn.Conv2d(32, 32, 3, padding=1)
+    mirrored = nn.Conv2d(32, 32, 3, padding=1, padding_mode='reflect')
+    other = OtherConv2d(32, 32, 1)
+    net = nn.Sequential(plain, mirrored, other)
+    x = channels_last(torch.randn(1, 32, 45, 45))
+    expected = net(x)
+    (reference,) = torch.autograd.grad(expected.square().sum(), [plain.weight])
+    assert train_convolutions(net) is net
+    assert [type(m) for m in net] == [TrainedConv2d, TrainedConv2d, OtherConv2d]
+    out = net(x)
+    assert '_Conv2d' in type(plain(x).grad_fn).__name__
+    (grad,) = torch.autograd.grad(out.square().sum(), [plain.weight])
+    assert out.equal(expected)
+    assert (grad - reference).abs().max() <= 1e-5 * reference.abs().max()
+
+
+def test_a_model_that_was_trained_is_optimised_as_any_other():
+    net = create_backbone('res2net50_26w_4s').eval()
+    image = torch.rand(1, 3, 64, 64)
+    expected = net(image)
+    fast = optimize_for_inference(train_convolutions(net))
+    kinds = [type(m) for m in fast.modules()]
+    assert TrainedConv2d not in kinds and nn.BatchNorm2d not in kinds
+    assert kinds.count(FixedConv2d) == sum(isinstance(m, nn.Conv2d) for m in net.modules())
+    for a, b in zip(fast(image), expected, strict=True):
+        assert (a - b).abs().max() <= 1e-5 * b.abs().max()
