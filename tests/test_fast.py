@@ -1,5 +1,6 @@
 """--fast predicts and measures what the model itself does."""
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import res2net_mm  # noqa: F401  (before anything imports mmdet)
 from res2net_mm.data import make_shapes
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.evaluate import FastHook, run_test
+from res2net_mm.engine.evaluate import FastHook, add_fast_arguments, fast_options, run_test
 from res2net_mm.engine.infer import Predictor
 from res2net_mm.engine.runner import prepare_config
 
@@ -147,7 +148,7 @@ def measure(kind: str, folder: Path) -> None:
     def run(name, dtype=None):
         ready = prepare_config(cfg, work_dir=str(folder / name))
         out = None if kind == 'labels' else str(folder / f'{name}.json')
-        return run_test(ready, str(checkpoint), out=out, fast=dtype)[0]
+        return run_test(ready, str(checkpoint), out=out, fast=dtype and dict(dtype=dtype))[0]
 
     if kind != 'labels':
         run('first')
@@ -160,12 +161,12 @@ def measure(kind: str, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ('kind', 'stack'),
-    [('mask', 'originals'), ('box', 'default')]
+    [('box', 'default')]
     + [
         pytest.param(kind, 'default', marks=pytest.mark.slow)
         for kind in ('resnet', 'mask', 'labels')
     ]
-    + [pytest.param('labels', 'originals', marks=pytest.mark.slow)],
+    + [pytest.param(kind, 'originals', marks=pytest.mark.slow) for kind in ('mask', 'labels')],
     indirect=['stack'],
 )
 def test_measuring_fast(kind, stack, python, tmp_path):
@@ -216,7 +217,7 @@ def test_predicting_fast(kind, shapes, tmp_path):
     image = sorted((shapes / 'val').glob('*.jpg'))[0]
     reference = plain.predict(image)
     for dtype in (torch.float32, torch.bfloat16):
-        fast = Predictor(cfg, checkpoint, 'cpu', fast=dtype)
+        fast = Predictor(cfg, checkpoint, 'cpu', fast=dict(dtype=dtype))
         assert not [m for m in fast.model.backbone.modules() if 'BatchNorm' in type(m).__name__]
         assert fast.model.backbone.layer1[0].conv1.weight.dtype == dtype
         sample = fast.predict(image)
@@ -257,10 +258,26 @@ def test_options(shapes, python, tiny_arguments, tmp_path):
     assert run.returncode == 2 and 'invalid choice' in run.stderr and 'float16' in run.stderr
 
 
+def test_options_of_the_tools():
+    parser = argparse.ArgumentParser()
+    add_fast_arguments(parser)
+
+    def options(*words):
+        return fast_options(parser.parse_args(words))
+
+    assert options() is None
+    assert options('--fast') == dict(dtype=torch.float32, compile=None)
+    both = options('--fast', 'bfloat16', '--compile', 'reduce-overhead')
+    assert both == dict(dtype=torch.bfloat16, compile='reduce-overhead')
+    assert options('--compile', '--fast') == dict(dtype=torch.float32, compile='default')
+    with pytest.raises(ToolError, match='--compile is a part of --fast'):
+        options('--compile')
+
+
 def test_model_spread_over_processes_is_refused(monkeypatch):
     monkeypatch.setattr('res2net_mm.engine.evaluate.is_model_wrapper', lambda model: True)
     with pytest.raises(ToolError, match='--fast .* not Identity'):
-        FastHook(torch.float32).before_test_epoch(SimpleNamespace(model=torch.nn.Identity()))
+        FastHook({}).before_test_epoch(SimpleNamespace(model=torch.nn.Identity()))
 
 
 if __name__ == '__main__':

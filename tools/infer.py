@@ -8,7 +8,7 @@ from mmengine.config import DictAction
 
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.evaluate import FAST
+from res2net_mm.engine.evaluate import add_fast_arguments, fast_options
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
 from res2net_mm.engine.memory import keep_freed_memory
 
@@ -28,15 +28,7 @@ def main() -> int:
     parser.add_argument('--out', type=Path, required=True, help='folder for pictures and json')
     parser.add_argument('--threshold', type=float, default=0.3, help='least score of an instance')
     parser.add_argument('--device', help='such as cpu or cuda:1')
-    parser.add_argument(
-        '--fast',
-        nargs='?',
-        const='float32',
-        choices=list(FAST),
-        metavar='TYPE',
-        help='run the form of the model for inference: the same predictions in float32 (default), '
-        'others in bfloat16 or float16',
-    )
+    add_fast_arguments(parser)
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -46,12 +38,11 @@ def main() -> int:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
     args = parser.parse_args()
+    fast = fast_options(args)
     keep_freed_memory()
     images = find_images(args.images)
     cfg = load_config(args.config, args.cfg_options)
-    predictor = Predictor(
-        cfg, args.checkpoint, args.device, args.trust_checkpoint, FAST.get(args.fast)
-    )
+    predictor = Predictor(cfg, args.checkpoint, args.device, args.trust_checkpoint, fast)
     failures = predict_images(predictor, images, args.images, args.out, args.threshold)
     print(f'{len(images) - len(failures)} of {len(images)} images: {args.out}/predictions.json')
     for failure in failures:

@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.evaluate import FAST, run_test
+from res2net_mm.engine.evaluate import add_fast_arguments, fast_options, run_test
 from res2net_mm.engine.memory import keep_freed_memory
 from res2net_mm.engine.report import describe_device
 from res2net_mm.engine.runner import prepare_config
@@ -29,15 +29,7 @@ def main() -> None:
     parser.add_argument('--work-dir', help='folder for the log')
     parser.add_argument('--out', metavar='RESULTS.json', help='write COCO results')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth')
-    parser.add_argument(
-        '--fast',
-        nargs='?',
-        const='float32',
-        choices=list(FAST),
-        metavar='TYPE',
-        help='run the form of the model for inference: the same predictions in float32 (default), '
-        'others in bfloat16 or float16',
-    )
+    add_fast_arguments(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     parser.add_argument(
         '--trust-checkpoint',
@@ -48,6 +40,7 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
     args = parser.parse_args()
+    fast = fast_options(args)
     keep_freed_memory()
     cfg = prepare_config(
         load_config(args.config, args.cfg_options), work_dir=args.work_dir, launcher=args.launcher
@@ -61,7 +54,7 @@ def main() -> None:
         out=args.out,
         show_dir=args.show_dir,
         trust=args.trust_checkpoint,
-        fast=FAST.get(args.fast),
+        fast=fast,
     )
     if is_main_process():
         print(format_metrics(metrics, classes) or 'the evaluator of the config measured nothing')

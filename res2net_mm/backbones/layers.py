@@ -20,27 +20,24 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     (https://arxiv.org/abs/2305.11624). This is done where the output is larger than the weight, and
     where gradients are computed at all.
     """
-    hooks = [getattr(module, kind) for module in (conv, norm) for kind in _HOOKS]
     if (
         type(conv) not in (nn.Conv2d, TrainedConv2d)
         or conv.padding_mode != 'zeros'
+        or not _is_constant(norm, conv.weight.dtype)
         or not torch.is_grad_enabled()
         or torch.jit.is_tracing()
-        or any(hooks)
+        or any(getattr(module, kind) for module in (conv, norm) for kind in _HOOKS)
     ):
         return norm(conv(x))
-    weight, bias = conv.weight, conv.bias
     pixels = len(x) * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
-    folds = _is_constant(norm, weight.dtype) and pixels >= weight[0].numel()
-    if folds:
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        scale = scale if norm.weight is None else scale * norm.weight
-        shift = (0 if bias is None else bias) - norm.running_mean
-        bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
-        weight = weight * scale[:, None, None, None]
-    places = conv.stride, conv.padding, conv.dilation, conv.groups
-    out = trained_conv2d(x, weight, bias, *places)
-    return out if folds else norm(out)
+    if pixels < conv.weight[0].numel():
+        return norm(conv(x))
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = (0 if conv.bias is None else conv.bias) - norm.running_mean
+    bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
+    weight = conv.weight * scale[:, None, None, None]
+    return trained_conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def _is_constant(norm: nn.Module, dtype: torch.dtype) -> bool:

@@ -23,6 +23,7 @@ from .peers import (
     normal_image,
     ours,
 )
+from .profiling import profile_calls
 
 TYPES = [type_name(dtype) for dtype in dict.fromkeys(peer.dtype for peer in PEERS.values())]
 
@@ -46,14 +47,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     sizes = parse_sizes(args.size)
     check_batches([args.batch])
-    rows, peers = measure(args, sizes, [args.batch])
+    rows, peers, profile = measure(args, sizes, [args.batch])
     at = f', {group_name(sizes[0], args.batch)}' if len(sizes) == 1 else ''
     return dict(
         task='backbone',
         title=f'Inference of {args.variant}{at}',
         yardstick=next(iter(peers)),
         rows=rows,
-        profile=None,
+        profile=profile,
         **circumstances(args, dict.fromkeys(peer.dtype for peer in peers.values())),
     )
 
@@ -123,8 +124,8 @@ def group_name(size: Sequence[int], batch: int) -> str:
 
 def measure(
     args: argparse.Namespace, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of all peers for each size and batch, and the peers by name."""
+) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
+    """Rows of all peers for each size and batch, the peers by name, a profile of a single size."""
     types = getattr(args, 'dtype', TYPES)
     peers = choose_peers(args.peers, args.variant, args.device, types)
     state = make_state(args.variant)
@@ -137,6 +138,8 @@ def measure(
         calls = {name: partial(net, image) for name, net in nets.items()}
         with torch.inference_mode():
             times = interleave(calls, args.rounds, args.device)
+            alone = len(sizes) == len(batches) == 1
+            profile = profile_calls(calls, args.device) if alone else None
         # channels that are padded are no useful work: all Res2Nets count as the plain one
         macs = multiply_adds(reference, image.shape)
         for name, peer in peers.items():
@@ -155,4 +158,4 @@ def measure(
                     note='another network, for scale' if other else '',
                 )
             )
-    return rows, peers
+    return rows, peers, profile

@@ -22,9 +22,11 @@ from ..engine.errors import ToolError
 from ..evaluation.complexity import describe_stages
 from ..ops import DeformConv2d
 from ..ops.deform_conv import VARIABLE, choose_way
+from ..ops.trained_conv import train_convolutions
 from .backbones import check_batches, group_name, parse_sizes
 from .measure import circumstances, exact_float32, interleave, peak_memory
 from .peers import check_equal, make_state, normal_image, ours
+from .profiling import profile_calls
 from .training import Step
 
 VARIANT = 'res2net50_v1b_26w_4s_dcn'
@@ -60,7 +62,9 @@ def make_call(name: str, part: str, image: Tensor, state: dict[str, Tensor]) -> 
     if name.startswith(YARDSTICK):
         use_torchvision(net)
     if part == 'training step':
-        return Step(net, image, channels_last=name.endswith(' channels_last'), norm_eval=True)
+        as_tools_do = name.endswith(' channels_last')
+        net = train_convolutions(net) if as_tools_do else net
+        return Step(net, image, channels_last=as_tools_do, norm_eval=True)
     return torch.inference_mode()(partial(net.to(image.device), image))
 
 
@@ -83,6 +87,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--size', nargs='+', default=['320x320'], metavar='HxW', help='of the images (320x320)'
     )
     parser.add_argument('--batch', type=int, default=2, metavar='N', help='images at a time (2)')
+    parser.add_argument(
+        '--part', choices=tuple(PARTS), help='one of the two, with a profile of it (both)'
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,12 +109,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     image = normal_image(size, args.batch, args.device)
     small = normal_image([min(side, 128) for side in size], max(args.batch, 2), args.device)
     macs = sum(stage.macs for stage in describe_stages(ours(VARIANT), *size)) * args.batch / 1e9
-    rows = []
+    rows, profile = [], None
     for part, names in PARTS.items():
+        if args.part not in (None, part):
+            continue
         training = part == 'training step'
         apart = compare(part, small if training else image, state)
         calls = {name: make_call(name, part, image, state) for name in names}
         times = interleave(calls, args.rounds, args.device)
+        profile = profile_calls(calls, args.device) if args.part else None
         for name in tqdm(names, desc='memory', unit='call'):
             given = name, part, size, args.batch, args.device
             memory = peak_memory(prepare, *given, device=args.device, prepared=True)
@@ -120,7 +130,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         title=f'{VARIANT}, {group_name(size, args.batch)}',
         yardstick=YARDSTICK,
         rows=rows,
-        profile=None,
+        profile=profile,
         **circumstances(args),
     )
     record['settings'][VARIABLE] = choose_way(torch.device(args.device))

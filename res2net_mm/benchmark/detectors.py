@@ -215,7 +215,7 @@ def build(
         runner.model.load_state_dict(state)
         runner.model.to(device).eval()
         if name == FAST:
-            FastHook(torch.float32).before_test_epoch(runner)
+            FastHook({}).before_test_epoch(runner)
     return runners
 
 

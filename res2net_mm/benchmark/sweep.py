@@ -27,12 +27,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Times peers at each size with each batch; arguments and errors are those of ``backbone``."""
     sizes = parse_sizes(args.size)
     check_batches(args.batch)
-    rows, peers = measure(args, sizes, args.batch)
+    rows, peers, profile = measure(args, sizes, args.batch)
     return dict(
         task='sweep',
         title=f'Inference of {args.variant} by size of image and batch',
         yardstick=next(iter(peers)),
         rows=rows,
-        profile=None,
+        profile=profile,
         **circumstances(args, dict.fromkeys(peer.dtype for peer in peers.values())),
     )

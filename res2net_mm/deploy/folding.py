@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..backbones import Bottle2neck, Res2Net
+from ..backbones.bottle2neck import check_choice
 from ..backbones.layers import ConvNormSequential
 from ..backbones.res2net_dla import DLABottle2neck
 from ..ops import DeformConv2d, ModulatedDeformConv2d
@@ -30,10 +31,13 @@ _DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d)
 _PLAIN = (nn.Conv2d, TrainedConv2d)
 _CONVOLUTIONS = (*_PLAIN, *_DEFORMABLE)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
 Model = TypeVar('Model', bound=nn.Module)
 
 
-def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
+def optimize_for_inference(
+    model: Model, dtype: torch.dtype = torch.float32, compile: str | None = None
+) -> Model:
     """A copy of a backbone, detector or segmentor that gives the same outputs with less to do.
 
     Batch norm is folded into the convolution before it (deformable ones too); convolutions take in
@@ -47,6 +51,10 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         dtype: Of the computation: float32 (equal to rounding), bfloat16 or float16. In a detector
             or segmentor backbone and neck compute in it and the heads in float32, as boxes need;
             a backbone alone takes images of any type and gives features of this one.
+        compile: Mode of ``torch.compile`` for backbone and neck, or None. It compiles anew for
+            each size of images, so let them be few. ``'reduce-overhead'`` runs CUDA graphs, whose
+            features the next call overwrites: clone what you keep. It is for GPUs; on a CPU,
+            oneDNN's packed weights are not used within it.
 
     Returns:
         The copy, in evaluation mode. It cannot be trained, nor loaded with weights of the original.
@@ -54,7 +62,7 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
         stage gives, clone it. Blocks with hooks stay as they are.
 
     Raises:
-        ValueError: ``dtype`` is another.
+        ValueError: ``dtype`` or ``compile`` is another.
 
     Example:
         >>> fast = optimize_for_inference(create_backbone('res2net50_v1b_26w_4s'))
@@ -63,6 +71,8 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     """
     if dtype not in DTYPES:
         raise ValueError(f'dtype must be one of {", ".join(map(str, DTYPES))}, but got {dtype}')
+    if compile is not None:
+        check_choice('compile', compile, COMPILE_MODES)
     on_cpu = next((p.is_cpu for p in model.parameters()), False)
     if dtype != torch.float32 and on_cpu and not onednn_computes(dtype):
         print_log(
@@ -96,6 +106,8 @@ def optimize_for_inference(model: Model, dtype: torch.dtype = torch.float32) -> 
     parts[0].register_forward_pre_hook(partial(_cast_images, dtype))
     if whole:
         parts[-1].register_forward_hook(_cast_features)
+    for part in parts if compile else ():
+        part.compile(mode=compile, dynamic=False)
     return fast
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -12,13 +14,49 @@ from mmengine.model import is_model_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
 from ..deploy import optimize_for_inference
-from ..deploy.folding import DTYPES
+from ..deploy.folding import COMPILE_MODES, DTYPES
 from ..evaluation import collect_results, split_coco_metrics
 from ..weights import read_source
 from .errors import ToolError
 from .runner import Runner, build_runner
 
-FAST = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}  # what --fast takes
+_TYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
+
+
+def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--fast`` and ``--compile``."""
+    parser.add_argument(
+        '--fast',
+        nargs='?',
+        const='float32',
+        choices=list(_TYPES),
+        metavar='TYPE',
+        help='run the form of the model for inference: the same predictions in float32 (default), '
+        'others in bfloat16 or float16',
+    )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=COMPILE_MODES,
+        metavar='MODE',
+        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' takes CUDA "
+        'graphs. Each size of images is compiled anew: model.data_preprocessor.pad_size_divisor '
+        'in --cfg-options makes them few',
+    )
+
+
+def fast_options(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Arguments of :func:`optimize_for_inference`; None without ``--fast``.
+
+    Raises:
+        ToolError: ``--compile`` came without ``--fast``.
+    """
+    if args.fast is None:
+        if args.compile is not None:
+            raise ToolError('--compile is a part of --fast: give both')
+        return None
+    return dict(dtype=_TYPES[args.fast], compile=args.compile)
 
 
 class FastHook(Hook):
@@ -27,13 +65,13 @@ class FastHook(Hook):
     Of all hooks it comes last: the checkpoint is loaded by then, and averaged weights are in place.
 
     Args:
-        dtype: Of backbone and neck.
+        options: Its arguments.
     """
 
     priority = 'LOWEST'
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.options = options
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Raises ToolError where the weights are spread over processes."""
@@ -44,7 +82,7 @@ class FastHook(Hook):
                     f'--fast needs a whole model in each process, not {type(model).__name__}'
                 )
             model = model.module  # the gradients that the wrapper adds up are not needed
-        runner.model = optimize_for_inference(model, self.dtype)
+        runner.model = optimize_for_inference(model, **self.options)
 
 
 def run_test(
@@ -54,7 +92,7 @@ def run_test(
     out: str | None = None,
     show_dir: str | None = None,
     trust: bool = False,
-    fast: torch.dtype | None = None,
+    fast: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """Evaluates a checkpoint.
 
@@ -64,8 +102,8 @@ def run_test(
         out: File for the COCO results; None writes none.
         show_dir: Folder for pictures with predictions and ground truth; None draws none.
         trust: Read the checkpoint with pickle.
-        fast: Measure what :func:`optimize_for_inference` makes of the model, computing in this
-            type; None measures the model itself.
+        fast: Measure what :func:`optimize_for_inference` makes of the model with these arguments;
+            None measures the model itself.
 
     Returns:
         The metrics by name, and the class names.

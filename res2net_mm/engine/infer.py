@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,8 @@ class Predictor:
         checkpoint: File with the weights of the whole model.
         device: Device; None is the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
-        fast: Predict with what :func:`optimize_for_inference` makes of the model, in this type;
-            None is the model itself.
+        fast: Predict with what :func:`optimize_for_inference` makes of the model with these
+            arguments; None is the model itself.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
@@ -68,7 +68,7 @@ class Predictor:
         checkpoint: str,
         device: str | None = None,
         trust: bool = False,
-        fast: torch.dtype | None = None,
+        fast: Mapping[str, Any] | None = None,
     ) -> None:
         for key in ('test_dataloader', 'visualizer'):
             if not cfg.get(key):
@@ -80,7 +80,7 @@ class Predictor:
         except (RuntimeError, AssertionError) as error:
             raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
         if fast is not None:
-            self.model = optimize_for_inference(self.model, fast)
+            self.model = optimize_for_inference(self.model, **fast)
         dataset = _test_dataset(cfg)
         meta = _dataset_meta(loaded.get('meta') or {}, dataset)
         self.classes = list(meta['classes'])

@@ -46,7 +46,6 @@ _FILE_ONLY = re.compile(
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
 _FROM_SCRATCH = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
-_FUSED = ('SGD', 'Adam', 'AdamW')  # those that have such a step on CPU and GPU
 HOOKS = ('StepSeedHook', 'FiniteLossHook', 'Float32RoIHook')
 
 
@@ -228,7 +227,6 @@ def prepare_config(
             hook.switch_pipeline = harden_pipeline(hook.switch_pipeline)
     own_hooks = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
     cfg.custom_hooks = [hook for hook in hooks if hook not in own_hooks] + own_hooks
-    _fuse_optimizer(cfg)
     _set_seed(cfg, checkpoint, trust)
     return cfg
 
@@ -277,13 +275,6 @@ def _checkpoint_to_resume(cfg: Config, resume: str | None) -> str | None:
         cfg.resume = True
         cfg.load_from = resume
     return resume
-
-
-def _fuse_optimizer(cfg: Config) -> None:
-    """One pass over the parameters a step, unless the config says which way it goes."""
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    if optimizer.get('type') in _FUSED and not {'fused', 'foreach'} & optimizer.keys():
-        optimizer.fused = True
 
 
 def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:

@@ -22,7 +22,7 @@ def choose_way(device: torch.device) -> str:
 
     It is what the environment variable ``RES2NET_MM_DEFORM_CONV`` says. By default, or for
     ``auto``, it is ``'torch'``, plain PyTorch, which is the fastest on the CPU
-    (``python -m res2net_mm.ops.bench_deform_conv``); on CUDA, where it was not measured yet, it is
+    (``python tools/benchmark.py deform_conv``); on CUDA, where it was not measured yet, it is
     torchvision's kernels.
 
     Raises:

@@ -77,20 +77,20 @@ def _gains(
     groups: int,
 ) -> bool:
     if (
-        not torch.is_grad_enabled()
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or _transforms()
+        or not torch.is_grad_enabled()
         or not weight.requires_grad
         or not x.is_cpu
         or x.dim() != 4
         or stride != (1, 1)
         or groups != 1
-        or isinstance(padding, str)
+        or any(not isinstance(pair, tuple) or len(pair) != 2 for pair in (padding, dilation))
         or {t.dtype for t in (x, weight, bias) if t is not None} != {torch.float32}
+        or torch.is_autocast_enabled('cpu')
         or not x.is_contiguous(memory_format=torch.channels_last)
         or x.is_contiguous()
-        or torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch.is_autocast_enabled('cpu')
-        or torch._C._are_functorch_transforms_active()
     ):
         return False
     if weight.shape[2:] == (1, 1):
@@ -100,11 +100,14 @@ def _gains(
         side + 2 * p - span for side, p, span in zip(x.shape[2:], padding, spans, strict=True)
     )
     return (
-        min(weight.shape[:2]) >= _CHANNELS
-        and min(height, width) > 0
-        and height * width >= _PIXELS
-        and all(p <= span for p, span in zip(padding, spans, strict=True))
+        min(weight.shape[:2]) >= _CHANNELS and min(height, width) > 0 and height * width >= _PIXELS
     )
+
+
+def _transforms() -> bool:
+    """Whether derivatives are taken in a way that the function below does not know."""
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._are_functorch_transforms_active()
 
 
 class _Conv2d(torch.autograd.Function):
@@ -118,33 +121,43 @@ class _Conv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        padding, dilation = ctx.places
-        needs = list(ctx.needs_input_grad[:3])
-        again = torch.is_grad_enabled()  # for second derivatives, PyTorch's own has to be recorded
+        with torch.autocast('cpu', enabled=False):
+            return *_gradients(ctx, grad), None, None
+
+
+def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    x, weight = ctx.saved_tensors
+    padding, dilation = ctx.places
+    needs = list(ctx.needs_input_grad[:3])
+    # for second derivatives, and for several gradients at once, PyTorch's own
+    kinds = torch._C._functorch
+    several = kinds.is_functorch_wrapped_tensor(grad) or kinds.is_legacy_batchedtensor(grad)
+    own = not torch.is_grad_enabled() and not several
+    if own:
         grad = grad.contiguous(memory_format=torch.channels_last)
-        mask = needs if again else [needs[0], False, False]
-        grads = [None] * 3
-        if any(mask):
-            sizes = [weight.shape[0]]
-            places = [1, 1], padding, dilation, False, [0, 0], 1
-            grads = [*torch.ops.aten.convolution_backward(grad, x, weight, sizes, *places, mask)]
-        if needs[1] and not again:
-            grads[1] = _weight_gradient(x, grad, weight.shape, padding, dilation)
-        if needs[2] and not again:
-            grads[2] = grad.sum((0, 2, 3))
-        return *grads, None, None
+    mask = [needs[0], False, False] if own else needs
+    grads: list[Tensor | None] = [None] * 3
+    if any(mask):
+        sizes = [weight.shape[0]]
+        places = [1, 1], padding, dilation, False, [0, 0], 1
+        grads = [*torch.ops.aten.convolution_backward(grad, x, weight, sizes, *places, mask)]
+    if needs[1] and own:
+        grads[1] = _weight_gradient(x, grad, weight, padding, dilation)
+    if needs[2] and own:
+        grads[2] = grad.sum((0, 2, 3))
+    return grads
 
 
 def _weight_gradient(
-    x: Tensor, grad: Tensor, shape: torch.Size, padding: Places, dilation: Places
+    x: Tensor, grad: Tensor, weight: Tensor, padding: Places, dilation: Places
 ) -> Tensor:
-    """Gradient of a weight of a shape (K, C, kh, kw), in channels_last."""
+    """Gradient of a weight, (K, C, kh, kw) in channels_last."""
     features, grads = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # (N, H, W, C)
-    outs, ins, rows, columns = shape
+    outs, ins, rows, columns = weight.shape
     if (rows, columns) == (1, 1):
         product = _product(grads.reshape(-1, outs), features.reshape(-1, ins))
-        return product[:, :, None, None]
+        # any strides of the ones are right: those of the weight, which DDP expects
+        return product.as_strided(weight.shape, (ins, 1, *weight.stride()[2:]))
     total = x.new_zeros(outs, rows, columns, ins)
     for image, out in zip(features, grads, strict=True):
         # Both on rows of the padded width, so that every shift of the kernel is a contiguous range

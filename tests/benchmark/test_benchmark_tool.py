@@ -257,15 +257,19 @@ def test_statistics_stay_where_they_are_fixed(state):
             assert len(norms) > 50 and all(norm.training is not fixed for norm in norms)
 
 
-def test_another_gradient_stops_the_benchmark(quick, tool, monkeypatch):
+@pytest.mark.parametrize(('dtype', 'factor'), [(torch.float64, 1.001), (torch.float32, 1.05)])
+def test_another_gradient_stops_the_benchmark(quick, tool, monkeypatch, dtype, factor):
+    """Also where only the type that is timed has it."""
+
     def build(variant, state, **arguments):
         net = peers.mmdets(variant, state, **arguments)
-        net.stem[0].weight.register_hook(lambda grad: grad * 1.01)
+        weight = net.stem[0].weight
+        weight.register_hook(lambda grad: grad * factor if grad.dtype == dtype else grad)
         return net
 
     contender = training.Contender(build, rule='mmdet')
     monkeypatch.setitem(training.CONTENDERS, 'mmdet', contender)
-    with pytest.raises(ToolError, match=r"mmdet and ours \(first_block='mmdet'\) do not compute"):
+    with pytest.raises(ToolError, match=r"mmdet and ours \(first_block='mmdet', float64\) do not"):
         tool.main(['train', '--size', '64x64', '--rounds', '1', '--peers', 'mmdet'])
 
 

@@ -1,6 +1,7 @@
 """Optimised networks give the features of the networks that they are made of."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -177,6 +178,43 @@ def test_full_network():
     compare(net, optimize_for_inference(net), 5e-6, (1, 3, 256, 260))
 
 
+def test_compiling(monkeypatch):
+    """Backbone and neck are given to the compiler with the mode, casts included."""
+    graphs = []
+
+    def backend(graph, inputs, **options):
+        graphs.append(options)
+        return graph
+
+    monkeypatch.setattr(torch._dynamo.config, 'cache_size_limit', 64)
+    monkeypatch.setattr(torch, 'compile', partial(compile_with, torch.compile, backend))
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    init_default_scope('mmdet')
+    detector = randomise(MODELS.build(cfg.model)).eval()
+    image = image_of(1, 3, 64, 96)
+    fast = optimize_for_inference(detector, torch.bfloat16, compile='reduce-overhead')
+    with torch.no_grad():
+        levels = fast.neck(fast.backbone(image))
+        references = optimize_for_inference(detector, torch.bfloat16)
+        references = references.neck(references.backbone(image))
+    assert len(graphs) >= 2 and {options['mode'] for options in graphs} == {'reduce-overhead'}
+    for level, reference in zip(levels, references, strict=True):
+        assert level.dtype == torch.float32 and relative_error(level, reference) < 3e-2
+
+
+def compile_with(compiler, backend, function, *, mode, dynamic, **options):
+    assert dynamic is False
+    return compiler(function, backend=partial(backend, mode=mode), dynamic=False, **options)
+
+
+@pytest.mark.slow
+def test_compiling_with_inductor():
+    net = build('v1b')
+    compare(net, optimize_for_inference(net, compile='default'), 1e-5)
+
+
 def test_errors():
     with pytest.raises(ValueError, match='dtype must be one of torch.float32, .*torch.int8'):
         optimize_for_inference(nn.Identity(), torch.int8)
+    with pytest.raises(ValueError, match="compile must be one of 'default', .*'graphs'"):
+        optimize_for_inference(nn.Identity(), compile='graphs')

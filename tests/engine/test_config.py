@@ -87,17 +87,6 @@ def test_prepare_config(tmp_path):
         prepare_config(cfg)
 
 
-def test_optimizers_take_one_pass_where_the_config_leaves_it_open():
-    cfg = load_config('faster_rcnn_r2n14_shapes.py')
-    assert prepare_config(cfg).optim_wrapper.optimizer.fused is True
-    assert 'fused' not in cfg.optim_wrapper.optimizer
-    for given in (dict(type='RMSprop', lr=1), dict(type='SGD', lr=1, foreach=True)):
-        cfg.optim_wrapper.optimizer = given
-        assert 'fused' not in prepare_config(cfg).optim_wrapper.optimizer
-    cfg.optim_wrapper.optimizer = dict(type='AdamW', lr=1, fused=False)
-    assert prepare_config(cfg).optim_wrapper.optimizer.fused is False
-
-
 def test_message_of_a_worker_is_its_last_line():
     text = (
         'Caught DataError in DataLoader worker process 1.\nOriginal Traceback (most recent call '

@@ -47,7 +47,7 @@ def finish(process):
 @pytest.mark.parametrize(
     'stack', ['default', pytest.param('originals', marks=pytest.mark.slow)], indirect=True
 )
-@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
+@pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=pytest.mark.slow)])
 def test_killed_and_resumed_run_equals_uninterrupted_run(stack, loop, tiny_arguments, tmp_path):
     config = CONFIG
     arguments = [*tiny_arguments, 'train_dataloader.num_workers=2', 'randomness.seed=7']

@@ -86,6 +86,8 @@ def test_where_it_does_not_gain_it_is_conv2d():
     assert not own(image, weight, bias, (2, 2), *places)
     assert not own(image[..., :20, :20].contiguous(memory_format=torch.channels_last), weight, bias)
     assert not own(image, weight, bias, (1, 1), 'same')
+    assert not own(image, weight, bias, (1, 1), [1, 1], 1)
+    assert not own(image, weight, bias, (1, 1), (1,), (1, 1))
     grouped = weight.detach()[:, :16].requires_grad_()
     assert not own(image, grouped, bias, (1, 1), *places, groups=2)
     assert not own(image.double(), weight.double(), bias.double(), (1, 1), *places)
@@ -118,6 +120,45 @@ def test_second_derivatives_and_function_transforms():
     transformed = torch.func.grad(loss)(weight.detach())
     (expected,) = torch.autograd.grad(loss(weight), [weight])
     assert (transformed - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize('layout', [torch.channels_last, torch.contiguous_format])
+def test_derivatives_of_other_kinds(layout):
+    x, weight, bias, _ = inputs('1x1')
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
+    images = torch.stack([x.detach(), 2 * x.detach()])
+
+    def values(conv):
+        out = conv(x, weight, bias)
+        several = torch.stack([torch.ones_like(out), 2 * torch.ones_like(out)])
+        batched = torch.autograd.grad(out, [weight], several, is_grads_batched=True)[0]
+        mapped = torch.func.vmap(lambda image: conv(image, weight, bias))(images)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x.detach(), torch.ones_like(x))
+            moved = torch.autograd.forward_ad.unpack_dual(conv(dual, weight, bias)).tangent
+        return batched, mapped, moved
+
+    for ours, theirs in zip(values(trained_conv2d), values(F.conv2d), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_backward_pass_within_autocast():
+    x, weight, bias, _ = inputs('1x1 over many pixels')
+    out = trained_conv2d(channels_last(x), weight, bias)
+    with torch.autocast('cpu', torch.bfloat16):
+        (grad,) = torch.autograd.grad(out.square().sum(), [weight])
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, bias).square().sum(), [weight])
+    assert (grad - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_gradients_lie_in_memory_as_weights_do():
+    for case in ('1x1', '3x3'):
+        x, weight, bias, places = inputs(case)
+        conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:])
+        weight = conv.to(memory_format=torch.channels_last).weight
+        out = trained_conv2d(channels_last(x), weight, bias, (1, 1), *places)
+        (grad,) = torch.autograd.grad(out.sum(), [weight])
+        assert grad.stride() == weight.stride()
 
 
 class OtherConv2d(nn.Conv2d):
