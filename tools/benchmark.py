@@ -19,6 +19,7 @@ TASKS = {
     'deform_conv': ('operators', 'deformable convolution alone, forward and backward'),
     'sweep': ('sweep', 'inference over sizes of image and batch'),
     'detector': ('detectors', "images a second of a detector's test loop"),
+    'train_detector': ('detector_training', 'a training step of a detector'),
     'coco': ('coco', 'COCO evaluation against pycocotools'),
 }
 TABLES = 'tables'

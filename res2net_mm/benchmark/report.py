@@ -146,20 +146,16 @@ def readme_table(records: Sequence[Record]) -> str:
 
 
 def _profile_table(profile: Mapping[str, Mapping[str, float]], yardstick: str) -> list[str]:
-    """Markdown: each part's share of each time, and how many times as fast as the yardstick's."""
-    base = profile[yardstick]
-    others = [name for name in profile if name != yardstick]
-    heads = ['part', f'share of {yardstick}']
-    for name in others:
-        heads += [f'share of {name}', f'times as fast as {yardstick}']
+    """Markdown: the shares of the yardstick's and of the last one's time, and the ratio."""
+    base, name = profile[yardstick], list(profile)[-1]
+    last = profile[name]
+    heads = ['part', f'share of {yardstick}', f'share of {name}', f'times as fast as {yardstick}']
     lines = [heads, ['---', *['---:'] * (len(heads) - 1)]]
-    for part, seconds in base.items():
-        cells = [part, f'{seconds / sum(base.values()):.0%}']
-        for name in others:
-            taken = profile[name].get(part, 0)
-            ratio = f'{seconds / taken:.2f}' if taken else ''
-            cells += [f'{taken / sum(profile[name].values()):.0%}', ratio]
-        lines.append(cells)
+    for part in {**base, **last}:
+        taken = base.get(part, 0), last.get(part, 0)
+        shares = [t / sum(of.values()) for t, of in zip(taken, (base, last), strict=True)]
+        ratio = f'{taken[0] / taken[1]:.2f}' if all(taken) else ''
+        lines.append([part, *(f'{share:.0%}' for share in shares), ratio])
     return [f'| {" | ".join(cells)} |' for cells in lines]
 
 

@@ -1,10 +1,13 @@
-"""One step of training of a Res2Net in several projects, and of ours recomputing stages."""
+"""One step of training of a Res2Net in several projects, and of ours recomputing stages.
+
+Each has a process of its own; those of ours in channels_last keep freed memory, as our tools do.
+"""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +32,7 @@ from .peers import (
     ours,
     timms,
 )
-from .profiling import profile_calls
+from .processes import own_process
 
 COMPILED = 'ours compile'  # minutes of compilation: only where it is named
 LEVELS = ('C2', 'C3', 'C4', 'C5')
@@ -50,6 +53,7 @@ class Contender:
         rule: First-block rule of ours whose loss and first gradient it must have.
         channels_last: Memory format of weights and images.
         autocast: Type of the forward pass; None is float32.
+        keeps_memory: Freed memory stays with the process, as our tools have it.
     """
 
     build: Callable[..., nn.Module]
@@ -57,18 +61,21 @@ class Contender:
     rule: str = 'official'
     channels_last: bool = False
     autocast: torch.dtype | None = None
+    keeps_memory: bool = False
 
 
 def _ours(
     channels_last: bool = False, autocast: torch.dtype | None = None, **arguments: Any
 ) -> Contender:
     arguments = dict(norm_eval=False, **arguments)
-    return Contender(ours, arguments, channels_last=channels_last, autocast=autocast)
+    # in channels_last all is as train.py has it
+    return Contender(ours, arguments, 'official', channels_last, autocast, channels_last)
 
 
 CONTENDERS = {
     'mmdet': Contender(mmdets, rule='mmdet'),
     'mmdet channels_last': Contender(mmdets, rule='mmdet', channels_last=True),
+    'mmdet kept memory': Contender(mmdets, rule='mmdet', keeps_memory=True),
     'timm': Contender(timms, {}),
     'timm channels_last': Contender(timms, {}, channels_last=True),
     'ours': _ours(),
@@ -212,10 +219,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_batches([args.batch])
     names = _choose(args.peers, args.dtype)
     size, state = sizes[0], make_state(args.variant)
-    steps, apart = _compared(names, args, size, state)
-    times = interleave(steps, args.rounds, args.device)
-    # recomputing does nothing that is of another kind
-    profiled = {name: step for name, step in steps.items() if 'with_cp' not in name}
+    fixed = args.norm == 'fixed'
+    apart = _compared(names, args, size, state)
+    with ExitStack() as stack:
+        steps = {}
+        for name in tqdm(names, desc='starting', unit='process'):
+            given = name, args.variant, size, args.batch, args.device, fixed
+            keeps = CONTENDERS[name].keeps_memory
+            own = own_process(name, args.device, keeps, prepare, *given)
+            steps[name] = stack.enter_context(own)
+        times = interleave(steps, args.rounds, args.device)
+        # recomputing does nothing that is of another kind
+        profile = {name: own.profile() for name, own in steps.items() if 'with_cp' not in name}
     shape = (args.batch, 3, *size)
     macs = multiply_adds(ours(args.variant, norm_eval=False), shape, train=True)
     rows = [
@@ -225,15 +240,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             times=times[name],
             memory_mib=peak_memory(
                 prepare,
-                *(name, args.variant, size, args.batch, args.device, args.norm == 'fixed'),
+                *(name, args.variant, size, args.batch, args.device, fixed),
                 device=args.device,
                 prepared=True,
             ),
             gmacs=macs,  # what is computed a second time is no useful work
             difference=apart[name],
-            note='',
+            note='keeps freed memory' if CONTENDERS[name].keeps_memory else '',
         )
-        for name in tqdm(steps, desc='memory', unit='step')
+        for name in tqdm(names, desc='memory', unit='step')
     ]
     return dict(
         task='train',
@@ -241,8 +256,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f'{"fixed statistics" if args.norm == "fixed" else "statistics of the batch"}',
         yardstick=rows[0]['name'],
         rows=rows,
-        profile=profile_calls(profiled, args.device),
-        **circumstances(args, {c.autocast or torch.float32: None for c in _of(steps)}),
+        profile=None if None in profile.values() else profile,
+        **circumstances(args, {c.autocast or torch.float32: None for c in _of(names)}),
     )
 
 
@@ -265,18 +280,16 @@ def _of(names: Iterable[str]) -> list[Contender]:
 
 def _compared(
     names: Sequence[str], args: argparse.Namespace, size: tuple[int, int], state: State
-) -> tuple[dict[str, Step], dict[str, float]]:
-    """Steps that give what ours does, and how far apart they are."""
+) -> dict[str, float]:
+    """How far steps are from what ours gives."""
     height, width = (min(side, _SMALL) for side in size)
     small = normal_image((height, width), max(args.batch, 2), args.device)
-    image = normal_image(size, args.batch, args.device)
     references: dict[str, tuple[Tensor, Tensor]] = {}
     fixed = args.norm == 'fixed'
-    steps, apart = {}, {}
+    apart = {}
     for name in tqdm(names, desc='comparing', unit='step'):
         contender = CONTENDERS[name]
         exact = contender.autocast is None
-        steps[name] = make_step(name, args.variant, state, image, norm_eval=fixed)
         rule = contender.rule
         if rule not in references:
             net = ours(args.variant, state, norm_eval=False, first_block=rule).double()
@@ -292,4 +305,4 @@ def _compared(
         else:
             loss = references[rule][:1]
             apart[name] = check_equal(name, results[:1], label, loss, BOUND_OF_HALF)
-    return steps, apart
+    return apart

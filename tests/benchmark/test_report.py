@@ -102,6 +102,18 @@ def test_table_of_the_readme_has_ratios_alone():
     ]
 
 
+def test_profile_of_the_readme_is_of_the_last_one():
+    times = dict(peer=dict(load=3, norm=1), other=dict(load=9), ours=dict(load=1.5, cache=0.5))
+    lines = report.readme_table([dict(RECORD, profile=times)]).splitlines()
+    assert lines[-7:-2] == [
+        '| part | share of peer | share of ours | times as fast as peer |',
+        '| --- | ---: | ---: | ---: |',
+        '| load | 75% | 75% | 2.00 |',
+        '| norm | 25% | 0% |  |',
+        '| cache | 0% | 25% |  |',
+    ]
+
+
 @pytest.mark.parametrize('end', ['\n', '\r\n'])
 def test_readme_is_replaced_between_its_markers(tmp_path, end):
     readme = tmp_path / 'README.md'

@@ -1,0 +1,163 @@
+"""A training step of a detector: mmdet's way, and ours as ``train.py`` runs it.
+
+mmdet's way is its own Res2Net in mmdet's detector. All have the same random weights, images, boxes
+and random numbers, and their losses are compared first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from ..engine.config import load_config
+from ..engine.errors import ToolError
+from ..ops.trained_conv import train_convolutions
+from ..registry import SCOPE
+from .backbones import check_batches, group_name, parse_sizes
+from .measure import circumstances, exact_float32, interleave
+from .peers import check_equal, randomise, require
+from .profiling import profile_calls
+
+YARDSTICK, OURS = 'mmdet', 'ours'
+CONTENDERS = YARDSTICK, f'{YARDSTICK} channels_last', OURS
+BOUND = 1e-3  # of the losses; proposals that change places by rounding change what is sampled
+BOXES = 8  # in an image
+
+
+class DetectorStep:
+    """Losses, backward pass and a step of SGD.
+
+    Args:
+        model: It trains on ``images``.
+        images: (N, 3, H, W), of bytes.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor) -> None:
+        self.model, self.images = model.train(), images
+        self.samples = [_sample(images[0], i) for i in range(len(images))]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.sgd = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
+
+    def losses(self) -> dict[str, Tensor]:
+        """Losses by name; ``loss`` is their sum."""
+        torch.manual_seed(0)  # which proposals are sampled
+        data = dict(inputs=[*self.images], data_samples=copy.deepcopy(self.samples))
+        found = self.model(**self.model.data_preprocessor(data, True), mode='loss')
+        total, named = self.model.parse_losses(found)
+        return {**named, 'loss': total}
+
+    def __call__(self) -> None:
+        self.sgd.zero_grad()
+        self.losses()['loss'].backward()
+        self.sgd.step()
+
+
+def _sample(image: Tensor, seed: int) -> Any:
+    structures = require('mmdet.structures', 'mmdet')
+    generator = torch.Generator().manual_seed(seed)
+    size = tuple(image.shape[1:])
+    corners = torch.rand((BOXES, 2, 2), generator=generator).sort(1).values * torch.tensor(
+        [size[1], size[0]]
+    )
+    labels = torch.randint(0, 80, (BOXES,), generator=generator)
+    sample = structures.DetDataSample(metainfo=dict(img_shape=size, ori_shape=size))
+    sample.gt_instances = InstanceData(bboxes=corners.flatten(1), labels=labels)
+    return sample
+
+
+def build(cfg: Config, images: Tensor, device: str) -> dict[str, DetectorStep]:
+    """A step of each contender, with the same weights.
+
+    Raises:
+        ToolError: mmdet is missing, or the config is of something else than it has.
+    """
+    require('mmdet')
+    init_default_scope('mmdet')
+    model = copy.deepcopy(cfg.model)
+    head = model.get('roi_head') or {}
+    if (model.get('backbone') or {}).get('type') != f'{SCOPE}.Res2Net' or 'mask_head' in head:
+        raise ToolError('the config must be of a detector of boxes on a Res2Net of this package')
+    model.backbone.update(init_cfg=None, first_block='mmdet')
+    ours = MODELS.build(model)
+    ours.init_weights()
+    randomise(ours.backbone)
+    model.backbone.type = 'mmdet.Res2Net'
+    model.backbone.pop('first_block')
+    steps = {}
+    for name in CONTENDERS:
+        net = ours
+        if name != OURS:
+            try:
+                net = MODELS.build(model)
+            except TypeError as error:
+                raise ToolError(f"mmdet's Res2Net cannot be built: {error}") from error
+            net.load_state_dict(ours.state_dict())
+        if name != YARDSTICK:
+            net = net.to(memory_format=torch.channels_last)
+        net = train_convolutions(net) if name == OURS else net
+        steps[name] = DetectorStep(net.to(device), images)
+    return steps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the task."""
+    parser.add_argument('--config', default='faster_rcnn_r2n50.py', help='of a detector of boxes')
+    parser.add_argument(
+        '--size', nargs='+', default=['480x640'], metavar='HxW', help='of the images (480x640)'
+    )
+    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images a step (1)')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Times a step of each contender after a comparison of their losses.
+
+    Returns:
+        The record.
+
+    Raises:
+        ToolError: An argument or the config does not fit, mmdet is missing, or losses differ.
+    """
+    sizes = parse_sizes(args.size)
+    if len(sizes) > 1:
+        raise ToolError(f'--size must be one, but got {" ".join(args.size)}')
+    check_batches([args.batch])
+    generator = torch.Generator().manual_seed(1)
+    shape = args.batch, 3, *sizes[0]
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    steps = build(load_config(args.config), images, args.device)
+    with exact_float32():
+        losses = {name: step.losses() for name, step in steps.items()}
+    reference = [*losses[OURS].values()]
+    apart = {
+        name: check_equal(name, [*found.values()], OURS, reference, BOUND)
+        for name, found in losses.items()
+    }
+    times = interleave(steps, args.rounds, args.device)
+    rows = [
+        dict(
+            name=name,
+            times=times[name],
+            memory_mib=None,
+            gmacs=None,
+            difference=apart[name],
+            note='',
+        )
+        for name in steps
+    ]
+    name = Path(args.config).name
+    return dict(
+        task='train_detector',
+        title=f'Training step of {name}, {group_name(sizes[0], args.batch)}',
+        yardstick=YARDSTICK,
+        rows=rows,
+        profile=profile_calls(steps, args.device),
+        **circumstances(args),
+    )

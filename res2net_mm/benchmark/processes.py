@@ -1,0 +1,88 @@
+"""Calls in processes of their own, each with its own way of handling memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ..engine.errors import ToolError
+from ..engine.memory import keep_freed_memory
+from .profiling import profile_kinds
+
+_CALLS: list[Callable[[], object]] = []  # what this process does when it is told
+
+
+class OwnProcess:
+    """A process that does one call, as often as it is told.
+
+    Args:
+        pool: Of this process alone; it has prepared the call.
+        name: For errors.
+        device: That the call runs on.
+    """
+
+    def __init__(self, pool: ProcessPoolExecutor, name: str, device: str) -> None:
+        self.pool, self.name, self.device = pool, name, device
+
+    def __call__(self) -> None:
+        """Does the call, and returns when it is done."""
+        self.ask(_call, self.device)
+
+    def profile(self) -> dict[str, float] | None:
+        """:func:`profile_kinds` of the call."""
+        return self.ask(_profile, self.device)
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What a function of a module returns there.
+
+        Raises:
+            ToolError: The process was ended, as it is where memory runs out.
+        """
+        try:
+            return self.pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise ToolError(
+                f'the process of {self.name} was ended: perhaps there is too little memory'
+            ) from error
+
+
+@contextmanager
+def own_process(
+    name: str, device: str, keep: bool, prepare: Callable[..., Callable[[], object]], *args: Any
+) -> Iterator[OwnProcess]:
+    """A process that has prepared a call, with as many threads as here.
+
+    Args:
+        name: For errors.
+        device: That the call runs on.
+        keep: The process keeps freed memory, as our tools do.
+        prepare: Of a module, so that another process finds it; it returns the call.
+        *args: Of ``prepare``; small, as they are pickled.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
+        process = OwnProcess(pool, name, device)
+        process.ask(_start, prepare, args, torch.get_num_threads(), keep)
+        yield process
+
+
+def _start(prepare: Callable[..., Any], args: tuple, threads: int, keep: bool) -> None:
+    torch.set_num_threads(threads)
+    if keep:
+        keep_freed_memory()
+    _CALLS.append(prepare(*args))
+
+
+def _call(device: str) -> None:
+    _CALLS[0]()
+    if torch.device(device).type != 'cpu':
+        torch.accelerator.synchronize(torch.device(device))
+
+
+def _profile(device: str) -> dict[str, float] | None:
+    return profile_kinds(_CALLS[0], device=device)
