@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,9 @@ def build(cfg: Config, images: Tensor, device: str) -> dict[str, DetectorStep]:
         raise ToolError('the config must be of a detector of boxes on a Res2Net of this package')
     model.backbone.update(init_cfg=None, first_block='mmdet')
     ours = MODELS.build(model)
+    logging.disable(logging.WARNING)  # a line for each weight
     ours.init_weights()
+    logging.disable(logging.NOTSET)
     randomise(ours.backbone)
     model.backbone.type = 'mmdet.Res2Net'
     model.backbone.pop('first_block')
