@@ -87,6 +87,7 @@ def test_measuring(trained, tiny_arguments, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_averaged_weights_and_batches_by_shape(tiny_arguments, tmp_path):
     """EMAHook reads checkpoints in its own way; AspectRatioBatchSampler asks the data set."""
     config = tmp_path / 'ema.py'

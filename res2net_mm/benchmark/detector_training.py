@@ -1,7 +1,7 @@
 """A training step of a detector: mmdet's way, and ours as ``train.py`` runs it.
 
 mmdet's way is its own Res2Net in mmdet's detector. All have the same random weights, images, boxes
-and random numbers, and their losses are compared first.
+and random numbers, and their losses and some gradients are compared first.
 """
 
 from __future__ import annotations
@@ -30,6 +30,13 @@ from .profiling import profile_calls
 YARDSTICK, OURS = 'mmdet', 'ours'
 CONTENDERS = YARDSTICK, f'{YARDSTICK} channels_last', OURS
 BOUND = 1e-3  # of the losses; proposals that change places by rounding change what is sampled
+BOUND_OF_GRADIENTS = 3e-2
+COMPARED = (
+    'rpn_head.rpn_conv.weight',
+    'neck.fpn_convs.0.conv.weight',
+    'neck.lateral_convs.1.conv.weight',
+    'backbone.layer2.0.conv1.weight',
+)
 BOXES = 8  # in an image
 
 
@@ -54,6 +61,12 @@ class DetectorStep:
         found = self.model(**self.model.data_preprocessor(data, True), mode='loss')
         total, named = self.model.parse_losses(found)
         return {**named, 'loss': total}
+
+    def gradients(self) -> list[Tensor]:
+        """Of some convolutions, without a step."""
+        self.sgd.zero_grad()
+        self.losses()['loss'].backward()
+        return [self.model.get_parameter(name).grad.clone() for name in COMPARED]
 
     def __call__(self) -> None:
         self.sgd.zero_grad()
@@ -103,7 +116,7 @@ def build(cfg: Config, images: Tensor, device: str) -> dict[str, DetectorStep]:
             except TypeError as error:
                 raise ToolError(f"mmdet's Res2Net cannot be built: {error}") from error
             net.load_state_dict(ours.state_dict())
-        if name != YARDSTICK:
+        if name.endswith('channels_last') or (name == OURS and torch.device(device).type == 'cpu'):
             net = net.to(memory_format=torch.channels_last)
         net = train_convolutions(net) if name == OURS else net
         steps[name] = DetectorStep(net.to(device), images)
@@ -143,6 +156,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         name: check_equal(name, [*found.values()], OURS, reference, BOUND)
         for name, found in losses.items()
     }
+    with exact_float32():
+        gradients = {name: step.gradients() for name, step in steps.items()}
+    for name, found in gradients.items():
+        check_equal(name, found, OURS, gradients[OURS], BOUND_OF_GRADIENTS)
     times = interleave(steps, args.rounds, args.device)
     rows = [
         dict(

@@ -25,7 +25,12 @@ class OwnProcess:
         pool: Of this process alone; it has prepared the call.
         name: For errors.
         device: That the call runs on.
+
+    Attributes:
+        keeps: It keeps freed memory.
     """
+
+    keeps = False
 
     def __init__(self, pool: ProcessPoolExecutor, name: str, device: str) -> None:
         self.pool, self.name, self.device = pool, name, device
@@ -61,21 +66,21 @@ def own_process(
     Args:
         name: For errors.
         device: That the call runs on.
-        keep: The process keeps freed memory, as our tools do.
+        keep: The process keeps freed memory, as our tools do, where that can be.
         prepare: Of a module, so that another process finds it; it returns the call.
         *args: Of ``prepare``; small, as they are pickled.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context('spawn')) as pool:
         process = OwnProcess(pool, name, device)
-        process.ask(_start, prepare, args, torch.get_num_threads(), keep)
+        process.keeps = process.ask(_start, prepare, args, torch.get_num_threads(), keep)
         yield process
 
 
-def _start(prepare: Callable[..., Any], args: tuple, threads: int, keep: bool) -> None:
+def _start(prepare: Callable[..., Any], args: tuple, threads: int, keep: bool) -> bool:
     torch.set_num_threads(threads)
-    if keep:
-        keep_freed_memory()
+    keeps = keep and keep_freed_memory()
     _CALLS.append(prepare(*args))
+    return keeps
 
 
 def _call(device: str) -> None:

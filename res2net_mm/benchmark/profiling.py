@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent
@@ -17,6 +18,7 @@ KINDS = {
     'deformable convolution, backward': r'deform_?conv.*backward|CppNode<vision',
     'deformable convolution': r'deform_?conv',
     'convolution, backward': r'conv.*backward',
+    'linear': r'linear|addmm',
     'convolution': r'conv|^aten::(bmm|mm|matmul|baddbmm)$',
     'batch norm': r'batch_?norm',
     'ReLU': r'relu|clamp_min|threshold',
@@ -27,13 +29,12 @@ _PATTERNS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in KINDS
 
 
 def profile_kinds(
-    call: Callable[[], object], rounds: int = 3, device: str | torch.device = 'cpu'
+    call: Callable[[], object], device: str | torch.device = 'cpu'
 ) -> dict[str, float] | None:
-    """Seconds of a call by kind of operation, the least of several rounds for each kind.
+    """Seconds of a call by kind of operation.
 
     Args:
         call: It ran before.
-        rounds: Times that it is called.
         device: That it runs on.
 
     Returns:
@@ -41,24 +42,41 @@ def profile_kinds(
     """
     if torch.device(device).type != 'cpu':
         return None
-    least: dict[str, float] = {}
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        call()
+    taken: Counter[str] = Counter()
+    for event in found.events():
+        taken[_kind(event)] += event.self_cpu_time_total / 1e6
+    return {kind: taken[kind] for kind in (*KINDS, REST) if taken[kind]}
+
+
+def least_profiles(
+    profiles: Mapping[str, Callable[[], dict[str, float] | None]], rounds: int = 3
+) -> dict[str, dict[str, float]] | None:
+    """Profiles by name, taken in turns, each that of the shortest call.
+
+    Args:
+        profiles: Name -> what gives a profile.
+        rounds: Times that each is taken.
+
+    Returns:
+        Name -> kind -> seconds; None where a profile is.
+    """
+    least: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
-        with profile(activities=[ProfilerActivity.CPU]) as found:
-            call()
-        taken: Counter[str] = Counter()
-        for event in found.events():
-            taken[_kind(event)] += event.self_cpu_time_total / 1e6
-        for kind, seconds in taken.items():
-            least[kind] = min(least.get(kind, seconds), seconds)
-    return {kind: least[kind] for kind in (*KINDS, REST) if kind in least}
+        for name, take in profiles.items():
+            found = take()
+            if found is None:
+                return None
+            least[name] = min(least.get(name, found), found, key=lambda kinds: sum(kinds.values()))
+    return least
 
 
 def profile_calls(
     calls: Mapping[str, Callable[[], object]], device: str | torch.device
 ) -> dict[str, dict[str, float]] | None:
-    """:func:`profile_kinds` of each call by name, or None where there is none."""
-    found = {name: profile_kinds(call, device=device) for name, call in calls.items()}
-    return None if None in found.values() else found
+    """:func:`profile_kinds` of each call by name."""
+    return least_profiles({n: partial(profile_kinds, call, device) for n, call in calls.items()})
 
 
 def _kind(event: FunctionEvent) -> str:

@@ -139,7 +139,7 @@ def readme_table(records: Sequence[Record]) -> str:
         ruler = ['---' if text in ('', 'at', 'note') else '---:' for text in head]
         lines = [f'| {" | ".join(cells)} |' for cells in (head, ruler, *rows)]
         told = f'**{record["title"]}** ({_machine(record)}; {record["date"]})'
-        if record.get('profile'):
+        if len(record.get('profile') or ()) > 1:
             lines += ['', *_profile_table(record['profile'], yardstick)]
         parts.append('\n'.join([told, '', *lines, '', f'`{record["command"]}`']))
     return '\n\n'.join(parts)

@@ -33,6 +33,7 @@ from .peers import (
     timms,
 )
 from .processes import own_process
+from .profiling import least_profiles
 
 COMPILED = 'ours compile'  # minutes of compilation: only where it is named
 LEVELS = ('C2', 'C3', 'C4', 'C5')
@@ -40,6 +41,7 @@ LEVELS = ('C2', 'C3', 'C4', 'C5')
 BOUND = 1e-6
 BOUND_OF_HALF = 1e-2  # of the loss; gradients differ by more, and are not compared
 BOUND_OF_FLOAT32 = 1e-2  # what is timed is compared too, with room for that
+_COMPARED = 4  # convolutions
 _SMALL = 192  # pixels, most of a side where what is computed does not depend on it
 
 
@@ -138,13 +140,14 @@ class Step:
         self.forward().backward()
         self.sgd.step()
 
-    def results(self) -> tuple[Tensor, Tensor]:
-        """The loss and the gradient of the first convolution; nothing is updated but statistics."""
+    def results(self) -> tuple[Tensor, ...]:
+        """The loss and gradients of the first convolutions; nothing is updated but statistics."""
         self.sgd.zero_grad()
         loss = self.forward()
         loss.backward()
-        first = next(m for m in self.net.modules() if isinstance(m, nn.Conv2d))
-        return loss.detach(), first.weight.grad.clone()
+        # the stem's and a 1x1, which have the same order everywhere
+        convs = [m for m in self.net.modules() if isinstance(m, nn.Conv2d)][:_COMPARED]
+        return loss.detach(), *(conv.weight.grad.clone() for conv in convs)
 
 
 def make_step(
@@ -230,7 +233,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             steps[name] = stack.enter_context(own)
         times = interleave(steps, args.rounds, args.device)
         # recomputing does nothing that is of another kind
-        profile = {name: own.profile() for name, own in steps.items() if 'with_cp' not in name}
+        plain = [name for name in names[1:] if 'with_cp' not in name]
+        profile = least_profiles({name: steps[name].profile for name in (names[0], *plain)})
     shape = (args.batch, 3, *size)
     macs = multiply_adds(ours(args.variant, norm_eval=False), shape, train=True)
     rows = [
@@ -246,7 +250,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             ),
             gmacs=macs,  # what is computed a second time is no useful work
             difference=apart[name],
-            note='keeps freed memory' if CONTENDERS[name].keeps_memory else '',
+            note='keeps freed memory' if steps[name].keeps else '',
         )
         for name in tqdm(names, desc='memory', unit='step')
     ]
@@ -256,7 +260,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f'{"fixed statistics" if args.norm == "fixed" else "statistics of the batch"}',
         yardstick=rows[0]['name'],
         rows=rows,
-        profile=None if None in profile.values() else profile,
+        profile=profile,
         **circumstances(args, {c.autocast or torch.float32: None for c in _of(names)}),
     )
 
@@ -284,7 +288,7 @@ def _compared(
     """How far steps are from what ours gives."""
     height, width = (min(side, _SMALL) for side in size)
     small = normal_image((height, width), max(args.batch, 2), args.device)
-    references: dict[str, tuple[Tensor, Tensor]] = {}
+    references: dict[str, tuple[Tensor, ...]] = {}
     fixed = args.norm == 'fixed'
     apart = {}
     for name in tqdm(names, desc='comparing', unit='step'):

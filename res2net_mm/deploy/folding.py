@@ -31,6 +31,7 @@ _DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d)
 _PLAIN = (nn.Conv2d, TrainedConv2d)
 _CONVOLUTIONS = (*_PLAIN, *_DEFORMABLE)
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_SIZES = 64  # of images, for each of which there is a compiled form
 COMPILE_MODES = ('default', 'reduce-overhead', 'max-autotune')
 Model = TypeVar('Model', bound=nn.Module)
 
@@ -52,9 +53,8 @@ def optimize_for_inference(
             or segmentor backbone and neck compute in it and the heads in float32, as boxes need;
             a backbone alone takes images of any type and gives features of this one.
         compile: Mode of ``torch.compile`` for backbone and neck, or None. It compiles anew for
-            each size of images, so let them be few. ``'reduce-overhead'`` runs CUDA graphs, whose
-            features the next call overwrites: clone what you keep. It is for GPUs; on a CPU,
-            oneDNN's packed weights are not used within it.
+            each size of images, so let them be few. ``'reduce-overhead'`` and ``'max-autotune'``
+            take CUDA graphs. It is for GPUs: on a CPU oneDNN's packed weights are not used within.
 
     Returns:
         The copy, in evaluation mode. It cannot be trained, nor loaded with weights of the original.
@@ -106,9 +106,26 @@ def optimize_for_inference(
     parts[0].register_forward_pre_hook(partial(_cast_images, dtype))
     if whole:
         parts[-1].register_forward_hook(_cast_features)
-    for part in parts if compile else ():
-        part.compile(mode=compile, dynamic=False)
+    if compile is not None:
+        _compile(parts, compile, on_cpu)
     return fast
+
+
+def _compile(parts: Sequence[nn.Module], mode: str, on_cpu: bool) -> None:
+    if on_cpu:
+        print_log('compile is for GPUs: a CPU is faster without', 'current', logging.WARNING)
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, _SIZES)
+    for part in parts:
+        if mode != 'default':
+            part.register_forward_hook(_clone_features)
+        part.compile(mode=mode, dynamic=False)
+
+
+@torch.compiler.disable
+def _clone_features(_: nn.Module, inputs: Any, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The memory of a CUDA graph is used again by the next one, such as the neck's."""
+    return tuple(level.clone() for level in features)
 
 
 def _cast_images(dtype: torch.dtype, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple:

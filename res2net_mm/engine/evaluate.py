@@ -41,8 +41,8 @@ def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
         choices=COMPILE_MODES,
         metavar='MODE',
         help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' takes CUDA "
-        'graphs. Each size of images is compiled anew: model.data_preprocessor.pad_size_divisor '
-        'in --cfg-options makes them few',
+        'graphs. Up to 64 sizes of images are compiled, each for itself, and others are not: '
+        'model.data_preprocessor.pad_size_divisor in --cfg-options makes them few',
     )
 
 

@@ -226,6 +226,7 @@ def test_step_is_that_of_sgd():
     assert net.conv.weight.item() == pytest.approx(3 - 1e-4 * (15 + 1e-4 * 3), abs=1e-7)
 
 
+@pytest.mark.slow
 def test_record_of_training(quick, tool, tmp_path):
     path = tmp_path / 'train.json'
     names = ['mmdet', 'ours channels_last', 'ours with_cp C3']
@@ -271,6 +272,15 @@ def test_another_gradient_stops_the_benchmark(quick, tool, monkeypatch, dtype, f
     monkeypatch.setitem(training.CONTENDERS, 'mmdet', contender)
     with pytest.raises(ToolError, match=r"mmdet and ours \(first_block='mmdet', float64\) do not"):
         tool.main(['train', '--size', '64x64', '--rounds', '1', '--peers', 'mmdet'])
+
+
+def test_a_broken_weight_gradient_stops_the_benchmark(quick, tool, monkeypatch):
+    def zeros(x, grad, weight, *places):
+        return torch.zeros_like(weight)
+
+    monkeypatch.setattr('res2net_mm.ops.trained_conv._weight_gradient', zeros)
+    with pytest.raises(ToolError, match='ours channels_last and ours .* do not compute the same'):
+        tool.main(['train', '--size', '64x64', '--rounds', '1', '--peers', 'ours channels_last'])
 
 
 def test_prepared_step_is_of_the_whole_image():

@@ -46,6 +46,7 @@ def test_steps_are_the_same(config):
         assert (change - changes[OURS]).norm() < 1e-2 * change.norm() != 0
 
 
+@pytest.mark.slow
 def test_record(config):
     record = detector_training.run(arguments(config))
     assert [row['name'] for row in record['rows']] == [*CONTENDERS]
@@ -60,6 +61,11 @@ def test_what_is_refused(config, monkeypatch):
         detector_training.run(arguments('mask_rcnn_r2n50.py'))
     with pytest.raises(ToolError, match='--size must be one'):
         detector_training.run(arguments(config, size=['64x64', '96x96']))
+    broken = 'res2net_mm.ops.trained_conv._weight_gradient'
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, lambda x, grad, weight, *places: torch.zeros_like(weight))
+        with pytest.raises(ToolError, match='mmdet and ours do not compute the same'):
+            detector_training.run(arguments(config))
     monkeypatch.setattr(detector_training, 'BOUND', 1e-9)
     with pytest.raises(ToolError, match='mmdet.* and ours do not compute the same'):
         detector_training.run(arguments(config))
