@@ -17,8 +17,8 @@ from res2net_mm.engine.config import load_config, our_networks, walk_dicts
 from res2net_mm.engine.runner import build_runner, prepare_config
 
 REPO = Path(__file__).resolve().parents[1]
-# what differs from the same on Pascal VOC, or from the same of 50 layers, others of these show too
-LONG = re.compile('^(?!fcn_).*_(ade20k|cityscapes)|_r101')
+# what differs from the same on Pascal VOC, of 50 layers, or in schedule, others of these show too
+LONG = re.compile('^(?!fcn_).*_(ade20k|cityscapes)|_r101|_2x|_20e')
 CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * bool(LONG.search(path.stem)))
     for path in sorted((REPO / 'configs').glob('*.py'))
