@@ -29,9 +29,9 @@ def trained_conv2d(
     """``torch.nn.functional.conv2d``, with a backward pass that channels_last features do not slow.
 
     oneDNN (3.10) is slower at weight gradients of channels_last features on a CPU than in other
-    layouts, while all other passes are as fast or faster (``DNNL_VERBOSE=1`` tells the time of
-    each). Where it gains, the gradient is a matrix product over all pixels here, one for each
-    element of the kernel.
+    layouts, while all other passes are as fast or faster (``torch.backends.mkldnn.verbose`` tells
+    the time of each). Where it gains, the gradient is a matrix product over all pixels here, one
+    for each element of the kernel.
 
     Args:
         x: (N, C, H, W).
