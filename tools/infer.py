@@ -10,7 +10,7 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
-from res2net_mm.engine.memory import keep_freed_memory
+from res2net_mm.ops.memory import keep_freed_memory
 
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/

@@ -9,10 +9,10 @@ from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options, run_test
-from res2net_mm.engine.memory import keep_freed_memory
 from res2net_mm.engine.report import describe_device
 from res2net_mm.engine.runner import prepare_config
 from res2net_mm.evaluation import format_metrics
+from res2net_mm.ops.memory import keep_freed_memory
 
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json

@@ -8,9 +8,9 @@ from mmengine.dist import is_main_process
 from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.memory import keep_freed_memory
 from res2net_mm.engine.report import describe_run
 from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
+from res2net_mm.ops.memory import keep_freed_memory
 
 EXAMPLE = """example:
   python tools/train.py configs/faster_rcnn_r2n50.py --work-dir work_dirs/r2n50

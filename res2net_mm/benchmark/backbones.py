@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..engine.errors import ToolError
-from .measure import circumstances, interleave, type_name
+from .measure import circumstances, interleave, peak_memory, type_name
 from .peers import (
     CHOICES,
     PEERS,
@@ -23,7 +25,8 @@ from .peers import (
     normal_image,
     ours,
 )
-from .profiling import profile_calls
+from .processes import own_process
+from .profiling import least_profiles
 
 TYPES = [type_name(dtype) for dtype in dict.fromkeys(peer.dtype for peer in PEERS.values())]
 
@@ -125,25 +128,40 @@ def group_name(size: Sequence[int], batch: int) -> str:
 def measure(
     args: argparse.Namespace, sizes: Sequence[tuple[int, int]], batches: Sequence[int]
 ) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any] | None]:
-    """Rows of all peers for each size and batch, the peers by name, a profile of a single size."""
+    """Rows of all peers for each size and batch, the peers by name, a profile of a single size.
+
+    Each peer has a process of its own, with the memory that it keeps and no other. Peak memory is
+    measured at a single size too.
+    """
     types = getattr(args, 'dtype', TYPES)
     peers = choose_peers(args.peers, args.variant, args.device, types)
     state = make_state(args.variant)
     nets = {name: peer.build(args.variant, state).to(args.device) for name, peer in peers.items()}
     reference = ours(args.variant)
-    rows = []
+    alone = len(sizes) == len(batches) == 1
+    rows, profile = [], None
     for size, batch in ((size, batch) for size in sizes for batch in batches):
         image = normal_image(size, batch, args.device)
         apart = differences(nets, args.variant, state, image)
-        calls = {name: partial(net, image) for name, net in nets.items()}
-        with torch.inference_mode():
+        given = {name: (name, args.variant, size, batch, args.device) for name in peers}
+        with ExitStack() as stack:
+            calls = {}
+            for name, peer in tqdm(peers.items(), desc='starting', unit='process'):
+                own = own_process(name, args.device, peer.keeps_memory, prepare, *given[name])
+                calls[name] = stack.enter_context(own)
             times = interleave(calls, args.rounds, args.device)
-            alone = len(sizes) == len(batches) == 1
-            profile = profile_calls(calls, args.device) if alone else None
+            if alone:
+                profile = least_profiles({name: call.profile for name, call in calls.items()})
         # channels that are padded are no useful work: all Res2Nets count as the plain one
         macs = multiply_adds(reference, image.shape)
-        for name, peer in peers.items():
+        for name, peer in tqdm(peers.items(), desc='rows', unit='row'):
             other = peer.rule is None
+            memory = None
+            if alone:
+                told = dict(device=args.device, prepared=True)
+                memory = peak_memory(prepare, *given[name], **told)
+            notes = ['another network, for scale'] * other
+            notes += ['keeps freed memory'] * calls[name].keeps
             rows.append(
                 dict(
                     name=name,
@@ -152,10 +170,20 @@ def measure(
                     batch=batch,
                     dtype=type_name(peer.dtype),
                     times=times[name],
-                    memory_mib=None,
+                    memory_mib=memory,
                     gmacs=multiply_adds(nets[name], image.shape) if other else macs,
                     difference=apart[name],
-                    note='another network, for scale' if other else '',
+                    note=', '.join(notes),
                 )
             )
     return rows, peers, profile
+
+
+def prepare(
+    name: str, variant: str, size: tuple[int, int], batch: int, device: str
+) -> Callable[[], object]:
+    """A peer's call, that ran on a small image, so that what is loaded once is there."""
+    net = PEERS[name].build(variant, make_state(variant)).to(device)
+    call = torch.inference_mode()(net)
+    call(normal_image((64, 64), 1, device))
+    return partial(call, normal_image(size, batch, device))

@@ -1,6 +1,7 @@
 """Res2NetDCN on this package's deformable convolution against the same network on torchvision's.
 
-Three parts: inference of the network as it comes, inference of it optimised, and a training step.
+Two parts: inference of the network, as it comes and optimised, and a training step. Each network
+has a process of its own, which keeps freed memory where ``optimize_for_inference`` or our tools do.
 The offsets are about half a pixel. ``RES2NET_MM_DEFORM_CONV`` chooses our way of computing.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+from contextlib import ExitStack
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -26,16 +28,19 @@ from ..ops.trained_conv import train_convolutions
 from .backbones import check_batches, group_name, parse_sizes
 from .measure import circumstances, exact_float32, interleave, peak_memory
 from .peers import check_equal, make_state, normal_image, ours
-from .profiling import profile_calls
+from .processes import own_process
+from .profiling import least_profiles
 from .training import Step
 
 VARIANT = 'res2net50_v1b_26w_4s_dcn'
 YARDSTICK = 'torchvision'
 OURS = 'ours'
-PARTS = {  # part -> networks; fast is optimize_for_inference
-    'inference': (YARDSTICK, f'{YARDSTICK} fast', OURS, f'{OURS} fast'),
-    'training step': (YARDSTICK, OURS, f'{OURS} channels_last'),
+KEPT = ' kept memory'
+PARTS = {  # part -> networks; fast is optimize_for_inference, channels_last as train.py has it
+    'inference': (YARDSTICK, YARDSTICK + KEPT, f'{YARDSTICK} fast', OURS, f'{OURS} fast'),
+    'training step': (YARDSTICK, YARDSTICK + KEPT, OURS, f'{OURS} channels_last'),
 }
+_KEEP = (KEPT, ' fast', ' channels_last')
 BOUND = 1e-4
 
 
@@ -115,16 +120,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             continue
         training = part == 'training step'
         apart = compare(part, small if training else image, state)
-        calls = {name: make_call(name, part, image, state) for name in names}
-        times = interleave(calls, args.rounds, args.device)
-        profile = profile_calls(calls, args.device) if args.part else None
+        given = {name: (name, part, size, args.batch, args.device) for name in names}
+        with ExitStack() as stack:
+            calls = {}
+            for name in tqdm(names, desc='starting', unit='process'):
+                own = own_process(name, args.device, name.endswith(_KEEP), prepare, *given[name])
+                calls[name] = stack.enter_context(own)
+            times = interleave(calls, args.rounds, args.device)
+            if args.part:
+                profile = least_profiles({name: call.profile for name, call in calls.items()})
         for name in tqdm(names, desc='memory', unit='call'):
-            given = name, part, size, args.batch, args.device
-            memory = peak_memory(prepare, *given, device=args.device, prepared=True)
+            memory = peak_memory(prepare, *given[name], device=args.device, prepared=True)
             row = dict(name=name, group=part, times=times[name], memory_mib=memory)
             # without the interpolation of samples; no backward pass of the operator is counted
             row['gmacs'] = None if training else macs
-            rows.append(dict(row, difference=apart[name], note=''))
+            row['note'] = 'keeps freed memory' if calls[name].keeps else ''
+            rows.append(dict(row, difference=apart[name]))
     record = dict(
         task='dcn',
         title=f'{VARIANT}, {group_name(size, args.batch)}',

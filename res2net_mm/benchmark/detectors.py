@@ -40,8 +40,8 @@ from ..engine.config import load_config, our_backbones
 from ..engine.errors import ToolError
 from ..engine.evaluate import FastHook
 from ..engine.infer import classes_of, find_images
-from ..engine.memory import keep_freed_memory
 from ..engine.runner import build_runner, prepare_config
+from ..ops.memory import keep_freed_memory
 from ..registry import SCOPE
 from .detector_weights import first_batches, make_weights
 from .measure import circumstances, exact_float32, interleave

@@ -6,7 +6,7 @@ import copy
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,6 +67,7 @@ class Peer:
         bound: Of the difference from ours in float32, relative to the largest value of a level.
         devices: Types of device that it is for; empty is every one.
         variants: That it has.
+        keeps_memory: Its process keeps freed memory on a CPU, as ``optimize_for_inference`` has it.
     """
 
     build: Callable[[str, State], nn.Module]
@@ -75,6 +76,7 @@ class Peer:
     bound: float = 1e-5
     devices: tuple[str, ...] = ()
     variants: tuple[str, ...] = tuple(CHOICES)
+    keeps_memory: bool = False
 
 
 def require(module: str, package: str | None = None) -> Any:
@@ -155,8 +157,12 @@ def _folded(conv: nn.Module, norm: nn.Module) -> nn.Module:
     return fuse_conv_bn_eval(conv.eval(), norm.eval())
 
 
-def _fast(dtype: torch.dtype) -> Callable[[str, State], nn.Module]:
-    return lambda variant, state: optimize_for_inference(ours(variant, state), dtype)
+def _fast(dtype: torch.dtype, **options: Any) -> Peer:
+    def build(variant: str, state: State) -> nn.Module:
+        return optimize_for_inference(ours(variant, state), dtype)
+
+    bound = 1e-5 if dtype == torch.float32 else 3e-2
+    return Peer(build, dtype, bound=bound, keeps_memory=True, **options)
 
 
 _BF16, _FP16 = torch.bfloat16, torch.float16
@@ -167,12 +173,16 @@ PEERS = {
     'timm channels_last': Peer(lambda v, s: Levels(timms(v, s), True)),
     'resnet50': Peer(lambda v, s: Levels(PlainResNet(), True), rule=None, variants=(VARIANT,)),
     'ours': Peer(lambda v, s: Levels(ours(v, s))),
-    'ours fast': Peer(_fast(torch.float32)),
+    'ours fast': _fast(torch.float32),
     'mmdet bfloat16': Peer(
         lambda v, s: Levels(mmdets(v, s), autocast=_BF16), _BF16, 'mmdet', bound=3e-2
     ),
-    'ours fast bfloat16': Peer(_fast(_BF16), _BF16, bound=3e-2),
-    'ours fast float16': Peer(_fast(_FP16), _FP16, bound=3e-2, devices=('cuda',)),
+    'ours fast bfloat16': _fast(_BF16),
+    'ours fast float16': _fast(_FP16, devices=('cuda',)),
+}
+PEERS |= {  # the same with memory as ours fast has it
+    f'{name} kept memory': replace(PEERS[name], keeps_memory=True, devices=('cpu',))
+    for name in ('mmdet', 'timm channels_last', 'resnet50')
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ..engine.errors import ToolError
-from ..engine.memory import keep_freed_memory
+from ..ops.memory import keep_freed_memory
 from .profiling import profile_kinds
 
 _CALLS: list[Callable[[], object]] = []  # what this process does when it is told

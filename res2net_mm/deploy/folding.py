@@ -21,6 +21,7 @@ from ..backbones.layers import ConvNormSequential
 from ..backbones.res2net_dla import DLABottle2neck
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 from ..ops.fixed_conv import FixedConv2d, onednn_computes
+from ..ops.memory import keep_freed_memory
 from ..ops.trained_conv import TrainedConv2d
 from .blocks import InferenceBlock
 
@@ -37,7 +38,10 @@ Model = TypeVar('Model', bound=nn.Module)
 
 
 def optimize_for_inference(
-    model: Model, dtype: torch.dtype = torch.float32, compile: str | None = None
+    model: Model,
+    dtype: torch.dtype = torch.float32,
+    compile: str | None = None,
+    keep_memory: bool = True,
 ) -> Model:
     """A copy of a backbone, detector or segmentor that gives the same outputs with less to do.
 
@@ -55,6 +59,9 @@ def optimize_for_inference(
         compile: Mode of ``torch.compile`` for backbone and neck, or None. It compiles anew for
             each size of images, so let them be few. ``'reduce-overhead'`` and ``'max-autotune'``
             take CUDA graphs. It is for GPUs: on a CPU oneDNN's packed weights are not used within.
+        keep_memory: For a model on a CPU, this process keeps the memory of tensors that are freed
+            from now on (:func:`~res2net_mm.ops.memory.keep_freed_memory`), rather than take new
+            pages from the system at every layer; False leaves the process as it is.
 
     Returns:
         The copy, in evaluation mode. It cannot be trained, nor loaded with weights of the original.
@@ -80,6 +87,8 @@ def optimize_for_inference(
             logger='current',
             level=logging.WARNING,
         )
+    if keep_memory and on_cpu:
+        keep_freed_memory()
     fast = copy.deepcopy(model)
     fast.eval()
     fast.requires_grad_(False)

@@ -9,6 +9,7 @@ backward pass samples again rather than keep them.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -35,44 +36,85 @@ class _Bags(NamedTuple):
     index: Tensor  # (bags, 4): rows of the pixels around it, upper two first
     share: Tensor  # (bags, 4): their weights
     fraction: Tensor  # (N, H_out, W_out, taps, deform_groups, 2): y and x behind the first pixel
-    inside: Tensor  # the same shape: whether moving the tap can change its sample
+    inside: Tensor | None  # the same shape: whether moving the tap can change its sample
 
 
-def _grid(weight: Tensor, out: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """Pixels (y, x) of the undeformed taps, (H_out, W_out, taps, 1, 2)."""
+class _Places(NamedTuple):
+    """What the places of samples are made of, but for the offsets."""
+
+    grid: Tensor  # (H_out, W_out, taps, 1, 2): y and x of the undeformed taps, 1 after the border
+    highest: Tensor  # (2,): y and x of the border's last pixels
+    base: Tensor  # (N, 1, 1, 1, deform_groups): row of the first pixel
+    around: Tensor  # (4,): rows from a pixel to the four around a sample
+
+
+def _grid(device: torch.device, kernel: Pair, out: Pair, *places: Pair) -> Tensor:
+    """Pixels (y, x) of the undeformed taps, (H_out, W_out, taps, 1, 2); places as in conv2d."""
     axes = [
-        torch.arange(o, device=weight.device)[:, None] * s
-        + torch.arange(k, device=weight.device) * d
-        - p
-        for o, k, s, p, d in zip(out, weight.shape[2:], stride, padding, dilation, strict=True)
+        torch.arange(o, device=device)[:, None] * s + torch.arange(k, device=device) * d - p
+        for o, k, s, p, d in zip(out, kernel, *places, strict=True)
     ]
     y, x = axes[0][:, None, :, None], axes[1][None, :, None, :]
     return torch.stack(torch.broadcast_tensors(y, x), -1).flatten(2, 3).unsqueeze(3)
 
 
-def _bags(offset: Tensor, mask: Tensor | None, grid: Tensor, image: torch.Size) -> _Bags:
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _places(
+    dtype: torch.dtype,
+    device: torch.device,
+    image: torch.Size,
+    groups: int,
+    kernel: Pair,
+    out: Pair,
+    *places: Pair,
+) -> _Places:
     batch, _, height, width = image
-    taps = grid.shape[2]
+    pitch = width + BORDER
+    size = (height + BORDER) * pitch * groups  # rows of an image
+    bags = batch * out[0] * out[1] * kernel[0] * kernel[1] * groups
+    integer = torch.int32 if max(batch * size, 8 * bags) < 2**31 else torch.int64
+    numbers = dict(dtype=integer, device=device)
+    images = torch.arange(batch, **numbers).mul_(size).view(-1, 1, 1, 1, 1)
+    return _Places(
+        (_grid(device, kernel, out, *places) + 1).to(dtype),
+        torch.tensor([height + 1, width + 1], dtype=dtype, device=device),
+        images + torch.arange(groups, **numbers),
+        torch.tensor([0, 1, pitch, pitch + 1], **numbers) * groups,
+    )
+
+
+def _bags(
+    offset: Tensor,
+    mask: Tensor | None,
+    image: torch.Size,
+    kernel: Pair,
+    *places: Pair,
+    with_inside: bool,
+) -> _Bags:
+    batch, _, height, width = image
+    taps = kernel[0] * kernel[1]
     by_tap = offset.unflatten(1, (-1, taps, 2)).permute(0, 4, 5, 2, 1, 3)
     groups = by_tap.shape[4]
-    at = torch.add(by_tap, grid + 1, out=offset.new_empty(by_tap.shape))  # 1 for the border
+    # tensors of a compiler or of a simulation must not be kept
+    plain = type(offset) is Tensor and not torch.compiler.is_compiling()
+    make = _places if plain else _places.__wrapped__
+    out = tuple(offset.shape[2:])
+    found = make(offset.dtype, offset.device, image, groups, kernel, out, *places)
+    at = torch.add(by_tap, found.grid, out=offset.new_empty(by_tap.shape))
     # Whatever lies a pixel or more outside samples zero: it is moved to the border.
-    lowest, highest = at.new_zeros(2), at.new_tensor([height + 1, width + 1])
-    kept = at.clamp(lowest, highest)
-    inside = kept == at
+    kept = at.clamp(at.new_zeros(2), found.highest)
+    inside = kept == at if with_inside else None
     corner = torch.floor(kept, out=at)
     fraction = kept.sub_(corner)
 
+    y, x = corner.to(found.base.dtype).unbind(-1)
     pitch = width + BORDER
-    size = (height + BORDER) * pitch * groups  # rows of an image
-    dtype = torch.int32 if max(batch * size, 4 * at.numel()) < 2**31 else torch.int64
-    y, x = corner.to(dtype).unbind(-1)
-    numbers = dict(dtype=dtype, device=at.device)
-    first = torch.add(x, y, alpha=pitch).mul_(groups).add_(torch.arange(groups, **numbers))
-    first += torch.arange(batch, **numbers).mul_(size).view(-1, 1, 1, 1, 1)
-    around = torch.tensor([0, 1, pitch, pitch + 1], **numbers) * groups
-    first.clamp_(0, max(batch * size - 1 - (pitch + 1) * groups, 0))  # for offsets that are NaN
-    index = first.reshape(-1, 1) + around
+    first = torch.add(x, y, alpha=pitch)
+    first = torch.add(found.base, first, alpha=groups, out=first)
+    last = batch * (height + BORDER) * pitch * groups - 1
+    first.clamp_(0, max(last - (pitch + 1) * groups, 0))  # for offsets that are NaN
+    index = first.view(-1, 1) + found.around
 
     fy, fx = fraction.unbind(-1)
     rows = torch.empty_like(fraction)  # shares of the upper and the lower two pixels
@@ -86,7 +128,7 @@ def _bags(offset: Tensor, mask: Tensor | None, grid: Tensor, image: torch.Size) 
     share = at.new_empty(*at.shape, 2)
     torch.mul(rows, fx[..., None], out=share[..., 1])
     torch.sub(rows, share[..., 1], out=share[..., 0])
-    return _Bags(index, share.reshape(-1, 4), fraction, inside)
+    return _Bags(index, share.view(-1, 4), fraction, inside)
 
 
 def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, slice]]:
@@ -131,8 +173,9 @@ class _DeformConv(torch.autograd.Function):
     ) -> Tensor:
         batch, channels, height, width = input.shape
         groups = channels // weight.shape[1]
-        grid = _grid(weight, offset.shape[2:], stride, padding, dilation)
-        bags = _bags(offset, mask, grid, input.shape)
+        places = tuple(weight.shape[2:]), stride, padding, dilation
+        trains = any(ctx.needs_input_grad)
+        bags = _bags(offset, mask, input.shape, *places, with_inside=trains)
         rows = input.new_zeros(batch, height + BORDER, width + BORDER, channels)
         rows[:, 1 : height + 1, 1 : width + 1] = input.permute(0, 2, 3, 1)
         rows = rows.view(-1, channels // bags.fraction.shape[4])
@@ -147,8 +190,9 @@ class _DeformConv(torch.autograd.Function):
         if bias is not None:
             out += bias
 
-        ctx.save_for_backward(rows, mask, weight, *bags)
-        ctx.image = input.shape
+        if trains:
+            ctx.save_for_backward(rows, mask, weight, *bags)
+            ctx.image = input.shape
         out = out.view(*bags.fraction.shape[:3], len(weight)).permute(0, 3, 1, 2)
         return out if input.stride(1) == 1 else out.contiguous()  # as the input lies in memory
 
@@ -273,7 +317,8 @@ def grid_sample_and_multiply(
     out_height, out_width = offset.shape[2:]
     taps = weight[0, 0].numel()
     deform_groups = offset.shape[1] // (2 * taps)
-    grid = _grid(weight, (out_height, out_width), stride, padding, dilation)
+    places = (out_height, out_width), stride, padding, dilation
+    grid = _grid(weight.device, tuple(weight.shape[2:]), *places)
     at = offset.reshape(-1, taps, 2, out_height, out_width) + grid[..., 0, :].permute(2, 3, 0, 1)
     y, x = at.unbind(2)  # (N * deform_groups, taps, H_out, W_out)
     places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)

@@ -9,7 +9,7 @@ import pytest
 SCRIPT = """
 import platform, resource, sys
 import torch
-from res2net_mm.engine.memory import keep_freed_memory
+from res2net_mm.ops.memory import keep_freed_memory
 
 def faults():
     counts = []
