@@ -1,7 +1,8 @@
 """A training step of a detector: mmdet's way, and ours as ``train.py`` runs it.
 
 mmdet's way is its own Res2Net in mmdet's detector. All have the same random weights, images, boxes
-and random numbers, and their losses and some gradients are compared first.
+and random numbers, and their losses and some gradients are compared first. Each has a process of
+its own, in which ours keeps freed memory, as ``train.py`` does.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..engine.config import load_config
 from ..engine.errors import ToolError
@@ -25,10 +29,12 @@ from ..registry import SCOPE
 from .backbones import check_batches, group_name, parse_sizes
 from .measure import circumstances, exact_float32, interleave
 from .peers import check_equal, randomise, require
-from .profiling import profile_calls
+from .processes import own_process
+from .profiling import least_profiles
 
 YARDSTICK, OURS = 'mmdet', 'ours'
-CONTENDERS = YARDSTICK, f'{YARDSTICK} channels_last', OURS
+KEPT = f'{YARDSTICK} kept memory'
+CONTENDERS = YARDSTICK, KEPT, f'{YARDSTICK} channels_last', OURS
 BOUND = 1e-3  # of the losses; proposals that change places by rounding change what is sampled
 BOUND_OF_GRADIENTS = 3e-2
 COMPARED = (
@@ -87,8 +93,23 @@ def _sample(image: Tensor, seed: int) -> Any:
     return sample
 
 
-def build(cfg: Config, images: Tensor, device: str) -> dict[str, DetectorStep]:
-    """A step of each contender, with the same weights.
+def make_images(size: tuple[int, int], batch: int) -> Tensor:
+    """Random images of bytes, the same at every call, (batch, 3, *size)."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8, generator=generator)
+
+
+def prepare(
+    name: str, config: str, size: tuple[int, int], batch: int, device: str
+) -> Callable[[], None]:
+    """A contender's step."""
+    return build(load_config(config), make_images(size, batch), device, [name])[name]
+
+
+def build(
+    cfg: Config, images: Tensor, device: str, names: Sequence[str] = CONTENDERS
+) -> dict[str, DetectorStep]:
+    """A step of each contender, with the same weights at every call.
 
     Raises:
         ToolError: mmdet is missing, or the config is of something else than it has.
@@ -102,13 +123,15 @@ def build(cfg: Config, images: Tensor, device: str) -> dict[str, DetectorStep]:
     model.backbone.update(init_cfg=None, first_block='mmdet')
     ours = MODELS.build(model)
     logging.disable(logging.WARNING)  # a line for each weight
-    ours.init_weights()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        ours.init_weights()
     logging.disable(logging.NOTSET)
     randomise(ours.backbone)
     model.backbone.type = 'mmdet.Res2Net'
     model.backbone.pop('first_block')
     steps = {}
-    for name in CONTENDERS:
+    for name in names:
         net = ours
         if name != OURS:
             try:
@@ -145,10 +168,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(sizes) > 1:
         raise ToolError(f'--size must be one, but got {" ".join(args.size)}')
     check_batches([args.batch])
-    generator = torch.Generator().manual_seed(1)
-    shape = args.batch, 3, *sizes[0]
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    steps = build(load_config(args.config), images, args.device)
+    given = sizes[0], args.batch
+    steps = build(load_config(args.config), make_images(*given), args.device)
     with exact_float32():
         losses = {name: step.losses() for name, step in steps.items()}
     reference = [*losses[OURS].values()]
@@ -160,7 +181,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         gradients = {name: step.gradients() for name, step in steps.items()}
     for name, found in gradients.items():
         check_equal(name, found, OURS, gradients[OURS], BOUND_OF_GRADIENTS)
-    times = interleave(steps, args.rounds, args.device)
+    del steps
+    with ExitStack() as stack:
+        calls = {}
+        for name in tqdm(CONTENDERS, desc='starting', unit='process'):
+            keep = name in (KEPT, OURS)
+            own = own_process(
+                name, args.device, keep, prepare, name, args.config, *given, args.device
+            )
+            calls[name] = stack.enter_context(own)
+        times = interleave(calls, args.rounds, args.device)
+        profile = least_profiles({name: call.profile for name, call in calls.items()})
     rows = [
         dict(
             name=name,
@@ -168,9 +199,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             memory_mib=None,
             gmacs=None,
             difference=apart[name],
-            note='',
+            note='keeps freed memory' if calls[name].keeps else '',
         )
-        for name in steps
+        for name in CONTENDERS
     ]
     name = Path(args.config).name
     return dict(
@@ -178,6 +209,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         title=f'Training step of {name}, {group_name(sizes[0], args.batch)}',
         yardstick=YARDSTICK,
         rows=rows,
-        profile=profile_calls(steps, args.device),
+        profile=profile,
         **circumstances(args),
     )

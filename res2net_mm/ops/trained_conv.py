@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch.nn import functional as F
 
 # With fewer the products are too thin to be faster than oneDNN's kernel
 _CHANNELS = 32
-_PIXELS = 1600
+_COLUMNS = 2**19  # values of columns at a time, which stay in the processor's cache
+_SHIFT_PIXELS = 8000  # with fewer, a product for each element of the kernel is too short
 # A product over many pixels is split: MKL lets its threads share channels alone
 _CHUNKS = 8
 _CHUNK_PIXELS = 1024
@@ -30,8 +32,7 @@ def trained_conv2d(
 
     oneDNN (3.10) is slower at weight gradients of channels_last features on a CPU than in other
     layouts, while all other passes are as fast or faster (``torch.backends.mkldnn.verbose`` tells
-    the time of each). Where it gains, the gradient is a matrix product over all pixels here, one
-    for each element of the kernel.
+    the time of each). Where it gains, the gradient is matrix products over all pixels here.
 
     Args:
         x: (N, C, H, W).
@@ -46,7 +47,7 @@ def trained_conv2d(
         (N, K, H', W').
     """
     if _gains(x, weight, bias, stride, padding, dilation, groups):
-        return _Conv2d.apply(x, weight, bias, padding, dilation)
+        return _Conv2d.apply(x, weight, bias, stride, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -85,9 +86,8 @@ def _gains(
         or not weight.requires_grad
         or not x.is_cpu
         or x.dim() != 4
-        or stride != (1, 1)
         or groups != 1
-        or any(not isinstance(pair, tuple) or len(pair) != 2 for pair in (padding, dilation))
+        or any(not isinstance(p, tuple) or len(p) != 2 for p in (stride, padding, dilation))
         or {t.dtype for t in (x, weight, bias) if t is not None} != {torch.float32}
         or torch.is_autocast_enabled('cpu')
         or not x.is_contiguous(memory_format=torch.channels_last)
@@ -97,12 +97,8 @@ def _gains(
     if weight.shape[2:] == (1, 1):
         return padding == (0, 0)
     spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-    height, width = (
-        side + 2 * p - span for side, p, span in zip(x.shape[2:], padding, spans, strict=True)
-    )
-    return (
-        min(weight.shape[:2]) >= _CHANNELS and min(height, width) > 0 and height * width >= _PIXELS
-    )
+    sides = [side + 2 * p - span for side, p, span in zip(x.shape[2:], padding, spans, strict=True)]
+    return min(weight.shape[:2]) >= _CHANNELS and min(sides) > 0
 
 
 def _transforms() -> bool:
@@ -114,21 +110,20 @@ def _transforms() -> bool:
 class _Conv2d(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: Places, dilation: Places
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *places: Places
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.places = padding, dilation
-        return F.conv2d(x, weight, bias, 1, padding, dilation)
+        ctx.places = places  # stride, padding, dilation
+        return F.conv2d(x, weight, bias, *places)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with torch.autocast('cpu', enabled=False):
-            return *_gradients(ctx, grad), None, None
+            return *_gradients(ctx, grad), None, None, None
 
 
 def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     x, weight = ctx.saved_tensors
-    padding, dilation = ctx.places
     needs = list(ctx.needs_input_grad[:3])
     # for second derivatives, and for several gradients at once, PyTorch's own
     kinds = torch._C._functorch
@@ -140,38 +135,86 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     grads: list[Tensor | None] = [None] * 3
     if any(mask):
         sizes = [weight.shape[0]]
-        places = [1, 1], padding, dilation, False, [0, 0], 1
+        places = *ctx.places, False, [0, 0], 1
         grads = [*torch.ops.aten.convolution_backward(grad, x, weight, sizes, *places, mask)]
     if needs[1] and own:
-        grads[1] = _weight_gradient(x, grad, weight, padding, dilation)
+        grads[1] = _weight_gradient(x, grad, weight, *ctx.places)
     if needs[2] and own:
         grads[2] = grad.sum((0, 2, 3))
     return grads
 
 
 def _weight_gradient(
-    x: Tensor, grad: Tensor, weight: Tensor, padding: Places, dilation: Places
+    x: Tensor, grad: Tensor, weight: Tensor, stride: Places, padding: Places, dilation: Places
 ) -> Tensor:
     """Gradient of a weight, (K, C, kh, kw) in channels_last."""
-    features, grads = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # (N, H, W, C)
-    outs, ins, rows, columns = weight.shape
-    if (rows, columns) == (1, 1):
-        product = _product(grads.reshape(-1, outs), features.reshape(-1, ins))
+    grads = grad.permute(0, 2, 3, 1)  # (N, H', W', K)
+    outs, ins, *kernel = weight.shape
+    if kernel == [1, 1] and stride == (1, 1):
+        product = _product(grads.reshape(-1, outs), x.permute(0, 2, 3, 1).reshape(-1, ins))
         # any strides of the ones are right: those of the weight, which DDP expects
         return product.as_strided(weight.shape, (ins, 1, *weight.stride()[2:]))
-    total = x.new_zeros(outs, rows, columns, ins)
-    for image, out in zip(features, grads, strict=True):
+    if stride == (1, 1) and grads.shape[1] * grads.shape[2] >= _SHIFT_PIXELS:
+        total = _by_shifts(x, grads, kernel, padding, dilation)
+    else:
+        total = _by_columns(x, grads, kernel, stride, padding, dilation)
+    return total.view(outs, *kernel, ins).permute(0, 3, 1, 2)
+
+
+def _by_columns(x: Tensor, grads: Tensor, kernel: Sequence[int], *places: Places) -> Tensor:
+    """A product for all elements of the kernel, (K, kh * kw * C), block by block of pixels."""
+    outs = grads.shape[3]
+    samples = _samples(x, kernel, grads.shape[1:3], *places)
+    total = x.new_zeros(outs, samples[0, 0, 0].numel())
+    images, rows = _block(grads.shape, total.shape[1])
+    for first in range(0, len(x), images):
+        for top in range(0, grads.shape[1], rows):
+            part = slice(first, first + images), slice(top, top + rows)
+            columns = samples[part].reshape(-1, total.shape[1])
+            total.addmm_(grads[part].reshape(-1, outs).t(), columns)
+    return total
+
+
+def _by_shifts(
+    x: Tensor, grads: Tensor, kernel: Sequence[int], padding: Places, dilation: Places
+) -> Tensor:
+    """A product for each element of the kernel, (K, kh * kw, C), which copies less."""
+    outs, ins = grads.shape[3], x.shape[1]
+    total = x.new_zeros(outs, kernel[0] * kernel[1], ins)
+    for image, out in zip(_padded(x, padding), grads, strict=True):
         # Both on rows of the padded width, so that every shift of the kernel is a contiguous range
-        padded = F.pad(image, (0, 0, padding[1], padding[1], padding[0], padding[0]))
-        width = padded.shape[1]
-        pixels = out.shape[0] * width - (columns - 1) * dilation[1]
+        width = image.shape[1]
+        pixels = out.shape[0] * width - (kernel[1] - 1) * dilation[1]
         out = F.pad(out, (0, 0, 0, width - out.shape[1])).reshape(-1, outs)[:pixels]
-        padded = padded.reshape(-1, ins)
-        for i in range(rows):
-            for j in range(columns):
-                start = i * dilation[0] * width + j * dilation[1]
-                total[:, i, j] += _product(out, padded[start : start + pixels])
-    return total.permute(0, 3, 1, 2)
+        rows = image.reshape(-1, ins)
+        for element in range(total.shape[1]):
+            i, j = divmod(element, kernel[1])
+            start = i * dilation[0] * width + j * dilation[1]
+            total[:, element] += _product(out, rows[start : start + pixels])
+    return total
+
+
+def _padded(x: Tensor, padding: Places) -> Tensor:
+    """The image with zeros around it, (N, H, W, C)."""
+    image = x.permute(0, 2, 3, 1)
+    return F.pad(image, (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
+
+
+def _samples(x: Tensor, kernel: Sequence[int], out: Sequence[int], *places: Places) -> Tensor:
+    """What each element of the kernel meets, (N, H', W', kh, kw, C): a view of the padded image."""
+    stride, padding, dilation = places
+    padded = _padded(x, padding)
+    n, *steps, c = padded.stride()
+    moved = [step * by for step, by in zip(steps, stride, strict=True)]
+    spread = [step * by for step, by in zip(steps, dilation, strict=True)]
+    return padded.as_strided((len(x), *out, *kernel, x.shape[1]), (n, *moved, *spread, c))
+
+
+def _block(shape: torch.Size, values: int) -> tuple[int, int]:
+    """How many images, and rows of each, give columns of a block: (N, H', W', ...), of a pixel."""
+    _, height, width = shape[:3]
+    rows = max(_COLUMNS // (values * width), 1)
+    return max(rows // height, 1), min(rows, height)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

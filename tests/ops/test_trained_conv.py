@@ -11,22 +11,33 @@ from res2net_mm.ops import trained_conv
 from res2net_mm.ops.fixed_conv import FixedConv2d
 from res2net_mm.ops.trained_conv import TrainedConv2d, train_convolutions, trained_conv2d
 
-# kernel, padding, dilation, channels in and out, size, batch
+# kernel, stride, padding, dilation, channels in and out, size, batch, ways: products of pixels, or
+# of columns in so many blocks, or of shifts
 CASES = {
-    '1x1': (1, 0, 1, 40, 24, (13, 11), 3),
-    '1x1 over many pixels': (1, 0, 1, 8, 5, (61, 67), 2),
-    '3x3': (3, 1, 1, 32, 40, (41, 47), 2),
-    '3x3 over many pixels': (3, 1, 1, 32, 33, (71, 83), 1),
-    '3x3 without padding': (3, 0, 1, 32, 32, (43, 45), 2),
-    'dilated': (3, 2, 2, 33, 32, (40, 44), 2),
-    'dilated with little padding': (3, 1, 3, 32, 32, (47, 49), 1),
-    '5x3': ((5, 3), (2, 0), (1, 2), 32, 32, (45, 47), 2),
+    '1x1': (1, 1, 0, 1, 40, 24, (13, 11), 3, 'pixels'),
+    '1x1 over many pixels': (1, 1, 0, 1, 8, 5, (61, 67), 2, 'pixels'),
+    '1x1 with a stride': (1, (2, 3), 0, 1, 40, 32, (14, 11), 2, 1),
+    '3x3': (3, 1, 1, 1, 32, 40, (31, 37), 2, 2),
+    '3x3 of one row a block': (3, 1, 1, 1, 32, 32, (3, 1900), 1, 3),
+    '3x3 of several images a block': (3, 1, 1, 1, 40, 32, (15, 16), 5, 1),
+    '3x3 of some images a block': (3, 1, 1, 1, 104, 104, (13, 14), 7, 3),
+    '3x3 with a stride': (3, 2, 1, 1, 33, 40, (41, 46), 2, 1),
+    '3x3 with strides': (3, (1, 3), 1, 1, 33, 40, (14, 17), 2, 1),
+    '3x3 over many pixels': (3, 1, 1, 1, 32, 33, (91, 93), 1, 'shifts'),
+    '3x3 without padding': (3, 1, 0, 1, 32, 32, (93, 95), 2, 'shifts'),
+    '3x3 without padding in blocks': (3, 1, 0, 1, 32, 32, (23, 25), 2, 1),
+    'dilated': (3, 1, 2, 2, 33, 32, (90, 94), 2, 'shifts'),
+    'dilated in blocks': (3, 1, 2, 2, 33, 32, (20, 24), 2, 1),
+    'dilated with a stride': (3, 2, (1, 3), (3, 2), 32, 32, (27, 28), 3, 1),
+    'dilated with little padding': (3, 1, 1, 3, 32, 32, (97, 99), 1, 'shifts'),
+    '5x3': ((5, 3), 1, (2, 0), (1, 2), 32, 32, (95, 97), 2, 'shifts'),
+    '5x3 in blocks': ((5, 3), 1, (2, 0), (1, 2), 32, 32, (25, 27), 2, 2),
 }
 
 
 def inputs(case, dtype=torch.float32):
-    kernel, padding, dilation, ins, outs, size, batch = CASES[case]
-    places = [v if isinstance(v, tuple) else (v, v) for v in (padding, dilation)]
+    kernel, *places, ins, outs, size, batch, _ = CASES[case]
+    places = [v if isinstance(v, tuple) else (v, v) for v in places]
     generator = torch.Generator().manual_seed(0)
     shapes = (batch, ins, *size), nn.Conv2d(ins, outs, kernel).weight.shape, (outs,)
     tensors = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -35,7 +46,7 @@ def inputs(case, dtype=torch.float32):
 
 
 def gradients(function, x, weight, bias, places):
-    out = function(x, weight, bias, (1, 1), *places)
+    out = function(x, weight, bias, *places)
     g = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return out, *torch.autograd.grad(out, [x, weight, bias], g.to(out.dtype))
 
@@ -48,14 +59,31 @@ def channels_last(x):
 def test_features_and_gradients(case, monkeypatch):
     reference = gradients(F.conv2d, *inputs(case, torch.float64))
     x, *rest = inputs(case)
-    calls = []
-    product = trained_conv._product
+    ways = dict.fromkeys(('_by_columns', '_by_shifts', '_samples', '_product'), 0)
+    blocks = []
+
+    def counting(name):
+        real = getattr(trained_conv, name)
+
+        def call(*args):
+            ways[name] += 1
+            return real(*args)
+
+        return call
+
+    for name in ways:
+        monkeypatch.setattr(trained_conv, name, counting(name))
+    addmm = torch.Tensor.addmm_
     monkeypatch.setattr(
-        trained_conv, '_product', lambda a, b: (calls.append(a.shape), product(a, b))[1]
+        torch.Tensor, 'addmm_', lambda *args: (blocks.append(args[2].shape), addmm(*args))[1]
     )
     ours = gradients(trained_conv2d, channels_last(x), *rest)
-    kernel = rest[0].shape[2:]
-    assert len(calls) == (1 if kernel == (1, 1) else len(x) * kernel.numel())
+    way = CASES[case][-1]
+    assert [ways['_by_columns'], ways['_by_shifts']] == [isinstance(way, int), way == 'shifts']
+    if isinstance(way, int):
+        assert len(blocks) == way
+        row = ours[0].shape[3]  # of pixels: the least
+        assert all(pixels * values <= max(2**19, row * values) for pixels, values in blocks)
     for name, a, b in zip(('out', 'x', 'weight', 'bias'), ours, reference, strict=True):
         assert a.dtype == torch.float32
         assert (a - b).abs().max() <= 2e-6 * b.abs().max(), name
@@ -64,12 +92,12 @@ def test_features_and_gradients(case, monkeypatch):
 def test_gradients_that_are_not_asked_for():
     x, weight, bias, places = inputs('3x3')
     x = channels_last(x)
-    out = trained_conv2d(x.detach(), weight, None, (1, 1), *places)
+    out = trained_conv2d(x.detach(), weight, None, *places)
     (grad,) = torch.autograd.grad(out.square().sum(), [weight])
-    expected = F.conv2d(x.detach(), weight, None, 1, *places)
+    expected = F.conv2d(x.detach(), weight, None, *places)
     (reference,) = torch.autograd.grad(expected.square().sum(), [weight])
     torch.testing.assert_close(grad, reference, rtol=1e-4, atol=1e-2)
-    frozen = trained_conv2d(x, weight.detach(), bias, (1, 1), *places)
+    frozen = trained_conv2d(x, weight.detach(), bias, *places)
     assert 'Convolution' in type(frozen.grad_fn).__name__  # PyTorch's own
     assert frozen.requires_grad
 
@@ -81,20 +109,21 @@ def test_where_it_does_not_gain_it_is_conv2d():
     def own(*args, **kwargs):
         return '_Conv2d' in type(trained_conv2d(*args, **kwargs).grad_fn).__name__
 
-    assert own(image, weight, bias, (1, 1), *places)
-    assert not own(x, weight, bias, (1, 1), *places)  # NCHW
-    assert not own(image, weight, bias, (2, 2), *places)
-    assert not own(image[..., :20, :20].contiguous(memory_format=torch.channels_last), weight, bias)
+    assert own(image, weight, bias, *places)
+    assert not own(x, weight, bias, *places)  # NCHW
+    assert own(image, weight, bias, (2, 2), *places[1:])
+    assert not own(image, weight, bias, 1, *places[1:])  # not the pair that layers have
+    assert not own(image, weight[:31].detach().requires_grad_(), bias[:31], *places)
     assert not own(image, weight, bias, (1, 1), 'same')
     assert not own(image, weight, bias, (1, 1), [1, 1], 1)
     assert not own(image, weight, bias, (1, 1), (1,), (1, 1))
     grouped = weight.detach()[:, :16].requires_grad_()
-    assert not own(image, grouped, bias, (1, 1), *places, groups=2)
-    assert not own(image.double(), weight.double(), bias.double(), (1, 1), *places)
+    assert not own(image, grouped, bias, *places, groups=2)
+    assert not own(image.double(), weight.double(), bias.double(), *places)
     with torch.autocast('cpu', torch.bfloat16):
-        assert not own(image, weight, bias, (1, 1), *places)
+        assert not own(image, weight, bias, *places)
     with torch.no_grad():
-        assert not trained_conv2d(image, weight, bias, (1, 1), *places).requires_grad
+        assert not trained_conv2d(image, weight, bias, *places).requires_grad
 
 
 def test_second_derivatives_and_function_transforms():
@@ -102,7 +131,7 @@ def test_second_derivatives_and_function_transforms():
     image = channels_last(x)
 
     def penalty(function, x, weight, bias):
-        out = function(x, weight, bias, (1, 1), *places)
+        out = function(x, weight, bias, *places)
         (first,) = torch.autograd.grad(out.square().sum(), [x], create_graph=True)
         return torch.autograd.grad(first.square().sum(), [weight])[0]
 
@@ -115,7 +144,7 @@ def test_second_derivatives_and_function_transforms():
     image, bias = image.detach(), bias.detach()
 
     def loss(w):
-        return trained_conv2d(image, w, bias, (1, 1), *places).square().sum()
+        return trained_conv2d(image, w, bias, *places).square().sum()
 
     transformed = torch.func.grad(loss)(weight.detach())
     (expected,) = torch.autograd.grad(loss(weight), [weight])
@@ -156,7 +185,7 @@ def test_gradients_lie_in_memory_as_weights_do():
         x, weight, bias, places = inputs(case)
         conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:])
         weight = conv.to(memory_format=torch.channels_last).weight
-        out = trained_conv2d(channels_last(x), weight, bias, (1, 1), *places)
+        out = trained_conv2d(channels_last(x), weight, bias, *places)
         (grad,) = torch.autograd.grad(out.sum(), [weight])
         assert grad.stride() == weight.stride()
 
