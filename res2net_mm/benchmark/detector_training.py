@@ -1,8 +1,9 @@
 """A training step of a detector: mmdet's way, and ours as ``train.py`` runs it.
 
-mmdet's way is its own Res2Net in mmdet's detector. All have the same random weights, images, boxes
-and random numbers, and their losses and some gradients are compared first. Each has a process of
-its own, in which ours keeps freed memory, as ``train.py`` does.
+mmdet's way is its own Res2Net in mmdet's detector on the operators that there are: where mmcv has
+none of its own, torchvision's kernels, and none of this package's. All have the same random
+weights, images, boxes and random numbers, and their losses and some gradients are compared first.
+Each has a process of its own, in which ours keeps freed memory, as ``train.py`` does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import copy
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from ..ops.trained_conv import train_convolutions
 from ..registry import SCOPE
 from .backbones import check_batches, group_name, parse_sizes
 from .measure import circumstances, exact_float32, interleave
-from .peers import check_equal, randomise, require
+from .peers import check_equal, randomise, require, torchvision_kernels
 from .processes import own_process
 from .profiling import least_profiles
 
@@ -52,10 +53,16 @@ class DetectorStep:
     Args:
         model: It trains on ``images``.
         images: (N, 3, H, W), of bytes.
+        operators: Gives a context for all that is computed.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
-        self.model, self.images = model.train(), images
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        operators: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.model, self.images, self.operators = model.train(), images, operators
         self.samples = [_sample(images[0], i) for i in range(len(images))]
         trained = [p for p in model.parameters() if p.requires_grad]
         self.sgd = torch.optim.SGD(trained, lr=1e-5, momentum=0.9, weight_decay=1e-4)
@@ -64,19 +71,25 @@ class DetectorStep:
         """Losses by name; ``loss`` is their sum."""
         torch.manual_seed(0)  # which proposals are sampled
         data = dict(inputs=[*self.images], data_samples=copy.deepcopy(self.samples))
-        found = self.model(**self.model.data_preprocessor(data, True), mode='loss')
+        with self.operators():
+            found = self.model(**self.model.data_preprocessor(data, True), mode='loss')
         total, named = self.model.parse_losses(found)
         return {**named, 'loss': total}
 
     def gradients(self) -> list[Tensor]:
         """Of some convolutions, without a step."""
-        self.sgd.zero_grad()
-        self.losses()['loss'].backward()
+        self.backward()
         return [self.model.get_parameter(name).grad.clone() for name in COMPARED]
 
-    def __call__(self) -> None:
+    def backward(self) -> None:
+        """Gradients of the losses' sum."""
         self.sgd.zero_grad()
-        self.losses()['loss'].backward()
+        loss = self.losses()['loss']
+        with self.operators():
+            loss.backward()
+
+    def __call__(self) -> None:
+        self.backward()
         self.sgd.step()
 
 
@@ -142,7 +155,8 @@ def build(
         if name.endswith('channels_last') or (name == OURS and torch.device(device).type == 'cpu'):
             net = net.to(memory_format=torch.channels_last)
         net = train_convolutions(net) if name == OURS else net
-        steps[name] = DetectorStep(net.to(device), images)
+        operators = nullcontext if name == OURS else torchvision_kernels
+        steps[name] = DetectorStep(net.to(device), images, operators)
     return steps
 
 

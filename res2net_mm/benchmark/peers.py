@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..backbones import VARIANTS
 from ..deploy import optimize_for_inference
 from ..engine.errors import ToolError
-from ..ops import DeformConv2d
+from ..ops import DeformConv2d, kernels
+from ..ops.roi_align import torchvisions_gradient
 from ..registry import MODELS
 from ..weights import convert_state_dict
 from .measure import exact_float32, type_name
@@ -184,6 +185,18 @@ PEERS |= {  # the same with memory as ours fast has it
     f'{name} kept memory': replace(PEERS[name], keeps_memory=True, devices=('cpu',))
     for name in ('mmdet', 'timm channels_last', 'resnet50')
 }
+
+
+@contextmanager
+def torchvision_kernels() -> Iterator[None]:
+    """Within it, mmcv's operators are torchvision's kernels alone, where they have a stand-in."""
+    own = kernels.roi_align, kernels.roi_align_gradient
+    kernels.roi_align = torchvision.ops.roi_align
+    kernels.roi_align_gradient = torchvisions_gradient
+    try:
+        yield
+    finally:
+        kernels.roi_align, kernels.roi_align_gradient = own
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:

@@ -11,7 +11,7 @@ import torchvision
 from torch import Tensor
 
 from .boxes import compute_dtype
-from .roi_align import roi_align
+from .roi_align import roi_align, roi_align_gradient
 
 __all__ = [
     'deform_conv_backward_input',
@@ -91,17 +91,9 @@ def roi_align_backward(
 ) -> None:
     """Gradient of :func:`roi_align_forward` (average) for its input, into ``grad_input``."""
     dtype = compute_dtype(grad_output, rois)
-    grad = torch.ops.torchvision._roi_align_backward(
-        grad_output.to(dtype),
-        rois.to(dtype),
-        spatial_scale,
-        aligned_height,
-        aligned_width,
-        *grad_input.shape,
-        sampling_ratio,
-        aligned,
-    )
-    grad_input.copy_(grad)
+    grad, rois = grad_output.to(dtype), rois.to(dtype)
+    arguments = spatial_scale, sampling_ratio, aligned
+    grad_input.copy_(roi_align_gradient(grad, rois, grad_input.shape, *arguments))
 
 
 def _deform_conv_grads(

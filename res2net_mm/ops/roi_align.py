@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,17 +40,70 @@ def roi_align(
     Returns:
         (K, C, *size).
     """
+    channels = input.shape[1]
     rows = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
-    if rows and input.is_cpu and len(rois) > 0 and bool(rois.isfinite().all()):
-        at = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
-        least = 0 if aligned else 1
-        vertical = _shares(at[:, 1], at[:, 3], size[0], input.shape[2], sampling_ratio, least)
-        across = _shares(at[:, 0], at[:, 2], size[1], input.shape[3], sampling_ratio, least)
-        if vertical is not None and across is not None:
-            pooled = _pool(input, rois[:, 0], vertical, across)
-            if pooled is not None:
-                return pooled
-    return torchvision.ops.roi_align(input, rois, size, spatial_scale, sampling_ratio, aligned)
+    arguments = size, spatial_scale, sampling_ratio, aligned
+    bags = _bags(input.shape, rois, *arguments) if rows and input.is_cpu else None
+    if bags is None:
+        return torchvision.ops.roi_align(input, rois, *arguments)
+    table = input.permute(0, 2, 3, 1).reshape(-1, channels)
+    out = F.embedding_bag(bags.pixel, table, bags.starts, mode='sum', per_sample_weights=bags.share)
+    return out.view(len(rois), *size, channels).permute(0, 3, 1, 2)
+
+
+def roi_align_gradient(
+    grad: Tensor,
+    rois: Tensor,
+    shape: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Gradient of :func:`roi_align` for its input.
+
+    A pixel is a bag of the bins that it has a share in: what belongs to a bag is found by sorting.
+    torchvision's kernel, which is for what it is for in :func:`roi_align`, takes one thread.
+
+    Args:
+        grad: (K, C, bins, bins), gradient of the result.
+        rois: As there.
+        shape: Of the input, (N, C, H, W).
+        spatial_scale: As there, as are the others.
+
+    Returns:
+        (N, C, H, W), in channels_last from a CPU.
+    """
+    size = grad.shape[2], grad.shape[3]
+    arguments = spatial_scale, sampling_ratio, aligned
+    bags = _bags(shape, rois, size, *arguments) if grad.is_cpu else None
+    if bags is None:
+        return torchvisions_gradient(grad, rois, shape, *arguments)
+    count, channels, height, width = shape
+    pixel, order = bags.pixel.sort(stable=True)
+    numbers = torch.arange(count * height * width, dtype=torch.int32)
+    table = grad.permute(0, 2, 3, 1).reshape(-1, channels)
+    found = F.embedding_bag(
+        bags.bin[order],
+        table,
+        torch.searchsorted(pixel, numbers, out_int32=True),
+        mode='sum',
+        per_sample_weights=bags.share[order],
+    )
+    return found.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def torchvisions_gradient(
+    grad: Tensor,
+    rois: Tensor,
+    shape: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """:func:`roi_align_gradient` by torchvision's kernel."""
+    backward = torch.ops.torchvision._roi_align_backward
+    places = *grad.shape[2:], *shape
+    return backward(grad, rois, spatial_scale, *places, sampling_ratio, aligned)
 
 
 class _Axis(NamedTuple):
@@ -93,33 +147,55 @@ def _shares(
     return _Axis(first.int(), count.int(), share)
 
 
-def _pool(input: Tensor, image: Tensor, vertical: _Axis, across: _Axis) -> Tensor | None:
-    count, channels, height, width = len(image), *input.shape[1:]
-    size = vertical.share.shape[1], across.share.shape[1]
+class _Bags(NamedTuple):
+    """Which pixels bins take, those of a bin after each other."""
+
+    pixel: Tensor
+    bin: Tensor
+    share: Tensor
+    starts: Tensor  # (K * bins,): where the pixels of a bin begin
+
+
+def _bags(
+    shape: Sequence[int],
+    rois: Tensor,
+    size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> _Bags | None:
+    """None where there is no region, one beyond all measure, or too much to do."""
+    if len(rois) == 0 or not bool(rois.isfinite().all()):
+        return None
+    images, _, height, width = shape
+    at = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
+    least = 0 if aligned else 1
+    vertical = _shares(at[:, 1], at[:, 3], size[0], height, sampling_ratio, least)
+    across = _shares(at[:, 0], at[:, 2], size[1], width, sampling_ratio, least)
+    if vertical is None or across is None:
+        return None
     bins = size[0] * size[1]
     pixels = vertical.count * across.count  # of each bin of a region
     total = int(pixels.sum(dtype=torch.int64)) * bins
-    if max(total, input.numel() // channels) > _LARGEST:
+    if max(total, images * height * width) > _LARGEST:
         return None
 
-    # Bags of pixels, those of a region after each other and of the same length. Of each pixel: its
-    # bag, its place within the bag, its row and column there.
-    numbers = torch.arange(count * bins, dtype=torch.int32, device=input.device)
+    # Bags of a region have the same length. Of each pixel: its bag, its place within the bag, its
+    # row and column there.
+    numbers = torch.arange(len(rois) * bins, dtype=torch.int32)
     bag = numbers.repeat_interleave(pixels.repeat_interleave(bins), output_size=total)
     ends = pixels.repeat_interleave(bins).cumsum(0, dtype=torch.int32)
     starts = ends - pixels.repeat_interleave(bins)
-    within = torch.arange(total, dtype=torch.int32, device=input.device) - starts[bag]
+    within = torch.arange(total, dtype=torch.int32) - starts[bag]
     row = torch.div(within, across.count.repeat_interleave(bins)[bag], rounding_mode='floor')
     column = within - row * across.count.repeat_interleave(bins)[bag]
 
     region, place = numbers // bins, numbers % bins
     y, x = region * size[0] + place // size[1], region * size[1] + place % size[1]
-    corner = (image.int() * height)[region] + vertical.first.flatten()[y]
+    corner = (rois[:, 0].int() * height)[region] + vertical.first.flatten()[y]
     corner = corner * width + across.first.flatten()[x]
-    index = corner[bag] + row * width + column
+    pixel = corner[bag] + row * width + column
     of_rows = (y * vertical.share.shape[2])[bag] + row
     of_columns = (x * across.share.shape[2])[bag] + column
     share = vertical.share.flatten()[of_rows] * across.share.flatten()[of_columns]
-    table = input.permute(0, 2, 3, 1).reshape(-1, channels)
-    out = F.embedding_bag(index, table, starts, mode='sum', per_sample_weights=share)
-    return out.view(count, *size, channels).permute(0, 3, 1, 2)
+    return _Bags(pixel, bag, share, starts)

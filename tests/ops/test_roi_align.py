@@ -5,7 +5,7 @@ import torch
 import torchvision
 
 from res2net_mm.ops import roi_align as module
-from res2net_mm.ops.roi_align import roi_align
+from res2net_mm.ops.roi_align import roi_align, roi_align_gradient
 
 CASES = {  # (N, C, H, W), sides of regions from and to, bins
     'many samples': ((2, 8, 20, 30), (-5, 90), (7, 7)),
@@ -53,6 +53,61 @@ def test_equals_torchvision(own_work, case, ratio, aligned):
     theirs = own_work(features.float().contiguous(), rois.float(), *args)
     bound = 2 * (theirs - reference).abs().max() + 1e-6 * reference.abs().max()
     assert (single - reference).abs().max() < bound
+
+
+def torchvisions_gradient(features, rois, grad, size, *arguments):
+    leaf = features.detach().contiguous().requires_grad_()
+    out = torchvision.ops.roi_align(leaf, rois, size, *arguments)
+    return torch.autograd.grad(out, leaf, grad)[0]
+
+
+@pytest.mark.parametrize('aligned', [True, False])
+@pytest.mark.parametrize('ratio', [0, 2, 3])
+@pytest.mark.parametrize('case', CASES)
+def test_gradient_equals_torchvisions(monkeypatch, case, ratio, aligned):
+    shape, sides, size = CASES[case]
+    features, rois = make(shape, sides)
+    generator = torch.Generator().manual_seed(1)
+    grad = torch.randn((len(rois), shape[1], *size), generator=generator, dtype=torch.float64)
+    args = 0.25, ratio, aligned
+    reference = torchvisions_gradient(features, rois, grad, size, *args)
+    theirs = torchvisions_gradient(features.float(), rois.float(), grad.float(), size, *args)
+    assert reference.abs().max() > 0.1
+    monkeypatch.delattr(torch.ops.torchvision, '_roi_align_backward')  # it is not needed
+    ours = roi_align_gradient(grad, rois, shape, *args)
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(ours, reference, rtol=1e-11, atol=1e-12)
+    single = roi_align_gradient(grad.float(), rois.float(), shape, *args)
+    bound = 2 * (theirs - reference).abs().max() + 1e-6 * reference.abs().max()
+    assert (single - reference).abs().max() < bound
+
+
+def test_gradient_by_hand():
+    grad = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+    # each bin takes a sample in the middle of pixels 0 to 1, or 1 to 2, as in test_by_hand
+    found = roi_align_gradient(grad, torch.tensor([[0.0, 1, 1, 3, 3]]), (1, 1, 4, 4), 1.0, 1, True)
+    expected = torch.zeros(4, 4)
+    expected[1:3, 1:3] = grad[0, 0]
+    assert torch.equal(found[0, 0], expected)
+
+
+@pytest.mark.parametrize('what', ['none', 'not finite', 'huge'])
+def test_gradients_that_torchvision_computes(monkeypatch, what):
+    shape, sides, size = CASES['many samples']
+    _, rois = make(shape, sides)
+    if what == 'none':
+        rois = rois[:0]
+    elif what == 'not finite':
+        rois[3, 2] = float('inf')
+    else:
+        monkeypatch.setattr(module, '_LARGEST', 1000)
+    calls = []
+    monkeypatch.setattr(
+        torch.ops.torchvision, '_roi_align_backward', lambda *args: calls.append(args)
+    )
+    grad = torch.ones(len(rois), shape[1], *size, dtype=torch.float64)
+    roi_align_gradient(grad, rois, shape, 0.25, 0, True)
+    assert calls == [(grad, rois, 0.25, *size, *shape, 0, True)]
 
 
 def test_by_hand(own_work):
