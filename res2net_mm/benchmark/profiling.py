@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent
@@ -70,13 +69,6 @@ def least_profiles(
                 return None
             least[name] = min(least.get(name, found), found, key=lambda kinds: sum(kinds.values()))
     return least
-
-
-def profile_calls(
-    calls: Mapping[str, Callable[[], object]], device: str | torch.device
-) -> dict[str, dict[str, float]] | None:
-    """:func:`profile_kinds` of each call by name."""
-    return least_profiles({n: partial(profile_kinds, call, device) for n, call in calls.items()})
 
 
 def _kind(event: FunctionEvent) -> str:

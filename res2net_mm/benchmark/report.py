@@ -105,8 +105,21 @@ def format_record(record: Record) -> str:
             found = (values.get(part) for values in profile.values())
             texts.append([part, *('' if x is None else f'{x * 1e3:.2f}' for x in found)])
         lines += ['', *_aligned(texts)]
-    lines += ['', *record['notes']] if record.get('notes') else []
+    notes = [*_bound(record), *(record.get('notes') or ())]
+    lines += ['', *notes] if notes else []
     return '\n'.join(lines)
+
+
+def _bound(record: Record) -> list[str]:
+    """A line about what could be reached on the machine, where one group has a share of it."""
+    yardstick = record['yardstick']
+    shares = [row['share'] for row in summarise(record) if row['name'] == yardstick]
+    if len(shares) != 1 or not shares[0]:
+        return []
+    return [
+        "Direct convolutions at a matrix product's rate throughout, and nothing else, would be "
+        f'{1 / shares[0]:.2f} times as fast as {yardstick}.'
+    ]
 
 
 def _machine(record: Record) -> str:
@@ -141,6 +154,7 @@ def readme_table(records: Sequence[Record]) -> str:
         told = f'**{record["title"]}** ({_machine(record)}; {record["date"]})'
         if len(record.get('profile') or ()) > 1:
             lines += ['', *_profile_table(record['profile'], yardstick)]
+        lines += [line for bound in _bound(record) for line in ('', bound)]
         parts.append('\n'.join([told, '', *lines, '', f'`{record["command"]}`']))
     return '\n\n'.join(parts)
 

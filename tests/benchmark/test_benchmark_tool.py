@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 from functools import partial
@@ -13,9 +14,10 @@ import torch
 import torchvision
 from torch import nn
 
-from res2net_mm.benchmark import deformable, measure, operators, peers, training
+from res2net_mm.benchmark import backbones, deformable, measure, operators, peers, training
 from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.ops import DeformConv2d
+from res2net_mm.ops import DeformConv2d, kernels
+from res2net_mm.ops.roi_align import torchvisions_gradient
 
 REPO = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
@@ -47,7 +49,7 @@ def tool():
 @pytest.fixture
 def quick(monkeypatch):
     """No process for each memory, no products for the machine's rate, nothing warmed up."""
-    for module in (training, deformable, operators):
+    for module in (backbones, training, deformable, operators):
         monkeypatch.setattr(module, 'peak_memory', lambda *args, **kwargs: 1.0)
         monkeypatch.setattr(module, 'interleave', partial(measure.interleave, warmup=0))
     monkeypatch.setattr(measure, 'matmul_gflops', lambda *args: 100.0)
@@ -80,7 +82,7 @@ def test_whole_run(tool, tmp_path, capsys):
     assert record['machine']['threads'] == 1 and record['machine']['matmul_gflops']['float32'] > 1
     for row, name in zip(record['rows'], ('mmdet', 'timm'), strict=True):
         assert row['name'] == name and len(row['times']) == 1 and row['times'][0] > 0
-        assert row['difference'] < 1e-5 and row['memory_mib'] is None and row['note'] == ''
+        assert row['difference'] < 1e-5 and row['memory_mib'] > 0 and row['note'] == ''
         # 4.5 G for 224 x 224, as timm's and the authors' tables have it
         assert row['gmacs'] == pytest.approx(4.5 * (64 / 224) ** 2, rel=0.01)
     ratio = record['rows'][0]['times'][0] / record['rows'][1]['times'][0]
@@ -226,6 +228,27 @@ def test_step_is_that_of_sgd():
     assert net.conv.weight.item() == pytest.approx(3 - 1e-4 * (15 + 1e-4 * 3), abs=1e-7)
 
 
+def names_of(record):
+    return [row['name'] for row in record['rows']]
+
+
+def keeps_memory():
+    return platform.libc_ver()[0] == 'glibc' and not torch.cuda.is_available()
+
+
+@pytest.mark.slow
+def test_sweep_says_whose_memory_is_kept(quick, tool, tmp_path):
+    path = tmp_path / 'sweep.json'
+    sizes = ['--size', '64x64', '96x64', '--batch', '1', '--rounds', '1']
+    tool.main(['sweep', *sizes, '--peers', 'mmdet', 'ours fast', '--json', str(path)])
+    record = json.loads(path.read_text())
+    assert names_of(record) == ['mmdet', 'ours fast'] * 2 and record['profile'] is None
+    assert [row['group'] for row in record['rows'][::2]] == ['1x3x64x64', '1x3x96x64']
+    kept = 'keeps freed memory' if keeps_memory() else ''
+    assert [row['note'] for row in record['rows']] == ['', kept] * 2
+    assert all(row['memory_mib'] is None for row in record['rows'])
+
+
 @pytest.mark.slow
 def test_record_of_training(quick, tool, tmp_path):
     path = tmp_path / 'train.json'
@@ -312,10 +335,14 @@ def test_record_of_deformable_convolution(quick, tool, tmp_path, monkeypatch):
         assert row['difference'] < 1e-4 and (row['difference'] > 0) is (row['name'] != 'ours')
     assert record['yardstick'] == 'torchvision'
     assert record['settings']['RES2NET_MM_DEFORM_CONV'] == 'torch'
-    # the three networks on it call it, once to compare and once to be timed, three times in each of
-    # the blocks of C3 to C5; counting multiply-adds runs without data
+    # each network on it calls it to be compared (others are timed), three times in each of the
+    # blocks of C3 to C5; counting multiply-adds runs without data
     offsets = [offset for offset in offsets if offset.device.type == 'cpu']
-    assert len(offsets) == 2 * 3 * 3 * (4 + 6 + 3)
+    on_it = [name for name in names_of(record) if name.startswith('torchvision')]
+    assert len(on_it) == 5 and len(offsets) == len(on_it) * 3 * (4 + 6 + 3)
+    notes = {row['name']: row['note'] for row in record['rows']}
+    kept = 'keeps freed memory' if keeps_memory() else ''
+    assert notes.pop('torchvision') == notes.pop('ours') == '' and {*notes.values()} == {kept}
     assert all(0.1 < offset.std() < 10 for offset in offsets)
 
 
@@ -346,6 +373,15 @@ def test_other_offsets_stop_the_benchmark(monkeypatch):
     dcn_state = peers.make_state(deformable.VARIANT)
     with pytest.raises(ToolError, match=r'torchvision and ours \(inference\) do not compute'):
         deformable.compare('inference', peers.normal_image(SIZE, 1), dcn_state)
+
+
+def test_yardsticks_run_on_torchvisions_kernels():
+    own = kernels.roi_align, kernels.roi_align_gradient
+    with pytest.raises(KeyError), peers.torchvision_kernels():
+        assert kernels.roi_align is torchvision.ops.roi_align
+        assert kernels.roi_align_gradient is torchvisions_gradient
+        raise KeyError
+    assert (kernels.roi_align, kernels.roi_align_gradient) == own
 
 
 def test_all_layers_are_exchanged():

@@ -178,6 +178,18 @@ def test_full_network():
     compare(net, optimize_for_inference(net), 5e-6, (1, 3, 256, 260))
 
 
+def test_memory_is_kept_unless_told_otherwise(monkeypatch):
+    calls = []
+    monkeypatch.setattr(folding, 'keep_freed_memory', lambda: calls.append(None))
+    net = build('v1b')
+    optimize_for_inference(net, keep_memory=False)
+    optimize_for_inference(nn.Identity())  # on no CPU, nor elsewhere
+    optimize_for_inference(net.to('meta'), keep_memory=True)
+    assert not calls
+    optimize_for_inference(build('v1b'))
+    assert len(calls) == 1
+
+
 def test_compiling(monkeypatch):
     """Backbone and neck are given to the compiler with the mode, casts included."""
     graphs = []
