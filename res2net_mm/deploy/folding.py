@@ -60,8 +60,9 @@ def optimize_for_inference(
             each size of images, so let them be few. ``'reduce-overhead'`` and ``'max-autotune'``
             take CUDA graphs. It is for GPUs: on a CPU oneDNN's packed weights are not used within.
         keep_memory: For a model on a CPU, this process keeps the memory of tensors that are freed
-            from now on (:func:`~res2net_mm.ops.memory.keep_freed_memory`), rather than take new
-            pages from the system at every layer; False leaves the process as it is.
+            from now on (:func:`~res2net_mm.ops.memory.keep_freed_memory`, which does nothing on a
+            machine with a GPU), rather than take new pages from the system at every layer; False
+            leaves the process as it is.
 
     Returns:
         The copy, in evaluation mode. It cannot be trained, nor loaded with weights of the original.
@@ -87,8 +88,6 @@ def optimize_for_inference(
             logger='current',
             level=logging.WARNING,
         )
-    if keep_memory and on_cpu:
-        keep_freed_memory()
     fast = copy.deepcopy(model)
     fast.eval()
     fast.requires_grad_(False)
@@ -117,6 +116,8 @@ def optimize_for_inference(
         parts[-1].register_forward_hook(_cast_features)
     if compile is not None:
         _compile(parts, compile, on_cpu)
+    if keep_memory and on_cpu:
+        keep_freed_memory()
     return fast
 
 

@@ -36,6 +36,7 @@ def get_compiling_cuda_version() -> str:
     return 'not available'
 
 
+@torch.compiler.disable  # a graph of what goes into buffers has no gradient
 def roi_align_forward(
     input: Tensor,
     rois: Tensor,
@@ -76,6 +77,7 @@ def roi_align_forward(
     output.copy_(pooled)
 
 
+@torch.compiler.disable
 def roi_align_backward(
     grad_output: Tensor,
     rois: Tensor,

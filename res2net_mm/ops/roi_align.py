@@ -11,6 +11,8 @@ import torchvision
 from torch import Tensor
 
 _LARGEST = 2**25  # of the tensors made here; more than this is torchvision's work
+_LARGEST_GRADIENT = 2**23  # pixels of bins, which are sorted
+_PIXELS_A_SAMPLE = 8  # torchvision's kernels take four
 
 
 def roi_align(
@@ -39,6 +41,9 @@ def roi_align(
 
     Returns:
         (K, C, *size).
+
+    Raises:
+        ValueError: A region is of an image that is not there (not told by torchvision's kernels).
     """
     channels = input.shape[1]
     rows = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
@@ -76,7 +81,7 @@ def roi_align_gradient(
     size = grad.shape[2], grad.shape[3]
     arguments = spatial_scale, sampling_ratio, aligned
     bags = _bags(shape, rois, size, *arguments) if grad.is_cpu else None
-    if bags is None:
+    if bags is None or len(bags.pixel) > _LARGEST_GRADIENT:
         return torchvisions_gradient(grad, rois, shape, *arguments)
     count, channels, height, width = shape
     pixel, order = bags.pixel.sort(stable=True)
@@ -164,10 +169,21 @@ def _bags(
     sampling_ratio: int,
     aligned: bool,
 ) -> _Bags | None:
-    """None where there is no region, one beyond all measure, or too much to do."""
-    if len(rois) == 0 or not bool(rois.isfinite().all()):
+    """None where there is nothing, a region beyond all measure, or more to do than samples ask for.
+
+    Raises:
+        ValueError: A region is of an image that is not there.
+    """
+    if 0 in (len(rois), *shape, *size) or not bool(rois.isfinite().all()):
         return None
     images, _, height, width = shape
+    named = rois[:, 0].int()
+    lowest, highest = named.aminmax()
+    if lowest < 0 or highest >= images:
+        raise ValueError(
+            f'rois must be of images 0 to {images - 1} in their first column, but are of '
+            f'{lowest.item()} to {highest.item()}'
+        )
     at = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
     least = 0 if aligned else 1
     vertical = _shares(at[:, 1], at[:, 3], size[0], height, sampling_ratio, least)
@@ -177,7 +193,8 @@ def _bags(
     bins = size[0] * size[1]
     pixels = vertical.count * across.count  # of each bin of a region
     total = int(pixels.sum(dtype=torch.int64)) * bins
-    if max(total, images * height * width) > _LARGEST:
+    samples = sampling_ratio**2 * len(rois) * bins if sampling_ratio > 0 else total
+    if max(total, images * height * width) > _LARGEST or total > _PIXELS_A_SAMPLE * samples:
         return None
 
     # Bags of a region have the same length. Of each pixel: its bag, its place within the bag, its
@@ -192,7 +209,7 @@ def _bags(
 
     region, place = numbers // bins, numbers % bins
     y, x = region * size[0] + place // size[1], region * size[1] + place % size[1]
-    corner = (rois[:, 0].int() * height)[region] + vertical.first.flatten()[y]
+    corner = (named * height)[region] + vertical.first.flatten()[y]
     corner = corner * width + across.first.flatten()[x]
     pixel = corner[bag] + row * width + column
     of_rows = (y * vertical.share.shape[2])[bag] + row

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 # Bytes of a block's columns: on the CPU it should stay in the cache, elsewhere launches count.
 CPU_BLOCK = 4 * 2**20
 OTHER_BLOCK = 256 * 2**20
+_LARGEST_KEPT = 2**19  # values of places that are kept for the next call
 BORDER = 3  # of zeros: one row (column) before the image, two after it
 
 Pair = tuple[int, int]
@@ -84,6 +86,13 @@ def _places(
     )
 
 
+def _may_keep(offset: Tensor) -> bool:
+    """Whether places are tensors like any other, small, and on no device with queues of its own."""
+    plain = type(offset) is Tensor and _get_current_dispatch_mode() is None
+    small = offset.is_cpu and offset.shape[1:].numel() <= _LARGEST_KEPT
+    return plain and small and not torch.compiler.is_compiling()
+
+
 def _bags(
     offset: Tensor,
     mask: Tensor | None,
@@ -96,9 +105,7 @@ def _bags(
     taps = kernel[0] * kernel[1]
     by_tap = offset.unflatten(1, (-1, taps, 2)).permute(0, 4, 5, 2, 1, 3)
     groups = by_tap.shape[4]
-    # tensors of a compiler or of a simulation must not be kept
-    plain = type(offset) is Tensor and not torch.compiler.is_compiling()
-    make = _places if plain else _places.__wrapped__
+    make = _places if _may_keep(offset) else _places.__wrapped__
     out = tuple(offset.shape[2:])
     found = make(offset.dtype, offset.device, image, groups, kernel, out, *places)
     at = torch.add(by_tap, found.grid, out=offset.new_empty(by_tap.shape))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 # With fewer the products are too thin to be faster than oneDNN's kernel
 _CHANNELS = 32
+_ELEMENTS = 9  # of the kernel: with more, columns are too much to copy
 _COLUMNS = 2**19  # values of columns at a time, which stay in the processor's cache
 _SHIFT_PIXELS = 8000  # with fewer, a product for each element of the kernel is too short
 # A product over many pixels is split: MKL lets its threads share channels alone
@@ -94,11 +95,12 @@ def _gains(
         or x.is_contiguous()
     ):
         return False
-    if weight.shape[2:] == (1, 1):
+    if weight.shape[2:] == (1, 1) and stride == (1, 1):
         return padding == (0, 0)
     spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     sides = [side + 2 * p - span for side, p, span in zip(x.shape[2:], padding, spans, strict=True)]
-    return min(weight.shape[:2]) >= _CHANNELS and min(sides) > 0
+    thick = min(weight.shape[:2]) >= _CHANNELS and weight[0, 0].numel() <= _ELEMENTS
+    return thick and min(sides) > 0
 
 
 def _transforms() -> bool:
@@ -151,27 +153,27 @@ def _weight_gradient(
     grads = grad.permute(0, 2, 3, 1)  # (N, H', W', K)
     outs, ins, *kernel = weight.shape
     if kernel == [1, 1] and stride == (1, 1):
-        product = _product(grads.reshape(-1, outs), x.permute(0, 2, 3, 1).reshape(-1, ins))
-        # any strides of the ones are right: those of the weight, which DDP expects
-        return product.as_strided(weight.shape, (ins, 1, *weight.stride()[2:]))
-    if stride == (1, 1) and grads.shape[1] * grads.shape[2] >= _SHIFT_PIXELS:
+        total = _product(grads.reshape(-1, outs), x.permute(0, 2, 3, 1).reshape(-1, ins))
+    elif stride == (1, 1) and grads.shape[1] * grads.shape[2] >= _SHIFT_PIXELS:
         total = _by_shifts(x, grads, kernel, padding, dilation)
     else:
         total = _by_columns(x, grads, kernel, stride, padding, dilation)
+    if kernel == [1, 1]:
+        # any strides of the ones are right: those of the weight, which DDP expects
+        return total.as_strided(weight.shape, (ins, 1, *weight.stride()[2:]))
     return total.view(outs, *kernel, ins).permute(0, 3, 1, 2)
 
 
 def _by_columns(x: Tensor, grads: Tensor, kernel: Sequence[int], *places: Places) -> Tensor:
     """A product for all elements of the kernel, (K, kh * kw * C), block by block of pixels."""
-    outs = grads.shape[3]
-    samples = _samples(x, kernel, grads.shape[1:3], *places)
-    total = x.new_zeros(outs, samples[0, 0, 0].numel())
-    images, rows = _block(grads.shape, total.shape[1])
-    for first in range(0, len(x), images):
+    outs, values = grads.shape[3], kernel[0] * kernel[1] * x.shape[1]
+    total = x.new_zeros(outs, values)
+    images, rows = _block(grads.shape, values)
+    for group, of_group in zip(x.split(images), grads.split(images), strict=True):
+        samples = _samples(group, kernel, grads.shape[1:3], *places)
         for top in range(0, grads.shape[1], rows):
-            part = slice(first, first + images), slice(top, top + rows)
-            columns = samples[part].reshape(-1, total.shape[1])
-            total.addmm_(grads[part].reshape(-1, outs).t(), columns)
+            columns = samples[:, top : top + rows].reshape(-1, values)
+            total.addmm_(of_group[:, top : top + rows].reshape(-1, outs).t(), columns)
     return total
 
 
@@ -181,12 +183,13 @@ def _by_shifts(
     """A product for each element of the kernel, (K, kh * kw, C), which copies less."""
     outs, ins = grads.shape[3], x.shape[1]
     total = x.new_zeros(outs, kernel[0] * kernel[1], ins)
-    for image, out in zip(_padded(x, padding), grads, strict=True):
+    for image, out in zip(x.split(1), grads, strict=True):
         # Both on rows of the padded width, so that every shift of the kernel is a contiguous range
-        width = image.shape[1]
+        padded = _padded(image, padding)[0]
+        width = padded.shape[1]
         pixels = out.shape[0] * width - (kernel[1] - 1) * dilation[1]
         out = F.pad(out, (0, 0, 0, width - out.shape[1])).reshape(-1, outs)[:pixels]
-        rows = image.reshape(-1, ins)
+        rows = padded.reshape(-1, ins)
         for element in range(total.shape[1]):
             i, j = divmod(element, kernel[1])
             start = i * dilation[0] * width + j * dilation[1]
@@ -197,6 +200,8 @@ def _by_shifts(
 def _padded(x: Tensor, padding: Places) -> Tensor:
     """The image with zeros around it, (N, H, W, C)."""
     image = x.permute(0, 2, 3, 1)
+    if padding == (0, 0):
+        return image.contiguous()
     return F.pad(image, (0, 0, padding[1], padding[1], padding[0], padding[0])).contiguous()
 
 

@@ -125,6 +125,19 @@ def test_roi_align_under_autocast():
     torch.testing.assert_close(result.double(), expected, rtol=2**-8, atol=1e-6)
 
 
+def test_roi_align_when_compiled():
+    images = rand(2, 4, 9, 8).requires_grad_()
+    expected = roi_align(2 * images, ROIS, (3, 4), 0.5, 0, 'avg', True)
+    (reference,) = torch.autograd.grad(expected.square().sum(), images)
+    compiled = torch.compile(
+        lambda x: roi_align(2 * x, ROIS, (3, 4), 0.5, 0, 'avg', True), backend='aot_eager'
+    )
+    out = compiled(images)
+    (grad,) = torch.autograd.grad(out.square().sum(), images)
+    assert torch.equal(out, expected) and reference.abs().max() > 0.1
+    torch.testing.assert_close(grad, reference)
+
+
 def test_roi_align_takes_memory_in_any_order():
     images = rand(2, 3, 10, 12)
     plain = roi_align(images, ROIS, (3, 4), 0.5)

@@ -91,23 +91,42 @@ def test_gradient_by_hand():
     assert torch.equal(found[0, 0], expected)
 
 
-@pytest.mark.parametrize('what', ['none', 'not finite', 'huge'])
+@pytest.mark.parametrize('what', ['none', 'not finite', 'huge', 'few samples', 'no pixels'])
 def test_gradients_that_torchvision_computes(monkeypatch, what):
     shape, sides, size = CASES['many samples']
     _, rois = make(shape, sides)
+    ratio = 0
     if what == 'none':
         rois = rois[:0]
+    elif what == 'no pixels':
+        shape = (*shape[:2], 0, shape[3])
+    elif what == 'few samples':  # of bins with many pixels
+        rois[:, 3:] += 400
+        ratio = 2
     elif what == 'not finite':
         rois[3, 2] = float('inf')
     else:
-        monkeypatch.setattr(module, '_LARGEST', 1000)
+        monkeypatch.setattr(module, '_LARGEST_GRADIENT', 1000)
     calls = []
     monkeypatch.setattr(
         torch.ops.torchvision, '_roi_align_backward', lambda *args: calls.append(args)
     )
     grad = torch.ones(len(rois), shape[1], *size, dtype=torch.float64)
-    roi_align_gradient(grad, rois, shape, 0.25, 0, True)
-    assert calls == [(grad, rois, 0.25, *size, *shape, 0, True)]
+    roi_align_gradient(grad, rois, shape, 0.25, ratio, True)
+    assert len(calls) == 1 and calls[0][0] is grad
+    assert calls[0][2:] == (0.25, *size, *shape, ratio, True)
+
+
+@pytest.mark.parametrize('image', [-1, 2])
+def test_images_that_are_not_there(image):
+    features, rois = make(*CASES['many samples'][:2])
+    rois[7, 0] = image
+    grad = torch.ones(len(rois), 8, 7, 7, dtype=torch.float64)
+    message = r'rois must be of images 0 to 1 in their first column, but are of '
+    with pytest.raises(ValueError, match=message):
+        roi_align(features, rois, (7, 7), 0.25, 0, True)
+    with pytest.raises(ValueError, match=message):
+        roi_align_gradient(grad, rois, features.shape, 0.25, 0, True)
 
 
 def test_by_hand(own_work):

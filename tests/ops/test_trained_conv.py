@@ -30,8 +30,8 @@ CASES = {
     'dilated in blocks': (3, 1, 2, 2, 33, 32, (20, 24), 2, 1),
     'dilated with a stride': (3, 2, (1, 3), (3, 2), 32, 32, (27, 28), 3, 1),
     'dilated with little padding': (3, 1, 1, 3, 32, 32, (97, 99), 1, 'shifts'),
-    '5x3': ((5, 3), 1, (2, 0), (1, 2), 32, 32, (95, 97), 2, 'shifts'),
-    '5x3 in blocks': ((5, 3), 1, (2, 0), (1, 2), 32, 32, (25, 27), 2, 2),
+    '4x2': ((4, 2), 1, (2, 0), (1, 2), 32, 32, (95, 97), 2, 'shifts'),
+    '4x2 in blocks': ((4, 2), 1, (2, 0), (1, 2), 32, 32, (45, 47), 2, 4),
 }
 
 
@@ -114,6 +114,11 @@ def test_where_it_does_not_gain_it_is_conv2d():
     assert own(image, weight, bias, (2, 2), *places[1:])
     assert not own(image, weight, bias, 1, *places[1:])  # not the pair that layers have
     assert not own(image, weight[:31].detach().requires_grad_(), bias[:31], *places)
+    large = torch.zeros(40, 32, 5, 2, requires_grad=True)
+    assert not own(image, large, bias, *places)
+    thin = torch.zeros(40, 16, 1, 1, requires_grad=True)
+    few = channels_last(image[:, :16])
+    assert own(few, thin, bias) and not own(few, thin, bias, (2, 2))
     assert not own(image, weight, bias, (1, 1), 'same')
     assert not own(image, weight, bias, (1, 1), [1, 1], 1)
     assert not own(image, weight, bias, (1, 1), (1,), (1, 1))
@@ -181,13 +186,15 @@ def test_backward_pass_within_autocast():
 
 
 def test_gradients_lie_in_memory_as_weights_do():
-    for case in ('1x1', '3x3'):
+    for case in ('1x1', '1x1 with a stride', '3x3', '3x3 over many pixels'):
         x, weight, bias, places = inputs(case)
         conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:])
-        weight = conv.to(memory_format=torch.channels_last).weight
-        out = trained_conv2d(channels_last(x), weight, bias, *places)
-        (grad,) = torch.autograd.grad(out.sum(), [weight])
-        assert grad.stride() == weight.stride()
+        for form in (torch.contiguous_format, torch.channels_last):
+            if form == torch.channels_last or case.startswith('1x1'):
+                weight = conv.to(memory_format=form).weight
+                out = trained_conv2d(channels_last(x), weight, bias, *places)
+                (grad,) = torch.autograd.grad(out.sum(), [weight])
+                assert grad.stride() == weight.stride()
 
 
 class OtherConv2d(nn.Conv2d):
