@@ -158,7 +158,7 @@ def measure(
             other = peer.rule is None
             memory = None
             if alone:
-                told = dict(device=args.device, prepared=True)
+                told = dict(device=args.device, prepared=True, keep=peer.keeps_memory)
                 memory = peak_memory(prepare, *given[name], **told)
             notes = ['another network, for scale'] * other
             notes += ['keeps freed memory'] * calls[name].keeps

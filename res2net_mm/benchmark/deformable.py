@@ -28,14 +28,13 @@ from ..ops.trained_conv import train_convolutions
 from .backbones import check_batches, group_name, parse_sizes
 from .measure import circumstances, exact_float32, interleave, peak_memory
 from .peers import check_equal, make_state, normal_image, ours
-from .processes import own_process
+from .processes import KEPT, own_process, without_kept
 from .profiling import least_profiles
 from .training import Step
 
 VARIANT = 'res2net50_v1b_26w_4s_dcn'
 YARDSTICK = 'torchvision'
 OURS = 'ours'
-KEPT = ' kept memory'
 PARTS = {  # part -> networks; fast is optimize_for_inference, channels_last as train.py has it
     'inference': (YARDSTICK, YARDSTICK + KEPT, f'{YARDSTICK} fast', OURS, f'{OURS} fast'),
     'training step': (YARDSTICK, YARDSTICK + KEPT, OURS, f'{OURS} channels_last'),
@@ -120,6 +119,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             continue
         training = part == 'training step'
         apart = compare(part, small if training else image, state)
+        names = without_kept(names, args.device)
         given = {name: (name, part, size, args.batch, args.device) for name in names}
         with ExitStack() as stack:
             calls = {}
@@ -130,7 +130,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if args.part:
                 profile = least_profiles({name: call.profile for name, call in calls.items()})
         for name in tqdm(names, desc='memory', unit='call'):
-            memory = peak_memory(prepare, *given[name], device=args.device, prepared=True)
+            told = dict(device=args.device, prepared=True, keep=name.endswith(_KEEP))
+            memory = peak_memory(prepare, *given[name], **told)
             row = dict(name=name, group=part, times=times[name], memory_mib=memory)
             # without the interpolation of samples; no backward pass of the operator is counted
             row['gmacs'] = None if training else macs

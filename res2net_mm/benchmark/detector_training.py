@@ -30,12 +30,11 @@ from ..registry import SCOPE
 from .backbones import check_batches, group_name, parse_sizes
 from .measure import circumstances, exact_float32, interleave
 from .peers import check_equal, randomise, require, torchvision_kernels
-from .processes import own_process
+from .processes import KEPT, own_process, without_kept
 from .profiling import least_profiles
 
 YARDSTICK, OURS = 'mmdet', 'ours'
-KEPT = f'{YARDSTICK} kept memory'
-CONTENDERS = YARDSTICK, KEPT, f'{YARDSTICK} channels_last', OURS
+CONTENDERS = YARDSTICK, YARDSTICK + KEPT, f'{YARDSTICK} channels_last', OURS
 BOUND = 1e-3  # of the losses; proposals that change places by rounding change what is sampled
 BOUND_OF_GRADIENTS = 3e-2
 COMPARED = (
@@ -134,12 +133,14 @@ def build(
     if (model.get('backbone') or {}).get('type') != f'{SCOPE}.Res2Net' or 'mask_head' in head:
         raise ToolError('the config must be of a detector of boxes on a Res2Net of this package')
     model.backbone.update(init_cfg=None, first_block='mmdet')
-    ours = MODELS.build(model)
     logging.disable(logging.WARNING)  # a line for each weight
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        ours.init_weights()
-    logging.disable(logging.NOTSET)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            ours = MODELS.build(model)
+            ours.init_weights()
+    finally:
+        logging.disable(logging.NOTSET)
     randomise(ours.backbone)
     model.backbone.type = 'mmdet.Res2Net'
     model.backbone.pop('first_block')
@@ -149,7 +150,7 @@ def build(
         if name != OURS:
             try:
                 net = MODELS.build(model)
-            except TypeError as error:
+            except (TypeError, KeyError) as error:
                 raise ToolError(f"mmdet's Res2Net cannot be built: {error}") from error
             net.load_state_dict(ours.state_dict())
         if name.endswith('channels_last') or (name == OURS and torch.device(device).type == 'cpu'):
@@ -196,10 +197,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for name, found in gradients.items():
         check_equal(name, found, OURS, gradients[OURS], BOUND_OF_GRADIENTS)
     del steps
+    names = without_kept(CONTENDERS, args.device)
     with ExitStack() as stack:
         calls = {}
-        for name in tqdm(CONTENDERS, desc='starting', unit='process'):
-            keep = name in (KEPT, OURS)
+        for name in tqdm(names, desc='starting', unit='process'):
+            keep = name == OURS or name.endswith(KEPT)
             own = own_process(
                 name, args.device, keep, prepare, name, args.config, *given, args.device
             )
@@ -215,7 +217,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             difference=apart[name],
             note='keeps freed memory' if calls[name].keeps else '',
         )
-        for name in CONTENDERS
+        for name in names
     ]
     name = Path(args.config).name
     return dict(

@@ -22,7 +22,6 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -44,7 +43,7 @@ from ..engine.runner import build_runner, prepare_config
 from ..ops.memory import keep_freed_memory
 from ..registry import SCOPE
 from .detector_weights import first_batches, make_weights
-from .measure import circumstances, exact_float32, interleave
+from .measure import circumstances, exact_float32, interleave, now
 from .peers import require
 
 BOUND = 1e-3
@@ -334,16 +333,16 @@ def profile(runner: Runner, device: str = 'cpu') -> dict[str, float]:
     loop = runner.test_loop
     taken: dict[str, float] = {LOADING: 0.0}
     with _timed(runner, taken, device):
-        start = _now(device)
+        start = now(device)
         runner.call_hook('before_test')
         runner.call_hook('before_test_epoch')
         batches = iter(loop.dataloader)
         for number in range(len(loop.dataloader)):
-            before = _now(device)
+            before = now(device)
             batch = next(batches)
-            taken[LOADING] += _now(device) - before
+            taken[LOADING] += now(device) - before
             loop.run_iter(number, batch)
-        whole = _now(device) - start
+        whole = now(device) - start
     for metric in loop.evaluator.metrics:
         metric.results.clear()
     taken[REST] = whole - sum(taken.values())
@@ -375,16 +374,10 @@ def _timing(
     name: str, function: Callable[..., Any], taken: dict[str, float], device: str
 ) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
-        start = _now(device)
+        start = now(device)
         try:
             return function(*args, **kwargs)
         finally:
-            taken[name] += _now(device) - start
+            taken[name] += now(device) - start
 
     return call
-
-
-def _now(device: str) -> float:
-    if torch.device(device).type != 'cpu':
-        torch.accelerator.synchronize(torch.device(device))
-    return time.perf_counter()

@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine.errors import ToolError
+from ..ops.memory import keep_freed_memory
 from ..version import __version__
 
 # those of the CPU that decide how fast convolutions are
@@ -53,7 +54,7 @@ def interleave(
     Every round runs each call once, and begins with the next one.
 
     Args:
-        calls: Name -> what is timed.
+        calls: Name -> what is timed; one that returns a float tells its seconds by itself.
         rounds: Times that are taken of each call.
         device: That the calls run on; its queue is empty when a time is taken.
         warmup: Rounds before them, that are not timed.
@@ -73,16 +74,17 @@ def interleave(
         for turn in range(-warmup, rounds):
             first = turn % len(names) if turn > 0 else 0
             for name in names[first:] + names[:first]:
-                start = _now(device)
-                calls[name]()
-                taken = _now(device) - start
+                start = now(device)
+                told = calls[name]()
+                taken = told if isinstance(told, float) else now(device) - start
                 if turn >= 0:
                     times[name].append(taken)
                 progress.update()
     return times
 
 
-def _now(device: str | torch.device) -> float:
+def now(device: str | torch.device) -> float:
+    """Seconds of a clock, when a device has done all that it was given."""
     if torch.device(device).type != 'cpu':
         torch.accelerator.synchronize(torch.device(device))
     return time.perf_counter()
@@ -93,6 +95,7 @@ def peak_memory(
     *args: Any,
     device: str | torch.device = 'cpu',
     prepared: bool = False,
+    keep: bool = False,
 ) -> float | None:
     """Memory that a call needs at its peak beyond what was in use before it.
 
@@ -104,6 +107,7 @@ def peak_memory(
         *args: Of the function; small, as they are pickled.
         device: That the function uses; on a GPU it is what PyTorch has allocated.
         prepared: ``function(*args)`` is not measured, but the call that it returns.
+        keep: The process keeps freed memory.
 
     Returns:
         MiB, or None where the system does not tell.
@@ -116,9 +120,8 @@ def peak_memory(
         return None
     context = multiprocessing.get_context('spawn')
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        task = pool.submit(
-            _peak, function, args, str(device), prepared, torch.get_num_threads(), list(_tf32())
-        )
+        settings = torch.get_num_threads(), list(_tf32()), keep
+        task = pool.submit(_peak, function, args, str(device), prepared, *settings)
         try:
             return task.result() / 2**20
         except BrokenProcessPool as error:
@@ -135,8 +138,11 @@ def _peak(
     prepared: bool,
     threads: int,
     tf32: list[bool],
+    keep: bool,
 ) -> int:
     torch.set_num_threads(threads)
+    if keep:
+        keep_freed_memory()
     _set_tf32(*tf32)
     call = function(*args) if prepared else lambda: function(*args)
     if device != 'cpu':
@@ -174,9 +180,9 @@ def matmul_gflops(dtype: torch.dtype, device: str | torch.device = 'cpu') -> flo
     try:
         times = []
         for _ in range(50):
-            start = _now(device)
+            start = now(device)
             a @ b
-            times.append(_now(device) - start)
+            times.append(now(device) - start)
     finally:
         _set_tf32(*before)
     return 2 * side**3 / min(times) / 1e9

@@ -23,6 +23,7 @@ from ..ops.roi_align import torchvisions_gradient
 from ..registry import MODELS
 from ..weights import convert_state_dict
 from .measure import exact_float32, type_name
+from .processes import KEPT, without_kept
 
 State = Mapping[str, Tensor]
 VARIANT = 'res2net50_v1b_26w_4s'
@@ -182,8 +183,8 @@ PEERS = {
     'ours fast float16': _fast(_FP16, devices=('cuda',)),
 }
 PEERS |= {  # the same with memory as ours fast has it
-    f'{name} kept memory': replace(PEERS[name], keeps_memory=True, devices=('cpu',))
-    for name in ('mmdet', 'timm channels_last', 'resnet50')
+    name + KEPT: replace(PEERS[name], keeps_memory=True, devices=('cpu',))
+    for name in ('mmdet', 'timm channels_last', 'resnet50', 'mmdet bfloat16')
 }
 
 
@@ -255,7 +256,7 @@ def choose_peers(
     if names is not None and len({*names}) < len(names):
         raise ToolError(f'--peers must differ, but are {", ".join(names)}')
     chosen = {}
-    for name in PEERS if names is None else names:
+    for name in without_kept(PEERS, device) if names is None else names:
         if name not in PEERS:
             raise ToolError(f'--peers must be of {", ".join(PEERS)}, but got {name!r}')
         peer = PEERS[name]

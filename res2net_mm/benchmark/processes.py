@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -12,10 +12,18 @@ from typing import Any
 import torch
 
 from ..engine.errors import ToolError
-from ..ops.memory import keep_freed_memory
+from ..ops.memory import can_keep_memory, keep_freed_memory
+from .measure import now
 from .profiling import profile_kinds
 
+KEPT = ' kept memory'  # at the end of a name: as the one without, in a process that keeps it
 _CALLS: list[Callable[[], object]] = []  # what this process does when it is told
+
+
+def without_kept(names: Iterable[str], device: str) -> list[str]:
+    """Names of contenders, but for those that differ by kept memory alone where none is kept."""
+    keeps = torch.device(device).type == 'cpu' and can_keep_memory()
+    return [name for name in names if keeps or not name.endswith(KEPT)]
 
 
 class OwnProcess:
@@ -35,9 +43,9 @@ class OwnProcess:
     def __init__(self, pool: ProcessPoolExecutor, name: str, device: str) -> None:
         self.pool, self.name, self.device = pool, name, device
 
-    def __call__(self) -> None:
-        """Does the call, and returns when it is done."""
-        self.ask(_call, self.device)
+    def __call__(self) -> float:
+        """Does the call; its seconds."""
+        return self.ask(_call, self.device)
 
     def profile(self) -> dict[str, float] | None:
         """:func:`profile_kinds` of the call."""
@@ -83,10 +91,10 @@ def _start(prepare: Callable[..., Any], args: tuple, threads: int, keep: bool) -
     return keeps
 
 
-def _call(device: str) -> None:
+def _call(device: str) -> float:
+    start = now(device)
     _CALLS[0]()
-    if torch.device(device).type != 'cpu':
-        torch.accelerator.synchronize(torch.device(device))
+    return now(device) - start
 
 
 def _profile(device: str) -> dict[str, float] | None:

@@ -32,7 +32,7 @@ from .peers import (
     ours,
     timms,
 )
-from .processes import own_process
+from .processes import KEPT, own_process, without_kept
 from .profiling import least_profiles
 
 COMPILED = 'ours compile'  # minutes of compilation: only where it is named
@@ -77,7 +77,7 @@ def _ours(
 CONTENDERS = {
     'mmdet': Contender(mmdets, rule='mmdet'),
     'mmdet channels_last': Contender(mmdets, rule='mmdet', channels_last=True),
-    'mmdet kept memory': Contender(mmdets, rule='mmdet', keeps_memory=True),
+    f'mmdet{KEPT}': Contender(mmdets, rule='mmdet', keeps_memory=True),
     'timm': Contender(timms, {}),
     'timm channels_last': Contender(timms, {}, channels_last=True),
     'ours': _ours(),
@@ -220,7 +220,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if len(sizes) > 1:
         raise ToolError(f'--size must be one, but got {" ".join(args.size)}')
     check_batches([args.batch])
-    names = _choose(args.peers, args.dtype)
+    names = _choose(args.peers, args.dtype, args.device)
     size, state = sizes[0], make_state(args.variant)
     fixed = args.norm == 'fixed'
     apart = _compared(names, args, size, state)
@@ -247,6 +247,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 *(name, args.variant, size, args.batch, args.device, fixed),
                 device=args.device,
                 prepared=True,
+                keep=CONTENDERS[name].keeps_memory,
             ),
             gmacs=macs,  # what is computed a second time is no useful work
             difference=apart[name],
@@ -265,7 +266,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
 
 
-def _choose(names: Sequence[str] | None, dtypes: Sequence[str]) -> list[str]:
+def _choose(names: Sequence[str] | None, dtypes: Sequence[str], device: str) -> list[str]:
     for name in names or ():
         if name not in CONTENDERS:
             raise ToolError(f'--peers must be of {", ".join(CONTENDERS)}, but got {name!r}')
@@ -273,8 +274,8 @@ def _choose(names: Sequence[str] | None, dtypes: Sequence[str]) -> list[str]:
         raise ToolError(f'--peers must differ, but are {", ".join(names)}')
     return list(names or ()) or [
         name
-        for name, contender in CONTENDERS.items()
-        if type_name(contender.autocast or torch.float32) in dtypes and name != COMPILED
+        for name in without_kept(CONTENDERS, device)
+        if type_name(CONTENDERS[name].autocast or torch.float32) in dtypes and name != COMPILED
     ]
 
 

@@ -10,6 +10,11 @@ import torch
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
+def can_keep_memory() -> bool:
+    """Whether :func:`keep_freed_memory` does it: with glibc and no GPU."""
+    return platform.libc_ver()[0] == 'glibc' and not torch.cuda.is_available()
+
+
 def keep_freed_memory() -> bool:
     """Keeps what large tensors free for the next ones, rather than give it back to the system.
 
@@ -17,9 +22,9 @@ def keep_freed_memory() -> bool:
     on a GPU keeps its memory likewise. Resident memory then stays at its peak.
 
     Returns:
-        Whether it was done: with glibc and no GPU.
+        Whether it was done.
     """
-    if platform.libc_ver()[0] != 'glibc' or torch.cuda.is_available():
+    if not can_keep_memory():
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 from functools import partial
@@ -14,9 +13,18 @@ import torch
 import torchvision
 from torch import nn
 
-from res2net_mm.benchmark import backbones, deformable, measure, operators, peers, training
+from res2net_mm.benchmark import (
+    backbones,
+    deformable,
+    measure,
+    operators,
+    peers,
+    processes,
+    training,
+)
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.ops import DeformConv2d, kernels
+from res2net_mm.ops.memory import can_keep_memory
 from res2net_mm.ops.roi_align import torchvisions_gradient
 
 REPO = Path(__file__).resolve().parents[2]
@@ -232,10 +240,6 @@ def names_of(record):
     return [row['name'] for row in record['rows']]
 
 
-def keeps_memory():
-    return platform.libc_ver()[0] == 'glibc' and not torch.cuda.is_available()
-
-
 @pytest.mark.slow
 def test_sweep_says_whose_memory_is_kept(quick, tool, tmp_path):
     path = tmp_path / 'sweep.json'
@@ -244,7 +248,7 @@ def test_sweep_says_whose_memory_is_kept(quick, tool, tmp_path):
     record = json.loads(path.read_text())
     assert names_of(record) == ['mmdet', 'ours fast'] * 2 and record['profile'] is None
     assert [row['group'] for row in record['rows'][::2]] == ['1x3x64x64', '1x3x96x64']
-    kept = 'keeps freed memory' if keeps_memory() else ''
+    kept = 'keeps freed memory' if can_keep_memory() else ''
     assert [row['note'] for row in record['rows']] == ['', kept] * 2
     assert all(row['memory_mib'] is None for row in record['rows'])
 
@@ -339,9 +343,9 @@ def test_record_of_deformable_convolution(quick, tool, tmp_path, monkeypatch):
     # blocks of C3 to C5; counting multiply-adds runs without data
     offsets = [offset for offset in offsets if offset.device.type == 'cpu']
     on_it = [name for name in names_of(record) if name.startswith('torchvision')]
-    assert len(on_it) == 5 and len(offsets) == len(on_it) * 3 * (4 + 6 + 3)
+    assert len(offsets) == 5 * 3 * (4 + 6 + 3) and len(on_it) == (5 if can_keep_memory() else 3)
     notes = {row['name']: row['note'] for row in record['rows']}
-    kept = 'keeps freed memory' if keeps_memory() else ''
+    kept = 'keeps freed memory' if can_keep_memory() else ''
     assert notes.pop('torchvision') == notes.pop('ours') == '' and {*notes.values()} == {kept}
     assert all(0.1 < offset.std() < 10 for offset in offsets)
 
@@ -373,6 +377,17 @@ def test_other_offsets_stop_the_benchmark(monkeypatch):
     dcn_state = peers.make_state(deformable.VARIANT)
     with pytest.raises(ToolError, match=r'torchvision and ours \(inference\) do not compute'):
         deformable.compare('inference', peers.normal_image(SIZE, 1), dcn_state)
+
+
+def test_names_that_differ_by_kept_memory_alone(monkeypatch):
+    names = ['mmdet', 'mmdet kept memory', 'ours fast']
+    for can, device, expected in (
+        (1, 'cpu', names),
+        (0, 'cpu', names[::2]),
+        (1, 'cuda', names[::2]),
+    ):
+        monkeypatch.setattr(processes, 'can_keep_memory', lambda can=can: can)
+        assert processes.without_kept(names, device) == expected
 
 
 def test_yardsticks_run_on_torchvisions_kernels():

@@ -1,6 +1,7 @@
 """Order and number of what is timed, memory that is known, the machine."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 
 from res2net_mm.benchmark import measure
 from res2net_mm.engine.errors import ToolError
+from res2net_mm.ops.memory import can_keep_memory
 
 
 def allocate(mib):
@@ -19,6 +21,19 @@ def allocate(mib):
 def keep_and_allocate(kept, mib):
     tensor = allocate(kept)
     return lambda: (tensor, allocate(mib))
+
+
+def allocate_twice(mib):
+    """Pages that the second needed anew."""
+    allocate(mib)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    allocate(mib)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+
+
+def allocate_if_few_faults(mib, most):
+    if allocate_twice(mib) < most:
+        allocate(3 * mib)
 
 
 def end_itself():
@@ -35,7 +50,7 @@ def test_each_round_begins_with_the_next_call():
 
 def test_times_are_those_of_the_calls(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(measure, '_now', lambda device: clock[0])
+    monkeypatch.setattr(measure, 'now', lambda device: clock[0])
 
     def takes(*seconds):
         left = iter(seconds)
@@ -43,6 +58,10 @@ def test_times_are_those_of_the_calls(monkeypatch):
 
     calls = dict(slow=takes(64, 4, 5), fast=takes(32, 1, 2))
     assert measure.interleave(calls, 2, warmup=1) == dict(slow=[4, 5], fast=[1, 2])
+
+
+def test_a_call_may_tell_its_seconds():
+    assert measure.interleave(dict(told=lambda: 3.5), 2) == dict(told=[3.5, 3.5])
 
 
 @pytest.mark.parametrize('wrong', [dict(rounds=0), dict(rounds=1, warmup=-1)])
@@ -58,6 +77,8 @@ def test_memory_is_what_a_call_allocates():
     # the system counts pages in batches, and tells a little less or more
     assert 63.5 < measure.peak_memory(allocate, 64) < 100
     assert 63.5 < measure.peak_memory(keep_and_allocate, 200, 64, prepared=True) < 100
+    told = [measure.peak_memory(allocate_if_few_faults, 64, 1000, keep=k) for k in (False, True)]
+    assert told[0] < 150 and (told[1] > 191 or not can_keep_memory())
     with pytest.raises(ToolError, match='measured the memory of end_itself was ended'):
         measure.peak_memory(end_itself)
 
@@ -75,7 +96,7 @@ def test_rate_is_that_of_the_best_product(monkeypatch):
         clock[0] += next(gaps)
         return clock[0]
 
-    monkeypatch.setattr(measure, '_now', now)
+    monkeypatch.setattr(measure, 'now', now)
     assert measure.matmul_gflops(torch.float32) == 2 * 1024**3 / 0.5 / 1e9
 
 
