@@ -85,7 +85,7 @@ def roi_align_gradient(
         return torchvisions_gradient(grad, rois, shape, *arguments)
     count, channels, height, width = shape
     pixel, order = bags.pixel.sort(stable=True)
-    numbers = torch.arange(count * height * width, dtype=torch.int32)
+    numbers = torch.arange(count * height * width, dtype=torch.int32, device=grad.device)
     table = grad.permute(0, 2, 3, 1).reshape(-1, channels)
     found = F.embedding_bag(
         bags.bin[order],
@@ -199,11 +199,12 @@ def _bags(
 
     # Bags of a region have the same length. Of each pixel: its bag, its place within the bag, its
     # row and column there.
-    numbers = torch.arange(len(rois) * bins, dtype=torch.int32)
+    device = rois.device  # also where another is the default
+    numbers = torch.arange(len(rois) * bins, dtype=torch.int32, device=device)
     bag = numbers.repeat_interleave(pixels.repeat_interleave(bins), output_size=total)
     ends = pixels.repeat_interleave(bins).cumsum(0, dtype=torch.int32)
     starts = ends - pixels.repeat_interleave(bins)
-    within = torch.arange(total, dtype=torch.int32) - starts[bag]
+    within = torch.arange(total, dtype=torch.int32, device=device) - starts[bag]
     row = torch.div(within, across.count.repeat_interleave(bins)[bag], rounding_mode='floor')
     column = within - row * across.count.repeat_interleave(bins)[bag]
 

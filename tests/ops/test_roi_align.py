@@ -117,6 +117,17 @@ def test_gradients_that_torchvision_computes(monkeypatch, what):
     assert calls[0][2:] == (0.25, *size, *shape, ratio, True)
 
 
+def test_another_default_device():
+    features, rois = make(*CASES['many samples'][:2])
+    grad = torch.ones(len(rois), 8, 7, 7, dtype=torch.float64)
+    arguments = 0.25, 0, True
+    expected = roi_align(features, rois, (7, 7), *arguments)
+    gradient = roi_align_gradient(grad, rois, features.shape, *arguments)
+    with torch.device('meta'):
+        assert torch.equal(roi_align(features, rois, (7, 7), *arguments), expected)
+        assert torch.equal(roi_align_gradient(grad, rois, features.shape, *arguments), gradient)
+
+
 @pytest.mark.parametrize('image', [-1, 2])
 def test_images_that_are_not_there(image):
     features, rois = make(*CASES['many samples'][:2])
