@@ -19,13 +19,11 @@ from res2net_mm.benchmark import (
     measure,
     operators,
     peers,
-    processes,
     training,
 )
 from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.ops import DeformConv2d, kernels
+from res2net_mm.ops import DeformConv2d
 from res2net_mm.ops.memory import can_keep_memory
-from res2net_mm.ops.roi_align import torchvisions_gradient
 
 REPO = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
@@ -377,26 +375,6 @@ def test_other_offsets_stop_the_benchmark(monkeypatch):
     dcn_state = peers.make_state(deformable.VARIANT)
     with pytest.raises(ToolError, match=r'torchvision and ours \(inference\) do not compute'):
         deformable.compare('inference', peers.normal_image(SIZE, 1), dcn_state)
-
-
-def test_names_that_differ_by_kept_memory_alone(monkeypatch):
-    names = ['mmdet', 'mmdet kept memory', 'ours fast']
-    for can, device, expected in (
-        (1, 'cpu', names),
-        (0, 'cpu', names[::2]),
-        (1, 'cuda', names[::2]),
-    ):
-        monkeypatch.setattr(processes, 'can_keep_memory', lambda can=can: can)
-        assert processes.without_kept(names, device) == expected
-
-
-def test_yardsticks_run_on_torchvisions_kernels():
-    own = kernels.roi_align, kernels.roi_align_gradient
-    with pytest.raises(KeyError), peers.torchvision_kernels():
-        assert kernels.roi_align is torchvision.ops.roi_align
-        assert kernels.roi_align_gradient is torchvisions_gradient
-        raise KeyError
-    assert (kernels.roi_align, kernels.roi_align_gradient) == own
 
 
 def test_all_layers_are_exchanged():
