@@ -40,7 +40,7 @@ from ..engine.errors import ToolError
 from ..engine.evaluate import FastHook
 from ..engine.infer import classes_of, find_images
 from ..engine.runner import build_runner, prepare_config
-from ..ops.memory import keep_freed_memory
+from ..ops.memory import can_keep_memory, keep_freed_memory
 from ..registry import SCOPE
 from .detector_weights import first_batches, make_weights
 from .measure import circumstances, exact_float32, interleave, now
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 memory_mib=None,
                 gmacs=None,
                 difference=apart[name],
-                note='',
+                note='keeps freed memory' if name != YARDSTICK and can_keep_memory() else '',
             )
             for name in CONTENDERS
         ],

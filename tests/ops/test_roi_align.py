@@ -84,7 +84,7 @@ def test_gradient_equals_torchvisions(monkeypatch, case, ratio, aligned):
 
 def test_gradient_by_hand():
     grad = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
-    # each bin takes a sample in the middle of pixels 0 to 1, or 1 to 2, as in test_by_hand
+    # half a pixel back, the samples in the middle of the bins are at pixels 1 and 2
     found = roi_align_gradient(grad, torch.tensor([[0.0, 1, 1, 3, 3]]), (1, 1, 4, 4), 1.0, 1, True)
     expected = torch.zeros(4, 4)
     expected[1:3, 1:3] = grad[0, 0]

@@ -59,7 +59,7 @@ def channels_last(x):
 def test_features_and_gradients(case, monkeypatch):
     reference = gradients(F.conv2d, *inputs(case, torch.float64))
     x, *rest = inputs(case)
-    ways = dict.fromkeys(('_by_columns', '_by_shifts', '_samples', '_product'), 0)
+    ways = dict.fromkeys(('_by_columns', '_by_shifts', '_product'), 0)
     blocks = []
 
     def counting(name):
@@ -80,8 +80,10 @@ def test_features_and_gradients(case, monkeypatch):
     ours = gradients(trained_conv2d, channels_last(x), *rest)
     way = CASES[case][-1]
     assert [ways['_by_columns'], ways['_by_shifts']] == [isinstance(way, int), way == 'shifts']
+    if way == 'pixels':
+        assert ways['_product'] == 1
     if isinstance(way, int):
-        assert len(blocks) == way
+        assert ways['_product'] == 0 and len(blocks) == way
         row = ours[0].shape[3]  # of pixels: the least
         assert all(pixels * values <= max(2**19, row * values) for pixels, values in blocks)
     for name, a, b in zip(('out', 'x', 'weight', 'bias'), ours, reference, strict=True):
