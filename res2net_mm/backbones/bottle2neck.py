@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from .compiling import run_compiled
-from .layers import conv_norm
+from .layers import conv_norm, join_groups, split_groups
 
 FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle')
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
@@ -197,14 +197,14 @@ class Bottle2neck(BaseModule):
         return self.relu(out)
 
     def _cascade(self, x: Tensor) -> Tensor:
-        groups = x.split(self.width, dim=1)
+        groups = split_groups(x, self.width)
         outs: list[Tensor] = []
         for group, conv, norm in zip(groups, self.convs, self.bns, strict=False):
             y = group + outs[-1] if self.adds and outs else group
             outs.append(self.relu(conv_norm(conv, norm, y)))
         if self.scales > 1:
             outs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
-        return torch.cat(outs, dim=1)
+        return join_groups(outs)
 
     def _add_plugin(self, plugin: dict, channels: dict[str, int]) -> None:
         check_choice('plugins position', plugin.get('position'), PLUGIN_POSITIONS)

@@ -25,7 +25,7 @@ from ..ops.memory import keep_freed_memory
 from ..ops.trained_conv import TrainedConv2d
 from .blocks import InferenceBlock
 
-WIDTH = 8  # channels in a vector: 26 becomes 32
+WIDTH = 8  # channels: 26 becomes 32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # exactly these: a subclass may do something else with its weight, as ConvWS2d does
 _DEFORMABLE = (DeformConv2d, ModulatedDeformConv2d)
@@ -48,8 +48,8 @@ def optimize_for_inference(
     Batch norm is folded into the convolution before it (deformable ones too); convolutions take in
     the ReLU and the sum after them, and compute by Winograd's transform where that is faster
     (:class:`~res2net_mm.ops.fixed_conv.FixedConv2d`); the groups of Res2Net blocks are padded with
-    channels that stay zero to a multiple of 8, but on processors that gain nothing by it; weights
-    are channels_last, so that features are. What has no batch norm to fold stays as it is.
+    channels that stay zero to a multiple of 8 on a GPU (a CPU gains nothing by it); weights are
+    channels_last, so that features are. What has no batch norm to fold stays as it is.
 
     Args:
         model: In any mode and of any type; not changed.
@@ -211,9 +211,8 @@ def _is_plain(block: Bottle2neck) -> bool:
 
 
 def _gains_by_padding(block: Bottle2neck) -> bool:
-    """Not on a CPU with vectors of 256 bits: oneDNN fills them there, and has less to read."""
-    on_cpu = block.conv1.weight.is_cpu
-    return not on_cpu or torch.backends.cpu.get_cpu_capability() != 'AVX2'
+    """Not on a CPU: oneDNN fills its vectors by itself, and has less to read."""
+    return not block.conv1.weight.is_cpu
 
 
 def _pad(block: Bottle2neck) -> None:

@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# With fewer the products are too thin to be faster than oneDNN's kernel
+from .fixed_conv import onednn_computes
+
+# On a processor with AVX-512 oneDNN is slow at 1x1 convolutions over few pixels alone
+_FEW_PIXELS = 1024
+# The others are of AVX2. With fewer the products are too thin to be faster than oneDNN's kernel
 _CHANNELS = 32
 _ELEMENTS = 9  # of the kernel: with more, columns are too much to copy
 _COLUMNS = 2**19  # values of columns at a time, which stay in the processor's cache
@@ -31,9 +35,10 @@ def trained_conv2d(
 ) -> Tensor:
     """``torch.nn.functional.conv2d``, with a backward pass that channels_last features do not slow.
 
-    oneDNN (3.10) is slower at weight gradients of channels_last features on a CPU than in other
+    With AVX2 oneDNN (3.10) is slower at weight gradients of channels_last features than in other
     layouts, while all other passes are as fast or faster (``torch.backends.mkldnn.verbose`` tells
-    the time of each). Where it gains, the gradient is matrix products over all pixels here.
+    the time of each); with AVX-512 it is at those over few pixels, in bfloat16 too. Where it gains,
+    the gradient is matrix products over all pixels here.
 
     Args:
         x: (N, C, H, W).
@@ -47,7 +52,10 @@ def trained_conv2d(
     Returns:
         (N, K, H', W').
     """
-    if _gains(x, weight, bias, stride, padding, dilation, groups):
+    dtype = _computed_in(x, weight, bias)
+    if _gains(x, weight, dtype, stride, padding, dilation, groups):
+        x, weight = x.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         return _Conv2d.apply(x, weight, bias, stride, padding, dilation)
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
@@ -70,10 +78,18 @@ def train_convolutions(model: nn.Module) -> nn.Module:
     return model
 
 
+def _computed_in(*tensors: Tensor | None) -> torch.dtype | None:
+    """The type that a convolution on a CPU takes, or None where it takes several."""
+    dtypes = {t.dtype for t in tensors if t is not None}
+    if torch.is_autocast_enabled('cpu') and dtypes <= {torch.float32, torch.bfloat16}:
+        return torch.get_autocast_dtype('cpu')
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
 def _gains(
     x: Tensor,
     weight: Tensor,
-    bias: Tensor | None,
+    dtype: torch.dtype | None,
     stride: Places,
     padding: Places,
     dilation: Places,
@@ -89,13 +105,19 @@ def _gains(
         or x.dim() != 4
         or groups != 1
         or any(not isinstance(p, tuple) or len(p) != 2 for p in (stride, padding, dilation))
-        or {t.dtype for t in (x, weight, bias) if t is not None} != {torch.float32}
-        or torch.is_autocast_enabled('cpu')
         or not x.is_contiguous(memory_format=torch.channels_last)
         or x.is_contiguous()
     ):
         return False
-    if weight.shape[2:] == (1, 1) and stride == (1, 1):
+    pointwise = weight.shape[2:] == (1, 1) and stride == (1, 1)
+    vectors = torch.backends.cpu.get_cpu_capability()
+    if vectors == 'AVX512':
+        few = x.shape[0] * x.shape[2] * x.shape[3] <= _FEW_PIXELS
+        halves = dtype == torch.bfloat16 and onednn_computes(dtype)
+        return pointwise and padding == (0, 0) and few and (dtype == torch.float32 or halves)
+    if vectors != 'AVX2' or dtype != torch.float32:
+        return False
+    if pointwise:
         return padding == (0, 0)
     spans = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     sides = [side + 2 * p - span for side, p, span in zip(x.shape[2:], padding, spans, strict=True)]

@@ -10,7 +10,7 @@ from torch import nn
 
 from res2net_mm import Res2Net, Res2NetDCN, Res2NetDLA
 from res2net_mm.backbones import bottle2neck, compiling
-from res2net_mm.backbones.layers import conv_norm
+from res2net_mm.backbones.layers import conv_norm, join_groups, split_groups
 
 SMALL = dict(depth=14, base_channels=16, base_width=7, zero_init_residual=False)
 NETWORKS = {
@@ -51,6 +51,27 @@ def test_fixed_statistics_give_the_same_features_and_gradients(kind):
             scale = gradient.abs().max() + 1e-12
             assert ((given[name] - gradient).abs().max() / scale).item() < 1e-9, name
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('form', [torch.channels_last, torch.contiguous_format])
+def test_groups_of_channels(form, dtype):
+    x = torch.rand(2, 12, 5, 7).to(dtype, memory_format=form).requires_grad_()
+    groups = split_groups(x, 3)
+    own = form == torch.channels_last and dtype == torch.bfloat16
+    for group, wanted in zip(groups, x.split(3, dim=1), strict=True):
+        assert group.equal(wanted) and group.is_contiguous(memory_format=form) is own
+    seen = []
+    mine = [group.clone(memory_format=form) for group in groups]
+    for group in mine:
+        group.register_hook(lambda g: seen.append(g.is_contiguous(memory_format=form)))
+    out = join_groups(mine)
+    factor = torch.arange(12.0).view(-1, 1, 1).to(dtype)
+    (grad,) = torch.autograd.grad((out * factor).sum(), [x])
+    assert out.equal(x) and grad.equal(factor.expand_as(x))
+    assert seen == [form == torch.channels_last] * 4
+    with torch.no_grad():
+        assert join_groups(mine).equal(x)
 
 
 def test_norms_run_where_their_statistics_change_or_no_gradient_is_asked_for():

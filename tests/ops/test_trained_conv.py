@@ -35,6 +35,14 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def vectors(request, monkeypatch):
+    """The processor's, which decide where the products gain."""
+    kind = getattr(request, 'param', 'AVX2')
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: kind)
+    return kind
+
+
 def inputs(case, dtype=torch.float32):
     kernel, *places, ins, outs, size, batch, _ = CASES[case]
     places = [v if isinstance(v, tuple) else (v, v) for v in places]
@@ -131,6 +139,44 @@ def test_where_it_does_not_gain_it_is_conv2d():
         assert not own(image, weight, bias, *places)
     with torch.no_grad():
         assert not trained_conv2d(image, weight, bias, *places).requires_grad
+
+
+@pytest.mark.parametrize('vectors', ['AVX2', 'AVX512', 'DEFAULT'], indirect=True)
+def test_where_it_gains_depends_on_the_processor(vectors):
+    few, weight, bias, places = inputs('1x1')
+    many = torch.randn(1, 40, 27, 38)
+
+    def own(x, *args, **kwargs):
+        return '_Conv2d' in type(trained_conv2d(channels_last(x), *args, **kwargs).grad_fn).__name__
+
+    known = vectors != 'DEFAULT'
+    assert own(few, weight, bias) is known
+    assert own(many[..., :37], weight, bias) is known  # 999 pixels
+    assert own(many, weight, bias) is (vectors == 'AVX2')  # 1026
+    assert not own(few, weight, bias, (1, 1), (1, 1))
+    x, *three = inputs('3x3')
+    assert own(x, *three[:2], *three[2]) is (vectors == 'AVX2')
+
+
+@pytest.mark.parametrize('vectors', ['AVX512'], indirect=True)
+@pytest.mark.parametrize('autocast', [True, False])
+def test_half_precision(vectors, autocast, monkeypatch):
+    monkeypatch.setattr(trained_conv, 'onednn_computes', lambda dtype: True)
+    x, weight, bias, places = inputs('1x1')
+    x = channels_last(x)
+    half = [t.detach().bfloat16().requires_grad_() for t in (x, weight, bias)]
+    reference = gradients(F.conv2d, *(t.detach().double().requires_grad_() for t in half), places)
+    given = (x, weight, bias) if autocast else half
+    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+        ours = gradients(trained_conv2d, *given, places)
+    assert '_Conv2d' in type(ours[0].grad_fn).__name__ and ours[0].dtype == torch.bfloat16
+    for of, a, b in zip(given, ours[1:], reference[1:], strict=True):
+        assert a.dtype == of.dtype
+        assert (a - b).abs().max() <= 1e-2 * b.abs().max()
+    monkeypatch.setattr(trained_conv, 'onednn_computes', lambda dtype: False)
+    assert '_Conv2d' not in type(trained_conv2d(*half).grad_fn).__name__
+    with torch.autocast('cpu', torch.bfloat16):
+        assert trained_conv2d(*half[:2], bias).dtype == torch.bfloat16
 
 
 def test_second_derivatives_and_function_transforms():
