@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import Bottle2neck
+from ..backbones.layers import split_groups
 from ..ops.fixed_conv import FixedConv2d
 
 
@@ -29,7 +30,7 @@ class InferenceBlock(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
         """Features of the block; ``shortcut`` is added in the place of ``downsample(x)``."""
-        groups = self.conv1(x).split(self.width, dim=1)
+        groups = split_groups(self.conv1(x), self.width)
         outs: list[Tensor] = []
         for group, conv in zip(groups, self.convs, strict=False):
             outs.append(conv(group + outs[-1] if self.adds and outs else group))
