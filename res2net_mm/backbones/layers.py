@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..ops.trained_conv import TrainedConv2d, trained_conv2d
+from ..ops.trained_conv import TrainedConv2d, is_transformed, trained_conv2d
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
@@ -45,8 +45,8 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 def split_groups(x: Tensor, width: int) -> Sequence[Tensor]:
     """``x.split(width, dim=1)``.
 
-    Each in memory of its own where PyTorch is many times slower with strides, which is half
-    precision in channels_last on a CPU.
+    Each in memory of its own where PyTorch is several times slower with strides: in half precision
+    and channels_last on a CPU.
     """
     groups = x.split(width, dim=1)
     if _strides_are_slow(x) and x.dtype in (torch.bfloat16, torch.float16):
@@ -68,11 +68,13 @@ def join_groups(groups: Sequence[Tensor]) -> Tensor:
 
 
 def _strides_are_slow(x: Tensor) -> bool:
-    untouched = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    untouched = torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(x)
     return not untouched and x.is_cpu and x.stride(1) == 1
 
 
 def _contiguous(grad: Tensor) -> Tensor:
+    if is_transformed(grad):  # several gradients at once
+        return grad
     return grad.contiguous(memory_format=torch.channels_last)
 
 

@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from ..engine.errors import ToolError
-from ..ops.memory import ask_for_huge_pages, can_keep_memory, keep_freed_memory
+from ..ops.memory import keep_freed_memory
 from ..version import __version__
 
 # those of the CPU that decide how fast convolutions are
@@ -156,8 +156,6 @@ def _peak(
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:
         trim(0)
-    if keep and can_keep_memory():
-        ask_for_huge_pages()  # which went with the rest
     _CLEAR_REFS.write_text('5')  # the peak is what is in use now
     before = _resident()
     call()

@@ -50,7 +50,7 @@ def profile_kinds(
 
 
 def least_profiles(
-    profiles: Mapping[str, Callable[[], dict[str, float] | None]], rounds: int = 3
+    profiles: Mapping[str, Callable[[], dict[str, float] | None]], rounds: int = 5
 ) -> dict[str, dict[str, float]] | None:
     """Profiles by name, taken in turns, each that of the shortest call.
 

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from .fixed_conv import onednn_computes
 
-# On a processor with AVX-512 oneDNN is slow at 1x1 convolutions over few pixels alone
+# With AVX-512 oneDNN is slow at 1x1 convolutions of many weights over few pixels alone
 _FEW_PIXELS = 1024
+_MANY_WEIGHTS = 2**18
 # The others are of AVX2. With fewer the products are too thin to be faster than oneDNN's kernel
 _CHANNELS = 32
 _ELEMENTS = 9  # of the kernel: with more, columns are too much to copy
@@ -37,8 +38,8 @@ def trained_conv2d(
 
     With AVX2 oneDNN (3.10) is slower at weight gradients of channels_last features than in other
     layouts, while all other passes are as fast or faster (``torch.backends.mkldnn.verbose`` tells
-    the time of each); with AVX-512 it is at those over few pixels, in bfloat16 too. Where it gains,
-    the gradient is matrix products over all pixels here.
+    the time of each); with AVX-512 it is where many weights meet few pixels, most of all in
+    bfloat16. Where it gains, the gradient is matrix products over all pixels here.
 
     Args:
         x: (N, C, H, W).
@@ -113,6 +114,7 @@ def _gains(
     vectors = torch.backends.cpu.get_cpu_capability()
     if vectors == 'AVX512':
         few = x.shape[0] * x.shape[2] * x.shape[3] <= _FEW_PIXELS
+        few = few and weight.numel() >= _MANY_WEIGHTS
         halves = dtype == torch.bfloat16 and onednn_computes(dtype)
         return pointwise and padding == (0, 0) and few and (dtype == torch.float32 or halves)
     if vectors != 'AVX2' or dtype != torch.float32:
@@ -129,6 +131,12 @@ def _transforms() -> bool:
     """Whether derivatives are taken in a way that the function below does not know."""
     forward_mode = torch.autograd.forward_ad._current_level >= 0
     return forward_mode or torch._C._are_functorch_transforms_active()
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether a tensor stands for several, or is of another transform of ``torch.func``."""
+    kinds = torch._C._functorch
+    return kinds.is_functorch_wrapped_tensor(x) or kinds.is_legacy_batchedtensor(x)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -150,9 +158,7 @@ def _gradients(ctx: Any, grad: Tensor) -> list[Tensor | None]:
     x, weight = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:3])
     # for second derivatives, and for several gradients at once, PyTorch's own
-    kinds = torch._C._functorch
-    several = kinds.is_functorch_wrapped_tensor(grad) or kinds.is_legacy_batchedtensor(grad)
-    own = not torch.is_grad_enabled() and not several
+    own = not torch.is_grad_enabled() and not is_transformed(grad)
     if own:
         grad = grad.contiguous(memory_format=torch.channels_last)
     mask = [needs[0], False, False] if own else needs

@@ -11,6 +11,7 @@ from torch import nn
 from res2net_mm import Res2Net, Res2NetDCN, Res2NetDLA
 from res2net_mm.backbones import bottle2neck, compiling
 from res2net_mm.backbones.layers import conv_norm, join_groups, split_groups
+from res2net_mm.deploy import blocks, optimize_for_inference
 
 SMALL = dict(depth=14, base_channels=16, base_width=7, zero_init_residual=False)
 NETWORKS = {
@@ -72,6 +73,49 @@ def test_groups_of_channels(form, dtype):
     assert seen == [form == torch.channels_last] * 4
     with torch.no_grad():
         assert join_groups(mine).equal(x)
+
+
+def test_blocks_split_and_join_by_them(monkeypatch):
+    calls = []
+    for module, name in (
+        (bottle2neck, 'split_groups'),
+        (bottle2neck, 'join_groups'),
+        (blocks, 'split_groups'),
+    ):
+        real = getattr(module, name)
+
+        def call(*args, real=real, what=(module, name)):
+            calls.append(what)
+            return real(*args)
+
+        monkeypatch.setattr(module, name, call)
+    net = Res2Net(**SMALL).eval()
+    image = torch.rand(1, 3, 32, 32)
+    net(image)
+    optimize_for_inference(net, keep_memory=False)(image)
+    wanted = [(bottle2neck, 'split_groups'), (bottle2neck, 'join_groups')] * 4
+    assert calls == wanted + [(blocks, 'split_groups')] * 4
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_several_derivatives_at_once(dtype):
+    net = Res2Net(depth=14, base_channels=8, out_indices=(0,)).eval()
+    net = randomise(net).to(dtype, memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 16, 16).to(dtype, memory_format=torch.channels_last).requires_grad_()
+
+    def features(image):
+        return net(image)[0].flatten()[:3]
+
+    with torch.no_grad():
+        mapped = torch.func.vmap(net)(x[:, None])[0]
+    torch.testing.assert_close(mapped.flatten(0, 1), net(x)[0], rtol=2e-2, atol=2e-2)
+    one_by_one = torch.stack([torch.autograd.grad(y, x)[0] for y in features(x).unbind()[:1]])
+    out = features(x)
+    several = torch.eye(3, dtype=dtype)
+    (batched,) = torch.autograd.grad(out, x, several, is_grads_batched=True)
+    for found in (batched, torch.func.jacrev(features)(x.detach())):
+        error = (found[:1] - one_by_one).abs().max() / one_by_one.abs().max()
+        assert error < (1e-4 if dtype == torch.float32 else 5e-2)
 
 
 def test_norms_run_where_their_statistics_change_or_no_gradient_is_asked_for():

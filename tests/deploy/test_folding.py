@@ -58,6 +58,11 @@ def padded(request, monkeypatch):
     return request.param
 
 
+def test_widths_stay_as_they_are_on_a_cpu():
+    fast = optimize_for_inference(build('v1b'))
+    assert {m.width for m in fast.modules() if isinstance(m, InferenceBlock)} == {7, 14, 28, 56}
+
+
 @pytest.mark.parametrize('kind', NETWORKS)
 def test_same_features(kind, padded):
     net = build(kind)

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from res2net_mm.ops.memory import can_keep_memory
-
 SCRIPT = """
 import platform, resource, sys
 import torch
@@ -36,29 +34,3 @@ def test_no_new_pages_for_the_same_tensors():
     told = subprocess.check_output([sys.executable, '-c', SCRIPT], text=True)
     given_back, kept = map(int, told.split()[-2:])
     assert given_back > 1000 > 100 > kept
-
-
-HUGE_PAGES = """
-import sys
-from pathlib import Path
-import torch
-from res2net_mm.ops import memory
-
-if sys.argv[1] == 'limited':
-    memory._RESERVED = 2**62
-assert memory.keep_freed_memory() and memory.keep_freed_memory()
-tensors = [torch.ones(2**24) for _ in range(4)]  # 256 MiB
-lines = [line.split() for line in Path('/proc/self/smaps').read_text().splitlines()]
-for key in ('AnonHugePages:', 'Rss:'):
-    print(sum(int(line[1]) for line in lines if line[0] == key) // 1024)
-"""
-
-
-@pytest.mark.skipif(not HUGE.exists() or '[madvise]' not in HUGE.read_text(), reason='not asked')
-@pytest.mark.skipif(not can_keep_memory(), reason='not kept')
-@pytest.mark.parametrize('kind', ['free', 'limited'])
-def test_huge_pages(kind):
-    told = subprocess.check_output([sys.executable, '-c', HUGE_PAGES, kind], text=True)
-    huge, resident = map(int, told.split()[-2:])
-    assert huge >= 100 if kind == 'free' else huge < 64
-    assert resident < 1500  # what is reserved takes no memory
