@@ -153,16 +153,19 @@ def readme_table(records: Sequence[Record]) -> str:
         lines = [f'| {" | ".join(cells)} |' for cells in (head, ruler, *rows)]
         told = f'**{record["title"]}** ({_machine(record)}; {record["date"]})'
         if len(record.get('profile') or ()) > 1:
-            lines += ['', *_profile_table(record['profile'], yardstick)]
+            types = {row['name']: row.get('dtype') for row in record['rows']}
+            alike = [name for name in record['profile'] if types[name] == types[yardstick]]
+            lines += ['', *_profile_table(record['profile'], yardstick, alike[-1])]
         lines += [line for bound in _bound(record) for line in ('', bound)]
         parts.append('\n'.join([told, '', *lines, '', f'`{record["command"]}`']))
     return '\n\n'.join(parts)
 
 
-def _profile_table(profile: Mapping[str, Mapping[str, float]], yardstick: str) -> list[str]:
-    """Markdown: the shares of the yardstick's and of the last one's time, and the ratio."""
-    base, name = profile[yardstick], list(profile)[-1]
-    last = profile[name]
+def _profile_table(
+    profile: Mapping[str, Mapping[str, float]], yardstick: str, name: str
+) -> list[str]:
+    """Markdown: the shares of the yardstick's and of another one's time, and the ratio."""
+    base, last = profile[yardstick], profile[name]
     heads = ['part', f'share of {yardstick}', f'share of {name}', f'times as fast as {yardstick}']
     lines = [heads, ['---', *['---:'] * (len(heads) - 1)]]
     for part in {**base, **last}:

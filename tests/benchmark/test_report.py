@@ -105,10 +105,14 @@ def test_table_of_the_readme_has_ratios_alone():
     ]
 
 
-def test_profile_of_the_readme_is_of_the_last_one():
+def test_profile_of_the_readme_is_of_the_last_one_of_the_type():
     times = dict(peer=dict(load=3, norm=1), other=dict(load=9), ours=dict(load=1.5, cache=0.5))
-    lines = report.readme_table([dict(RECORD, profile=times)]).splitlines()
-    assert lines[-7:-2] == [
+    times['half'] = dict(load=0.5)
+    rows = [dict(RECORD['rows'][0], name=name, dtype='float32') for name in times]
+    rows[-1]['dtype'] = 'bfloat16'
+    lines = report.readme_table([dict(RECORD, rows=rows, profile=times)]).splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith('| part'))
+    assert lines[first : first + 5] == [
         '| part | share of peer | share of ours | times as fast as peer |',
         '| --- | ---: | ---: | ---: |',
         '| load | 75% | 75% | 2.00 |',
