@@ -41,7 +41,7 @@ LEVELS = ('C2', 'C3', 'C4', 'C5')
 BOUND = 1e-6
 BOUND_OF_HALF = 1e-2  # of the loss; gradients differ by more, and are not compared
 BOUND_OF_FLOAT32 = 1e-2  # what is timed is compared too, with room for that
-_COMPARED = 4  # convolutions
+_COMPARED = 4  # first convolutions
 _SMALL = 192  # pixels, most of a side where what is computed does not depend on it
 
 
@@ -141,12 +141,13 @@ class Step:
         self.sgd.step()
 
     def results(self) -> tuple[Tensor, ...]:
-        """The loss and gradients of the first convolutions; nothing is updated but statistics."""
+        """The loss and gradients of convolutions; nothing is updated but statistics."""
         self.sgd.zero_grad()
         loss = self.forward()
         loss.backward()
-        # the stem's and a 1x1, which have the same order everywhere
-        convs = [m for m in self.net.modules() if isinstance(m, nn.Conv2d)][:_COMPARED]
+        # the stem's and the first and the last 1x1, which have the same place everywhere
+        convs = [m for m in self.net.modules() if isinstance(m, nn.Conv2d)]
+        convs = [*convs[:_COMPARED], [m for m in convs if m.kernel_size == (1, 1)][-1]]
         return loss.detach(), *(conv.weight.grad.clone() for conv in convs)
 
 

@@ -228,7 +228,8 @@ def test_step_is_that_of_sgd():
     net = Single(1, 1, 1)
     net.conv.weight.data.fill_(3)
     step = training.Step(net, torch.tensor([1.0, 2.0]).view(2, 1, 1, 1))
-    loss, gradient = step.results()
+    loss, gradient, same = step.results()  # the first convolution, and the last 1x1
+    assert gradient.equal(same)
     assert (loss.item(), gradient.item(), net.conv.weight.item()) == (22.5, 15, 3)
     step()
     assert net.conv.weight.item() == pytest.approx(3 - 1e-4 * (15 + 1e-4 * 3), abs=1e-7)
