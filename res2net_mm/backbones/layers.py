@@ -1,4 +1,4 @@
-"""Convolution and batch norm as one where the statistics are fixed."""
+"""Convolution and batch norm as one where the statistics are fixed; groups of channels."""
 
 from __future__ import annotations
 

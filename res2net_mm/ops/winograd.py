@@ -10,7 +10,7 @@ from torch import Tensor
 
 SIDE = 4  # of the square of outputs that one tile gives
 # Points of the interpolation, with infinity as the sixth. With the usual 0, 1, -1, 2, -2 rounding
-# errors are twice as large, and the largest ones over three times.
+# errors are about twice as large (tests/ops/test_fixed_conv.py).
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 _CACHE = 2**21  # values of transformed input at a time, which stay in the processor's cache
 
