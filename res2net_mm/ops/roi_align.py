@@ -132,7 +132,7 @@ def _shares(
     if not 0 < most < _LARGEST:
         return None
     most = int(most)
-    number = torch.arange(most, device=start.device)
+    number = torch.arange(most, dtype=start.dtype, device=start.device)
     numbers = torch.arange(bins, device=start.device)[:, None]
     if start.numel() * bins * most * min(most + 2, limit) > _LARGEST:
         return None
