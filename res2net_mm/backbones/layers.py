@@ -45,26 +45,27 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
 def split_groups(x: Tensor, width: int) -> Sequence[Tensor]:
     """``x.split(width, dim=1)``.
 
-    Each in memory of its own where PyTorch is several times slower with strides: in half precision
-    and channels_last on a CPU.
+    Those that go into sums have memory of their own where PyTorch is several times slower with
+    strides: in half precision and channels_last on a CPU. The last is in no sum.
     """
-    groups = x.split(width, dim=1)
+    *added, last = x.split(width, dim=1)
     if _strides_are_slow(x) and x.dtype in (torch.bfloat16, torch.float16):
-        return [group.contiguous(memory_format=torch.channels_last) for group in groups]
-    return groups
+        added = [group.contiguous(memory_format=torch.channels_last) for group in added]
+    return [*added, last]
 
 
 def join_groups(groups: Sequence[Tensor]) -> Tensor:
     """``torch.cat(groups, dim=1)``, whose gradients have memory of their own where that is faster.
 
-    They go into ReLU's backward pass.
+    They go into ReLU's backward pass, but for the last, which went through none.
     """
+    *rectified, last = groups
     if torch.is_grad_enabled() and _strides_are_slow(groups[0]):
-        groups = [group.view_as(group) for group in groups]
-        for group in groups:
+        rectified = [group.view_as(group) for group in rectified]
+        for group in rectified:
             if group.requires_grad:
                 group.register_hook(_contiguous)
-    return torch.cat(groups, dim=1)
+    return torch.cat([*rectified, last], dim=1)
 
 
 def _strides_are_slow(x: Tensor) -> bool:

@@ -22,6 +22,7 @@ from ..backbones.res2net_dla import DLABottle2neck
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 from ..ops.fixed_conv import FixedConv2d, onednn_computes
 from ..ops.memory import keep_freed_memory
+from ..ops.rectified_pool import RectifiedMaxPool2d
 from ..ops.trained_conv import TrainedConv2d
 from .blocks import InferenceBlock
 
@@ -248,7 +249,7 @@ def _widen(conv: nn.Module, name: str, axis: int, old: int, new: int) -> None:
 
 
 def _replace(model: nn.Module) -> None:
-    """Puts in :class:`FixedConv2d` and :class:`InferenceBlock` for what they stand for."""
+    """Puts in layers of inference for those that they stand for."""
     for parent in list(model.modules()):
         in_line = type(parent) in (nn.Sequential, ConvNormSequential)
         modules = [(k, m) for k, m in parent._modules.items() if not isinstance(m, nn.Identity)]
@@ -265,6 +266,15 @@ def _replace(model: nn.Module) -> None:
                 if relu:
                     parent._modules[after] = nn.Identity()
             before = module
+        if isinstance(parent, Res2Net) and _pools_rectified(parent):
+            parent.maxpool.__class__ = RectifiedMaxPool2d
+
+
+def _pools_rectified(net: Res2Net) -> bool:
+    """Whether a network's max pool takes what its stem's ReLU gives."""
+    rectifier = net.stem[-1] if net.deep_stem else net.relu
+    same_way = type(net).forward is Res2Net.forward and type(rectifier) is nn.ReLU
+    return same_way and RectifiedMaxPool2d.suits(net.maxpool)
 
 
 def _constant(value: Tensor) -> nn.Parameter:
