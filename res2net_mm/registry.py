@@ -6,6 +6,7 @@ mmpretrain alike, and no name of theirs is replaced.
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_INITIALIZERS
 from mmengine.registry import Registry
@@ -14,6 +15,12 @@ SCOPE = 'res2net_mm'
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['res2net_mm.backbones'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['res2net_mm.engine.hooks'])
+OPTIM_WRAPPERS = Registry(
+    'optim_wrapper',
+    parent=ROOT_OPTIM_WRAPPERS,
+    scope=SCOPE,
+    locations=['res2net_mm.engine.precision'],
+)
 TRANSFORMS = Registry(
     'transform', parent=ROOT_TRANSFORMS, scope=SCOPE, locations=['res2net_mm.data.transforms']
 )

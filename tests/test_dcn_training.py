@@ -18,20 +18,12 @@ import res2net_mm
 from res2net_mm.data import check_data
 from res2net_mm.engine.config import load_config, walk_dicts
 from res2net_mm.engine.hooks import use_float32_rois
+from res2net_mm.engine.precision import CPUAmpOptimWrapper
 from res2net_mm.ops import DeformConv2d
 from res2net_mm.weights import read_checkpoint
 
 SMALL = 'faster_rcnn_r2n14_dcn_shapes.py'
 SHAPES = ('disc', 'square', 'triangle', 'star')
-
-
-class Bfloat16OptimWrapper(OptimWrapper):
-    """mmengine's AmpOptimWrapper in bfloat16, without its demand for an accelerator."""
-
-    @contextmanager
-    def optim_context(self, model):
-        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
-            yield
 
 
 @contextmanager
@@ -108,7 +100,7 @@ def take_step(cfg, batch, dtype=torch.float32, **backbone):
     model.init_weights()
     use_float32_rois(model)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
-    kind = Bfloat16OptimWrapper if dtype == torch.bfloat16 else OptimWrapper
+    kind = CPUAmpOptimWrapper if dtype == torch.bfloat16 else OptimWrapper
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type=kind))
     wrapper.zero_grad = lambda **kwargs: None  # gradients stay to be looked at
     levels = []

@@ -60,6 +60,21 @@ def test_training_says_what_it_does(trained):
     assert (trained / 'epoch_1.pth').exists() and not list(trained.glob('.*partial'))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
+def test_mixed_precision_on_a_cpu(trained, tiny_arguments, tmp_path):
+    arguments = ['--amp', *tiny_arguments, 'train_cfg.max_epochs=1']
+    run = call('train', CONFIG, '--work-dir', tmp_path, *arguments)
+    assert run.returncode == 0, run.stderr[-3000:]
+    mixed, single = (
+        torch.load(folder / 'epoch_1.pth', weights_only=False)['state_dict']
+        for folder in (tmp_path, trained)
+    )
+    weights = [key for key in single if key.endswith('conv1.weight')]
+    assert weights and all(mixed[key].dtype == torch.float32 for key in weights)
+    errors = [(mixed[key] - single[key]).norm() / single[key].norm() for key in weights]
+    assert 0 < min(errors) and max(errors) < 1e-2
+
+
 def test_measuring(trained, tiny_arguments, tmp_path):
     out = tmp_path / 'new' / 'results.json'
     arguments = (CONFIG, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'w', '--out', out)

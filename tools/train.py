@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument(
         '--from-scratch', action='store_true', help='random weights, nothing frozen'
     )
-    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--amp', action='store_true', help='automatic mixed precision (bfloat16 on a CPU)'
+    )
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch'
     )

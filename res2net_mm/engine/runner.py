@@ -15,7 +15,7 @@ import torch.distributed
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank, init_dist, sync_random_seed
-from mmengine.logging import MMLogger
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
@@ -25,6 +25,7 @@ from torch import nn
 from ..backbones.base import MARK
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
+from ..ops.fixed_conv import onednn_computes
 from ..ops.trained_conv import train_convolutions
 from ..weights import (
     CheckpointError,
@@ -289,15 +290,24 @@ def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
 
 
 def _use_amp(cfg: Config) -> None:
-    if not torch.cuda.is_available():
-        raise ToolError('--amp needs a CUDA device, and there is none here')
     wrapper = cfg.optim_wrapper
     if wrapper.get('type') not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ToolError(
             f'--amp needs optim_wrapper.type OptimWrapper, but the config has {wrapper.get("type")}'
         )
-    wrapper.type = 'AmpOptimWrapper'
-    wrapper.setdefault('loss_scale', 'dynamic')
+    if torch.cuda.is_available():
+        wrapper.type = 'AmpOptimWrapper'
+        wrapper.setdefault('loss_scale', 'dynamic')
+        return
+    wrapper.type = 'res2net_mm.CPUAmpOptimWrapper'
+    for key in ('loss_scale', 'dtype', 'use_fsdp'):  # of AmpOptimWrapper alone
+        wrapper.pop(key, None)
+    if not onednn_computes(torch.bfloat16):
+        print_log(
+            '--amp is slow here: this processor has no instructions for bfloat16',
+            logger='current',
+            level=logging.WARNING,
+        )
 
 
 def _init_distributed(cfg: Config, launcher: str) -> None:

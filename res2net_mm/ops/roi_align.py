@@ -10,6 +10,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from .sampling import without_autocast
+
 _LARGEST = 2**25  # of the tensors made here; more than this is torchvision's work
 _LARGEST_GRADIENT = 2**23  # pixels of bins, which are sorted
 _PIXELS_A_SAMPLE = 8  # torchvision's kernels take four
@@ -147,7 +149,8 @@ def _shares(
     first = torch.minimum(lowest, limit - count[:, None])
     pixel = first[..., None] + torch.arange(int(count.max()), device=start.device)
     share = (1 - (place[..., None] - pixel[:, :, None]).abs()).clamp_(min=0)
-    share = (weight[..., None, :] @ share)[..., 0, :]
+    with without_autocast(start.device.type):  # which would multiply in half precision
+        share = (weight[..., None, :] @ share)[..., 0, :]
     count = torch.where(samples[:, 0, 0] > 0, count, 0)
     return _Axis(first.int(), count.int(), share)
 

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from types import NoneType
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ import res2net_mm
 from res2net_mm.deploy import folding, optimize_for_inference
 from res2net_mm.deploy.blocks import InferenceBlock
 from res2net_mm.engine.config import load_config
+from res2net_mm.ops.fixed_conv import FixedConv2d
+from res2net_mm.ops.rectified_pool import RectifiedMaxPool2d
 
 SMALL = dict(depth=14, base_channels=16, base_width=7)
 NETWORKS = {
@@ -136,6 +139,32 @@ def test_convolutions_elsewhere():
     image = image_of(1, 3, 16, 16)
     for ours, theirs in zip(fast, model, strict=True):
         assert relative_error(ours(image), theirs(image)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ('kind', 'pools'),
+    [
+        ('v1b', [FixedConv2d] * 4),
+        ('mmdet', [NoneType] + [FixedConv2d] * 3),
+        ('paddle', [NoneType] + [nn.AvgPool2d] * 3),  # divides by the pixels that are there
+    ],
+)
+def test_pools_of_groups_on_a_cpu(kind, pools):
+    net = build(kind)
+    fast = optimize_for_inference(net)
+    assert [type(getattr(fast, f'layer{i}')[0].pool) for i in (1, 2, 3, 4)] == pools
+    compare(net, fast, 1e-5)
+
+
+def test_a_pool_of_what_no_relu_gave():
+    net, deep = build('v1'), build('v1b')
+    for suiting in (net, deep):
+        assert type(optimize_for_inference(suiting).maxpool) is RectifiedMaxPool2d
+    net.relu, deep.stem[-1] = nn.SiLU(), nn.SiLU()
+    for other in (net, deep):
+        fast = optimize_for_inference(other)
+        assert type(fast.maxpool) is nn.MaxPool2d
+        compare(other, fast, 1e-5)
 
 
 def test_a_convolution_with_several_norms():

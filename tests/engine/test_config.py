@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, one_line
@@ -97,3 +98,19 @@ def test_message_of_a_worker_is_its_last_line():
     assert one_line(KeyError('inputs')) == "key 'inputs' is missing"
     assert one_line(KeyError('X is not in the registry')) == 'X is not in the registry'
     assert one_line(ValueError()) == 'ValueError'
+
+
+def test_mixed_precision():
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, 'is_available', lambda: True)
+        on_gpu = prepare_config(cfg, amp=True).optim_wrapper
+        patch.setattr(torch.cuda, 'is_available', lambda: False)
+        on_cpu = prepare_config(cfg, amp=True).optim_wrapper
+    assert on_gpu == dict(cfg.optim_wrapper, type='AmpOptimWrapper', loss_scale='dynamic')
+    assert on_cpu == dict(cfg.optim_wrapper, type='res2net_mm.CPUAmpOptimWrapper')
+    cfg.optim_wrapper = dict(on_gpu, dtype='float16')  # as a config for GPUs may have it
+    assert prepare_config(cfg, amp=True).optim_wrapper == on_cpu
+    cfg.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(ToolError, match='optim_wrapper.type OptimWrapper.* has ApexOptimWrapper'):
+        prepare_config(cfg, amp=True)

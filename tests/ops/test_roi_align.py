@@ -128,6 +128,17 @@ def test_another_default_device():
         assert torch.equal(roi_align_gradient(grad, rois, features.shape, *arguments), gradient)
 
 
+def test_autocast_changes_nothing():
+    features, rois = make(*CASES['many samples'][:2], torch.float32)
+    grad = torch.ones(len(rois), 8, 7, 7)
+    arguments = 0.25, 0, True
+    expected = roi_align(features, rois, (7, 7), *arguments)
+    gradient = roi_align_gradient(grad, rois, features.shape, *arguments)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(roi_align(features, rois, (7, 7), *arguments), expected)
+        assert torch.equal(roi_align_gradient(grad, rois, features.shape, *arguments), gradient)
+
+
 def test_another_default_dtype():
     features, rois = make(*CASES['many samples'][:2], torch.float32)
     grad = torch.ones(len(rois), 8, 7, 7)
