@@ -6,12 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from mmengine.model import BaseModule, PretrainedInit
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import WEIGHT_INITIALIZERS
 from .bottle2neck import Bottle2neck, check_choice
+from .layers import gains_by_channels_last
 
 MARK = 'res2net_mm'  # key of the mark in a state dict's _metadata and in a checkpoint's meta
 
@@ -19,7 +21,7 @@ MARK = 'res2net_mm'  # key of the mark in a state dict's _metadata and in a chec
 class Backbone(BaseModule):
     """Base of the Res2Net backbones.
 
-    A subclass builds its modules and then calls :meth:`_set_outputs`.
+    A subclass builds its modules, then calls :meth:`_set_outputs`, and computes in ``_levels``.
 
     Args:
         norm_eval: Keep batch norm in evaluation mode while training.
@@ -44,6 +46,26 @@ class Backbone(BaseModule):
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual and init_cfg is None
         self.register_state_dict_post_hook(_leave_mark)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of the stages in ``out_indices``.
+
+        On a CPU, where no gradients are recorded, they are computed in channels_last, which is
+        faster, and given as the images and weights lie in memory.
+
+        Args:
+            x: Images, (N, in_channels, H, W).
+
+        Returns:
+            One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
+        """
+        if not gains_by_channels_last(x, next(self.parameters())):
+            return self._levels(x)
+        levels = self._levels(x.contiguous(memory_format=torch.channels_last))
+        return tuple(level.contiguous() for level in levels)
+
+    def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
 
     @classmethod
     def arguments(cls) -> dict[str, Any]:

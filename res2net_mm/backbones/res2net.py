@@ -177,15 +177,7 @@ class Res2Net(Backbone):
             frozen_stages=frozen_stages,
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the stages in ``out_indices``.
-
-        Args:
-            x: Images, (N, in_channels, H, W).
-
-        Returns:
-            One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
-        """
+    def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, self.norm1, x))
         x = self.maxpool(x)
         outs = []

@@ -191,15 +191,7 @@ class Res2NetDLA(Backbone):
             frozen_stages=frozen_stages,
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the stages in ``out_indices``.
-
-        Args:
-            x: Images, (N, in_channels, H, W).
-
-        Returns:
-            One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
-        """
+    def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.level1(self.level0(self.base_layer(x)))
         outs = []
         for stage, name in enumerate(self.stage_names[: self.out_indices[-1] + 1]):

@@ -273,8 +273,12 @@ def _replace(model: nn.Module) -> None:
 def _pools_rectified(net: Res2Net) -> bool:
     """Whether a network's max pool takes what its stem's ReLU gives."""
     rectifier = net.stem[-1] if net.deep_stem else net.relu
-    same_way = type(net).forward is Res2Net.forward and type(rectifier) is nn.ReLU
-    return same_way and RectifiedMaxPool2d.suits(net.maxpool)
+    return (
+        type(net).forward is Res2Net.forward
+        and type(net)._levels is Res2Net._levels
+        and type(rectifier) is nn.ReLU
+        and RectifiedMaxPool2d.suits(net.maxpool)
+    )
 
 
 def _constant(value: Tensor) -> nn.Parameter:
