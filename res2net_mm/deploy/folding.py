@@ -48,9 +48,10 @@ def optimize_for_inference(
 
     Batch norm is folded into the convolution before it (deformable ones too); convolutions take in
     the ReLU and the sum after them, and compute by Winograd's transform where that is faster
-    (:class:`~res2net_mm.ops.fixed_conv.FixedConv2d`); the groups of Res2Net blocks are padded with
-    channels that stay zero to a multiple of 8 on a GPU (a CPU gains nothing by it); weights are
-    channels_last, so that features are. What has no batch norm to fold stays as it is.
+    (:class:`~res2net_mm.ops.fixed_conv.FixedConv2d`), pools compare integers
+    (:class:`~res2net_mm.ops.rectified_pool.RectifiedMaxPool2d`); the groups of Res2Net blocks are
+    padded with channels that stay zero to a multiple of 8 on a GPU (a CPU gains nothing by it);
+    weights are channels_last, so that features are. What has no batch norm to fold stays as it is.
 
     Args:
         model: In any mode and of any type; not changed.
