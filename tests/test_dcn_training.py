@@ -17,7 +17,7 @@ from references import randomise, relative_error
 import res2net_mm
 from res2net_mm.data import check_data
 from res2net_mm.engine.config import load_config, walk_dicts
-from res2net_mm.engine.hooks import use_float32_rois
+from res2net_mm.engine.hooks import use_float32_boxes
 from res2net_mm.engine.precision import CPUAmpOptimWrapper
 from res2net_mm.ops import DeformConv2d
 from res2net_mm.weights import read_checkpoint
@@ -98,7 +98,7 @@ def take_step(cfg, batch, dtype=torch.float32, **backbone):
     set_random_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    use_float32_rois(model)
+    use_float32_boxes(model)
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     kind = CPUAmpOptimWrapper if dtype == torch.bfloat16 else OptimWrapper
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type=kind))
@@ -186,6 +186,17 @@ def test_step_from_weights_of_the_plain_network(name, folder, plain_weights):
         trained = key.startswith(('layer2', 'layer3', 'layer4')) and '.running_' not in key
         assert (key in step.grads) == (trained and 'num_batches' not in key)
         assert key in step.grads or value.equal(step.after[key]), key
+
+
+def test_dense_head_in_mixed_precision(folder):
+    """mmdet's VFNet writes float32 values into what it predicted."""
+    cfg = read_config('vfnet_r2n101_dcn.py', folder, 96)
+    cfg.model.backbone.init_cfg = None
+    step = take_step(cfg, two_images(cfg), torch.bfloat16, depth=50)
+    assert all(value.isfinite().all() for value in step.losses.values())
+    assert all(
+        grad.isfinite().all() and grad.dtype == torch.float32 for grad in step.grads.values()
+    )
 
 
 DETECT = """

@@ -51,7 +51,7 @@ class Backbone(BaseModule):
         """Features of the stages in ``out_indices``.
 
         On a CPU, where no gradients are recorded, they are computed in channels_last, which is
-        faster, and given as the images and weights lie in memory.
+        faster, and given as images and weights lie in memory. Plugins and hooks inside see that.
 
         Args:
             x: Images, (N, in_channels, H, W).
@@ -59,7 +59,7 @@ class Backbone(BaseModule):
         Returns:
             One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
         """
-        if not gains_by_channels_last(x, next(self.parameters())):
+        if not gains_by_channels_last(x, self):
             return self._levels(x)
         levels = self._levels(x.contiguous(memory_format=torch.channels_last))
         return tuple(level.contiguous() for level in levels)

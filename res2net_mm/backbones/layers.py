@@ -42,34 +42,36 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     return trained_conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def gains_by_channels_last(x: Tensor, weight: Tensor) -> bool:
-    """Whether a network is faster in channels_last than in the form of these images and weights."""
-    return (
-        x.is_cpu
-        and x.dim() == 4
-        and x.is_contiguous()
-        and weight.is_contiguous()
-        and not torch.is_grad_enabled()
-        and not _is_watched(x)
-    )
+def gains_by_channels_last(x: Tensor, net: nn.Module) -> bool:
+    """Whether a network is faster in channels_last than in the form of images and weights."""
+    if _is_watched(x) or not x.is_cpu or torch.is_grad_enabled():
+        return False
+    if x.dim() != 4 or x.shape[1] == 1 or not x.is_contiguous():
+        return False
+    weights = (m.weight for m in net.modules() if isinstance(m, nn.Conv2d))
+    for weight in weights:
+        if weight.dim() == 4 and weight.shape[1] > 1 and weight[0, 0].numel() > 1:
+            return weight.is_contiguous()
+        # of others the form cannot be told
+    return False
 
 
 def split_groups(x: Tensor, width: int) -> Sequence[Tensor]:
     """``x.split(width, dim=1)``.
 
-    Those that go into sums have memory of their own where PyTorch is several times slower with
-    strides: in half precision and channels_last on a CPU. The last is in no sum.
+    Those that go into sums and convolutions have memory of their own where PyTorch is several times
+    slower with strides: in half precision and channels_last on a CPU. The last is passed on.
     """
-    *added, last = x.split(width, dim=1)
+    *convolved, last = x.split(width, dim=1)
     if _strides_are_slow(x) and x.dtype in (torch.bfloat16, torch.float16):
-        added = [group.contiguous(memory_format=torch.channels_last) for group in added]
-    return [*added, last]
+        convolved = [group.contiguous(memory_format=torch.channels_last) for group in convolved]
+    return [*convolved, last]
 
 
 def join_groups(groups: Sequence[Tensor]) -> Tensor:
     """``torch.cat(groups, dim=1)``, whose gradients have memory of their own where that is faster.
 
-    They go into ReLU's backward pass, but for the last, which went through none.
+    They go into ReLU's backward pass, but for the last, which was passed on.
     """
     *rectified, last = groups
     if torch.is_grad_enabled() and _strides_are_slow(groups[0]):

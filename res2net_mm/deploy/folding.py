@@ -48,10 +48,11 @@ def optimize_for_inference(
 
     Batch norm is folded into the convolution before it (deformable ones too); convolutions take in
     the ReLU and the sum after them, and compute by Winograd's transform where that is faster
-    (:class:`~res2net_mm.ops.fixed_conv.FixedConv2d`), pools compare integers
-    (:class:`~res2net_mm.ops.rectified_pool.RectifiedMaxPool2d`); the groups of Res2Net blocks are
-    padded with channels that stay zero to a multiple of 8 on a GPU (a CPU gains nothing by it);
-    weights are channels_last, so that features are. What has no batch norm to fold stays as it is.
+    (:class:`~res2net_mm.ops.fixed_conv.FixedConv2d`); on a CPU max pools compare integers
+    (:class:`~res2net_mm.ops.rectified_pool.RectifiedMaxPool2d`) and average pools of groups are
+    convolutions; the groups of Res2Net blocks are padded with channels that stay zero to a multiple
+    of 8 on a GPU (a CPU gains nothing by it); weights are channels_last, so that features are. What
+    has no batch norm to fold stays as it is.
 
     Args:
         model: In any mode and of any type; not changed.
@@ -202,10 +203,9 @@ def _is_plain(block: Bottle2neck) -> bool:
     convs = [block.conv1, block.conv3, *block.convs]
     kinds = (Bottle2neck, DLABottle2neck)
     inside = [block, *norms, *convs, block.relu]
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in inside)
     return (
         type(block) in kinds
-        and not hooked
+        and not _are_hooked(*inside)
         and not any(block.plugin_names.values())
         and all(isinstance(norm, nn.Identity) for norm in norms)
         and all(type(conv) in _CONVOLUTIONS for conv in convs)
@@ -272,14 +272,21 @@ def _replace(model: nn.Module) -> None:
 
 
 def _pools_rectified(net: Res2Net) -> bool:
-    """Whether a network's max pool takes what its stem's ReLU gives."""
-    rectifier = net.stem[-1] if net.deep_stem else net.relu
+    """Whether a network's max pool takes what its stem's ReLU gives, as it is."""
+    stem = net.stem if net.deep_stem else net.relu
+    in_line = type(stem) in (nn.Sequential, ConvNormSequential) and len(stem) > 0
+    rectifier = stem[-1] if in_line else stem
     return (
         type(net).forward is Res2Net.forward
         and type(net)._levels is Res2Net._levels
         and type(rectifier) is nn.ReLU
         and RectifiedMaxPool2d.suits(net.maxpool)
+        and not _are_hooked(stem, rectifier, net.maxpool)
     )
+
+
+def _are_hooked(*modules: nn.Module) -> bool:
+    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
 def _constant(value: Tensor) -> nn.Parameter:

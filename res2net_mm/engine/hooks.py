@@ -78,25 +78,32 @@ class FiniteLossHook(Hook):
 
 
 @HOOKS.register_module(force=True)
-class Float32RoIHook(Hook):
-    """Gives RoIAlign float32 features and boxes under mixed precision.
+class Float32BoxHook(Hook):
+    """Keeps boxes in float32 under mixed precision.
 
     mmdet's RoI extractors cast the boxes to the features' type, and bf16 keeps 8 bits of a
-    coordinate: at 1,000 px a box moves by up to 2 px. The output returns to the features' type.
+    coordinate: at 1,000 px a box moves by up to 2 px. RoIAlign is given float32 features and boxes,
+    and its output returns to the features' type. What dense heads predict goes into boxes and
+    losses in float32, as mmdet's heads expect (VFNet's fails with anything else).
     """
 
     def before_run(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        use_float32_rois(model)
+        use_float32_boxes(model)
 
 
-def use_float32_rois(model: nn.Module) -> None:
-    """What :class:`Float32RoIHook` does, for a model outside of a run; twice is harmless."""
+def use_float32_boxes(model: nn.Module) -> None:
+    """What :class:`Float32BoxHook` does, for a model outside of a run; twice is harmless."""
     for module in model.modules():
-        if hasattr(module, 'roi_layers') and not hasattr(module, '_res2net_mm_float32'):
+        if hasattr(module, '_res2net_mm_float32'):
+            continue
+        if hasattr(module, 'roi_layers'):
             module._res2net_mm_float32 = True
             module.register_forward_pre_hook(_cast_features)
             module.register_forward_hook(_cast_output)
+        elif hasattr(module, 'prior_generator'):  # a dense head
+            module._res2net_mm_float32 = True
+            module.register_forward_hook(_as_float32)
 
 
 def _cast_features(extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -107,3 +114,12 @@ def _cast_features(extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ..
 
 def _cast_output(extractor: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     return output.to(extractor._res2net_mm_dtype)
+
+
+def _as_float32(head: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, torch.Tensor):
+        half = output.dtype in (torch.float16, torch.bfloat16)
+        return output.float() if half else output
+    if isinstance(output, (tuple, list)):
+        return type(output)(_as_float32(head, args, part) for part in output)
+    return output

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
+from mmengine.device import get_device
 from mmengine.dist import get_rank, init_dist, sync_random_seed
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
@@ -47,7 +48,7 @@ _FILE_ONLY = re.compile(
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
 _FROM_SCRATCH = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
-HOOKS = ('StepSeedHook', 'FiniteLossHook', 'Float32RoIHook')
+HOOKS = ('StepSeedHook', 'FiniteLossHook', 'Float32BoxHook')
 
 
 class Runner(mmengine.runner.Runner):
@@ -295,19 +296,23 @@ def _use_amp(cfg: Config) -> None:
         raise ToolError(
             f'--amp needs optim_wrapper.type OptimWrapper, but the config has {wrapper.get("type")}'
         )
-    if torch.cuda.is_available():
+    device = get_device()
+    if device == 'cuda':
         wrapper.type = 'AmpOptimWrapper'
         wrapper.setdefault('loss_scale', 'dynamic')
         return
+    if device != 'cpu':
+        raise ToolError(f'--amp is for CUDA devices and CPUs, and the device here is {device}')
     wrapper.type = 'res2net_mm.CPUAmpOptimWrapper'
     for key in ('loss_scale', 'dtype', 'use_fsdp'):  # of AmpOptimWrapper alone
-        wrapper.pop(key, None)
+        if wrapper.pop(key, None) is not None:
+            _warn(f'--amp on a CPU is bfloat16 without scales: optim_wrapper.{key} is left out')
     if not onednn_computes(torch.bfloat16):
-        print_log(
-            '--amp is slow here: this processor has no instructions for bfloat16',
-            logger='current',
-            level=logging.WARNING,
-        )
+        _warn('--amp is slow here: this processor has no instructions for bfloat16')
+
+
+def _warn(message: str) -> None:
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def _init_distributed(cfg: Config, launcher: str) -> None:

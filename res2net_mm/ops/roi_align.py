@@ -187,6 +187,7 @@ def _bags(
             f'rois must be of images 0 to {images - 1} in their first column, but are of '
             f'{lowest.item()} to {highest.item()}'
         )
+    rois = rois.to(torch.promote_types(rois.dtype, torch.float32))
     at = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
     least = 0 if aligned else 1
     vertical = _shares(at[:, 1], at[:, 3], size[0], height, sampling_ratio, least)

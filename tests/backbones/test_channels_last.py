@@ -61,5 +61,35 @@ def test_graphs_are_of_the_network_alone(net, image):
     with torch.no_grad():
         traced = torch.jit.trace(net, image)
         assert all(level.is_contiguous() for level in traced(image))
-    kinds = {node.kind() for node in traced.inlined_graph.nodes()}
-    assert 'aten::contiguous' not in kinds or 'DCN' in type(net).__name__
+    forms = [
+        node
+        for node in traced.inlined_graph.nodes()
+        if node.kind() == 'aten::contiguous' and node.inputsAt(1).toIValue() == 2  # channels_last
+    ]
+    assert not forms
+
+
+def test_gray_images_have_the_form_that_weights_ask_for():
+    net = randomise(res2net_mm.Res2Net(depth=14, base_channels=16, in_channels=1, **SMALL)).eval()
+    image = torch.rand(2, 1, 65, 48, generator=torch.Generator().manual_seed(0))
+    expected = net(image)
+    for form in (torch.contiguous_format, torch.channels_last):
+        net.to(memory_format=form)
+        with torch.no_grad():
+            levels = net(image)
+        for level, reference in zip(levels, expected, strict=True):
+            assert level.is_contiguous(memory_format=form)
+            assert (level - reference).abs().max() < 1e-5 * reference.abs().max()
+
+
+def test_without_weights_of_its_own(net, image):
+    """As in a replica of nn.DataParallel, or where a wrapper holds the weights."""
+    with torch.no_grad():
+        expected = net(image)
+        for module in net.modules():
+            for name, value in list(module._parameters.items()):
+                module._parameters.pop(name)
+                setattr(module, name, None if value is None else value.detach())
+        assert not list(net.parameters())
+        for level, reference in zip(net(image), expected, strict=True):
+            assert (level - reference).abs().max() < 1e-5 * reference.abs().max()

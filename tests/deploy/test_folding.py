@@ -156,6 +156,79 @@ def test_pools_of_groups_on_a_cpu(kind, pools):
     compare(net, fast, 1e-5)
 
 
+@pytest.mark.parametrize(
+    'pool',
+    [
+        nn.MaxPool2d(3, 2, 1),
+        nn.AvgPool2d(3, 2, 1, divisor_override=4),
+        nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+        type('Doubled', (nn.AvgPool2d,), dict(forward=lambda self, x: 2 * x[:, :, ::2, ::2]))(3),
+    ],
+    ids=lambda pool: type(pool).__name__,
+)
+def test_pools_of_others_stay_as_they_are(pool):
+    net = build('v1b')
+    net.layer2[0].pool = pool
+    fast = optimize_for_inference(net)
+    assert type(fast.layer2[0].pool) is type(pool)
+    compare(net, fast, 1e-5, (2, 3, 65, 65))
+
+
+def test_hooks_on_pools_and_stem():
+    for name in ('maxpool', 'stem', 'layer2.0.pool'):
+        net, fresh = build('v1b'), build('v1b')
+        for one in (net, fresh):
+            one.get_submodule(name).register_forward_hook(lambda module, args, out: out - 1)
+        compare(fresh, optimize_for_inference(net), 1e-5)
+
+
+def test_a_stem_of_another():
+    net = build('v1b')
+    net.stem = type(
+        'Stem', (nn.Module,), dict(forward=lambda self, x: x[:, :1].repeat(1, 16, 1, 1))
+    )()
+    fast = optimize_for_inference(net)
+    assert type(fast.maxpool) is nn.MaxPool2d
+    compare(net, fast, 1e-5)
+
+
+def test_a_block_in_two_places():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = build('v1b')
+            self.again = nn.Sequential(*self.net.layer2)
+
+        def forward(self, x):
+            return self.net(x)[0], self.again(self.net(x)[0])
+
+    net = Twice().eval()
+    compare(net, optimize_for_inference(net), 1e-5)
+
+
+def test_averages_do_not_overflow_in_float16():
+    net = build('v1b')
+    image = image_of(1, 3, 64, 64)
+    with torch.no_grad():
+        groups = net.layer2[0].width * 3
+        largest = 0.0
+
+        def look(module, args):
+            nonlocal largest
+            largest = args[0].max().item()
+
+        net.layer2[0].pool.register_forward_pre_hook(look)
+        net(image)
+        factor = 2.0 ** torch.tensor(3e4 / largest).log2().floor()
+        net.layer2[0].pool._forward_pre_hooks.clear()
+        for name in ('weight', 'bias'):
+            getattr(net.layer2[0].bn1, name)[groups:] *= factor
+        net.layer2[0].conv3.weight[:, groups:] /= factor
+        levels = optimize_for_inference(net, torch.float16)(image)
+        for level, reference in zip(levels, net(image), strict=True):
+            assert relative_error(level.float(), reference) < 1e-2
+
+
 def test_a_pool_of_what_no_relu_gave():
     net, deep = build('v1'), build('v1b')
     for suiting in (net, deep):

@@ -1,6 +1,6 @@
 import pytest
-import torch
 
+from res2net_mm.engine import runner as module
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, one_line
 from res2net_mm.engine.report import describe_batch, preprocessing_warnings
@@ -100,17 +100,23 @@ def test_message_of_a_worker_is_its_last_line():
     assert one_line(ValueError()) == 'ValueError'
 
 
-def test_mixed_precision():
+def test_mixed_precision(monkeypatch):
     cfg = load_config('faster_rcnn_r2n14_shapes.py')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, 'is_available', lambda: True)
-        on_gpu = prepare_config(cfg, amp=True).optim_wrapper
-        patch.setattr(torch.cuda, 'is_available', lambda: False)
-        on_cpu = prepare_config(cfg, amp=True).optim_wrapper
+
+    def wrapper_on(device):
+        monkeypatch.setattr(module, 'get_device', lambda: device)
+        return prepare_config(cfg, amp=True).optim_wrapper
+
+    on_gpu, on_cpu = wrapper_on('cuda'), wrapper_on('cpu')
     assert on_gpu == dict(cfg.optim_wrapper, type='AmpOptimWrapper', loss_scale='dynamic')
     assert on_cpu == dict(cfg.optim_wrapper, type='res2net_mm.CPUAmpOptimWrapper')
+    with pytest.raises(ToolError, match='for CUDA devices and CPUs, and the device here is mps'):
+        wrapper_on('mps')
+    said = []
+    monkeypatch.setattr(module, 'print_log', lambda message, **kwargs: said.append(message))
     cfg.optim_wrapper = dict(on_gpu, dtype='float16')  # as a config for GPUs may have it
-    assert prepare_config(cfg, amp=True).optim_wrapper == on_cpu
+    assert wrapper_on('cpu') == on_cpu
+    assert all(any(f'optim_wrapper.{key} is' in s for s in said) for key in ('loss_scale', 'dtype'))
     cfg.optim_wrapper.type = 'ApexOptimWrapper'
     with pytest.raises(ToolError, match='optim_wrapper.type OptimWrapper.* has ApexOptimWrapper'):
-        prepare_config(cfg, amp=True)
+        wrapper_on('cpu')

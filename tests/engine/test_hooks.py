@@ -3,10 +3,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.models.dense_heads import ATSSHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.hooks import FiniteLossHook, StepSeedHook, use_float32_rois
+from res2net_mm.engine.hooks import FiniteLossHook, StepSeedHook, use_float32_boxes
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
@@ -41,10 +42,22 @@ def test_boxes_keep_their_pixels_in_half_precision(dtype):
     boxes = torch.tensor([[0, 801.3, 733.7, 877.1, 799.2], [0, 601.0, 201.0, 1001.0, 703.0]])
     exact = extractor([level.double() for level in levels], boxes.double())
     lossy = extractor(levels, boxes)
-    use_float32_rois(extractor)
-    use_float32_rois(extractor)  # twice is harmless
+    use_float32_boxes(extractor)
+    use_float32_boxes(extractor)  # twice is harmless
     ours = extractor(levels, boxes)
     assert ours.dtype == dtype
     step = torch.finfo(dtype).eps  # what is left is the rounding of the output alone
     assert (ours.double() - exact).abs().max() <= exact.abs().max() * step
     assert (lossy.double() - exact).abs().max() > 10 * exact.abs().max() * step
+
+
+def test_dense_heads_predict_in_float32():
+    head = ATSSHead(num_classes=2, in_channels=8, feat_channels=32, stacked_convs=1)
+    levels = [torch.rand(1, 8, 4, 4) for _ in range(5)]
+    with torch.autocast('cpu', torch.bfloat16):
+        assert head(levels)[0][0].dtype == torch.bfloat16
+        use_float32_boxes(head)
+        use_float32_boxes(head)
+        predicted = head(levels)
+    assert len(predicted) == 3 and len(head._forward_hooks) == 1
+    assert {level.dtype for kind in predicted for level in kind} == {torch.float32}

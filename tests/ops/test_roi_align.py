@@ -139,6 +139,13 @@ def test_autocast_changes_nothing():
         assert torch.equal(roi_align_gradient(grad, rois, features.shape, *arguments), gradient)
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_half_precision_is_refused_and_not_rounded(dtype):
+    features, rois = make(*CASES['many samples'][:2], dtype)
+    with pytest.raises(RuntimeError, match='type'):
+        roi_align(features, rois, (7, 7), 0.25, 0, True)
+
+
 def test_another_default_dtype():
     features, rois = make(*CASES['many samples'][:2], torch.float32)
     grad = torch.ones(len(rois), 8, 7, 7)
