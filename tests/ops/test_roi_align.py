@@ -1,5 +1,7 @@
 """RoIAlign of channels_last features against torchvision's kernel in float64."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torchvision
@@ -117,26 +119,33 @@ def test_gradients_that_torchvision_computes(monkeypatch, what):
     assert calls[0][2:] == (0.25, *size, *shape, ratio, True)
 
 
-def test_another_default_device():
-    features, rois = make(*CASES['many samples'][:2])
-    grad = torch.ones(len(rois), 8, 7, 7, dtype=torch.float64)
-    arguments = 0.25, 0, True
-    expected = roi_align(features, rois, (7, 7), *arguments)
-    gradient = roi_align_gradient(grad, rois, features.shape, *arguments)
-    with torch.device('meta'):
-        assert torch.equal(roi_align(features, rois, (7, 7), *arguments), expected)
-        assert torch.equal(roi_align_gradient(grad, rois, features.shape, *arguments), gradient)
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)
 
 
-def test_autocast_changes_nothing():
+@pytest.mark.parametrize(
+    'surroundings',
+    [
+        torch.device('meta'),
+        torch.autocast('cpu', torch.bfloat16),
+        default_dtype(torch.float64),
+    ],
+    ids=['default device', 'autocast', 'default dtype'],
+)
+def test_surroundings_change_nothing(surroundings):
     features, rois = make(*CASES['many samples'][:2], torch.float32)
     grad = torch.ones(len(rois), 8, 7, 7)
     arguments = 0.25, 0, True
     expected = roi_align(features, rois, (7, 7), *arguments)
     gradient = roi_align_gradient(grad, rois, features.shape, *arguments)
-    with torch.autocast('cpu', torch.bfloat16):
-        assert torch.equal(roi_align(features, rois, (7, 7), *arguments), expected)
-        assert torch.equal(roi_align_gradient(grad, rois, features.shape, *arguments), gradient)
+    with surroundings:
+        found = roi_align(features, rois, (7, 7), *arguments)
+        of_features = roi_align_gradient(grad, rois, features.shape, *arguments)
+    assert torch.equal(found, expected) and torch.equal(of_features, gradient)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -144,20 +153,6 @@ def test_half_precision_is_refused_and_not_rounded(dtype):
     features, rois = make(*CASES['many samples'][:2], dtype)
     with pytest.raises(RuntimeError, match='type'):
         roi_align(features, rois, (7, 7), 0.25, 0, True)
-
-
-def test_another_default_dtype():
-    features, rois = make(*CASES['many samples'][:2], torch.float32)
-    grad = torch.ones(len(rois), 8, 7, 7)
-    arguments = 0.25, 0, True
-    expected = roi_align(features, rois, (7, 7), *arguments)
-    gradient = roi_align_gradient(grad, rois, features.shape, *arguments)
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.equal(roi_align(features, rois, (7, 7), *arguments), expected)
-        assert torch.equal(roi_align_gradient(grad, rois, features.shape, *arguments), gradient)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize('image', [-1, 2])
