@@ -21,7 +21,7 @@ KINDS = {
     'convolution': r'conv|^aten::(bmm|mm|matmul|baddbmm)$',
     'batch norm': r'batch_?norm',
     'ReLU': r'relu|clamp_min|threshold',
-    'pooling': r'pool',
+    'pooling': r'pool|^aten::(maximum|bitwise_and_)$',  # ops/rectified_pool.py
     'sum, split and concatenation': r'^aten::(add_?|cat)$|(add|split|cat)backward',
 }
 _PATTERNS = {kind: re.compile(pattern, re.IGNORECASE) for kind, pattern in KINDS.items()}
