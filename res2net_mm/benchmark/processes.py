@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -85,10 +87,17 @@ def own_process(
 
 
 def _start(prepare: Callable[..., Any], args: tuple, threads: int, keep: bool) -> bool:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keeps = keep and keep_freed_memory()
     _CALLS.append(prepare(*args))
     return keeps
+
+
+def _end_with_parent() -> None:
+    """Waits for the parent's end: one that is killed does not say so."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _call(device: str) -> float:
