@@ -24,7 +24,7 @@ from ..ops.fixed_conv import FixedConv2d, onednn_computes
 from ..ops.memory import keep_freed_memory
 from ..ops.rectified_pool import RectifiedMaxPool2d
 from ..ops.trained_conv import TrainedConv2d
-from .blocks import InferenceBlock
+from .blocks import InferenceBlock, are_hooked
 
 WIDTH = 8  # channels: 26 becomes 32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -205,7 +205,7 @@ def _is_plain(block: Bottle2neck) -> bool:
     inside = [block, *norms, *convs, block.relu]
     return (
         type(block) in kinds
-        and not _are_hooked(*inside)
+        and not are_hooked(*inside)
         and not any(block.plugin_names.values())
         and all(isinstance(norm, nn.Identity) for norm in norms)
         and all(type(conv) in _CONVOLUTIONS for conv in convs)
@@ -281,12 +281,8 @@ def _pools_rectified(net: Res2Net) -> bool:
         and type(net)._levels is Res2Net._levels
         and type(rectifier) is nn.ReLU
         and RectifiedMaxPool2d.suits(net.maxpool)
-        and not _are_hooked(stem, rectifier, net.maxpool)
+        and not are_hooked(stem, rectifier, net.maxpool)
     )
-
-
-def _are_hooked(*modules: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
 
 
 def _constant(value: Tensor) -> nn.Parameter:

@@ -195,7 +195,9 @@ def prepare_config(
     cfg.launcher = launcher
     if launcher != 'none':
         _init_distributed(cfg, launcher)
-    if amp:
+    wrapper = cfg.get('optim_wrapper')
+    asked = isinstance(wrapper, dict) and wrapper.get('type') == 'AmpOptimWrapper'
+    if amp or (asked and get_device() == 'cpu'):  # where mmengine's fails
         _use_amp(cfg)
     checkpoint = _checkpoint_to_resume(cfg, resume)
     ours = our_networks(cfg)
@@ -291,11 +293,12 @@ def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
 
 
 def _use_amp(cfg: Config) -> None:
-    wrapper = cfg.optim_wrapper
-    if wrapper.get('type') not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ToolError(
-            f'--amp needs optim_wrapper.type OptimWrapper, but the config has {wrapper.get("type")}'
-        )
+    wrapper = cfg.get('optim_wrapper')
+    if not isinstance(wrapper, dict):
+        raise ToolError('--amp needs an optim_wrapper in the config, and there is none')
+    kind = wrapper.get('type', 'OptimWrapper')  # the default of mmengine
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ToolError(f'--amp needs optim_wrapper.type OptimWrapper, but the config has {kind}')
     device = get_device()
     if device == 'cuda':
         wrapper.type = 'AmpOptimWrapper'
@@ -306,9 +309,9 @@ def _use_amp(cfg: Config) -> None:
     wrapper.type = 'res2net_mm.CPUAmpOptimWrapper'
     for key in ('loss_scale', 'dtype', 'use_fsdp'):  # of AmpOptimWrapper alone
         if wrapper.pop(key, None) is not None:
-            _warn(f'--amp on a CPU is bfloat16 without scales: optim_wrapper.{key} is left out')
+            _warn(f'mixed precision on a CPU is bfloat16: optim_wrapper.{key} is left out')
     if not onednn_computes(torch.bfloat16):
-        _warn('--amp is slow here: this processor has no instructions for bfloat16')
+        _warn('mixed precision is slow here: this processor lacks instructions for bfloat16')
 
 
 def _warn(message: str) -> None:

@@ -16,10 +16,9 @@ class RectifiedMaxPool2d(nn.MaxPool2d):
     """``MaxPool2d(3, stride=2, padding=1)`` of values that are nowhere negative.
 
     Such numbers are ordered as their bits are when these are read as integers, a NaN above all
-    others, and integers are compared several times as fast, most of all in half precision: rows
-    first, then columns, a vector of channels at a time. It computes as ``MaxPool2d`` where features
-    are not channels_last, on other devices, where a graph is recorded and where gradients are asked
-    for.
+    others, and integers are compared faster, most of all in half precision: rows first, then
+    columns, a vector of channels at a time. It computes as ``MaxPool2d`` where features are not
+    channels_last, on other devices, where a graph is recorded and where gradients are asked for.
     """
 
     @classmethod

@@ -82,6 +82,15 @@ def test_gray_images_have_the_form_that_weights_ask_for():
             assert (level - reference).abs().max() < 1e-5 * reference.abs().max()
 
 
+def test_weights_whose_form_cannot_be_told(image):
+    net = randomise(res2net_mm.Res2Net(depth=14, base_channels=16, **SMALL)).eval()
+    net.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 1), torch.nn.ReLU())
+    net.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        levels = net(image)
+    assert net.stem[0].weight.is_contiguous() and not any(x.is_contiguous() for x in levels)
+
+
 def test_without_weights_of_its_own(net, image):
     """As in a replica of nn.DataParallel, or where a wrapper holds the weights."""
     with torch.no_grad():

@@ -115,8 +115,13 @@ def test_mixed_precision(monkeypatch):
     said = []
     monkeypatch.setattr(module, 'print_log', lambda message, **kwargs: said.append(message))
     cfg.optim_wrapper = dict(on_gpu, dtype='float16')  # as a config for GPUs may have it
-    assert wrapper_on('cpu') == on_cpu
+    assert wrapper_on('cpu') == on_cpu == prepare_config(cfg).optim_wrapper
     assert all(any(f'optim_wrapper.{key} is' in s for s in said) for key in ('loss_scale', 'dtype'))
     cfg.optim_wrapper.type = 'ApexOptimWrapper'
     with pytest.raises(ToolError, match='optim_wrapper.type OptimWrapper.* has ApexOptimWrapper'):
+        wrapper_on('cpu')
+    del cfg.optim_wrapper.type  # mmengine's default is the right one
+    assert wrapper_on('cpu') == on_cpu
+    cfg.pop('optim_wrapper')
+    with pytest.raises(ToolError, match='--amp needs an optim_wrapper in the config'):
         wrapper_on('cpu')
