@@ -103,6 +103,7 @@ def config_of(kind: str, data: Path):
 def write_checkpoint(cfg, path: Path) -> Path:
     """Random weights, of which the model is as sure of some classes as a trained one."""
     init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)  # for the biases, which stay
     model = randomise(MODELS.build(cfg.model)).eval()
     generator = torch.Generator().manual_seed(1)
     for name, module in model.named_modules():
