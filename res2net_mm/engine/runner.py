@@ -9,23 +9,26 @@ import re
 from pathlib import Path
 from typing import Any
 
+import mmengine.hooks
 import mmengine.runner
 import torch
 import torch.distributed
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
-from mmengine.dist import get_rank, init_dist, sync_random_seed
+from mmengine.dist import get_rank, init_dist, master_only, sync_random_seed
+from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import CheckpointLoader
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from ..backbones.base import MARK
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
+from ..files import writing
 from ..ops.fixed_conv import onednn_computes
 from ..ops.trained_conv import train_convolutions
 from ..weights import (
@@ -39,6 +42,7 @@ from ..weights import (
 )
 from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
+from .checkpoints import CheckpointHook, find_newest
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
@@ -119,25 +123,28 @@ class Runner(mmengine.runner.Runner):
         say_unknown_rules(self.model, checkpoint)
         return checkpoint
 
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        """mmengine's, with this package's :class:`CheckpointHook` for mmengine's."""
+        theirs = ('CheckpointHook', 'mmengine.CheckpointHook', mmengine.hooks.CheckpointHook)
+        if isinstance(hook, dict) and hook.get('type') in theirs:
+            hook = {**hook, 'type': CheckpointHook}
+        super().register_hook(hook, priority)
+
+    @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Saves under a temporary name, then renames; ``meta`` holds the backbones' marks."""
+        """Saves whole or not at all; ``meta`` holds the backbones' marks."""
         marks = {MARK: marks_of(self.model)}
         kwargs['meta'] = {**(kwargs.get('meta') or {}), **marks}
-        local = '://' not in str(out_dir) and not kwargs.get('backend_args')
-        if not local:
+        backends = (*args[:1], kwargs.get('file_client_args'), kwargs.get('backend_args'))
+        if '://' in str(out_dir) or any(backends):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        partial = f'.{filename}.partial'
         target = Path(out_dir, filename)
         try:
-            super().save_checkpoint(out_dir, partial, *args, **kwargs)
-            if get_rank() == 0:
-                os.replace(Path(out_dir, partial), target)
-        except (OSError, RuntimeError) as error:
-            Path(out_dir, partial).unlink(missing_ok=True)
-            raise ToolError(
-                f'checkpoint {target} could not be written and nothing was left there: {error}'
-            ) from error
+            with writing(target) as partial:
+                super().save_checkpoint(str(partial.parent), partial.name, *args, **kwargs)
+        except RuntimeError as error:  # torch's of a full disk
+            raise ToolError(f'{target} could not be written: {error}') from error
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """mmengine's logger; its long dumps and its own deprecations go to the log file alone."""
@@ -199,7 +206,7 @@ def prepare_config(
     asked = isinstance(wrapper, dict) and wrapper.get('type') == 'AmpOptimWrapper'
     if amp or (asked and get_device() == 'cpu'):  # where mmengine's fails
         _use_amp(cfg)
-    checkpoint = _checkpoint_to_resume(cfg, resume)
+    checkpoint = _checkpoint_to_resume(cfg, resume, trust)
     ours = our_networks(cfg)
     other = cfg.get('model', {}).get('backbone')  # mmdet's or mmseg's own
     if from_scratch and isinstance(other, dict) and other not in ours:
@@ -263,18 +270,16 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     return Runner.from_cfg(cfg)
 
 
-def _checkpoint_to_resume(cfg: Config, resume: str | None) -> str | None:
+def _checkpoint_to_resume(cfg: Config, resume: str | None, trust: bool) -> str | None:
     if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).exists():
         raise FileNotFoundError(f'load_from {cfg.load_from} of the config does not exist')
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     if resume == 'auto':
-        resume = find_latest_checkpoint(cfg.work_dir) or None
+        resume = find_newest(cfg, trust)
         if resume is None:
             cfg.resume = False
             print(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
-        elif not Path(resume).exists():  # the folder was moved
-            resume = str(Path(cfg.work_dir, Path(resume).name))
     if resume is not None:
         cfg.resume = True
         cfg.load_from = resume
