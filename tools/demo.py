@@ -11,6 +11,7 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
+from res2net_mm.engine.lock import hold_folder
 from res2net_mm.engine.report import describe_run
 from res2net_mm.engine.runner import build_runner, prepare_config
 from res2net_mm.evaluation import draw_curves, format_metrics
@@ -35,7 +36,8 @@ def main() -> None:
     print(describe_run(cfg, format_summary(check_data(cfg))), flush=True)
     start = time.monotonic()
     runner = build_runner(cfg)
-    runner.train()
+    with hold_folder(cfg.work_dir):
+        runner.train()
     minutes = (time.monotonic() - start) / 60
 
     checkpoint = args.work_dir / f'epoch_{runner.max_epochs}.pth'

@@ -8,6 +8,7 @@ from mmengine.dist import is_main_process
 from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.lock import hold_folder
 from res2net_mm.engine.report import describe_run
 from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
 from res2net_mm.ops.memory import keep_freed_memory
@@ -61,11 +62,12 @@ def main() -> None:
         from_scratch=args.from_scratch,
         trust=args.trust_checkpoint,
     )
-    check_weights(cfg)
-    summaries = check_data(cfg)
-    if is_main_process():
-        print(describe_run(cfg, format_summary(summaries)), flush=True)
-    build_runner(cfg, args.trust_checkpoint).train()
+    with hold_folder(cfg.work_dir):
+        check_weights(cfg)
+        summaries = check_data(cfg)
+        if is_main_process():
+            print(describe_run(cfg, format_summary(summaries)), flush=True)
+        build_runner(cfg, args.trust_checkpoint).train()
 
 
 if __name__ == '__main__':

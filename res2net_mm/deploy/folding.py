@@ -24,6 +24,7 @@ from ..ops.fixed_conv import FixedConv2d, onednn_computes
 from ..ops.memory import keep_freed_memory
 from ..ops.rectified_pool import RectifiedMaxPool2d
 from ..ops.trained_conv import TrainedConv2d
+from ..weights import not_finite, say_not_finite
 from .blocks import InferenceBlock, are_hooked
 
 WIDTH = 8  # channels: 26 becomes 32
@@ -73,7 +74,7 @@ def optimize_for_inference(
         stage gives, clone it. Blocks with hooks stay as they are.
 
     Raises:
-        ValueError: ``dtype`` or ``compile`` is another.
+        ValueError: ``dtype`` or ``compile`` is another, or ``dtype`` cannot hold the weights.
 
     Example:
         >>> fast = optimize_for_inference(create_backbone('res2net50_v1b_26w_4s'))
@@ -112,8 +113,11 @@ def optimize_for_inference(
         )
     parts = [getattr(fast, name, None) for name in ('backbone', 'neck')] if whole else [fast]
     parts = [part for part in parts if part is not None]
+    known = not_finite(fast.state_dict())
     for part in parts:
         part.to(dtype)
+    if overflown := not_finite(fast.state_dict(), known):
+        raise ValueError(f'in dtype {dtype} {say_not_finite(overflown)}: take bfloat16')
     parts[0].register_forward_pre_hook(partial(_cast_images, dtype))
     if whole:
         parts[-1].register_forward_hook(_cast_features)

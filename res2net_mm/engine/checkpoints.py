@@ -40,8 +40,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         if is_main_process() and _is_local(self.out_dir):
             remove_partial(self.out_dir)
         # what a kill left between saving and removing
-        self._remove(info.get(_OUTDATED, ()))
-        self._remove(path for path in info.get(_FORMER, ()) if path not in self._best().values())
+        self._remove([*info.get(_OUTDATED, ()), *info.get(_FORMER, ())])
         if self.save_best and runner.iter and self._lacks_validation(runner):
             runner.logger.info('validating the resumed checkpoint, which may not have been')
             runner.val_loop.run()
@@ -55,7 +54,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         finally:
             now = {key: path or before.get(key) for key, path in self._best().items()}
             self._set_best(now)
-        self._remove(path for path in before.values() if path and path not in now.values())
+        self._remove(before.values())
 
     def _best(self) -> dict[str, str | None]:
         """Metric -> its best checkpoint; one metric has no name."""
@@ -115,8 +114,11 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
 
     @master_only
-    def _remove(self, paths: Iterable[str]) -> None:
-        for path in paths:
+    def _remove(self, paths: Iterable[str | None]) -> None:
+        kept = {_name(path) for path in (self.last_ckpt, *self._best().values())}
+        # by name: the folder may have been moved, and that of another run is not ours
+        for name in {_name(path) for path in paths} - {*kept, None}:
+            path = self.file_backend.join_path(self.out_dir, name)
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
             elif self.file_backend.isdir(path):  # DeepSpeed's
@@ -180,6 +182,10 @@ def find_newest(cfg: Config, trust: bool = False) -> str | None:
     if broken:
         raise ToolError(f'nothing in {folder} can be resumed: {broken}')
     return None
+
+
+def _name(path: str | None) -> str | None:
+    return path and Path(path).name
 
 
 def _is_local(path: str | Path) -> bool:

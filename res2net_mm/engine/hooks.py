@@ -13,6 +13,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..registry import HOOKS
+from ..weights import not_finite, say_not_finite
 from .errors import ToolError
 from .seeding import seed_step
 
@@ -75,6 +76,44 @@ class FiniteLossHook(Hook):
             'this step were not saved: look at the boxes of these images, or lower the learning '
             'rate'
         )
+
+
+@HOOKS.register_module(force=True)
+class FiniteWeightsHook(Hook):
+    """Stops the run before it saves, measures or trains weights that are not finite.
+
+    The gradients of a step can be NaN where its loss is not. It comes after the hooks that put
+    averaged weights in place.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        broken = not_finite(model.state_dict(), getattr(runner, 'constants', ()))
+        if broken:
+            raise ToolError(
+                f'{say_not_finite(broken)} at epoch {runner.epoch}, iteration {runner.iter}: the '
+                'gradients of an earlier step were not finite, or the pretrained weights are not'
+            )
+
+    before_val_epoch = before_test_epoch = before_train
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        known = list(getattr(runner, 'constants', ()))
+        known = [f'{part}{name}' for part in _STATES for name in known]
+        broken = not_finite({key: checkpoint.get(key) for key in _SAVED}, known)
+        if broken:
+            raise ToolError(
+                f'{say_not_finite(broken)} in iteration {runner.iter + 1}, epoch '
+                f'{runner.epoch + 1}: the gradients of a step were not finite. Training stopped '
+                'and the checkpoint was not saved: resume from an earlier one with a lower '
+                'learning rate, or with optim_wrapper.clip_grad'
+            )
+
+
+_SAVED = ('state_dict', 'ema_state_dict', 'optimizer')
+_STATES = ('state_dict.', 'ema_state_dict.module.')
 
 
 @HOOKS.register_module(force=True)

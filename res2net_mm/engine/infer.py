@@ -22,7 +22,14 @@ from ..data.errors import DataError
 from ..data.transforms import harden_pipeline
 from ..deploy import optimize_for_inference
 from ..files import write_text, writing
-from ..weights import CheckpointError, read_source, say_unknown_rules
+from ..weights import (
+    CheckpointError,
+    constants,
+    not_finite,
+    read_source,
+    say_not_finite,
+    say_unknown_rules,
+)
 from .errors import ToolError, one_line
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -207,7 +214,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, or does not fit the model exactly.
+        ValueError: It cannot be read, does not fit the model exactly, or is not finite.
     """
     loaded = read_source(checkpoint, trust=trust)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -217,6 +224,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     for key in ('pretrained', 'init_cfg'):
         model_cfg.pop(key, None)
     model = revert_sync_batchnorm(MODELS.build(model_cfg))
+    known = constants(model)
     try:
         load_state_dict(model, loaded.get('state_dict', loaded), strict=True)
     except RuntimeError as error:
@@ -224,6 +232,8 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
             f'checkpoint {checkpoint} does not fit the model of the config: '
             f'{" ".join(str(error).split())[:600]}'
         ) from error
+    if broken := not_finite(model.state_dict(), known):
+        raise CheckpointError(f'checkpoint {checkpoint}: {say_not_finite(broken)}')
     say_unknown_rules(model, loaded)
     return model.eval(), loaded
 

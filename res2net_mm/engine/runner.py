@@ -19,7 +19,7 @@ from mmengine.device import get_device
 from mmengine.dist import get_rank, init_dist, master_only, sync_random_seed
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
-from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import CheckpointLoader
 from mmengine.utils.dl_utils import set_multi_processing
@@ -34,10 +34,13 @@ from ..ops.trained_conv import train_convolutions
 from ..weights import (
     CheckpointError,
     DownloadError,
+    constants,
     locate,
     marks_of,
+    not_finite,
     read_checkpoint,
     read_source,
+    say_not_finite,
     say_unknown_rules,
 )
 from ..weights.sources import HTTP, OPEN_MMLAB
@@ -52,7 +55,7 @@ _FILE_ONLY = re.compile(
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
 _FROM_SCRATCH = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
-HOOKS = ('StepSeedHook', 'FiniteLossHook', 'Float32BoxHook')
+HOOKS = ('StepSeedHook', 'FiniteLossHook', 'FiniteWeightsHook', 'Float32BoxHook')
 
 
 class Runner(mmengine.runner.Runner):
@@ -61,6 +64,7 @@ class Runner(mmengine.runner.Runner):
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Builds the model; SyncBN becomes BN where there is one process or no GPU."""
         built = super().build_model(model)
+        self.constants = constants(built)
         if torch.cuda.is_available():
             return built if self.distributed else revert_sync_batchnorm(built)
         # what oneDNN's convolutions and RoIAlign take without a copy
@@ -120,6 +124,13 @@ class Runner(mmengine.runner.Runner):
                 f'checkpoint {filename} does not fit the model of the config: '
                 f'{" ".join(str(error).split())[:600]}. Give the config that it was trained with'
             ) from error
+        model = self.model.module if is_model_wrapper(self.model) else self.model
+        broken = not_finite(model.state_dict(), self.constants)
+        if self.cfg.get('resume'):
+            parts = {key: checkpoint.get(key) for key in ('ema_state_dict', 'optimizer')}
+            broken += not_finite(parts, [f'ema_state_dict.module.{key}' for key in self.constants])
+        if broken:
+            raise CheckpointError(f'checkpoint {filename}: {say_not_finite(broken)}')
         say_unknown_rules(self.model, checkpoint)
         return checkpoint
 

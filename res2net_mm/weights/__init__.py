@@ -1,4 +1,5 @@
 from .download import DownloadError
+from .finite import constants, not_finite, say_not_finite
 from .layouts import convert_state_dict
 from .loading import LoadReport, load_weights
 from .reading import CheckpointError, read_checkpoint
@@ -14,12 +15,15 @@ __all__ = [
     'LoadReport',
     'Published',
     'WrittenWeights',
+    'constants',
     'convert_state_dict',
     'convert_weights',
     'load_weights',
     'locate',
     'marks_of',
+    'not_finite',
     'read_checkpoint',
     'read_source',
+    'say_not_finite',
     'say_unknown_rules',
 ]
