@@ -1,0 +1,163 @@
+"""What is saved is complete at every moment: kills, signals, full disks, two runs in a folder."""
+
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from forking import Forks, forks
+from mmengine.config import Config
+
+from res2net_mm.data import make_shapes
+from res2net_mm.engine.checkpoints import find_newest
+from res2net_mm.weights import read_checkpoint
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIG = REPO / 'configs' / 'faster_rcnn_r2n14_shapes.py'
+
+
+@pytest.fixture(scope='module')
+def config(tiny_options, tmp_path_factory) -> Path:
+    """A config in one file, which loads fast, of 2 steps an epoch, that keeps one checkpoint."""
+    folder = tmp_path_factory.mktemp('config')
+    make_shapes(folder / 'shapes', train=8, val=4)
+    cfg = Config.fromfile(CONFIG)
+    cfg.merge_from_dict(tiny_options)
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = f'{folder}/shapes/'
+        cfg[f'{split}_dataloader'].num_workers = 0
+        cfg[f'{split}_dataloader'].persistent_workers = False
+    for split in ('val', 'test'):
+        cfg[f'{split}_evaluator'].ann_file = f'{folder}/shapes/annotations/instances_val.json'
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1, save_best='auto')
+    cfg.train_cfg.val_interval = 1
+    cfg.train_cfg.val_begin = 1
+    cfg.dump(folder / 'tiny.py')
+    return folder / 'tiny.py'
+
+
+@pytest.fixture(scope='module')
+def tools() -> Iterator[Forks]:
+    paths = [str(REPO), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+    with forks(dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(paths))) as server:
+        yield server
+
+
+def epochs_of(folder: Path) -> dict[int, Path]:
+    found = {int(f.stem.partition('_')[2]): f for f in folder.glob('epoch_*.pth')}
+    return dict(sorted(found.items()))
+
+
+def equal(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def assert_as_in(reference: Path, folder: Path) -> None:
+    """Whatever has a final name is complete and equal to that of the run that was not killed."""
+    for number, file in epochs_of(folder).items():
+        mine, other = (read_checkpoint(f) for f in (file, reference / file.name))
+        for key in ('state_dict', 'optimizer', 'param_schedulers'):
+            assert equal(mine[key], other[key]), (number, key)
+    for file in folder.glob('best_*.pth'):
+        name = re.search(r'epoch_\d+\.pth', file.name)[0]
+        mine, other = (read_checkpoint(f)['state_dict'] for f in (file, reference / name))
+        assert equal(mine, other), file
+
+
+def wait_to_kill(folder: Path, log: Path, draw: random.Random, in_write: bool) -> None:
+    """Waits for a random moment of the first two epochs, or for a random one of their writes."""
+    end = time.monotonic() + (60 if in_write else draw.uniform(0.5, 8))
+    skipped = draw.randrange(4)
+    seen: set[str] = set()
+    while time.monotonic() < end and len(seen) <= skipped:
+        if in_write:
+            seen |= {f.name for f in os.scandir(folder) if '.partial' in f.name}
+        elif log.exists() and log.read_text().count('Saving checkpoint') > 1:
+            return
+        else:
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize('kills', [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_runs_can_be_resumed(tools, config, tmp_path, kills):
+    epochs = 2 * kills + 2
+    options = ['--cfg-options', f'train_cfg.max_epochs={epochs}']
+    whole, folder, log = tmp_path / 'whole', tmp_path / 'killed', tmp_path / 'log'
+    keep = 'default_hooks.checkpoint.max_keep_ckpts=-1'
+    arguments = [str(config), '--work-dir', str(whole), *options, keep]
+    assert tools.call('train', arguments, log) == 0, log.read_text()[-3000:]
+    assert list(epochs_of(whole)) == list(range(1, epochs + 1))
+
+    draw = random.Random(0)
+    arguments = [str(config), '--work-dir', str(folder), '--resume', *options]
+    newest = killed = 0
+    folder.mkdir()
+    while killed < kills:
+        log.unlink()
+        pid = tools.start('train', arguments, log)
+        wait_to_kill(folder, log, draw, in_write=killed % 2 == 0)
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        status = tools.wait()
+        text = log.read_text()
+        assert status == -signal.SIGKILL, f'{status} after {killed} kills: {text[-3000:]}'
+        killed += 1
+        if 'resumed epoch' in text:
+            assert int(re.search(r'resumed epoch: (\d+)', text)[1]) == newest
+        assert_as_in(whole, folder)
+        cfg = Config(dict(work_dir=str(folder)))
+        found = find_newest(cfg)
+        assert (found is not None) or not newest, 'what was saved before is lost'
+        now = int(Path(found).stem.partition('_')[2]) if found else 0
+        assert now >= newest
+        newest = now
+    assert tools.call('train', arguments, log) == 0, log.read_text()[-3000:]
+    assert_as_in(whole, folder)
+    assert list(epochs_of(folder)) == [epochs]
+    assert {f.name for f in folder.glob('best_*')} == {f.name for f in whole.glob('best_*')}
+    assert not list(folder.glob('.*.partial*'))
+
+
+@pytest.mark.parametrize('signals', [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_signals_end_a_run_cleanly(tools, config, tmp_path, signals):
+    draw = random.Random(1)
+    kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    workers = [f'{split}_dataloader.num_workers=2' for split in ('train', 'val')]
+    for k in range(signals):
+        folder, log = tmp_path / f'{k}', tmp_path / f'{k}.log'
+        arguments = [str(config), '--work-dir', str(folder), '--cfg-options', *workers]
+        pid = tools.start('train', arguments, log)
+        wait = draw.uniform(0.2, 8)
+        end = time.monotonic() + wait
+        while time.monotonic() < end and 'Epoch(val) [2]' not in (
+            log.read_text() if log.exists() else ''
+        ):
+            time.sleep(0.01)
+        number = kinds[k % 3]
+        # a terminal sends its signals to all processes of a group, others send theirs to one
+        (os.kill if number == signal.SIGTERM else os.killpg)(pid, number)
+        status, text = tools.wait(), log.read_text()
+        name = '' if number == signal.SIGINT else f' by {number.name}'
+        assert status == 128 + number, (k, number, status, text[-3000:])
+        assert text.splitlines()[-1] == f'interrupted{name}', text[-3000:]
+        assert 'Traceback' not in text and 'Error' not in text, text[-3000:]
+        assert not [f for f in folder.rglob('*') if '.partial' in f.name]
+        for file in epochs_of(folder).values():
+            read_checkpoint(file)
+        end = time.monotonic() + 10
+        with suppress(ProcessLookupError):  # its workers have ended too
+            while os.killpg(pid, 0) is None:
+                assert time.monotonic() < end, f'processes of {pid} are left'
+                time.sleep(0.05)
