@@ -105,10 +105,10 @@ class FiniteWeightsHook(Hook):
         broken = not_finite({key: checkpoint.get(key) for key in _SAVED}, known)
         if broken:
             raise ToolError(
-                f'{say_not_finite(broken)} in iteration {runner.iter + 1}, epoch '
-                f'{runner.epoch + 1}: the gradients of a step were not finite. Training stopped '
-                'and the checkpoint was not saved: resume from an earlier one with a lower '
-                'learning rate, or with optim_wrapper.clip_grad'
+                f'{say_not_finite(broken)} after iteration {checkpoint["meta"].get("iter")}: the '
+                'gradients of a step were not finite. Training stopped and the checkpoint was not '
+                'saved: resume from an earlier one with a lower learning rate, or with '
+                'optim_wrapper.clip_grad'
             )
 
 
