@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import logging
 import os
@@ -109,7 +108,7 @@ def interruptions() -> Iterator[list[int]]:
         elif issubclass(ignored.exc_type, KeyboardInterrupt):
             number = received.pop()
             signal.signal(number, interrupt)
-            threading.Timer(0.1, _thread.interrupt_main, (number,)).start()
+            threading.Timer(0.1, os.kill, (owner, number)).start()
 
     names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, names)}
