@@ -16,6 +16,7 @@ from mmengine.config import Config
 
 from res2net_mm.data import make_shapes
 from res2net_mm.engine.checkpoints import find_newest
+from res2net_mm.engine.lock import hold_folder
 from res2net_mm.weights import read_checkpoint
 
 REPO = Path(__file__).resolve().parents[2]
@@ -161,3 +162,44 @@ def test_signals_end_a_run_cleanly(tools, config, tmp_path, signals):
             while os.killpg(pid, 0) is None:
                 assert time.monotonic() < end, f'processes of {pid} are left'
                 time.sleep(0.05)
+
+
+def test_weights_that_are_not_finite_are_nowhere_used(tools, config, tmp_path):
+    log, folder = tmp_path / 'log', tmp_path / 'run'
+
+    def call(tool, *arguments):
+        log.unlink(missing_ok=True)
+        status = tools.call(tool, [str(argument) for argument in arguments], log)
+        return status, log.read_text().splitlines()[-1]
+
+    one = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=8']
+    # one step: its loss is finite, the squares of its gradients are not
+    much = ['model.roi_head.bbox_head.loss_cls.loss_weight=1e37', 'optim_wrapper.clip_grad=None']
+    status, line = call('train', config, '--work-dir', folder, *one, *much)
+    assert status == 1 and re.match('error: .* after iteration 1: .*not saved', line), line
+    assert not list(folder.glob('*.pth'))
+
+    assert call('train', config, '--work-dir', folder, *one)[0] == 0
+    name = 'backbone.layer1.0.bn1.running_var'
+    good, bad = folder / 'epoch_1.pth', tmp_path / 'bad.pth'
+    checkpoint = torch.load(good, weights_only=False)
+    checkpoint['state_dict'][name][0] = torch.nan
+    torch.save(checkpoint, bad)
+    work_dir = ['--work-dir', tmp_path / 'w']
+    picture = next((config.parent / 'shapes' / 'val').iterdir())
+    for tool, *arguments in (
+        ('test', config, bad, *work_dir),
+        ('infer', config, bad, picture, '--out', tmp_path / 'predicted'),
+        ('train', config, '--resume', bad, *work_dir),
+        ('train', config, *work_dir, '--cfg-options', f'load_from={bad}'),
+    ):
+        line = f'error: checkpoint {bad}: {name} has values that are NaN or infinite'
+        assert call(tool, *arguments) == (1, line)
+
+
+def test_a_folder_has_one_run_at_a_time(tools, config, tmp_path):
+    arguments = ['train', [str(config), '--work-dir', str(tmp_path)], tmp_path / 'log']
+    with hold_folder(tmp_path):
+        assert tools.call(*arguments) == 1
+    line = arguments[-1].read_text().splitlines()[-1]
+    assert line.startswith(f'error: work dir {tmp_path} is in use: process {os.getpid()} on ')
