@@ -9,7 +9,11 @@ again or resized is not.
 """
 
 import argparse
+import signal
 from pathlib import Path
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
 from mmengine.config import DictAction
 

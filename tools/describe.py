@@ -3,10 +3,14 @@ what the whole model of a config does."""
 
 import argparse
 import difflib
+import signal
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
 import torch
 from mmengine.config import Config, DictAction

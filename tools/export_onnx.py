@@ -2,8 +2,12 @@
 
 import argparse
 import difflib
+import signal
 from pathlib import Path
 from typing import Any
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
 from mmengine.config import Config, DictAction
 from torch import nn

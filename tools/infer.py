@@ -1,8 +1,12 @@
 """Draws a model's predictions over images and writes them as json."""
 
 import argparse
+import signal
 import sys
 from pathlib import Path
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
 from mmengine.config import DictAction
 

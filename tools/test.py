@@ -1,6 +1,10 @@
 """Measures a checkpoint on the test split of its config and prints a table."""
 
 import argparse
+import signal
+
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process

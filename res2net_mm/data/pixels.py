@@ -8,6 +8,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,8 +168,9 @@ def _look_at_all(
     there = [file for file in dict.fromkeys(files) if file not in absent]
     new = [file for file in there if file not in known]
     # threads will do: decoding and hashing are done outside of Python
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        for picture in progress(pool.map(look, new), title, len(new)):
+    pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+    with pool, closing(pool.map(look, new)) as pictures:  # closed, it drops what is left to do
+        for picture in progress(pictures, title, len(new)):
             known[picture.file] = picture
     return {file: known[file] for file in there}
 

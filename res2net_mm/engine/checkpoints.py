@@ -16,7 +16,6 @@ from mmengine.dist import is_main_process, master_only
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, save_checkpoint
 
 from ..files import remove_partial, write_text, writing
-from ..registry import HOOKS
 from ..weights import CheckpointError, read_checkpoint
 from .errors import ToolError
 
@@ -25,7 +24,6 @@ LAST = 'last_checkpoint'  # mmengine's note of the newest, in the work dir
 _OUTDATED, _FORMER = 'outdated_ckpts', 'former_best_ckpts'
 
 
-@HOOKS.register_module(force=True)
 class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's with its arguments, in an order that survives a kill and a full disk.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import re
@@ -69,8 +68,6 @@ def run_tool(main: Callable[[], int | None]) -> None:
             status = 128 + number
         logging.shutdown()
         sys.stdout.flush()
-    # interpreters take a second to end, and what comes then need not interrupt them
-    atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)
     sys.exit(status)
 
 

@@ -1,7 +1,10 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 import traceback
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
@@ -9,6 +12,7 @@ from torch.utils.data import DataLoader
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.lock import hold_folder
 
+REPO = Path(__file__).resolve().parents[2]
 KINDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
@@ -108,6 +112,20 @@ def test_what_is_ignored_stays_ignored(run):
         assert run(main) == (7, [])
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize('tool', sorted(file.stem for file in (REPO / 'tools').glob('*.py')))
+def test_an_interruption_of_the_imports_leaves_no_traceback(tool):
+    command = [sys.executable, '-X', 'importtime', f'tools/{tool}.py', '--help']
+    process = subprocess.Popen(
+        command, cwd=REPO, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    for line in process.stderr:
+        if 'numpy' in line:
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGINT and 'Traceback' not in rest
 
 
 class Slow:
