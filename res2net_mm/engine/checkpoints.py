@@ -113,10 +113,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     @master_only
     def _remove(self, paths: Iterable[str | None]) -> None:
-        kept = {_name(path) for path in (self.last_ckpt, *self._best().values())}
-        # by name: the folder may have been moved, and that of another run is not ours
-        for name in {_name(path) for path in paths} - {*kept, None}:
-            path = self.file_backend.join_path(self.out_dir, name)
+        for path in {*paths} - {self.last_ckpt, *self._best().values(), None}:
+            if Path(path).parent != Path(self.out_dir):
+                continue  # of the run that this one was resumed from
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
             elif self.file_backend.isdir(path):  # DeepSpeed's
@@ -180,10 +179,6 @@ def find_newest(cfg: Config, trust: bool = False) -> str | None:
     if broken:
         raise ToolError(f'nothing in {folder} can be resumed: {broken}')
     return None
-
-
-def _name(path: str | None) -> str | None:
-    return path and Path(path).name
 
 
 def _is_local(path: str | Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .layouts import listing
 
@@ -49,7 +50,8 @@ def say_not_finite(names: list[str]) -> str:
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         real = value.is_floating_point() or value.is_complex()
-        if real and value.layout is torch.strided and not (value.is_meta or value.is_nested):
+        plain = value.layout is torch.strided and not (value.is_meta or is_lazy(value))
+        if real and plain:
             yield name, value
     elif isinstance(value, (Mapping, list, tuple)):
         items = value.items() if isinstance(value, Mapping) else enumerate(value)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from res2net_mm.engine.checkpoints import CheckpointHook, find_newest
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.hooks import FiniteWeightsHook
-from res2net_mm.engine.runner import Runner
+from res2net_mm.engine.runner import Runner, use_safe_loading
 from res2net_mm.weights import CheckpointError, read_checkpoint
 
 
@@ -45,7 +45,10 @@ class Score(BaseMetric):
         return next(self.scores)
 
 
-def runner(folder: Path, scores=({'acc': 1},) * 9, hook=None, loop=None, **more) -> Runner:
+def runner(
+    folder: Path, scores=({'acc': 1},) * 9, hook=None, loop=None, custom_hooks=(), **more
+) -> Runner:
+    use_safe_loading()
     images = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
     loader = DataLoader([dict(inputs=image) for image in images], batch_size=4)
     hook = dict(type='CheckpointHook', max_keep_ckpts=1, save_best='acc', rule='greater') | (
@@ -61,7 +64,7 @@ def runner(folder: Path, scores=({'acc': 1},) * 9, hook=None, loop=None, **more)
         val_evaluator=Evaluator(Score(scores)),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
         default_hooks=dict(checkpoint=hook),
-        custom_hooks=[dict(type='res2net_mm.FiniteWeightsHook')],
+        custom_hooks=[*custom_hooks, dict(type='res2net_mm.FiniteWeightsHook')],
         randomness=dict(seed=0),
         experiment_name=f'{folder}{len(list(folder.iterdir()))}',
         **more,
@@ -145,10 +148,12 @@ def test_the_best_of_another_folder_is_not_removed(tmp_path):
     second.mkdir()
     runner(first, scores(1, 1, 1), dict(interval=1)).train()
     before = names(first)
+    (second / 'best_acc_epoch_1.pth').touch()  # of the same name as the other's
     loop = dict(by_epoch=True, max_epochs=4)
     source = dict(load_from=str(first / 'epoch_3.pth'), resume=True)
     runner(second, scores(1, 5), dict(interval=1), loop, **source).train()
-    assert names(first) == before and names(second) == {'epoch_4.pth', 'best_acc_epoch_4.pth'}
+    assert names(first) == before
+    assert names(second) == {'epoch_4.pth', 'best_acc_epoch_4.pth', 'best_acc_epoch_1.pth'}
 
 
 @pytest.mark.parametrize('note', [None, '', '{}/epoch_3.pth', '{}/gone.pth', '/moved/epoch_2.pth'])
@@ -177,9 +182,11 @@ def test_the_newest_complete_checkpoint_is_found(tmp_path, note, capsys):
     assert find_newest(cfg) is None
 
 
+@pytest.mark.parametrize('averaged', [False, True])
 @pytest.mark.parametrize('part', ['layer.weight', 'norm.running_var'])
-def test_weights_that_are_not_finite_are_neither_saved_nor_measured(tmp_path, part):
-    run = runner(tmp_path, hook=dict(interval=1))
+def test_weights_that_are_not_finite_are_neither_saved_nor_measured(tmp_path, part, averaged):
+    hooks = [dict(type='EMAHook')] if averaged else []
+    run = runner(tmp_path, hook=dict(interval=1), custom_hooks=hooks)
     step = run.model.train_step
 
     def last(data, optim_wrapper):
@@ -189,7 +196,9 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_measured(tmp_path, pa
         return loss
 
     run.model.train_step = last
-    with pytest.raises(ToolError, match=rf'state_dict.{part} .*after iteration 4.*not saved'):
+    with pytest.raises(
+        ToolError, match=rf'state_dict.(module.)?{part}.* after iteration 4.*not saved'
+    ):
         run.train()
     assert names(tmp_path) == {'epoch_1.pth', 'best_acc_epoch_1.pth'}
     with pytest.raises(ToolError, match=part):

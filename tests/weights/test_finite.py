@@ -17,6 +17,7 @@ def test_tensors_with_nan_or_infinity_are_named():
         'eighth': torch.tensor([math.nan, 1.0]).to(torch.float8_e4m3fn),
         'meta': torch.empty(3, device='meta'),
         'sparse': torch.zeros(2, 2).to_sparse(),
+        'lazy': nn.LazyLinear(2).weight,
     }
     expected = ['net.weight', 'half', 'state.0.exp_avg', 'groups.1', 'eighth']
     assert not_finite({**good, **bad}) == expected
