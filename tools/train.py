@@ -66,11 +66,11 @@ def main() -> None:
         from_scratch=args.from_scratch,
         trust=args.trust_checkpoint,
     )
+    check_weights(cfg)
+    summaries = check_data(cfg)
+    if is_main_process():
+        print(describe_run(cfg, format_summary(summaries)), flush=True)
     with hold_folder(cfg.work_dir):
-        check_weights(cfg)
-        summaries = check_data(cfg)
-        if is_main_process():
-            print(describe_run(cfg, format_summary(summaries)), flush=True)
         build_runner(cfg, args.trust_checkpoint).train()
 
 

@@ -206,6 +206,14 @@ def test_a_block_in_two_places():
     compare(net, optimize_for_inference(net), 1e-5)
 
 
+def test_weights_that_a_type_cannot_hold_are_an_error():
+    net = create_backbone('res2net50_v1b_26w_4s')
+    net.layer1[0].conv3.weight.data[0, 0] = 1e6
+    optimize_for_inference(net, torch.bfloat16)
+    with pytest.raises(ValueError, match=r'in dtype torch.float16 layer1.0.conv3.weight has'):
+        optimize_for_inference(net, torch.float16)
+
+
 def test_averages_do_not_overflow_in_float16():
     net = build('v1b')
     image = image_of(1, 3, 64, 64)
