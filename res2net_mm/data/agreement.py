@@ -35,15 +35,19 @@ def check_same_classes(
     lacking = [name for name in classes if name not in others]
     parts = [f'has {listed(map(repr, only))}'] if only else []
     parts += [f'lacks {listed(map(repr, lacking))}'] if lacking else []
+    same = 'give both the same'
+    if not parts:
+        parts = ['is in another order']
+        same += ' (the categories of COCO files too, whose order numbers the labels)'
     raise DataError(
         f'{other_key}.metainfo.classes differs from {key}.metainfo.classes: it '
-        f'{" and ".join(parts) or "is in another order"}; give both the same'
+        f'{" and ".join(parts)}; {same}'
     )
 
 
 def check_num_classes(model: Mapping, key: str, classes: tuple[str, ...]) -> None:
     """Raise a DataError unless a model's heads are for as many classes as the dataset ``key``."""
-    wrong = [(at, count) for at, count in _class_counts(model, 'model') if count != len(classes)]
+    wrong = [(at, count) for at, count in class_counts(model, 'model') if count != len(classes)]
     if wrong:
         options = ' '.join(f'{at}={len(classes)}' for at, _ in wrong)
         raise DataError(
@@ -53,11 +57,11 @@ def check_num_classes(model: Mapping, key: str, classes: tuple[str, ...]) -> Non
         )
 
 
-def _class_counts(part: Any, key: str) -> Iterator[tuple[str, int]]:
+def class_counts(part: Any, key: str) -> Iterator[tuple[str, int]]:
     """Every ``num_classes`` of a model that is the data set's number of classes."""
     if isinstance(part, list | tuple):
         for i, item in enumerate(part):
-            yield from _class_counts(item, f'{key}.{i}')
+            yield from class_counts(item, f'{key}.{i}')
     if not isinstance(part, Mapping):
         return
     # STDC's edge head has classes of its own; names in a text are what such a detector looks for
@@ -69,7 +73,7 @@ def _class_counts(part: Any, key: str) -> Iterator[tuple[str, int]]:
         yield f'{key}.num_things_classes', part['num_things_classes']
     for name, value in part.items():
         if name not in _OTHER_CLASSES:
-            yield from _class_counts(value, f'{key}.{name}')
+            yield from class_counts(value, f'{key}.{name}')
 
 
 def ignored_labels(model: Mapping) -> Iterator[tuple[str, int]]:
