@@ -151,6 +151,8 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
     chosen = next(iter(found.values()))
     if any(source['classes'] != chosen['classes'] for source in found.values()):
         warn("the config's classes differ: labels are called as the checkpoint says")
+    elif 'config' in found and len(found) == 1:
+        warn('no checkpoint names the classes: labels are called as the config says')
     palette = chosen.get('palette')
     if palette is None or len(palette) != len(chosen['classes']):
         colours = np.random.default_rng(0).integers(0, 256, (len(chosen['classes']), 3))
