@@ -27,6 +27,7 @@ from ..data.errors import DataError
 from ..data.transforms import harden_pipeline
 from ..data.values import value_notes
 from ..deploy import optimize_for_inference
+from ..files import write_text, writing
 from ..weights import CheckpointError, read_source, say_unknown_rules
 from .classes import prediction_meta, warn
 from .errors import ToolError, one_line
@@ -163,19 +164,16 @@ class Predictor:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.imread(str(image), channel_order='rgb')
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
-        partial = out.with_name(f'.{out.name}')  # the suffix says which format to write
-        try:
+        with writing(out, durable=False) as partial:
             self.visualizer.add_datasample(
                 image.name, pixels, sample.cpu(), draw_gt=False, out_file=str(partial), **options
             )
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
 
     def write_labels(self, sample: Any, out: Path) -> None:
         """Writes the label map of a segmentor, one grey level a class."""
         labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-        _write(out, cv2.imencode(out.suffix, labels)[1].tobytes())
+        with writing(out, durable=False) as partial:
+            mmcv.imwrite(labels, str(partial))
 
     def describe(self, image: Path, sample: Any, threshold: float) -> dict[str, Any]:
         """The predictions of one image for the json file."""
@@ -224,7 +222,8 @@ def predict_images(
         One line for each image that could not be predicted or drawn.
 
     Raises:
-        ToolError: A picture would replace one of the images, or could not be written.
+        ToolError: A picture would replace one of the images.
+        OSError: A file could not be written.
     """
     from tqdm import tqdm
 
@@ -254,13 +253,13 @@ def predict_images(
             failures += _write_pictures(predictor, image, sample, targets[image], threshold)
             records.append(record)
             notes.update(changed)
-    except (KeyboardInterrupt, ToolError) as error:
+    except (KeyboardInterrupt, OSError) as error:
         stopped = error
     progress.close()
-    text = json.dumps(dict(classes=predictor.classes, images=records), indent=1)
+    content = dict(classes=predictor.classes, images=records)
     try:
-        _write(out / _JSON, text.encode())
-    except ToolError as error:
+        write_text(out / _JSON, json.dumps(content, indent=1))
+    except OSError as error:
         raise stopped or error from error
     for note, count in notes.items():
         warn(f'{count} image{"s" * (count > 1)}: {note}')
@@ -283,24 +282,13 @@ def _write_pictures(
     failures = []
     try:
         predictor.draw(image, sample, target, threshold)
-    except OSError as error:
-        raise ToolError(f'{target} could not be written: {one_line(error)}') from error
+    except OSError:  # of the disk, not of the image
+        raise
     except Exception as error:
         failures = [f'image {image} is predicted, but cannot be drawn: {_named(error)}']
     if 'pred_sem_seg' in sample:
         predictor.write_labels(sample, target.with_suffix('.labels.png'))
     return failures
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a whole file or none."""
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ToolError(f'{path} could not be written: {error.strerror or error}') from error
 
 
 def _named(error: BaseException) -> str:
