@@ -35,7 +35,9 @@ def value_notes(file: str | Path) -> list[str]:
         pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
         kind = np.uint8 if pixels is None else pixels.dtype
         if kind == np.uint16:
-            notes.append('16-bit values were divided by 256')
+            # libtiff reads colours, OpenCV the rest: the lower 8 bits are cut off
+            by = 257 if tiff and pixels.ndim == 3 else 256
+            notes.append(f'16-bit values were divided by {by}')
             if 0 < pixels.max() < _DARK:
                 used = int(pixels.max()).bit_length()
                 notes.append(

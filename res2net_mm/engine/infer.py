@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .errors import ToolError, one_line
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 _VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
+_DISK = {errno.EDQUOT, errno.ENOSPC, errno.EROFS}  # no other picture can be written either
 _JSON = 'predictions.json'
 _JSON_START = b'{\n "classes": ['  # how such a file begins
 
@@ -80,7 +82,7 @@ def find_images(source: str | Path, out: str | Path | None = None) -> list[Path]
         videos += sum(Path(file).suffix.lower() in _VIDEOS for file in files)
         images += [folder / n for n in files + folders if Path(n).suffix.lower() in IMAGES]
     if not images:
-        what = f', but {videos} videos: cut them into images first' if videos else ''
+        what = f', but {videos} video{"s" * (videos > 1)}: cut it into images' if videos else ''
         raise ToolError(f'folder {source} holds no image ({", ".join(IMAGES)}){what}')
     return sorted(images)
 
@@ -170,8 +172,9 @@ class Predictor:
             )
 
     def write_labels(self, sample: Any, out: Path) -> None:
-        """Writes the label map of a segmentor, one grey level a class."""
-        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        """Writes a segmentor's label map, a grey level a class; 16 bits above 256 classes."""
+        levels = np.uint8 if len(self.classes) <= 256 else np.uint16
+        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(levels)
         with writing(out, durable=False) as partial:
             mmcv.imwrite(labels, str(partial))
 
@@ -260,14 +263,16 @@ def predict_images(
     try:
         write_text(out / _JSON, json.dumps(content, indent=1))
     except OSError as error:
-        raise stopped or error from error
+        if stopped is None:
+            raise
+        failures.append(one_line(error))
+    else:
+        if stopped:
+            failures.append(f'{out / _JSON} holds {len(records)} of {len(images)} images')
     for note, count in notes.items():
         warn(f'{count} image{"s" * (count > 1)}: {note}')
     if stopped:
-        for failure in failures:
-            print(f'error: {failure}', file=sys.stderr)
-        done = f'{out / _JSON} holds {len(records)} of {len(images)} images'
-        print(f'stopped: {done}', file=sys.stderr)
+        print(*failures, sep='\n', file=sys.stderr)
         raise stopped
     if defect and not records:
         raise defect  # nothing worked: its traceback says more
@@ -278,16 +283,21 @@ def _write_pictures(
     predictor: Predictor, image: Path, sample: Any, target: Path, threshold: float
 ) -> list[str]:
     """Writes what is drawn of an image, and a segmentor's label map; why it cannot be drawn."""
-    target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
-    try:
-        predictor.draw(image, sample, target, threshold)
-    except OSError:  # of the disk, not of the image
-        raise
-    except Exception as error:
-        failures = [f'image {image} is predicted, but cannot be drawn: {_named(error)}']
+
+    def attempt(what: str, write: Callable[[], None]) -> None:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write()
+        except Exception as error:
+            if {getattr(e, 'errno', None) for e in (error, error.__cause__)} & _DISK:
+                raise
+            failures.append(f'image {image} is predicted, but cannot be {what}: {_named(error)}')
+
+    attempt('drawn', lambda: predictor.draw(image, sample, target, threshold))
     if 'pred_sem_seg' in sample:
-        predictor.write_labels(sample, target.with_suffix('.labels.png'))
+        labels = target.with_suffix('.labels.png')
+        attempt('written as a label map', lambda: predictor.write_labels(sample, labels))
     return failures
 
 
