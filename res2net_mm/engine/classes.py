@@ -20,7 +20,7 @@ from torch import nn
 from ..backbones.base import MARK
 from ..data.agreement import class_counts
 from ..data.errors import DataError, listed, nearest
-from ..data.nodes import Node, find_nodes
+from ..data.nodes import Node, find_nodes, type_name
 from .errors import ToolError
 
 KEY = 'checkpoint_classes'
@@ -66,11 +66,9 @@ class SameClassesHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Called before the weights are taken from ``checkpoint``."""
-        dataset = getattr(runner, f'{self.split}_dataloader').dataset
-        metainfo = getattr(dataset, 'metainfo', None)  # a list for data sets that differ
-        data = tuple(metainfo.get('classes') or ()) if isinstance(metainfo, Mapping) else ()
+        data = _classes_of(getattr(runner, f'{self.split}_dataloader').dataset)
         given = _given(runner.cfg)
-        if not data or given == 'data':
+        if not data or given == 'data' or _labels_are_free(runner.cfg.get('model') or {}):
             return
         training = self.split == 'train'
         resuming = training and bool(runner.cfg.get('resume'))
@@ -158,6 +156,20 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
         colours = np.random.default_rng(0).integers(0, 256, (len(chosen['classes']), 3))
         palette = [tuple(colour) for colour in colours.tolist()]
     return dict(classes=chosen['classes'], palette=palette)
+
+
+def _classes_of(dataset: Any) -> tuple[str, ...]:
+    """Names of a data set; () where there are none, or joined sets have different ones."""
+    metas = getattr(dataset, 'metainfo', None) or {}
+    metas = metas if _is_list(metas) else [metas]  # mmdet's ConcatDataset of unequal ones: a list
+    found = {tuple(meta.get('classes') or ()) for meta in metas}
+    return found.pop() if len(found) == 1 else ()
+
+
+def _labels_are_free(model: Mapping) -> bool:
+    """Whether labels are no classes of the training: proposals, or names given in a text."""
+    texts = 'language_model' in model or 'text_encoder' in model
+    return texts or type_name(model).endswith('RPN')
 
 
 def _meta_of(meta: Any) -> dict[str, Any]:

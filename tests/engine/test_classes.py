@@ -201,6 +201,19 @@ def test_equal_classes_are_silent(said):
     assert not said
 
 
+@pytest.mark.parametrize(
+    'model', [dict(type='RPN'), dict(type='GLIP', language_model=dict()), dict(text_encoder={})]
+)
+def test_models_whose_labels_are_free_are_not_compared(model, said):
+    assert not use(('cat', 'dog'), 'test', model=model) and not said
+
+
+def test_classes_of_joined_sets():
+    first, second = (dict(classes=SHAPES, palette=palette) for palette in ('a', 'b'))
+    assert classes._classes_of(SimpleNamespace(metainfo=[first, second])) == SHAPES
+    assert classes._classes_of(SimpleNamespace(metainfo=[first, dict(classes=('a',))])) == ()
+
+
 def test_nameless_checkpoint_is_said_once(said):
     assert not use(None, 'test')
     assert len(said) == 1 and 'not compared' in said[0] and 'disc, square' in said[0]
