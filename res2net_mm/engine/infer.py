@@ -260,19 +260,17 @@ def predict_images(
         stopped = error
     progress.close()
     content = dict(classes=predictor.classes, images=records)
+    kept = f'{out / _JSON} holds {len(records)} of {len(images)} images'
     try:
         write_text(out / _JSON, json.dumps(content, indent=1))
     except OSError as error:
         if stopped is None:
             raise
-        failures.append(one_line(error))
-    else:
-        if stopped:
-            failures.append(f'{out / _JSON} holds {len(records)} of {len(images)} images')
+        kept = f'error: {one_line(error)}'
     for note, count in notes.items():
         warn(f'{count} image{"s" * (count > 1)}: {note}')
     if stopped:
-        print(*failures, sep='\n', file=sys.stderr)
+        print(*(f'error: {failure}' for failure in failures), kept, sep='\n', file=sys.stderr)
         raise stopped
     if defect and not records:
         raise defect  # nothing worked: its traceback says more
