@@ -137,17 +137,25 @@ def check_evaluators(nodes: list[Node], evaluators: list[tuple[str, Mapping]]) -
             own = node.annotation_file()
             if os.path.samefile(own, file) or not type_name(config).endswith('CocoMetric'):
                 continue
-            known = known or _image_ids(file)
-            foreign = _image_ids(own) - known
+            known = known or _images_and_categories(file)
+            foreign = _images_and_categories(own)[0] - known[0]
             if foreign:
                 names = listed(sorted(name for _, name in foreign))
                 raise DataError(
                     f'{key}.ann_file={file!r} does not hold {len(foreign):,} of the images of '
                     f'{node.key}.ann_file ({names}); set --cfg-options {key}.ann_file={own}'
                 )
+            labels = [name for name in known[1] if name in node.classes()]
+            if labels != list(node.classes()):
+                raise DataError(
+                    f'{key}.ann_file={file!r} has the categories {listed(labels, 10)}, but the '
+                    f'labels of {node.key} are {listed(node.classes(), 10)}, so that predictions '
+                    f'would count as other classes; set --cfg-options {key}.ann_file={own}'
+                )
 
 
-def _image_ids(file: str) -> set[tuple[str, str]]:
-    """Ids and names, as texts: what else stands there is the reader's affair."""
-    images = load_coco(file, False)['images']
-    return {(repr(image.get('id')), str(image.get('file_name'))) for image in images}
+def _images_and_categories(file: str) -> tuple[set[tuple[str, str]], list[str]]:
+    """Ids and names of images, as texts: what else stands there is the reader's affair."""
+    content = load_coco(file, False)
+    images = {(repr(image.get('id')), str(image.get('file_name'))) for image in content['images']}
+    return images, [str(category.get('name')) for category in content['categories']]
