@@ -11,7 +11,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 from mmengine.config import DictAction
 
 from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
 from res2net_mm.ops.memory import keep_freed_memory
@@ -30,7 +30,9 @@ def main() -> int:
     parser.add_argument('checkpoint', help='weights of the whole model')
     parser.add_argument('images', type=Path, metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--out', type=Path, required=True, help='folder for pictures and json')
-    parser.add_argument('--threshold', type=float, default=0.3, help='least score of an instance')
+    parser.add_argument(
+        '--threshold', type=float, default=0.3, help='least score of an instance, 0 to 1'
+    )
     parser.add_argument('--device', help='such as cpu or cuda:1')
     add_fast_arguments(parser)
     parser.add_argument(
@@ -42,9 +44,11 @@ def main() -> int:
         '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
     )
     args = parser.parse_args()
+    if not 0 <= args.threshold <= 1:
+        raise ToolError(f'--threshold must be a score from 0 to 1, but is {args.threshold}')
     fast = fast_options(args)
     keep_freed_memory()
-    images = find_images(args.images)
+    images = find_images(args.images, args.out)
     cfg = load_config(args.config, args.cfg_options)
     predictor = Predictor(cfg, args.checkpoint, args.device, args.trust_checkpoint, fast)
     failures = predict_images(predictor, images, args.images, args.out, args.threshold)

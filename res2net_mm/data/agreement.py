@@ -35,15 +35,19 @@ def check_same_classes(
     lacking = [name for name in classes if name not in others]
     parts = [f'has {listed(map(repr, only))}'] if only else []
     parts += [f'lacks {listed(map(repr, lacking))}'] if lacking else []
+    same = 'give both the same'
+    if not parts:
+        parts = ['is in another order']
+        same += ' (the categories of COCO files too, whose order numbers the labels)'
     raise DataError(
         f'{other_key}.metainfo.classes differs from {key}.metainfo.classes: it '
-        f'{" and ".join(parts) or "is in another order"}; give both the same'
+        f'{" and ".join(parts)}; {same}'
     )
 
 
 def check_num_classes(model: Mapping, key: str, classes: tuple[str, ...]) -> None:
     """Raise a DataError unless a model's heads are for as many classes as the dataset ``key``."""
-    wrong = [(at, count) for at, count in _class_counts(model, 'model') if count != len(classes)]
+    wrong = [(at, count) for at, count in class_counts(model, 'model') if count != len(classes)]
     if wrong:
         options = ' '.join(f'{at}={len(classes)}' for at, _ in wrong)
         raise DataError(
@@ -53,11 +57,11 @@ def check_num_classes(model: Mapping, key: str, classes: tuple[str, ...]) -> Non
         )
 
 
-def _class_counts(part: Any, key: str) -> Iterator[tuple[str, int]]:
+def class_counts(part: Any, key: str) -> Iterator[tuple[str, int]]:
     """Every ``num_classes`` of a model that is the data set's number of classes."""
     if isinstance(part, list | tuple):
         for i, item in enumerate(part):
-            yield from _class_counts(item, f'{key}.{i}')
+            yield from class_counts(item, f'{key}.{i}')
     if not isinstance(part, Mapping):
         return
     # STDC's edge head has classes of its own; names in a text are what such a detector looks for
@@ -69,7 +73,7 @@ def _class_counts(part: Any, key: str) -> Iterator[tuple[str, int]]:
         yield f'{key}.num_things_classes', part['num_things_classes']
     for name, value in part.items():
         if name not in _OTHER_CLASSES:
-            yield from _class_counts(value, f'{key}.{name}')
+            yield from class_counts(value, f'{key}.{name}')
 
 
 def ignored_labels(model: Mapping) -> Iterator[tuple[str, int]]:
@@ -133,17 +137,25 @@ def check_evaluators(nodes: list[Node], evaluators: list[tuple[str, Mapping]]) -
             own = node.annotation_file()
             if os.path.samefile(own, file) or not type_name(config).endswith('CocoMetric'):
                 continue
-            known = known or _image_ids(file)
-            foreign = _image_ids(own) - known
+            known = known or _images_and_categories(file)
+            foreign = _images_and_categories(own)[0] - known[0]
             if foreign:
                 names = listed(sorted(name for _, name in foreign))
                 raise DataError(
                     f'{key}.ann_file={file!r} does not hold {len(foreign):,} of the images of '
                     f'{node.key}.ann_file ({names}); set --cfg-options {key}.ann_file={own}'
                 )
+            labels = [name for name in known[1] if name in node.classes()]
+            if labels != list(node.classes()):
+                raise DataError(
+                    f'{key}.ann_file={file!r} has the categories {listed(labels, 10)}, but the '
+                    f'labels of {node.key} are {listed(node.classes(), 10)}, so that predictions '
+                    f'would count as other classes; set --cfg-options {key}.ann_file={own}'
+                )
 
 
-def _image_ids(file: str) -> set[tuple[str, str]]:
-    """Ids and names, as texts: what else stands there is the reader's affair."""
-    images = load_coco(file, False)['images']
-    return {(repr(image.get('id')), str(image.get('file_name'))) for image in images}
+def _images_and_categories(file: str) -> tuple[set[tuple[str, str]], list[str]]:
+    """Ids and names of images, as texts: what else stands there is the reader's affair."""
+    content = load_coco(file, False)
+    images = {(repr(image.get('id')), str(image.get('file_name'))) for image in content['images']}
+    return images, [str(category.get('name')) for category in content['categories']]

@@ -328,7 +328,9 @@ def _match_categories(
         if used != list(classes):
             raise DataError(
                 f'{key} is in another order than the categories of {file}, whose order numbers '
-                f'the labels, so that names would be swapped; write classes={tuple(used)}'
+                f'the labels, so that names would be swapped; write classes={tuple(used)} (test.py '
+                'maps the labels of a checkpoint to that by name), and for training give all '
+                'annotation files one order of categories'
             )
 
 

@@ -80,6 +80,12 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         except (OSError, SyntaxError, cv2.error) as error:
             raise DataError(f'image {file} does not decode ({_flat(error)}); {_REPLACE}') from error
         if image is None:
+            raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+            if raw is not None:
+                raise DataError(
+                    f'image {file} has {raw.dtype} values, which OpenCV does not turn into '
+                    f'{self.color_type} ones; write it with 8 bits a channel'
+                )
             raise DataError(f'image {file} is not an image that can be decoded; {_REPLACE}')
         return image
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
+from mmengine.registry import MODELS, VISUALIZERS, init_default_scope
 from mmengine.runner import load_state_dict
 from torch import nn
 
 from ..data.errors import DataError
 from ..data.transforms import harden_pipeline
+from ..data.values import value_notes
 from ..deploy import optimize_for_inference
 from ..files import write_text, writing
 from ..weights import (
@@ -30,27 +37,67 @@ from ..weights import (
     say_not_finite,
     say_unknown_rules,
 )
+from .classes import prediction_meta, warn
 from .errors import ToolError, one_line
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+_VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
+_DISK = {errno.EDQUOT, errno.ENOSPC, errno.EROFS}  # no other picture can be written either
+_JSON = 'predictions.json'
+_JSON_START = b'{\n "classes": ['  # how such a file begins
 
 
-def find_images(source: str | Path) -> list[Path]:
+def find_images(source: str | Path, out: str | Path | None = None) -> list[Path]:
     """The image file, or all image files below a folder in order.
+
+    Args:
+        source: The file or folder.
+        out: Where pictures will be written. It is left out, as is every folder below ``source``
+            with the ``predictions.json`` of an earlier run.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ToolError: The folder holds no image.
+        ToolError: The folder holds no image, or is ``out`` itself; or the file is a video.
     """
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f'image or folder {source} does not exist')
-    if source.is_file():
+    if source.suffix.lower() in _VIDEOS and not source.is_dir():
+        raise ToolError(
+            f'{source} is a video, not an image; cut it into images first, for example: '
+            f'ffmpeg -i {source} frames/%06d.jpg'
+        )
+    if not source.is_dir():
         return [source]
-    images = sorted(f for f in source.rglob('*') if f.suffix.lower() in IMAGES)
+    own = None if out is None else os.path.realpath(out)
+    if own == os.path.realpath(source):
+        raise ToolError(f'--out {out} is the folder of the images; give another folder')
+    images: list[Path] = []
+    videos = 0
+
+    def unreadable(error: OSError) -> None:  # predicting it names it
+        images.append(Path(error.filename))
+
+    for name, folders, files in os.walk(source, onerror=unreadable):
+        folder = Path(name)
+        if os.path.realpath(folder) == own or (folder != source and _is_output(folder)):
+            found = sum(f.suffix.lower() in IMAGES for f in folder.rglob('*'))
+            if found:
+                warn(f'{found} pictures in {folder} are left out: predictions go, or went, there')
+            folders.clear()
+            continue
+        videos += sum(Path(file).suffix.lower() in _VIDEOS for file in files)
+        images += [folder / n for n in files + folders if Path(n).suffix.lower() in IMAGES]
     if not images:
-        raise ToolError(f'folder {source} holds no image ({", ".join(IMAGES)})')
-    return images
+        what = f', but {videos} video{"s" * (videos > 1)}: cut it into images' if videos else ''
+        raise ToolError(f'folder {source} holds no image ({", ".join(IMAGES)}){what}')
+    return sorted(images)
+
+
+def _is_output(folder: Path) -> bool:
+    with contextlib.suppress(OSError), open(folder / _JSON, 'rb') as file:
+        return file.read(len(_JSON_START)) == _JSON_START
+    return False
 
 
 class Predictor:
@@ -89,7 +136,7 @@ class Predictor:
         if fast is not None:
             self.model = optimize_for_inference(self.model, **fast)
         dataset = _test_dataset(cfg)
-        meta = _dataset_meta(loaded.get('meta') or {}, dataset)
+        meta = prediction_meta(cfg, loaded.get('meta'), dataset)
         self.classes = list(meta['classes'])
         steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
         self.pipeline = Compose(harden_pipeline(steps))
@@ -98,9 +145,29 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, image: Path) -> Any:
-        """The data sample of one image."""
-        data = self.pipeline(dict(img_path=str(image), img_id=0))
+        """The data sample of one image.
+
+        Raises:
+            DataError: It is no image that the pipeline can prepare.
+        """
+        if not image.is_file():  # a pipe would be waited for
+            raise DataError(f'image {image} is no file, but {_kind_of(image)}')
+        try:
+            data = self.pipeline(dict(img_path=str(image), img_id=0))
+        except cv2.error as error:
+            thin = ': it would be less than a pixel wide or high' if error.func == 'resize' else ''
+            raise DataError(
+                f'image {image} cannot be prepared ({error.func}: {error.err}){thin}'
+            ) from error
         return self.model.test_step(pseudo_collate([data]))[0]
+
+    def notes(self, image: Path) -> list[str]:
+        """What reading the image did to its values, where the pipeline reads as mmcv's default."""
+        loaders = (step for step in self.pipeline.transforms if hasattr(step, 'color_type'))
+        loader = next(loaders, None)
+        default = ('color', 'cv2')
+        how = getattr(loader, 'color_type', ''), getattr(loader, 'imdecode_backend', '') or 'cv2'
+        return value_notes(image) if how == default else []
 
     def draw(self, image: Path, sample: Any, out: Path, threshold: float) -> None:
         """Writes the image with its predictions drawn over it."""
@@ -112,8 +179,9 @@ class Predictor:
             )
 
     def write_labels(self, sample: Any, out: Path) -> None:
-        """Writes the label map of a segmentor, one grey level a class."""
-        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
+        """Writes a segmentor's label map, a grey level a class; 16 bits above 256 classes."""
+        levels = np.uint8 if len(self.classes) <= 256 else np.uint16
+        labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(levels)
         with writing(out, durable=False) as partial:
             mmcv.imwrite(labels, str(partial))
 
@@ -125,10 +193,12 @@ class Predictor:
             record['instances'] = list(self._instances(sample.pred_instances, threshold))
         if 'pred_sem_seg' in sample:
             labels = sample.pred_sem_seg.data.cpu().numpy()
-            counts = np.bincount(labels.ravel(), minlength=len(self.classes))
-            shares = zip(self.classes, counts / labels.size, strict=False)
-            record['shares'] = {name: round(float(share), 6) for name, share in shares if share}
+            shares = enumerate((np.bincount(labels.ravel()) / labels.size).tolist())
+            record['shares'] = {self._name(i): round(share, 6) for i, share in shares if share}
         return record
+
+    def _name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else str(label)
 
     def _instances(self, predicted: Any, threshold: float) -> Iterator[dict[str, Any]]:
         predicted = predicted[predicted.scores >= threshold].cpu()
@@ -136,7 +206,7 @@ class Predictor:
         for i, label in enumerate(predicted.labels.tolist()):
             instance = dict(
                 label=label,
-                name=self.classes[label] if label < len(self.classes) else str(label),
+                name=self._name(label),
                 score=round(predicted.scores[i].item(), 6),
                 bbox=[round(v, 3) for v in predicted.bboxes[i].tolist()],  # x1, y1, x2, y2
             )
@@ -148,55 +218,118 @@ class Predictor:
 def predict_images(
     predictor: Predictor, images: Sequence[Path], source: Path, out: Path, threshold: float
 ) -> list[str]:
-    """Predicts, draws and describes images; one that cannot be read does not stop the others.
+    """Predicts, draws and describes images; one that fails does not stop the others.
 
     Args:
         predictor: The model.
         images: Files.
         source: What the user gave: pictures keep their places below it.
-        out: Folder for the pictures and ``predictions.json``.
-        threshold: Least score of an instance.
+        out: Folder for the pictures and ``predictions.json``, which is also written for the images
+            that are done if the run is interrupted.
+        threshold: Least score of an instance, 0 to 1.
 
     Returns:
-        One line for each image that could not be read.
+        One line for each image that could not be predicted or drawn.
 
     Raises:
         ToolError: A picture would replace one of the images.
+        OSError: A file could not be written.
     """
     from tqdm import tqdm
 
     targets = _targets(images, source, out)
-    failures, records = [], []
+    failures: list[str] = []
+    records: list[dict[str, Any]] = []
+    notes: Counter[str] = Counter()
+    stopped = defect = None
     out.mkdir(parents=True, exist_ok=True)
     # off a terminal a line now and then
     progress = tqdm(images, unit='image', mininterval=0.1 if sys.stderr.isatty() else 10)
-    for image in progress:
-        try:
-            sample = predictor.predict(image)
-        except DataError as error:
-            failures.append(str(error))
-            continue
-        target = targets[image]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        predictor.draw(image, sample, target, threshold)
-        if 'pred_sem_seg' in sample:
-            predictor.write_labels(sample, target.with_suffix('.labels.png'))
-        records.append(predictor.describe(image, sample, threshold))
+    try:
+        for image in progress:
+            try:
+                sample = predictor.predict(image)
+                record = predictor.describe(image, sample, threshold)
+                changed = predictor.notes(image)
+            except Exception as error:  # whatever it is, it is this image's
+                if isinstance(error, DataError):  # which names it
+                    failures.append(str(error))
+                else:
+                    failures.append(f'image {image} failed: {_named(error)}')
+                    defect = defect or error
+                continue
+            if changed:
+                record['note'] = '; '.join(changed)
+            failures += _write_pictures(predictor, image, sample, targets[image], threshold)
+            records.append(record)
+            notes.update(changed)
+    except (KeyboardInterrupt, OSError) as error:
+        stopped = error
+    progress.close()
     content = dict(classes=predictor.classes, images=records)
-    write_text(out / 'predictions.json', json.dumps(content, indent=1))
+    kept = f'{out / _JSON} holds {len(records)} of {len(images)} images'
+    try:
+        write_text(out / _JSON, json.dumps(content, indent=1))
+    except OSError as error:
+        if stopped is None:
+            raise
+        kept = f'error: {one_line(error)}'
+    for note, count in notes.items():
+        warn(f'{count} image{"s" * (count > 1)}: {note}')
+    if stopped:
+        print(*(f'error: {failure}' for failure in failures), kept, sep='\n', file=sys.stderr)
+        raise stopped
+    if defect and not records:
+        raise defect  # nothing worked: its traceback says more
     return failures
+
+
+def _write_pictures(
+    predictor: Predictor, image: Path, sample: Any, target: Path, threshold: float
+) -> list[str]:
+    """Writes what is drawn of an image, and a segmentor's label map; why it cannot be drawn."""
+    failures = []
+
+    def attempt(what: str, write: Callable[[], None]) -> None:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write()
+        except Exception as error:
+            if {getattr(e, 'errno', None) for e in (error, error.__cause__)} & _DISK:
+                raise
+            failures.append(f'image {image} is predicted, but cannot be {what}: {_named(error)}')
+
+    attempt('drawn', lambda: predictor.draw(image, sample, target, threshold))
+    if 'pred_sem_seg' in sample:
+        labels = target.with_suffix('.labels.png')
+        attempt('written as a label map', lambda: predictor.write_labels(sample, labels))
+    return failures
+
+
+def _named(error: BaseException) -> str:
+    if os.environ.get('RES2NET_MM_DEBUG'):
+        traceback.print_exception(error)
+    return f'{type(error).__name__}: {one_line(error)[:300]}'
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_dir():
+        return 'a folder'
+    return 'a link that leads nowhere' if path.is_symlink() else 'a pipe, a device or nothing'
 
 
 def _targets(images: Sequence[Path], source: Path, out: Path) -> dict[Path, Path]:
     """Where the picture of each image goes: no two to one place, and none onto an image."""
     targets: dict[Path, Path] = {}
-    taken = {image.resolve() for image in images}
+    used: set[Path] = set()
+    taken = {os.path.realpath(image) for image in images}
     for image in images:
         target = out / (image.relative_to(source) if source.is_dir() else image.name)
         plain = target.with_suffix('.jpg')
-        target = plain if plain not in targets.values() else target.with_name(f'{image.name}.jpg')
-        if target.resolve() in taken:
+        target = plain if plain not in used else target.with_name(f'{image.name}.jpg')
+        if os.path.realpath(target) in taken:
             raise ToolError(f'--out {out} would replace the image {image}; give another folder')
+        used.add(target)
         targets[image] = target
     return targets
 
@@ -239,9 +372,9 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
 
 
 def classes_of(cfg: Config, loaded: dict[str, Any]) -> list[str]:
-    """Class names of a checkpoint, or else of the config, if it has test data."""
-    dataset = _test_dataset(cfg) if cfg.get('test_dataloader') else {}
-    return list(_dataset_meta(loaded.get('meta') or {}, dataset)['classes'])
+    """Names for the labels of a checkpoint's model: see :func:`prediction_meta`."""
+    dataset = _test_dataset(cfg) if cfg.get('test_dataloader') else None
+    return list(prediction_meta(cfg, loaded.get('meta'), dataset)['classes'])
 
 
 def _test_dataset(cfg: Config) -> dict[str, Any]:
@@ -251,25 +384,6 @@ def _test_dataset(cfg: Config) -> dict[str, Any]:
         if dataset is None:
             raise ToolError('the test_dataloader.dataset of the config has no pipeline')
     return dataset
-
-
-def _dataset_meta(meta: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
-    """Class names and colours: those of the training run, else the config's, else the data set's.
-
-    Old checkpoints have them in capitals in ``meta`` itself.
-    """
-    default = getattr(DATASETS.get(dataset['type']), 'METAINFO', {}) if dataset else {}
-    found: dict[str, Any] = {}
-    for source in (meta.get('dataset_meta') or {}, meta, dataset.get('metainfo') or {}, default):
-        if source.get('classes') or source.get('CLASSES'):
-            found = {key.lower(): value for key, value in source.items()}
-            break
-    classes = tuple(found.get('classes') or ())
-    palette = found.get('palette')
-    if palette is None or len(palette) != len(classes):
-        colours = np.random.default_rng(0).integers(0, 256, (len(classes), 3))
-        palette = [tuple(colour) for colour in colours.tolist()]
-    return dict(classes=classes, palette=palette)
 
 
 def _encode(mask: np.ndarray) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from ..weights import (
 from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
 from .checkpoints import CheckpointHook, find_newest
+from .classes import SameClassesHook
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
@@ -107,6 +108,21 @@ class Runner(mmengine.runner.Runner):
         cfg['dataset'] = SeededDataset(dataset)
         cfg['sampler'] = wrapper(sampler, self.seed, get_rank())
         return self.build_dataloader(cfg, seed=self.seed)
+
+    def train(self) -> nn.Module:
+        """Trains; weights of the same classes in another order are an error."""
+        self.register_hook(SameClassesHook('train'))
+        return super().train()
+
+    def val(self) -> dict:
+        """Validates; predictions get the data's labels where the checkpoint numbers others."""
+        self.register_hook(SameClassesHook('val'))
+        return super().val()
+
+    def test(self) -> dict:
+        """Tests; likewise."""
+        self.register_hook(SameClassesHook('test'))
+        return super().test()
 
     loads_exactly = False  # weights that are missing or left over are an error
 

@@ -374,3 +374,16 @@ def test_a_metric_with_the_file_of_another_set(coco):
     )
     cfg.val_evaluator = {'type': 'CocoMetric', 'ann_file': str(coco / 'gone.json')}
     check_fails(cfg, 'val_evaluator.ann_file', 'gone.json', '--cfg-options')
+
+
+@pytest.mark.parametrize('change', [lambda c: c[::-1], lambda c: c[1:]])
+def test_a_metric_whose_file_numbers_the_classes_otherwise(coco, change):
+    """mmdet's metric takes label i for the i-th category of its own file."""
+    cfg = config(coco_dataset(coco), coco_dataset(coco, 'val'))
+    other = coco_content(2)
+    other['categories'].append({'id': 99, 'name': 'of no class'})
+    file = write_coco(coco, other, 'other')
+    cfg.val_evaluator = {'type': 'CocoMetric', 'ann_file': str(file)}
+    check_data(cfg)
+    write_coco(coco, {**other, 'categories': change(other['categories'])}, 'other')
+    check_fails(cfg, f"val_evaluator.ann_file='{file}'", 'cat, dog, horse', str(coco / 'val.json'))

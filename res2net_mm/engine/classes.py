@@ -1,0 +1,240 @@
+"""Class names of a checkpoint and of the data: label i of both must be the same class."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from ..backbones.base import MARK
+from ..data.agreement import class_counts
+from ..data.errors import DataError, listed, nearest
+from ..data.nodes import Node, find_nodes, type_name
+from .errors import ToolError
+
+KEY = 'checkpoint_classes'
+_HOW = (
+    f'--cfg-options {KEY}=data if label i is the same class in both, or {KEY} to the names of the '
+    "checkpoint's labels in order"
+)
+_PANOPTIC = 1000  # mmdet writes class + 1000 * instance into a panoptic map
+
+
+def label_order(names: Sequence[str], data: Sequence[str]) -> list[int] | None:
+    """The label in ``data`` of each of ``names``; None unless both hold the same classes.
+
+    Case, blanks, ``_`` and ``-`` do not count where a name is not there exactly.
+    """
+    order = []
+    for name in names:
+        same = name if name in data else nearest(name, data, cutoff=1)
+        if same is None:
+            return None
+        order.append(data.index(same))
+    return order if sorted(order) == list(range(len(data))) else None
+
+
+class SameClassesHook(Hook):
+    """Compares the classes of a checkpoint with those of the data that it is used on.
+
+    In a test, predictions of a checkpoint with the same classes in another order are mapped by
+    name. The config's ``checkpoint_classes`` replaces what the checkpoint says: a list of names,
+    ``'data'`` for the data set's own, ``'names'`` to rely on the names of another program's file.
+
+    Args:
+        split: ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+        ToolError: Labels would be of other classes.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, split: str) -> None:
+        self.split = split
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Called before the weights are taken from ``checkpoint``."""
+        data = _classes_of(getattr(runner, f'{self.split}_dataloader').dataset)
+        given = _given(runner.cfg)
+        if not data or given == 'data' or _labels_are_free(runner.cfg.get('model') or {}):
+            return
+        training = self.split == 'train'
+        resuming = training and bool(runner.cfg.get('resume'))
+        names = tuple(given if _is_list(given) else _meta_of(checkpoint.get('meta'))['classes'])
+        if not names:
+            if resuming or not training:
+                warn(
+                    'the checkpoint does not name its classes, so they were not compared: its '
+                    f"labels are taken to be the data set's, in order ({listed(data, 10)})"
+                )
+            return
+        order = label_order(names, data)
+        if order is None:
+            differ = f"the checkpoint's classes are not the data set's ({_difference(names, data)})"
+            if resuming or not training:
+                raise ToolError(f'{differ}; give it data of its classes, or set {_HOW}')
+            if len(names) == len(data):
+                warn(f'load_from: {differ}: the weights of the heads start as those of others')
+            return
+        if order == list(range(len(data))):
+            pairs = [f'{a!r} as {b!r}' for a, b in zip(names, data, strict=True) if a != b]
+            if pairs:
+                warn(f"the checkpoint's classes are taken for the data set's: {listed(pairs)}")
+            return
+        differ = (
+            f"the checkpoint's classes ({listed(names, 10)}) are in another order than the data "
+            f"set's ({listed(data, 10)})"
+        )
+        if training:
+            raise ToolError(f'{differ}, so training would start with swapped classes; set {_HOW}')
+        if not given and self._may_mislead(runner.cfg, checkpoint):
+            raise ToolError(
+                f'{differ}, and mmdet numbers labels by the categories of the annotation file, '
+                f"whatever the names' order: set --cfg-options {KEY}=names if the names are in the "
+                f"order of the checkpoint's labels, {KEY}=data if its labels are the data set's"
+            )
+        warn(f'{differ}: predictions are mapped by name')
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model.register_forward_hook(partial(_map_labels, order))
+
+    def _may_mislead(self, cfg: Config, checkpoint: Mapping) -> bool:
+        """Whether names of a COCO set were possibly never held against its annotation file."""
+        if MARK in (checkpoint.get('meta') or {}):  # of this package's training, which does it
+            return False
+        dataset = cfg.get(f'{self.split}_dataloader', {}).get('dataset')
+        nodes = find_nodes(dataset, self.split, cfg.get('default_scope'))
+        return any(node.family == 'coco' for node in nodes)
+
+
+def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) -> dict[str, Any]:
+    """``classes`` and ``palette`` for predictions, one of each a label of the model.
+
+    Names are those of the checkpoint, else the config's, else the ones its type of data set
+    brings; only if there are as many as the heads have classes. Numbers stand in for names that
+    nothing gives. What does not agree is said in a line.
+
+    Args:
+        cfg: The config.
+        meta: The checkpoint's.
+        dataset: Config of the test data, None if there is none.
+    """
+    count = _count_classes(cfg.get('model') or {})
+    given = _given(cfg)
+    sources = dict(checkpoint=_meta_of(meta)) if given != 'data' else {}
+    if _is_list(given):
+        sources['checkpoint'].update(classes=given, palette=None)
+    sources['config'] = _data_meta(dataset, cfg.get('default_scope'))
+    found = {}
+    for name, source in sources.items():
+        classes = tuple(source['classes'])
+        if classes and count in (None, len(classes)):
+            found[name] = dict(source, classes=classes)
+        elif classes and not found:
+            warn(f'the {name} names {len(classes)} classes, but the model has {count}: not used')
+    if not found:
+        warn('neither checkpoint nor config names the classes: they are called by their numbers')
+        found['model'] = dict(classes=tuple(map(str, range(count or 1))))
+    chosen = next(iter(found.values()))
+    if any(source['classes'] != chosen['classes'] for source in found.values()):
+        warn("the config's classes differ: labels are called as the checkpoint says")
+    elif 'config' in found and len(found) == 1:
+        warn('no checkpoint names the classes: labels are called as the config says')
+    palette = chosen.get('palette')
+    if palette is None or len(palette) != len(chosen['classes']):
+        colours = np.random.default_rng(0).integers(0, 256, (len(chosen['classes']), 3))
+        palette = [tuple(colour) for colour in colours.tolist()]
+    return dict(classes=chosen['classes'], palette=palette)
+
+
+def _classes_of(dataset: Any) -> tuple[str, ...]:
+    """Names of a data set; () where there are none, or joined sets have different ones."""
+    metas = getattr(dataset, 'metainfo', None) or {}
+    metas = metas if _is_list(metas) else [metas]  # mmdet's ConcatDataset of unequal ones: a list
+    found = {tuple(meta.get('classes') or ()) for meta in metas}
+    return found.pop() if len(found) == 1 else ()
+
+
+def _labels_are_free(model: Mapping) -> bool:
+    """Whether labels are no classes of the training: proposals, or names given in a text."""
+    texts = 'language_model' in model or 'text_encoder' in model
+    return texts or type_name(model).endswith('RPN')
+
+
+def _meta_of(meta: Any) -> dict[str, Any]:
+    """What a checkpoint says of its data set; old ones do in capitals, in ``meta`` itself."""
+    meta = meta if isinstance(meta, Mapping) else {}
+    for source in (meta.get('dataset_meta') or {}, meta):
+        lower = {str(key).lower(): value for key, value in source.items()}
+        classes = lower.get('classes') or ()
+        if classes:
+            return dict(lower, classes=[classes] if isinstance(classes, str) else list(classes))
+    return dict(classes=())
+
+
+def _data_meta(dataset: Mapping | None, scope: str | None) -> dict[str, Any]:
+    if dataset:
+        node: Node = next(find_nodes(dataset, 'test_dataloader.dataset', scope))
+        with contextlib.suppress(DataError):
+            meta = {**getattr(node.cls, 'METAINFO', {}), **(node.config.get('metainfo') or {})}
+            return dict(meta, classes=node.classes())
+    return dict(classes=())
+
+
+def _count_classes(model: Mapping) -> int | None:
+    """How many classes a model tells apart; None where its heads do not say, or disagree."""
+    fusion = model.get('panoptic_fusion_head')
+    if fusion:
+        return fusion.get('num_things_classes', 80) + fusion.get('num_stuff_classes', 53)
+    counts = {count for _, count in class_counts(model, 'model')}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _given(cfg: Config) -> Any:
+    given = cfg.get(KEY)
+    if not (given in (None, 'data', 'names') or _is_list(given)):
+        raise ToolError(f"{KEY} must be a list of names, 'data' or 'names', but is {given!r}")
+    return given
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _difference(names: Sequence[str], data: Sequence[str]) -> str:
+    parts = [f'{len(names)} and {len(data)}']
+    for who, own, others in (('checkpoint', names, data), ('data set', data, names)):
+        only = [repr(name) for name in own if name not in others]
+        parts += [f'only the {who} has {listed(only)}'] if only else []
+    return '; '.join(parts)
+
+
+def _map_labels(order: list[int], module: nn.Module, args: Any, output: Any) -> None:
+    """A forward hook: predictions get the data set's labels, ``order[label]``, in place."""
+    table = torch.arange(_PANOPTIC)
+    table[: len(order)] = torch.tensor(order)
+    for sample in output if isinstance(output, list) else ():
+        for part in (sample.get(name) for name in sample.keys() if name.startswith('pred_')):
+            for key in {'labels', 'data', 'sem_seg'} & set(part.keys()):
+                ids = part.get(key)
+                label = (ids % _PANOPTIC).long()
+                setattr(part, key, (ids - label + table.to(ids.device)[label]).to(ids.dtype))
+        logits = sample.get('seg_logits')
+        if logits is not None and len(logits.data) == len(order):
+            logits.data = logits.data[np.argsort(order)]
+
+
+def warn(message: str) -> None:
+    """Logs a warning, on the terminal too."""
+    print_log(message, logger='current', level=logging.WARNING)
