@@ -24,6 +24,7 @@ from ..data.transforms import harden_pipeline
 from ..deploy import optimize_for_inference
 from ..weights import CheckpointError, read_source, say_unknown_rules
 from .errors import ToolError, one_line
+from .safety import use_safe_loading
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -216,6 +217,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read, or does not fit the model exactly.
     """
+    use_safe_loading(trust)
     loaded = read_source(checkpoint, trust=trust)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model_cfg = cfg.model.copy()

@@ -19,7 +19,7 @@ from mmengine.dist import get_rank, init_dist, sync_random_seed
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from mmengine.runner import CheckpointLoader, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
@@ -34,13 +34,11 @@ from ..weights import (
     locate,
     marks_of,
     read_checkpoint,
-    read_source,
     say_unknown_rules,
 )
-from ..weights.sources import HTTP, OPEN_MMLAB
-from ..weights.zoo import SCHEME
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
+from .safety import keep_files_of_others, use_safe_loading
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 
 _FILE_ONLY = re.compile(
@@ -117,6 +115,7 @@ class Runner(mmengine.runner.Runner):
                 f'{" ".join(str(error).split())[:600]}. Give the config that it was trained with'
             ) from error
         say_unknown_rules(self.model, checkpoint)
+        keep_files_of_others(self, checkpoint)
         return checkpoint
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
@@ -146,20 +145,6 @@ class Runner(mmengine.runner.Runner):
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(lambda record: not _FILE_ONLY.match(record.getMessage()))
         return logger
-
-
-def use_safe_loading(trust: bool = False) -> None:
-    """Makes mmengine read checkpoints with :func:`read_source` in this process.
-
-    Its own loader runs code in a file that the safe way refuses (onedl), or refuses checkpoints
-    that it wrote itself (mmengine 0.10.7).
-    """
-
-    def load(filename: str, map_location: Any = None) -> dict:
-        return read_source(filename, map_location, trust=trust)
-
-    sources = ('', *HTTP, *OPEN_MMLAB, SCHEME)
-    CheckpointLoader.register_scheme(prefixes=sources, loader=load, force=True)
 
 
 def prepare_config(

@@ -113,7 +113,7 @@ NUMPY: dict[str, Callable] = {
     **{f'numpy.{core}.multiarray.scalar': scalar for core in ('core', '_core')},
     'builtins.bytes': no_bytes,
 }
-_PADDLE: dict[str, Callable] = {
+PLAIN: dict[str, Callable] = {
     **NUMPY,
     '_codecs.encode': _encode,
     'builtins.tuple': tuple,
@@ -121,17 +121,19 @@ _PADDLE: dict[str, Callable] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Gives a pickle nothing to call but what stands for numpy above.
 
     The unpickler in C reserves whatever damaged bytes ask for, the one in Python does not.
     """
 
+    allowed = PLAIN
+
     def find_class(self, module: str, name: str) -> Callable:
         full = f'{module.replace("__builtin__", "builtins")}.{name}'
-        if full not in _PADDLE:
+        if full not in self.allowed:
             raise refuse(full)
-        return _PADDLE[full]
+        return self.allowed[full]
 
 
 def read_paddle(file: Any, *, trust: bool = False) -> Any:
@@ -150,7 +152,7 @@ def read_paddle(file: Any, *, trust: bool = False) -> Any:
         Refused: The pickle asks for something else than arrays of numbers, or holds it.
         Exception: It is damaged; of any kind.
     """
-    unpickler = pickle.Unpickler if trust else _Unpickler
+    unpickler = pickle.Unpickler if trust else Unpickler
     saved = unpickler(file, encoding='latin1').load()
     if not trust and file.read(1):
         raise ValueError('its pickle ends before the file does')

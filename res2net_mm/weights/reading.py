@@ -13,13 +13,16 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.structures import InstanceData
 
 from ..backbones.base import MARK
-from .paddle_pickle import NUMPY, Array, DType, Refused, owned, read_paddle, refuse
+from .paddle_pickle import (
+    NUMPY, PLAIN, Array, DType, Refused, Unpickler, owned, read_paddle, refuse,
+)  # fmt: skip
 
 _ZIP = b'PK\x03\x04'
 _LEGACY = re.compile(rb'\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19', re.S)
@@ -67,6 +70,24 @@ def read_checkpoint(
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f'checkpoint {path} ({size} bytes) {_reason(error)}') from error
     return checkpoint
+
+
+def read_pickle(file: IO[bytes], encoding: str = 'ASCII') -> Any:
+    """Reads a pickle of plain values, numpy's arrays and mmengine's instances, as proposals are.
+
+    Args:
+        file: Open file at the beginning of the pickle.
+        encoding: Of what Python 2 wrote, as in ``pickle.load``.
+
+    Raises:
+        CheckpointError: The pickle names something else, which could run code, or is damaged.
+    """
+    unpickler = Unpickler(file, encoding=encoding)
+    unpickler.allowed = _PLAIN
+    try:
+        return _real(unpickler.load(), {})
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f'a pickle that the config names {_reason(error)}') from error
 
 
 def _reason(error: Exception) -> str:
@@ -175,6 +196,20 @@ class _History:
         return history
 
 
+class _Instances:
+    """Stands for mmengine's InstanceData, of which a file could change the class."""
+
+    __slots__ = ('state',)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def real(self) -> InstanceData:
+        instances = InstanceData()
+        vars(instances).update(_real(dict(self.state), {}))
+        return instances
+
+
 def _method(owner: Any, name: str) -> str:
     """``getattr`` as far as HistoryBuffer, which pickles its methods, needs it."""
     if owner is not _History:
@@ -191,6 +226,11 @@ _ALLOWED: dict[str, Any] = {
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
     'builtins.getattr': _method,
     'builtins.slice': slice,
+}
+_PLAIN = {
+    **PLAIN,
+    'builtins.set': set,
+    'mmengine.structures.instance_data.InstanceData': _Instances,
 }
 
 
@@ -221,7 +261,7 @@ def _real(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         real = tuple(_real(inner, done) for inner in value)
     elif kind is Array:
         real = owned(value.view())
-    elif kind in (DType, _History):
+    elif kind in (DType, _History, _Instances):
         real = value.real()
     if real is not value:
         done[id(value)] = value, real
