@@ -57,7 +57,7 @@ def use_safe_loading(trust: bool = False) -> None:
 
 
 def keep_files_of_others(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-    """Takes out of a checkpoint what would have mmengine remove files outside of this run's folders.
+    """Takes out of a checkpoint what would have mmengine remove files that are not of this run.
 
     A checkpoint names the best checkpoint so far, which is removed once there is a better one,
     wherever that path leads: into the folder of another run, or to any file at all.
@@ -70,9 +70,9 @@ def keep_files_of_others(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     info = hub.get('runtime_info') if isinstance(hub, Mapping) else None
     if not isinstance(info, dict):
         return
-    name = Path(runner.work_dir).name
-    outs = [hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-    own = {os.path.realpath(path) for path in (runner.work_dir, *(Path(o, name) for o in outs if o))}
+    folder = Path(runner.work_dir)
+    outs = (hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    own = {os.path.realpath(path) for path in (folder, *(Path(o, folder.name) for o in outs if o))}
     for key, value in list(info.items()):
         if not isinstance(key, str):
             continue
