@@ -235,7 +235,13 @@ def _unpack_part(part: Part, home: Path, source: str | Path | None, keep: bool) 
         mark = _mark(work, archive)
         if not mark.exists():
             if source is None:
-                path = fetch(archive.url, archive.sha256, md5=archive.md5, folder=work)
+                path = fetch(
+                    archive.url,
+                    archive.sha256,
+                    md5=archive.md5,
+                    folder=work,
+                    most=2 * archive.size + (1 << 30),
+                )
             else:
                 path = Path(source, archive.name)
                 _verify(path, archive)

@@ -31,6 +31,7 @@ class Behaviour:
         dated: Last-Modified is sent.
         length: Content-Length is sent.
         becomes: Content from the second request on.
+        coding: Content-Encoding, whatever the client accepts.
     """
 
     status: int = 200
@@ -49,6 +50,7 @@ class Behaviour:
     dated: bool = False
     length: bool = True
     becomes: bytes | None = None
+    coding: str = ''
 
 
 @dataclass
@@ -147,6 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header('ETag', etag)
         if how.dated:
             self.send_header('Last-Modified', date)
+        if how.coding:
+            self.send_header('Content-Encoding', how.coding)
         if how.length:
             self.send_header('Content-Length', str(len(content) - start))
         self.end_headers()
