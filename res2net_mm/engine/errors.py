@@ -9,6 +9,8 @@ import sys
 import traceback
 from collections.abc import Callable
 
+from .terminal import use_plain_streams
+
 _DEBUG = 'RES2NET_MM_DEBUG'
 
 
@@ -44,8 +46,10 @@ def run_tool(main: Callable[[], int | None]) -> None:
     """Runs a tool's ``main`` and ends the process with its status.
 
     A user's mistake ends with status 1 and one line on stderr; ``RES2NET_MM_DEBUG=1`` shows its
-    traceback as well. An interruption from the keyboard ends with status 130.
+    traceback as well. An interruption from the keyboard ends with status 130. What is printed
+    holds no control characters: names come from files and servers.
     """
+    use_plain_streams()
     try:
         status = main() or 0
     except KeyboardInterrupt:

@@ -40,6 +40,7 @@ from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
 from .safety import keep_files_of_others, use_safe_loading
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
+from .terminal import plain_record
 
 _FILE_ONLY = re.compile(
     r'\s*(-+\s+System environment|Config:|Hooks will be executed|Distributed training is not used'
@@ -142,6 +143,7 @@ class Runner(mmengine.runner.Runner):
         """mmengine's logger; its long dumps and its own deprecations go to the log file alone."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
+            handler.addFilter(plain_record)
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(lambda record: not _FILE_ONLY.match(record.getMessage()))
         return logger
