@@ -231,7 +231,8 @@ def _yaml_classes(file: Path) -> list[str]:
         raise DataError(f'{file} is not valid YAML ({why})') from error
     except (KeyError, TypeError) as error:
         raise DataError(f'{file} has no names of classes, numbered from 0') from error
-    if not isinstance(names, list) or not names:
+    # lists in lists, named once each, are longer than any memory when they are written out
+    if not isinstance(names, list) or not names or any(isinstance(n, list | dict) for n in names):
         raise DataError(f'{file} has no list of names of classes')
     return [str(name) for name in names]
 

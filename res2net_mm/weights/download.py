@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
@@ -356,15 +357,9 @@ def _request(
         bar.total = total
         bar.n = bar.initial = bar.last_print_n = start  # else the rate would count it
         bar.refresh()
-        since, came = time.monotonic(), 0
         with open(part.path, 'ab', buffering=0) as file:
             while data := memoryview(_read(response, timeout)):
                 bar.update(len(data))
-                came += len(data)
-                if (passed := time.monotonic() - since) > timeout:
-                    if came < _LEAST * passed:
-                        raise _Slow(f'only {came} bytes came in {passed:.0f} s')
-                    since, came = time.monotonic(), 0
                 if file.tell() + len(data) > most:
                     part.discard()
                     raise _Failed(f'the server sends more than the {most} bytes expected')
@@ -390,6 +385,70 @@ def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     return start, None if response.length is None else start + response.length
 
 
+class _Crawl(OSError):
+    """Next to nothing came."""
+
+
+class _Paced(io.RawIOBase):
+    """What a socket receives, headers as well, as long as enough comes in each ``timeout`` s."""
+
+    def __init__(self, received: io.RawIOBase, timeout: float) -> None:
+        self.received, self.timeout = received, timeout
+        self.since, self.came = None, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        number = self.received.readinto(buffer)
+        now = time.monotonic()
+        self.since = self.since or now  # of the first bytes: a server may have to think
+        self.came += number or 0
+        passed = now - self.since
+        if number and passed > self.timeout:
+            if self.came < _LEAST * passed:
+                raise _Crawl(f'only {self.came} bytes came in {passed:.1f} s')
+            self.since, self.came = None, 0
+        return number
+
+    def close(self) -> None:
+        self.received.close()
+        super().close()
+
+
+class _Socket:
+    """A socket whose file is paced."""
+
+    def __init__(self, real: Any, timeout: float) -> None:
+        self.real, self.timeout = real, timeout
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Paced(self.real.makefile(mode, buffering=0), self.timeout))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _Socket(self.sock, self.timeout)
+
+
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, req)
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https only, and keeps where the last one led."""
 
@@ -411,20 +470,25 @@ def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTP
         quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={'User-Agent': 'res2net_mm', **headers}
     )
     try:
-        return urllib.request.build_opener(redirects).open(request, timeout=timeout)
+        return urllib.request.build_opener(redirects, _Http, _Https).open(request, timeout=timeout)
     except HTTPError as error:
         error.close()
         raise
     except URLError as error:
+        if isinstance(error.reason, _Crawl):
+            raise _Slow(f'the server did not answer: {error.reason}') from error
         host = urlsplit(redirects.url).netloc
         raise _Unreachable(f'{host} could not be reached: {_why(error.reason, timeout)}') from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Dropped(f'the server did not answer: {_why(error, timeout)}') from error
+        kind = _Slow if isinstance(error, _Crawl) else _Dropped
+        raise kind(f'the server did not answer: {_why(error, timeout)}') from error
 
 
 def _read(response: http.client.HTTPResponse, timeout: float) -> bytes:
     try:
         return response.read1(_CHUNK)  # what is there: the rest may never come
+    except _Crawl as error:
+        raise _Slow(str(error)) from error
     except (OSError, http.client.HTTPException) as error:
         raise _Dropped(f'the connection broke off: {_why(error, timeout)}') from error
 

@@ -129,7 +129,8 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
             return _moved(_read_safetensors(path, content), map_location)
         legacy = _LEGACY.match(head)
         if re.match(rb'\x80[\x02-\x04]', head) and not legacy:
-            return _moved(read_paddle(content, trust=trust), map_location)
+            most = _VIEWS * size + _ANY[0]
+            return _moved(read_paddle(content, trust=trust, most=most), map_location)
         if trust:
             return torch.load(path, map_location=map_location, weights_only=False)
         if head.startswith(_ZIP):
@@ -191,7 +192,8 @@ class _Nothing:
         return self.length
 
     def __setstate__(self, state: Any) -> None:
-        self.take(state if isinstance(state, tuple) else ())
+        values = tuple(state.values()) if isinstance(state, dict) else state
+        self.length += self.take(values if isinstance(values, tuple) else ())
 
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
@@ -330,9 +332,9 @@ class _Instances:
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
-    def real(self) -> InstanceData:
+    def real(self, done: dict[int, tuple[Any, Any]]) -> InstanceData:
         instances = InstanceData()
-        vars(instances).update(_real(dict(self.state), {}))
+        vars(instances).update(_real(dict(self.state), done))
         return instances
 
 
@@ -387,8 +389,10 @@ def _real(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         real = tuple(_real(inner, done) for inner in value)
     elif kind is Array:
         real = owned(value.view())
-    elif kind in (DType, _History, _Instances):
+    elif kind in (DType, _History):
         real = value.real()
+    elif kind is _Instances:
+        real = value.real(done)
     if real is not value:
         done[id(value)] = value, real
     return real

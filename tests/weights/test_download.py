@@ -327,6 +327,12 @@ def test_server_that_sends_a_byte_now_and_then(server, cache, said):
     assert server.ranges(HASHED)[-1] == f'bytes={len(part)}-'
 
 
+def test_headers_that_come_a_byte_now_and_then(server, cache):
+    server.behave(HASHED, trickle=(1, 0.02), slow_start=True)
+    with pytest.raises(DownloadError, match='did not answer: only .* brought little'):
+        fetch(server.address(HASHED), timeout=0.25)
+
+
 @pytest.mark.parametrize('length', [True, False])
 def test_body_that_is_too_long(server, cache, length):
     server.behave(HASHED, length=length)

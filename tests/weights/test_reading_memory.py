@@ -1,17 +1,35 @@
 """Small files that ask for much memory are refused before it is taken."""
 
 import json
+import pickle
 import struct
 from collections import Counter, OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from filled_files import Call
+from mmengine.logging import HistoryBuffer
 from running import memory_for
 
 from res2net_mm.weights import CheckpointError, convert_weights, read_checkpoint
 
 MUCH = 1 << 30
+
+
+class Same:
+    """Pickles as an array of its own with the bytes of another."""
+
+    def __init__(self, array):
+        self.array = array
+        self.bytes = _BYTES.setdefault(id(array), array.tobytes())
+
+    def __reduce__(self):
+        rebuild, args, state = self.array.__reduce__()
+        return rebuild, args, (*state[:-1], self.bytes)
+
+
+_BYTES = {}
 
 
 def refusal(path, function=read_checkpoint, *args):
@@ -62,12 +80,30 @@ def test_tensors_that_repeat_a_value(tmp_path):
     assert read_checkpoint(path)['a'].sum() == 3000
 
 
+def test_arrays_and_histories_of_the_same_bytes(tmp_path):
+    path = tmp_path / 'same.pdparams'
+    array = np.zeros(10**5)
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps({str(i): array[:] for i in range(3)}, protocol))
+        assert len(read_checkpoint(path)) == 3
+        same = {str(i): Same(array) for i in range(5000)}
+        path.write_bytes(pickle.dumps(same, protocol))
+        assert 'of which it can hold but few' in refusal(path)
+    history = HistoryBuffer([1.0] * 10**5, [1] * 10**5)
+    copies = []
+    for _ in range(3000):
+        copies.append(HistoryBuffer())
+        vars(copies[-1]).update(vars(history))
+    torch.save(dict(w=torch.ones(2), copies=copies), path)
+    assert 'over and over' in refusal(path)
+
+
 @pytest.mark.parametrize('zipped', [True, False])
 @pytest.mark.parametrize('kind', [OrderedDict, set, Counter, bytearray])
 def test_copies_over_and_over(tmp_path, kind, zipped):
     path = tmp_path / 'copies.pth'
-    values = bytes(10**6) if kind is bytearray else {i: i for i in range(10**5)}
-    copies = [Call(kind, values) for _ in range(10**4)]
+    values = bytes(10**6) if kind is bytearray else {i: i for i in range(20_000)}
+    copies = [Call(kind, values) for _ in range(5000)]
     save = dict(_use_new_zipfile_serialization=zipped)
     torch.save(dict(w=torch.ones(2), values=values, copies=copies), path, **save)
     assert 'over and over' in refusal(path)
