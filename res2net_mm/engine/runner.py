@@ -38,7 +38,7 @@ from ..weights import (
 )
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
-from .safety import keep_files_of_others, use_safe_loading
+from .safety import check_arrays, keep_files_of_others, use_safe_loading
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 from .terminal import plain_record
 
@@ -247,6 +247,8 @@ def check_weights(cfg: Config) -> None:
 def build_runner(cfg: Config, trust: bool = False) -> Runner:
     """Builds the Runner of a config from :func:`prepare_config`."""
     use_safe_loading(trust)
+    if not trust:
+        check_arrays(cfg)
     return Runner.from_cfg(cfg)
 
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import yaml
 from mmengine import fileio
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
@@ -16,6 +18,8 @@ from ..weights import read_source
 from ..weights.reading import read_pickle
 from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
+from .config import walk_dicts
+from .errors import ToolError
 
 _PICKLES, _YAML = ['pkl', 'pickle'], ['yaml', 'yml']
 
@@ -54,6 +58,26 @@ def use_safe_loading(trust: bool = False) -> None:
     CheckpointLoader.register_scheme(prefixes=remote, loader=load_remote, force=True)
     fileio.register_handler(_PICKLES)(fileio.PickleHandler if trust else _PlainPickles)
     fileio.register_handler(_YAML)(fileio.YamlHandler if trust else _PlainYaml)
+
+
+def check_arrays(cfg: Config) -> None:
+    """Raises where mmdet would run what is in the array that OpenImages' challenge set names.
+
+    Raises:
+        ToolError: The file holds objects, not numbers.
+    """
+    for part in walk_dicts(list(cfg.values())):
+        if str(part.get('type')).endswith('OpenImagesChallengeDataset'):
+            path = Path(part.get('data_root') or '', part.get('hierarchy_file') or '')
+            try:
+                np.load(path, allow_pickle=False)
+            except ValueError as error:
+                raise ToolError(
+                    f'hierarchy_file {path} is no array of numbers, and to read it could run code; '
+                    '--trust-checkpoint reads it all the same, if you trust its author'
+                ) from error
+            except OSError:  # the data set says that it is missing
+                continue
 
 
 def keep_files_of_others(runner: Runner, checkpoint: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from mmengine import fileio
+from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
@@ -17,8 +18,9 @@ from mmengine.runner import CheckpointLoader
 from mmengine.structures import InstanceData
 from torch import nn
 
+from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.runner import Runner
-from res2net_mm.engine.safety import use_safe_loading
+from res2net_mm.engine.safety import check_arrays, use_safe_loading
 from res2net_mm.weights import CheckpointError
 
 
@@ -136,6 +138,27 @@ def test_pickles_and_yaml_that_a_config_names_run_nothing(tmp_path):
     use_safe_loading(trust=True)
     mmengine.load(tmp_path / 'proposals.pkl')
     assert ran.exists()
+
+
+def test_an_array_that_a_config_names_runs_nothing(tmp_path):
+    ran = tmp_path / 'ran'
+    path = tmp_path / 'tree.np'
+    dataset = dict(type='mmdet.OpenImagesChallengeDataset', hierarchy_file='tree.np')
+    dataset['data_root'] = str(tmp_path)
+    cfg = Config(dict(val_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset))))
+    check_arrays(cfg)  # a missing file is not its affair
+    hostile = Call(os.system, (f'touch {ran}',))
+    path.write_bytes(pickle.dumps(hostile))
+    with pytest.raises(ToolError, match='tree.np'):
+        check_arrays(cfg)
+    with path.open('wb') as file:
+        np.save(file, np.array([hostile]))
+    with pytest.raises(ToolError, match='tree.np'):
+        check_arrays(cfg)
+    with path.open('wb') as file:
+        np.save(file, np.eye(3))
+    check_arrays(cfg)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize('protocol', [2, 4])
