@@ -112,8 +112,8 @@ def read_backbone(
 def read_source(filename: str | Path, map_location: Any = None, *, trust: bool = False) -> dict:
     """Reads a checkpoint of any source so that networks can refuse it by its mark.
 
-    mmengine executes the config of the run that it finds in the ``meta`` of a checkpoint, so that
-    is left out unless the file is trusted.
+    mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that is left out unless
+    the file is trusted. ``cfg``, which it writes itself, stays: it is text and no more.
 
     Args:
         filename: As for :func:`locate`.
@@ -130,8 +130,7 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
     path, entry = locate(filename)
     checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
     if not trust and isinstance(checkpoint.get('meta'), dict):
-        for key in ('config', 'cfg'):
-            checkpoint['meta'].pop(key, None)
+        checkpoint['meta'].pop('config', None)
     if os.fspath(filename).startswith('mmcls://'):  # as mmengine does
         state = checkpoint.get('state_dict', checkpoint)
         inner = [key for key in state if key.startswith('backbone.')]
