@@ -19,6 +19,7 @@ from mmengine.registry import init_default_scope
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
 from res2net_mm.engine.errors import ToolError, one_line, run_tool
+from res2net_mm.engine.safety import use_safe_loading
 from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
 from res2net_mm.evaluation.models import describe_model
 from res2net_mm.registry import MODELS, ROOT_MODELS, SCOPE
@@ -92,6 +93,7 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
 def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:
     cfg = load_config(path, options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))  # of plugins' types
+    use_safe_loading()
     sections = []
     for part in our_backbones(cfg):
         arch = part.to_dict()

@@ -19,6 +19,7 @@ from pycocotools import mask as rle
 
 from .convert_writer import CocoWriter, Converted, image_files
 from .errors import DataError
+from .limits import check_pixels
 from .voc import find_image, read_voc
 
 KINDS = ('instances', 'binary', 'labels')
@@ -230,7 +231,8 @@ def _yaml_classes(file: Path) -> list[str]:
         raise DataError(f'{file} is not valid YAML ({why})') from error
     except (KeyError, TypeError) as error:
         raise DataError(f'{file} has no names of classes, numbered from 0') from error
-    if not isinstance(names, list) or not names:
+    # lists in lists, named once each, are longer than any memory when they are written out
+    if not isinstance(names, list) or not names or any(isinstance(n, list | dict) for n in names):
         raise DataError(f'{file} has no list of names of classes')
     return [str(name) for name in names]
 
@@ -304,18 +306,20 @@ def masks2coco(
 
 def _values(writer: CocoWriter, file: Path, size: tuple[int, int]) -> np.ndarray | None:
     """The values of a mask (H, W); None where it is of another size than its image."""
+    check_pixels(file, f'mask {file}')
     try:
         with Image.open(file) as image:
-            values = np.array(image)
-    except (OSError, ValueError, SyntaxError) as error:  # SyntaxError: Pillow's of a broken png
+            values = np.array(image) if image.size == size else None
+    # SyntaxError: Pillow's of a broken png
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f'{file} cannot be read ({error}); write it again') from error
+    if values is None:
+        writer.left_out.add('mask of another size than its image', file)
+        return None
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # grey, written with three channels
     if values.ndim != 2:
         raise DataError(f'{file} is a colour image; a mask has one channel')
-    if values.shape[::-1] != size:
-        writer.left_out.add('mask of another size than its image', file)
-        return None
     return values
 
 

@@ -12,6 +12,7 @@ from mmengine.fileio import list_dir_or_file
 from PIL import Image as PillowImage
 
 from .errors import DataError, listed, nearest
+from .limits import check_pixels
 from .nodes import STRICT, Image, Node, Reading, Watch, read_list
 from .readers import report_missing
 
@@ -159,10 +160,11 @@ def count_values(node: Node, file: str) -> np.ndarray:
 
 def _value_counts(file: str, reduce_zero_label: bool) -> np.ndarray:
     """(256,) pixels of each value, read as mmseg reads it."""
+    check_pixels(file, f'label map {file}')
     try:
         with PillowImage.open(file) as image:
             values = np.array(image).squeeze()
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as error:
         raise DataError(f'label map {file} does not decode ({error}); replace it') from error
     if values.ndim != 2:
         raise DataError(

@@ -11,7 +11,7 @@ import numpy as np
 from .errors import DataError
 
 _FEWEST = 6  # coordinates of a polygon
-_FARTHEST = 10  # times the image's sides from it that a polygon may go
+FARTHEST = 10  # times the image's sides from it that a polygon may go
 # how far a mask's own box may be from the annotated one: px, or a share of the box's longer side
 _SLACK, _SLACK_SHARE = 3, 0.1
 
@@ -132,7 +132,7 @@ def _polygons(polygons: Any, width: int, height: int) -> tuple[dict, str | None]
         raise DataError('it is no list of polygons [x, y, x, y, ...] and no RLE')
     if not all(isinstance(v, int | float) and math.isfinite(v) for p in polygons for v in p):
         raise DataError('a coordinate is no finite number')
-    if any(abs(value) > _FARTHEST * (width + height) for part in polygons for value in part):
+    if any(abs(value) > FARTHEST * (width + height) for part in polygons for value in part):
         raise DataError('a coordinate is far outside the image')  # to draw it takes the memory
     bad = [len(part) for part in polygons if len(part) % 2 or len(part) < _FEWEST]
     good = [part for part in polygons if len(part) % 2 == 0 and len(part) >= _FEWEST]

@@ -23,6 +23,7 @@ from ..files import writing
 from ..weights.download import digest_of, fetch
 from .archives import DATA_SETS, Archive, Count, DataSet, Part
 from .errors import DataError, listed, nearest
+from .limits import check_pixels
 from .unpack import disk_errors, unpack
 
 _WORK = '.prepare'  # in the set's folder, which may lie on a disk of its own
@@ -235,11 +236,24 @@ def _unpack_part(part: Part, home: Path, source: str | Path | None, keep: bool) 
         mark = _mark(work, archive)
         if not mark.exists():
             if source is None:
-                path = fetch(archive.url, archive.sha256, md5=archive.md5, folder=work)
+                path = fetch(
+                    archive.url,
+                    archive.sha256,
+                    md5=archive.md5,
+                    folder=work,
+                    most=2 * archive.size + (1 << 30),
+                )
             else:
                 path = Path(source, archive.name)
                 _verify(path, archive)
-            unpack(path, work / f'{archive.name}.files', home, archive.moves, archive.nested)
+            unpack(
+                path,
+                work / f'{archive.name}.files',
+                home,
+                archive.moves,
+                archive.nested,
+                most=2 * archive.unpacked + (1 << 30),
+            )
             mark.touch()
     _check_counts(home, part.counts, part.archives, source)
     for archive in part.archives:
@@ -351,6 +365,7 @@ def _names(file: Path) -> list[str]:
 
 def _indices(file: Path) -> np.ndarray:
     """The values of a png with one channel; of one with a palette, its indices."""
+    check_pixels(file, f'label map {file}')
     with Image.open(file) as image:
         if image.mode not in ('L', 'P'):
             raise DataError(f'{file} is no label map: its mode is {image.mode}, not L or P')

@@ -12,6 +12,7 @@ from typing import Any
 import mmcv
 
 from .errors import DataError, listed, nearest
+from .limits import check_pixels
 from .nodes import STRICT, Image, Node, Object, Reading, Watch, missing_files, read_list
 from .voc import find_image, read_voc
 
@@ -82,6 +83,12 @@ def read_coco(
                 raise DataError(
                     f'{where} has no segmentation, but the pipeline of {node.key} loads masks '
                     '(with_mask=True); add it, or use a detector without masks'
+                )
+            rle = annotation.get('segmentation') if masks else None
+            if isinstance(rle, dict) and rle.get('size') != [image.height, image.width]:
+                raise DataError(
+                    f'{where}: its mask is for size {rle.get("size")}, but its image has '
+                    f'[{image.height}, {image.width}]; write the mask again'
                 )
             image.add(name, reason)
             if reason is None:
@@ -215,6 +222,7 @@ def _read_voc_image(
         raise DataError(f'{xml_file} cannot be read ({error.strerror}); replace it') from error
     size, objects = read_voc(content, xml_file)
     if size is None and os.path.isfile(image.file):
+        check_pixels(image.file, f'image {image.file}')
         decoded = mmcv.imread(image.file)
         size = None if decoded is None else decoded.shape[1::-1]
     image.width, image.height = size or (0, 0)

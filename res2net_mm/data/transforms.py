@@ -15,6 +15,7 @@ from mmengine import fileio
 
 from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
+from .limits import check_pixels
 from .nodes import type_name
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
@@ -53,13 +54,16 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     gives None.
 
     Raises:
-        DataError: the file is missing, unreadable, not an image, or truncated.
+        DataError: the file is missing, unreadable, not an image, truncated, or (as its label
+            map may be) larger than :func:`check_pixels` allows.
     """
 
     def transform(self, results: dict) -> dict | None:
         """Adds ``img`` (H, W, 3) or (H, W), ``img_shape`` and ``ori_shape``."""
         try:
             image = self._load(results['img_path'])
+            if results.get('seg_map_path'):  # which comes later, by mmseg's or mmdet's own step
+                check_pixels(results['seg_map_path'], f'label map {results["seg_map_path"]}')
         except Exception:
             if self.ignore_empty:
                 return None
@@ -75,6 +79,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         reason = truncation(content)
         if reason:
             raise DataError(f'image {file} is truncated: {reason}; {_REPLACE}')
+        check_pixels(content, f'image {file}')
         try:
             image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
         except (OSError, SyntaxError, cv2.error) as error:

@@ -47,6 +47,7 @@ def unpack(
     target: Path,
     moves: tuple[tuple[str, str], ...],
     nested: bool = False,
+    most: int | None = None,
 ) -> int:
     """Unpack the members that ``moves`` names, first into ``stage``, then at once to ``target``.
 
@@ -59,20 +60,22 @@ def unpack(
         target: the folder that the files come to; folders that are there are added to.
         moves: beginnings of members' names, and what takes their place below ``target``.
         nested: zip files in it are unpacked as well, as if their members lay beside them.
+        most: bytes that it may unpack to.
 
     Returns:
         How many files were unpacked.
 
     Raises:
-        DataError: the archive is damaged, has nothing of ``moves``, or a member that would come
-            to lie outside, or is no plain file. Then nothing has come to ``target``. Or the disk
-            is full or cannot be written to; then the next call goes on where this one stopped.
+        DataError: the archive is damaged, has nothing of ``moves`` or more than ``most``, or a
+            member that would come to lie outside, or is no plain file. Then nothing has come to
+            ``target``. Or the disk is full or cannot be written to; then the next call goes on
+            where this one stopped.
     """
     part = stage.with_name(f'{stage.name}.part')  # what is being written; no member's place
     with disk_errors(target):
         stage.mkdir(parents=True, exist_ok=True)
         try:
-            written = _fill(archive, stage, target, moves, nested, part)
+            written = _fill(archive, stage, target, moves, nested, part, most)
         except DataError:
             shutil.rmtree(stage)  # or the next archive of this name would be mixed with it
             part.unlink(missing_ok=True)
@@ -105,8 +108,9 @@ def _fill(
     moves: tuple[tuple[str, str], ...],
     nested: bool,
     part: Path,
+    most: int | None,
 ) -> int:
-    written = taken = 0
+    written = taken = total = 0
     try:
         # disable=None: shown on a terminal only
         bar = tqdm(desc=archive.name, unit=' files', disable=None)
@@ -121,6 +125,12 @@ def _fill(
                         'not the published archive, get it from there'
                     )
                 taken += 1
+                total += member.size
+                if most is not None and total > most:  # a few bytes can stand for any number
+                    raise DataError(
+                        f'{archive} would unpack to more than {most / 1e9:.1f} GB; it is not the '
+                        'published archive, get it from there'
+                    )
                 bar.update()
                 there = (stage / relative, target / relative)
                 if any(path.is_file() and path.stat().st_size == member.size for path in there):
@@ -146,10 +156,26 @@ def _fill(
     return written
 
 
+class _Header(tarfile.TarInfo):
+    """A header of a tar file; long names and the like, which are read at once, are short."""
+
+    _READ_AT_ONCE = (
+        tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    )  # fmt: skip
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in cls._READ_AT_ONCE and header.size > 1 << 20:
+            raise tarfile.ReadError(f'a header of {header.size:,} bytes')
+        return header
+
+
 def _opened(archive: Path) -> zipfile.ZipFile | tarfile.TarFile:
     if zipfile.is_zipfile(archive):
         return zipfile.ZipFile(archive)
-    return tarfile.open(archive)
+    return tarfile.open(archive, tarinfo=_Header)
 
 
 def _members(

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from .terminal import use_plain_streams
+
 _DEBUG = 'RES2NET_MM_DEBUG'
 
 
@@ -51,8 +53,10 @@ def run_tool(main: Callable[[], int | None]) -> None:
 
     A user's mistake ends with status 1 and one line on stderr; ``RES2NET_MM_DEBUG=1`` shows its
     traceback as well. Ctrl-C, SIGTERM and SIGHUP end with 128 + the signal's number and one line,
-    after what is unfinished was cleared away; a second Ctrl-C ends at once.
+    after what is unfinished was cleared away; a second Ctrl-C ends at once. What is printed holds
+    no control characters: names come from files and servers.
     """
+    use_plain_streams()
     with interruptions() as received:
         try:
             status = main() or 0

@@ -39,6 +39,7 @@ from ..weights import (
 )
 from .classes import prediction_meta, warn
 from .errors import ToolError, one_line
+from .safety import use_safe_loading
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 _VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
@@ -349,6 +350,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
         FileNotFoundError: There is no such file.
         ValueError: It cannot be read, does not fit the model exactly, or is not finite.
     """
+    use_safe_loading(trust)
     loaded = read_source(checkpoint, trust=trust)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model_cfg = cfg.model.copy()

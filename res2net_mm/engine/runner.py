@@ -21,7 +21,6 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from mmengine.runner import CheckpointLoader
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
@@ -39,17 +38,16 @@ from ..weights import (
     marks_of,
     not_finite,
     read_checkpoint,
-    read_source,
     say_not_finite,
     say_unknown_rules,
 )
-from ..weights.sources import HTTP, OPEN_MMLAB
-from ..weights.zoo import SCHEME
 from .checkpoints import CheckpointHook, find_newest
 from .classes import SameClassesHook
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
+from .safety import check_arrays, keep_files_of_others, use_safe_loading
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
+from .terminal import plain_record
 
 _FILE_ONLY = re.compile(
     r'\s*(-+\s+System environment|Config:|Hooks will be executed|Distributed training is not used'
@@ -148,6 +146,7 @@ class Runner(mmengine.runner.Runner):
         if broken:
             raise CheckpointError(f'checkpoint {filename}: {say_not_finite(broken)}')
         say_unknown_rules(self.model, checkpoint)
+        keep_files_of_others(self, checkpoint)
         return checkpoint
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
@@ -177,23 +176,10 @@ class Runner(mmengine.runner.Runner):
         """mmengine's logger; its long dumps and its own deprecations go to the log file alone."""
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
+            handler.addFilter(plain_record)
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(lambda record: not _FILE_ONLY.match(record.getMessage()))
         return logger
-
-
-def use_safe_loading(trust: bool = False) -> None:
-    """Makes mmengine read checkpoints with :func:`read_source` in this process.
-
-    Its own loader runs code in a file that the safe way refuses (onedl), or refuses checkpoints
-    that it wrote itself (mmengine 0.10.7).
-    """
-
-    def load(filename: str, map_location: Any = None) -> dict:
-        return read_source(filename, map_location, trust=trust)
-
-    sources = ('', *HTTP, *OPEN_MMLAB, SCHEME)
-    CheckpointLoader.register_scheme(prefixes=sources, loader=load, force=True)
 
 
 def prepare_config(
@@ -294,6 +280,8 @@ def check_weights(cfg: Config) -> None:
 def build_runner(cfg: Config, trust: bool = False) -> Runner:
     """Builds the Runner of a config from :func:`prepare_config`."""
     use_safe_loading(trust)
+    if not trust:
+        check_arrays(cfg)
     return Runner.from_cfg(cfg)
 
 

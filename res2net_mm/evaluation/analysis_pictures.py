@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.limits import check_pixels
 from .analysis import Analysis
 from .coco import as_rle
 from .judging import FALSE, MISSED
@@ -80,6 +81,7 @@ def draw_worst(
         file = images / entry['file_name']
         if not file.is_file():
             raise FileNotFoundError(f'image {file} does not exist')
+        check_pixels(file, f'image {file}')
         pixels = cv2.imread(str(file))
         if pixels is None:
             raise ValueError(f'image {file} does not decode')

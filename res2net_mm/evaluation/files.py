@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.masks import mask_runs
+from ..data.masks import FARTHEST, mask_runs
 
 
 def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
@@ -178,6 +178,8 @@ def _check_mask(where: str, segmentation: Any, image: Mapping[str, Any]) -> None
             numbers = isinstance(polygon, list) and all(map(_finite, polygon))
             if not numbers or len(polygon) < 6 or len(polygon) % 2:
                 raise ValueError(f'{where}: a polygon must be 3 or more x, y: {polygon!r:.60}')
+            if max(map(abs, polygon)) > FARTHEST * sum(size):  # to draw it takes the memory
+                raise ValueError(f'{where}: a polygon is far outside the image: {polygon!r:.60}')
         if segmentation:
             return
     if not isinstance(segmentation, dict) or 'counts' not in segmentation:

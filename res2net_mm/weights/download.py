@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import json
 import os
 import re
@@ -26,6 +27,9 @@ CACHE = 'RES2NET_MM_CACHE'
 MIRROR = 'RES2NET_MM_MIRROR'
 
 _CHUNK = 1 << 20
+_LEAST = 1 << 10  # bytes a second, below which a server is given up
+_MOST = 1 << 34  # bytes of a file of weights
+_SAYING = 60.0  # seconds after which a process that waits says so again
 _RETRIES = 5  # in a row, without a byte more than before
 _WAIT = 0.1  # seconds before the first of them, twice as long before each further one
 
@@ -40,6 +44,10 @@ class _Failed(Exception):
 
 class _Dropped(_Failed):
     """The transfer broke off: worth another attempt."""
+
+
+class _Slow(_Dropped):
+    """Next to nothing came."""
 
 
 class _Unreachable(_Dropped):
@@ -61,6 +69,7 @@ def fetch(
     md5: str | None = None,
     folder: Path | None = None,
     timeout: float = 30.0,
+    most: int = _MOST,
 ) -> Path:
     """Returns the local path of a published file and downloads it where it is not there.
 
@@ -76,15 +85,17 @@ def fetch(
             content is not verified, and the file lies in a folder that is named by ``url``.
         md5: The 32 hex digits of the file's md5, where no sha256 is published.
         folder: Where the file is kept; by default ``cache_folder()``.
-        timeout: Seconds without a sign from the server after which a connection is given up.
+        timeout: Seconds in which a server has to send a KiB for each, or the connection is given
+            up; after some in a row the call ends, and what came is kept for the next.
+        most: Bytes that the file may have.
 
     Returns:
         The path of the complete file, verified if its sha256 or md5 is known.
 
     Raises:
         DownloadError: No source has the file or can be reached, what they have has another
-            sha256, or the folder cannot be written to; or an argument or RES2NET_MM_MIRROR makes
-            no sense.
+            sha256 or more bytes than ``most``, or the folder cannot be written to; or an argument
+            or RES2NET_MM_MIRROR makes no sense.
     """
     url = urldefrag(url).url
     name = _file_name(url)
@@ -103,7 +114,7 @@ def fetch(
         failures = {}
         for source in [*_mirrors(name), url]:
             try:
-                return _from(source, path, prefix, timeout)
+                return _from(source, path, prefix, timeout, most)
             except _Failed as failure:
                 failures[str(source)] = failure
     except OSError as error:
@@ -120,7 +131,7 @@ def fetch(
     raise DownloadError('; '.join(lines))
 
 
-def _from(source: str | Path, path: Path, prefix: str | None, timeout: float) -> Path:
+def _from(source: str | Path, path: Path, prefix: str | None, timeout: float, most: int) -> Path:
     if isinstance(source, Path):
         try:
             problem = _problem(source, prefix)
@@ -131,14 +142,19 @@ def _from(source: str | Path, path: Path, prefix: str | None, timeout: float) ->
         return source
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f'{path}.lock')
+    patience = 1
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            patience = _SAYING
+            size = _Part(path).size()
+            _log(f'waiting for another process, which is downloading {path} ({size} bytes so far)')
     try:
-        held = lock.acquire(timeout=1)
-    except Timeout:
-        _log(f'waiting for another process, which is downloading {path}')
-        held = lock.acquire()
-    with held:
         if _problem(path, prefix):  # else another process was faster
-            _download(source, path, prefix, timeout)
+            _download(source, path, prefix, timeout, most)
+    finally:
+        lock.release()
     return path
 
 
@@ -226,6 +242,7 @@ class _Part:
     """The beginning of a file, and beside it a note which content it is the beginning of."""
 
     def __init__(self, path: Path) -> None:
+        self.packed = path.suffix in ('.gz', '.tgz')  # its coding is its content
         self.path = Path(f'{path}.part')
         self.note = Path(f'{path}.part.json')
 
@@ -249,19 +266,19 @@ class _Part:
         self.note.unlink(missing_ok=True)
 
 
-def _download(url: str, path: Path, prefix: str | None, timeout: float) -> None:
+def _download(url: str, path: Path, prefix: str | None, timeout: float, most: int) -> None:
     part = _Part(path)
     # disable=None: shown on a terminal only
     with tqdm(desc=path.name, unit='B', unit_scale=True, unit_divisor=1024, disable=None) as bar:
         in_words = bar.disable
         if in_words:
             _log(f'downloading {url} to {path}')
-        pieced = _receive(url, part, prefix, timeout, bar)
+        pieced = _receive(url, part, prefix, timeout, most, bar)
         problem = _problem(part.path, prefix)
         if problem and pieced:
             _log(f'{path.name}: the pieces do not fit together, downloading it anew')
             part.discard()
-            _receive(url, part, prefix, timeout, bar)
+            _receive(url, part, prefix, timeout, most, bar)
             problem = _problem(part.path, prefix)
     if problem:
         part.discard()
@@ -274,31 +291,37 @@ def _download(url: str, path: Path, prefix: str | None, timeout: float) -> None:
         _log(f'downloaded {path} ({path.stat().st_size / 2**20:.1f} MiB)')
 
 
-def _receive(url: str, part: _Part, prefix: str | None, timeout: float, bar: tqdm) -> bool:
+def _receive(
+    url: str, part: _Part, prefix: str | None, timeout: float, most: int, bar: tqdm
+) -> bool:
     """Asks until the part is the whole file. Returns whether it consists of several pieces."""
     best, failures, connected = part.size(), 0, False
     while True:
         try:
-            return _request(url, part, prefix, timeout, bar)
+            return _request(url, part, prefix, timeout, most, bar)
         except _Dropped as error:
             connected = connected or not isinstance(error, _Unreachable)
             if not connected:
                 raise
             size = part.size()
-            failures = 0 if size > best else failures + 1
+            slow = isinstance(error, _Slow)
+            failures = 0 if size > best and not slow else failures + 1
             best = max(best, size)
             if failures > _RETRIES:
+                brought = 'little' if slow else 'no'
                 raise _Dropped(
-                    f'{error}, and {_RETRIES} further attempts brought no more; the next call '
-                    f'continues with the {size} bytes that are there'
+                    f'{error}, and {_RETRIES} further attempts brought {brought} more; the next '
+                    f'call continues with the {size} bytes that are there'
                 ) from error
             time.sleep(_WAIT * 2**failures)
 
 
-def _request(url: str, part: _Part, prefix: str | None, timeout: float, bar: tqdm) -> bool:
+def _request(
+    url: str, part: _Part, prefix: str | None, timeout: float, most: int, bar: tqdm
+) -> bool:
     """Asks once for what is missing. Returns whether the answer continued the part."""
     offset, kept = part.size(), part.validator(url)
-    headers = {}
+    headers = {'Accept-Encoding': 'identity'}
     if offset and (prefix or kept):  # else nothing would tell a part of other content
         headers['Range'] = f'bytes={offset}-'
         if kept:
@@ -306,7 +329,7 @@ def _request(url: str, part: _Part, prefix: str | None, timeout: float, bar: tqd
     try:
         response = _open(url, headers, timeout)
     except HTTPError as error:
-        if error.code == 416 and headers:
+        if error.code == 416 and 'Range' in headers:
             if prefix:
                 return True  # the part is whole, or of something else: its sha256 will tell
             part.discard()
@@ -315,6 +338,14 @@ def _request(url: str, part: _Part, prefix: str | None, timeout: float, bar: tqd
         raise _Failed(f'the server answered {error.code} ({reason})') from error
     with response:
         start, total = _span(response)
+        coding = response.headers.get('Content-Encoding', 'identity')
+        if coding != 'identity' and not prefix and not part.packed:
+            raise _Failed(
+                f'the server sends it compressed (Content-Encoding: {coding}) though it was asked '
+                'not to, and nothing tells whether that is the file'
+            )
+        if total is not None and total > most:
+            raise _Failed(f'the server says it has {total} bytes, more than the {most} expected')
         validator = response.headers.get('ETag', 'W/')
         if validator.startswith('W/'):  # a weak one holds for similar content also
             validator = response.headers.get('Last-Modified')
@@ -329,6 +360,9 @@ def _request(url: str, part: _Part, prefix: str | None, timeout: float, bar: tqd
         with open(part.path, 'ab', buffering=0) as file:
             while data := memoryview(_read(response, timeout)):
                 bar.update(len(data))
+                if file.tell() + len(data) > most:
+                    part.discard()
+                    raise _Failed(f'the server sends more than the {most} bytes expected')
                 while data:
                     data = data[file.write(data) :]
     if total is not None and part.size() != total:
@@ -349,6 +383,70 @@ def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     if found[2] != '*':
         return start, int(found[2])
     return start, None if response.length is None else start + response.length
+
+
+class _Crawl(OSError):
+    """Next to nothing came."""
+
+
+class _Paced(io.RawIOBase):
+    """What a socket receives, headers as well, as long as enough comes in each ``timeout`` s."""
+
+    def __init__(self, received: io.RawIOBase, timeout: float) -> None:
+        self.received, self.timeout = received, timeout
+        self.since, self.came = None, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        number = self.received.readinto(buffer)
+        now = time.monotonic()
+        self.since = self.since or now  # of the first bytes: a server may have to think
+        self.came += number or 0
+        passed = now - self.since
+        if number and passed > self.timeout:
+            if self.came < _LEAST * passed:
+                raise _Crawl(f'only {self.came} bytes came in {passed:.1f} s')
+            self.since, self.came = None, 0
+        return number
+
+    def close(self) -> None:
+        self.received.close()
+        super().close()
+
+
+class _Socket:
+    """A socket whose file is paced."""
+
+    def __init__(self, real: Any, timeout: float) -> None:
+        self.real, self.timeout = real, timeout
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Paced(self.real.makefile(mode, buffering=0), self.timeout))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
+class _Connection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        self.sock = _Socket(self.sock, self.timeout)
+
+
+class _SecureConnection(_Connection, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Connection, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_SecureConnection, req)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -372,20 +470,25 @@ def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTP
         quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={'User-Agent': 'res2net_mm', **headers}
     )
     try:
-        return urllib.request.build_opener(redirects).open(request, timeout=timeout)
+        return urllib.request.build_opener(redirects, _Http, _Https).open(request, timeout=timeout)
     except HTTPError as error:
         error.close()
         raise
     except URLError as error:
+        if isinstance(error.reason, _Crawl):
+            raise _Slow(f'the server did not answer: {error.reason}') from error
         host = urlsplit(redirects.url).netloc
         raise _Unreachable(f'{host} could not be reached: {_why(error.reason, timeout)}') from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Dropped(f'the server did not answer: {_why(error, timeout)}') from error
+        kind = _Slow if isinstance(error, _Crawl) else _Dropped
+        raise kind(f'the server did not answer: {_why(error, timeout)}') from error
 
 
 def _read(response: http.client.HTTPResponse, timeout: float) -> bytes:
     try:
         return response.read1(_CHUNK)  # what is there: the rest may never come
+    except _Crawl as error:
+        raise _Slow(str(error)) from error
     except (OSError, http.client.HTTPException) as error:
         raise _Dropped(f'the connection broke off: {_why(error, timeout)}') from error
 

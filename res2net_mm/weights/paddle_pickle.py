@@ -113,7 +113,7 @@ NUMPY: dict[str, Callable] = {
     **{f'numpy.{core}.multiarray.scalar': scalar for core in ('core', '_core')},
     'builtins.bytes': no_bytes,
 }
-_PADDLE: dict[str, Callable] = {
+PLAIN: dict[str, Callable] = {
     **NUMPY,
     '_codecs.encode': _encode,
     'builtins.tuple': tuple,
@@ -121,20 +121,22 @@ _PADDLE: dict[str, Callable] = {
 }
 
 
-class _Unpickler(pickle._Unpickler):
+class Unpickler(pickle._Unpickler):
     """Gives a pickle nothing to call but what stands for numpy above.
 
     The unpickler in C reserves whatever damaged bytes ask for, the one in Python does not.
     """
 
+    allowed = PLAIN
+
     def find_class(self, module: str, name: str) -> Callable:
         full = f'{module.replace("__builtin__", "builtins")}.{name}'
-        if full not in _PADDLE:
+        if full not in self.allowed:
             raise refuse(full)
-        return _PADDLE[full]
+        return self.allowed[full]
 
 
-def read_paddle(file: Any, *, trust: bool = False) -> Any:
+def read_paddle(file: Any, *, trust: bool = False, most: int | None = None) -> Any:
     """Reads a pickle of a dict of numpy arrays.
 
     Args:
@@ -142,6 +144,7 @@ def read_paddle(file: Any, *, trust: bool = False) -> Any:
             there is.
         trust: Read with pickle, which runs whatever the file says; values that are no arrays are
             then left as they are.
+        most: Bytes that its arrays may have, of which many can be views of the same.
 
     Returns:
         The dict, with tensors for arrays. What is no dict comes as it is.
@@ -150,7 +153,7 @@ def read_paddle(file: Any, *, trust: bool = False) -> Any:
         Refused: The pickle asks for something else than arrays of numbers, or holds it.
         Exception: It is damaged; of any kind.
     """
-    unpickler = pickle.Unpickler if trust else _Unpickler
+    unpickler = pickle.Unpickler if trust else Unpickler
     saved = unpickler(file, encoding='latin1').load()
     if not trust and file.read(1):
         raise ValueError('its pickle ends before the file does')
@@ -161,7 +164,14 @@ def read_paddle(file: Any, *, trust: bool = False) -> Any:
             f'keeps large arrays in pieces ({_IN_PIECES}), which are not put together here; load '
             'it in Paddle and save it with protocol=4'
         )
-    return {key: _tensor(key, value, trust) for key, value in saved.items()}
+    tensors: dict[Any, Any] = {}
+    total = 0
+    for key, value in saved.items():
+        tensors[key] = _tensor(key, value, trust)
+        total += getattr(tensors[key], 'nbytes', 0)
+        if most is not None and not trust and total > most:
+            raise Refused(f'has arrays of more than {most:,} bytes, of which it can hold but few')
+    return tensors
 
 
 def _tensor(key: Any, value: Any, trust: bool) -> Any:

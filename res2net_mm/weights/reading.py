@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import mmap
 import os
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.structures import InstanceData
 
 from ..backbones.base import MARK
-from .paddle_pickle import NUMPY, Array, DType, Refused, owned, read_paddle, refuse
+from .paddle_pickle import (
+    NUMPY,
+    PLAIN,
+    Array,
+    DType,
+    Refused,
+    Unpickler,
+    owned,
+    read_paddle,
+    refuse,
+)
 
 _ZIP = b'PK\x03\x04'
+# What a file may ask for beside its own size: bytes of tensors laid out, lengths of copies.
+_VIEWS, _COPIES = 16, 8  # times the size
+_ANY = 1 << 26, 1 << 20
 _LEGACY = re.compile(rb'\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19', re.S)
 
 
@@ -69,6 +86,24 @@ def read_checkpoint(
     return checkpoint
 
 
+def read_pickle(file: IO[bytes], encoding: str = 'ASCII') -> Any:
+    """Reads a pickle of plain values, numpy's arrays and mmengine's instances, as proposals are.
+
+    Args:
+        file: Open file at the beginning of the pickle.
+        encoding: Of what Python 2 wrote, as in ``pickle.load``.
+
+    Raises:
+        CheckpointError: The pickle names something else, which could run code, or is damaged.
+    """
+    unpickler = Unpickler(file, encoding=encoding)
+    unpickler.allowed = _PLAIN
+    try:
+        return _real(unpickler.load(), {})
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f'a pickle that the config names {_reason(error)}') from error
+
+
 def _reason(error: Exception) -> str:
     text = str(error).strip()
     if not isinstance(error, Refused):
@@ -88,18 +123,23 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
     # A map does not reserve what a damaged length asks for, as read() of a file does.
     with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         head = content[:64]
+        if size > _ANY[0] and not trust:
+            _check_written(file.fileno(), size)
         if head[8:10] in (b'{"', b'{}'):
-            return _moved(_read_safetensors(content[:]), map_location)
+            return _moved(_read_safetensors(path, content), map_location)
         legacy = _LEGACY.match(head)
         if re.match(rb'\x80[\x02-\x04]', head) and not legacy:
-            return _moved(read_paddle(content, trust=trust), map_location)
+            most = _VIEWS * size + _ANY[0]
+            return _moved(read_paddle(content, trust=trust, most=most), map_location)
         if trust:
             return torch.load(path, map_location=map_location, weights_only=False)
         if head.startswith(_ZIP):
             if not zipfile.is_zipfile(path):
                 raise ValueError('it is a zip archive without its end, probably cut off')
-            _check_zip(path)
-        elif not legacy:
+            _check_zip(path, content)
+        elif legacy:
+            _rehearse(content, size, 4)  # the first three say how it was written
+        else:
             text = head.decode('utf-8', 'ignore')
             whole = len(text.encode()) > len(head) - 4  # but for a character that was cut
             if len(text) > 4 and whole and re.sub(r'[\t\r\n]', '', text).isprintable():
@@ -114,28 +154,137 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
             raise refuse(wanted[1]) from error
         reason = re.search(r'Unpickler error: (.+)', str(error))
         raise ValueError(reason[1] if reason else 'its pickle is not as torch writes it') from error
-    return _real(loaded, {})
+    real = _real(loaded, {})
+    _check_laid_out(real, size, map_location)
+    return real
 
 
-def _check_zip(path: Path) -> None:
+def _check_written(number: int, size: int) -> None:
+    """Raises where nearly all of a file is holes, which take memory, but no room on the disk."""
+    written = end = 0
+    try:
+        while written * 100 < size:
+            start = os.lseek(number, end, os.SEEK_DATA)
+            end = os.lseek(number, start, os.SEEK_HOLE)
+            written += end - start
+    except (AttributeError, OSError) as error:  # there is no more data, or no way to tell
+        if getattr(error, 'errno', None) == errno.ENXIO:
+            raise Refused(
+                f'was never written: all but {written} bytes of it are holes; download or copy it '
+                'again'
+            ) from error
+
+
+class _Nothing:
+    """Stands for all that a pickle makes, and adds up what that would copy."""
+
+    room = 0  # of the class that is made for each pickle
+
+    def __new__(cls, *args: Any) -> _Nothing:
+        made = super().__new__(cls)
+        made.length = cls.take(args)
+        return made
+
+    def __init__(self, *args: Any) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __setstate__(self, state: Any) -> None:
+        values = tuple(state.values()) if isinstance(state, dict) else state
+        self.length += self.take(values if isinstance(values, tuple) else ())
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """As of a list."""
+
+    @classmethod
+    def take(cls, values: tuple) -> int:
+        """The lengths of values, within what there is room for."""
+        length = sum(len(v) for v in values if hasattr(v, '__len__') and not isinstance(v, type))
+        for owner in cls.__mro__:
+            if 'room' in vars(owner):
+                owner.room -= length
+                if owner.room < 0:
+                    raise Refused('copies what it holds over and over, which would take all memory')
+                return length
+        return length
+
+
+class _Rehearsal(Unpickler):
+    """Goes through a pickle of torch with nothing real in it, to see how much it would take."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        super().__init__(file, encoding='bytes')
+        self.nothing = type('_Nothing', (_Nothing,), dict(room=_COPIES * size + _ANY[1]))
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name.startswith('_rebuild_device_tensor'):
+            raise refuse(f'{module}.{name}')
+
+        def call(*args: Any) -> Any:
+            if name == 'bytearray' and args and isinstance(args[0], int):
+                raise Refused(f'asks for a bytearray of {args[0]:,} bytes, which no weights need')
+            return self.nothing(*args)
+
+        return self.nothing if name != 'bytearray' else call
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.nothing()
+
+
+def _rehearse(file: Any, size: int, pickles: int = 1) -> None:
+    for _ in range(pickles):
+        _Rehearsal(file, size).load()
+
+
+def _check_laid_out(loaded: Any, size: int, map_location: Any) -> None:
+    """Raises where tensors have many more values than the file, or none: of stride 0, or meta."""
+    tensors = {id(tensor): tensor for tensor in _tensors(loaded, set())}.values()
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    if total > _VIEWS * size + _ANY[0]:
+        raise Refused(f'has tensors of {total:,} bytes, of which it can hold but few')
+    if 'meta' not in str(map_location) and any(tensor.is_meta for tensor in tensors):
+        raise Refused("has tensors without values (of device 'meta')")
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+        seen.add(id(value))
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(inner, seen)
+
+
+def _check_zip(path: Path, content: mmap.mmap) -> None:
     """Raises unless the checksums fit, which torch does not look at; it never compresses."""
     with zipfile.ZipFile(path) as archive:
         files = archive.infolist()
         names = [file.filename for file in files if file.compress_type]
         unset = len(files) > 1 and len({file.CRC for file in files}) == 1  # set_crc32_options
         changed = names[0] if names else None if unset else archive.testzip()
+    for file in files if not changed else ():
+        if file.filename.lower().endswith('data.pkl'):  # as torch finds it
+            lengths = struct.unpack_from('<HH', content, file.header_offset + 26)
+            start = file.header_offset + 30 + sum(lengths)
+            _rehearse(BytesIO(content[start : start + file.file_size]), file.file_size)
     if changed:
         raise ValueError(f'{changed} in it is not what was written')
 
 
-def _read_safetensors(content: bytes) -> dict[str, Any]:
+def _read_safetensors(path: Path, content: mmap.mmap) -> dict[str, Any]:
     try:
-        from safetensors.torch import load
+        from safetensors.torch import load_file
     except ImportError as error:
         raise Refused(
             'is a safetensors file; `pip install safetensors` makes it readable'
         ) from error
-    state = load(content)
+    # It maps the file, which may change later.
+    state = {key: value.clone() for key, value in load_file(path).items()}
     length = int.from_bytes(content[:8], 'little')
     strings = json.loads(content[8 : 8 + length]).get('__metadata__') or {}
     meta = {key: strings[key] for key in ('licence',) if key in strings}
@@ -175,6 +324,20 @@ class _History:
         return history
 
 
+class _Instances:
+    """Stands for mmengine's InstanceData, of which a file could change the class."""
+
+    __slots__ = ('state',)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def real(self, done: dict[int, tuple[Any, Any]]) -> InstanceData:
+        instances = InstanceData()
+        vars(instances).update(_real(dict(self.state), done))
+        return instances
+
+
 def _method(owner: Any, name: str) -> str:
     """``getattr`` as far as HistoryBuffer, which pickles its methods, needs it."""
     if owner is not _History:
@@ -191,6 +354,11 @@ _ALLOWED: dict[str, Any] = {
     'mmengine.logging.history_buffer.HistoryBuffer': _History,
     'builtins.getattr': _method,
     'builtins.slice': slice,
+}
+_PLAIN = {
+    **PLAIN,
+    'builtins.set': set,
+    'mmengine.structures.instance_data.InstanceData': _Instances,
 }
 
 
@@ -223,6 +391,8 @@ def _real(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         real = owned(value.view())
     elif kind in (DType, _History):
         real = value.real()
+    elif kind is _Instances:
+        real = value.real(done)
     if real is not value:
         done[id(value)] = value, real
     return real

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import get_external_models
+from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, get_torchvision_models
 from torch import nn
 
 from ..backbones import Backbone
@@ -22,7 +22,14 @@ from .layouts import Converted, convert, leave_mark, read_mark, unwrap
 from .reading import CheckpointError, read_checkpoint
 from .zoo import SCHEME, ZOO, Published
 
-OPEN_MMLAB = ('open-mmlab://', 'openmmlab://')
+# mmengine's schemes -> what finds the addresses of their names
+OPEN_MMLAB = {
+    'open-mmlab://': lambda: get_external_models(),
+    'openmmlab://': lambda: get_external_models(),
+    'torchvision://': lambda: get_torchvision_models(),
+    'modelzoo://': lambda: get_torchvision_models(),
+    'mmcls://': lambda: get_mmcls_models(),
+}
 HTTP = ('http://', 'https://')
 
 
@@ -34,9 +41,9 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
         ValueError: The name is not known, the download fails, or a published file was changed.
     """
     text = os.fspath(source)
-    for scheme in OPEN_MMLAB:
+    for scheme, addresses in OPEN_MMLAB.items():
         if text.startswith(scheme):
-            models = get_external_models()
+            models = addresses()
             name = text.removeprefix(scheme)
             if name not in models:
                 raise ValueError(f'{text}: mmengine knows no such name{_near(name, models)}')
@@ -57,7 +64,7 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
     if '://' in text:
         raise ValueError(
             f'{text}: weights come from a file, an http address, {SCHEME}name or '
-            f'{OPEN_MMLAB[0]}name'
+            f'{next(iter(OPEN_MMLAB))}name'
         )
     path = Path(text).expanduser()
     entry = files.get(path.name) if path.is_file() else None
@@ -105,20 +112,29 @@ def read_backbone(
 def read_source(filename: str | Path, map_location: Any = None, *, trust: bool = False) -> dict:
     """Reads a checkpoint of any source so that networks can refuse it by its mark.
 
+    mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that is left out
+    unless the file is trusted. ``cfg``, which it writes itself, stays: it is text and no more.
+
     Args:
         filename: As for :func:`locate`.
         map_location: Device that the file is read to.
         trust: Read the file with pickle, which runs code that is in it.
 
     Returns:
-        The checkpoint. A published backbone is renamed to this package's names; a whole model
-        keeps its own.
+        The checkpoint. A published backbone is renamed to this package's names, as are the
+        backbones of ``mmcls://``; a whole model keeps its own.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`locate` and :func:`read_checkpoint`.
     """
     path, entry = locate(filename)
     checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
+    if not trust and isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)
+    if os.fspath(filename).startswith('mmcls://'):  # as mmengine does
+        state = checkpoint.get('state_dict', checkpoint)
+        inner = [key for key in state if key.startswith('backbone.')]
+        return dict(state_dict={key.removeprefix('backbone.'): state[key] for key in inner})
     if entry is None:
         if not isinstance(checkpoint.get('state_dict'), Mapping):
             return _bare(checkpoint)

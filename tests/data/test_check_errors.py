@@ -223,6 +223,10 @@ def test_masks_wanted_and_not_there(coco):
         item['segmentation'] = [[0, 0, 9, 0, 9, 9]]
     changed(coco, annotations=annotations)
     assert check_data(config(dataset))[0].boxes == 9
+    # as mmdet would decode it, whatever the memory
+    annotations[0]['segmentation'] = dict(size=[10**9, 10**9], counts=[10**18])
+    changed(coco, annotations=annotations)
+    check_fails(config(dataset), 'annotation 0', '[1000000000, 1000000000]')
 
 
 # ---- classes

@@ -128,6 +128,13 @@ def test_class_names_of_the_yaml_come_first(tmp_path, yaml, names):
     assert content['annotations'][0]['category_id'] == 2
 
 
+# each list has ten times the one before: 10**9 words, written out
+LAUGHS = 'l0: &l0 x\n' + ''.join(
+    f'l{i}: &l{i} [{", ".join([f"*l{i - 1}"] * 10)}]\n' for i in range(1, 10)
+)
+LAUGHS += 'names: [*l9]'
+
+
 def test_mistakes_in_yolo_sets(tmp_path):
     out = tmp_path / 'out.json'
     fails(yolo2coco, tmp_path, out, said=(f'no folder {tmp_path}/labels', '--labels'))
@@ -139,6 +146,7 @@ def test_mistakes_in_yolo_sets(tmp_path):
         ('nc: 2', 'has no names of classes'),
         ('names: {1: a, 2: b}', 'numbered from 0'),
         ('names: 7', 'no list of names'),
+        (LAUGHS, 'no list of names'),
         ('!!python/object/apply:os.system ["touch hacked"]', 'is not valid YAML'),
     ):
         (tmp_path / 'data.yaml').write_text(text)

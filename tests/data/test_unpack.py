@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from archive_sets import NOISE, files_below, pack
+from running import memory_for
 
 from res2net_mm.data.errors import DataError
 from res2net_mm.data.unpack import unpack
@@ -68,3 +70,44 @@ def test_a_folder_where_a_file_is_to_come(tmp_path):
     (tmp_path / 'out/a').rmdir()
     unpacked(tmp_path / 'a.zip')
     assert files_below(tmp_path / 'out') == {'a': b'abc', 'b': b'abc'}
+
+
+@pytest.mark.parametrize('kind', ['zip', 'gz', 'sparse'])
+def test_what_unpacks_to_more_than_it_may(tmp_path, kind):
+    file, zeros = tmp_path / 'a', bytes(50 << 20)
+    if kind == 'zip':
+        with zipfile.ZipFile(file, 'w', zipfile.ZIP_DEFLATED) as out:
+            out.writestr('top/1', zeros)
+    else:
+        info = tarfile.TarInfo('top/1')
+        info.size = len(zeros)
+        if kind == 'sparse':  # one piece, at the end
+            info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        if kind == 'sparse':
+            header[386:410] = f'{(50 << 20) - 512:011o}\0{512:011o}\0'.encode()
+            header[483:495] = f'{50 << 20:011o}\0'.encode()
+            header[148:156] = b' ' * 8
+            header[148:156] = f'{sum(header):06o}\0 '.encode()
+            zeros = bytes(512)
+        content = bytes(header) + zeros + bytes(1024)
+        file.write_bytes(gzip.compress(content, 1))
+    assert file.stat().st_size < 300_000
+    work, out = tmp_path / 'work/stage', tmp_path / 'out'
+    with pytest.raises(DataError, match='would unpack to more than 0.1 GB'):
+        unpack(file, work, out, (('top/', ''),), most=49 << 20)
+    assert not files_below(tmp_path / 'work') and not out.exists()
+    assert unpack(file, work, out, (('top/', ''),), most=50 << 20) == 1
+    assert (out / '1').stat().st_size == 50 << 20
+
+
+@pytest.mark.parametrize('kind', [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_a_header_that_takes_all_memory(tmp_path, kind):
+    info = tarfile.TarInfo('long')
+    info.type, info.size = kind, 1 << 29
+    with gzip.open(tmp_path / 'a.tgz', 'wb', 1) as out:
+        out.write(info.tobuf())
+        for _ in range(1 << 9):
+            out.write(bytes(1 << 20))
+    with memory_for(200):
+        refused(tmp_path / 'a.tgz', 'is damaged')

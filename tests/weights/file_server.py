@@ -31,6 +31,8 @@ class Behaviour:
         dated: Last-Modified is sent.
         length: Content-Length is sent.
         becomes: Content from the second request on.
+        coding: Content-Encoding, whatever the client accepts.
+        slow_start: The headers come as ``trickle`` says.
     """
 
     status: int = 200
@@ -49,6 +51,8 @@ class Behaviour:
     dated: bool = False
     length: bool = True
     becomes: bytes | None = None
+    coding: str = ''
+    slow_start: bool = False
 
 
 @dataclass
@@ -147,8 +151,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header('ETag', etag)
         if how.dated:
             self.send_header('Last-Modified', date)
+        if how.coding:
+            self.send_header('Content-Encoding', how.coding)
         if how.length:
             self.send_header('Content-Length', str(len(content) - start))
+        if how.slow_start:
+            self.send(b'HTTP/1.0 200 OK\r\nX-Slow: ' + b'a' * 60_000, how)
+            return
         self.end_headers()
         body = content[start:]
         if how.truncate is not None:

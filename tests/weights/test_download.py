@@ -303,6 +303,58 @@ def test_stalled_server(server, cache):
     assert server.ranges(HASHED) == [None] + ['bytes=100000-'] * 6
 
 
+def test_server_that_sends_a_byte_now_and_then(server, cache, said):
+    server.behave(HASHED, trickle=(1, 0.02))
+    failures = []
+
+    def ask():
+        few = r'only \d+ bytes came in .* brought little'
+        with pytest.raises(DownloadError, match=few) as raised:
+            fetch(server.address(HASHED), timeout=0.25)
+        failures.append(raised)
+
+    waiting = threading.Thread(target=ask)
+    begun = time.monotonic()
+    waiting.start()
+    ask()
+    waiting.join()
+    assert len(failures) == 2 and time.monotonic() - begun < 30
+    assert any('waiting for another process' in line and 'so far' in line for line in said)
+    part = (cache / f'{HASHED}.part').read_bytes()
+    assert 12 <= len(part) < 1000 and CONTENT.startswith(part)
+    server.behave(HASHED)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert server.ranges(HASHED)[-1] == f'bytes={len(part)}-'
+
+
+def test_headers_that_come_a_byte_now_and_then(server, cache):
+    server.behave(HASHED, trickle=(1, 0.02), slow_start=True)
+    with pytest.raises(DownloadError, match='did not answer: only .* brought little'):
+        fetch(server.address(HASHED), timeout=0.25)
+
+
+@pytest.mark.parametrize('length', [True, False])
+def test_body_that_is_too_long(server, cache, length):
+    server.behave(HASHED, length=length)
+    words = 'says it has 300000 bytes' if length else 'sends more than the 200000 bytes'
+    with pytest.raises(DownloadError, match=words):
+        fetch(server.address(HASHED), most=200_000)
+    assert not files(cache)
+    assert fetch(server.address(HASHED), most=300_000).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize('name', [PLAIN, HASHED, 'net.tgz'])
+def test_server_that_compresses(server, cache, name):
+    (server.folder / name).write_bytes(CONTENT)
+    server.behave(name, coding='gzip')
+    if name == PLAIN:  # nothing tells whether these bytes are the file
+        with pytest.raises(DownloadError, match='Content-Encoding: gzip'):
+            fetch(server.address(name))
+        assert not files(cache)
+    else:
+        assert fetch(server.address(name)).read_bytes() == CONTENT
+
+
 def test_processes_at_once_make_one_request(server, cache, child):
     server.behave(HASHED, trickle=(10_000, 0.08))
     processes = [child(server.address(HASHED)) for _ in range(2)]

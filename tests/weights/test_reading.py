@@ -168,7 +168,7 @@ HARM = {
             torch._utils._rebuild_device_tensor_from_numpy,
             (np.ones(3), torch.float64, 'cpu', False),
         ),
-        'damaged',
+        'asks for torch._utils._rebuild_device_tensor_from_numpy',
     ),
 }
 
