@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import os
 from pathlib import Path
 
 from res2net_mm.engine.errors import ToolError, run_tool
@@ -11,6 +10,7 @@ from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
 from res2net_mm.evaluation.coco import KINDS
 from res2net_mm.evaluation.files import read_annotations, read_results
 from res2net_mm.evaluation.judging import FALSE, MISSED
+from res2net_mm.files import writing
 
 EXAMPLE = """example:
   python tools/analyze.py results.json instances_val2017.json --out analysis/ --images val2017/
@@ -67,15 +67,10 @@ def format_errors(analysis: Analysis) -> str:
 
 def write_table(analysis: Analysis, files: dict, out: Path) -> None:
     """Writes all figures, one a line."""
-    partial = out.with_name(f'.{out.name}.partial')
-    try:
-        with partial.open('w', newline='') as stream:
-            writer = csv.writer(stream)
-            writer.writerow(('table', 'row', 'column', 'value'))
-            writer.writerows(analysis.rows(files))
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(out) as partial, partial.open('w', newline='') as stream:
+        writer = csv.writer(stream)
+        writer.writerow(('table', 'row', 'column', 'value'))
+        writer.writerows(analysis.rows(files))
 
 
 if __name__ == '__main__':

@@ -3,13 +3,13 @@
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation import format_metrics
 from res2net_mm.evaluation.coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate
 from res2net_mm.evaluation.files import read_annotations, read_results
+from res2net_mm.files import write_text
 
 EXAMPLE = """example:
   python tools/eval_results.py results.json instances_val2017.json --metric bbox --json figures.json
@@ -62,12 +62,7 @@ def write_figures(scores: Scores, out: Path) -> None:
         ],
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f'.{out.name}.partial')
-    try:
-        partial.write_text(json.dumps(content, indent=1) + '\n')
-        os.replace(partial, out)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_text(out, json.dumps(content, indent=1) + '\n')
 
 
 def _known(figures: dict[str, float]) -> dict[str, float | None]:

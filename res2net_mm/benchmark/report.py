@@ -7,13 +7,13 @@ a row is, and compares rows of one group.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..engine.errors import ToolError
+from ..files import write_text, writing
 
 Record = Mapping[str, Any]
 MARKERS = '<!-- benchmarks -->', '<!-- /benchmarks -->'
@@ -218,18 +218,6 @@ def write_readme(path: Path, table: str) -> None:
     write_text(path, before + table + after)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path = Path(path).resolve()  # a link stays one
-    partial = path.with_name(f'.{path.name}.partial')
-    try:
-        with partial.open('w', encoding='utf-8', newline='') as file:
-            file.write(text)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def draw(record: Record, path: Path) -> None:
     """The picture of a record: lines where its rows are of several sizes or batches, else bars."""
     several = len({_place(row) for row in record['rows']} - {None}) > 1
@@ -324,11 +312,7 @@ def _figure(width: float, height: float) -> tuple[Any, Callable[[Path], None]]:
     FigureCanvasAgg(figure)
 
     def save(path: Path) -> None:
-        partial = Path(path).with_name(f'.{Path(path).name}.partial')
-        try:
+        with writing(path) as partial:
             figure.savefig(partial, dpi=120, format='png')
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     return figure, save

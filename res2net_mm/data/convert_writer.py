@@ -13,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..files import write_text
 from .errors import DataError, listed
 
 SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'))
@@ -175,12 +176,7 @@ class CocoWriter:
             ],
         }
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        part = self.out.with_name(f'.{self.out.name}.{os.getpid()}.tmp')
-        try:
-            part.write_text(json.dumps(content, ensure_ascii=False), encoding='utf-8')
-            os.replace(part, self.out)
-        finally:
-            part.unlink(missing_ok=True)
+        write_text(self.out, json.dumps(content, ensure_ascii=False))
         return Converted(
             file=self.out,
             images=len(self.images),

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
+from ..files import writing
 from .errors import DataError, listed
 from .nodes import Watch
 
@@ -91,7 +92,7 @@ class Findings(list[Finding]):
 
     def write_csv(self, file: str | Path) -> None:
         """Write every finding as a line of ``file``."""
-        with open(file, 'w', newline='', encoding='utf-8') as stream:
+        with writing(file) as partial, partial.open('w', newline='', encoding='utf-8') as stream:
             writer = csv.writer(stream)
             writer.writerow(column.name for column in fields(Finding))
             writer.writerows(astuple(finding) for finding in self)

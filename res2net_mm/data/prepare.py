@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
+from ..files import writing
 from ..weights.download import digest_of, fetch
 from .archives import DATA_SETS, Archive, Count, DataSet, Part
 from .errors import DataError, listed, nearest
@@ -295,9 +296,8 @@ def _make_all(jobs: list[Callable[[], None]], title: str) -> None:
 
 
 def _save(labels: np.ndarray, file: Path) -> None:
-    part = file.with_name(f'.{file.name}.part')
-    Image.fromarray(labels).save(part, 'png')
-    os.replace(part, file)
+    with writing(file, durable=False) as partial:
+        Image.fromarray(labels).save(partial, 'png')
 
 
 def _make_train_ids(home: Path) -> None:

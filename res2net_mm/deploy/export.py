@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..files import writing
 from ..ops.sampling import without_autocast
 from .exportable import (
     INPUT,
@@ -141,17 +141,11 @@ def export_onnx(
     with without_autocast('cpu'):
         content = _trace(net, shape, dynamic)
     shapes = (shape, other_shape(shape)) if dynamic else (shape,)
-    partial = path.with_name(f'.{path.stem}.partial.onnx')
-    try:
+    with writing(path) as partial:
         inputs, outputs = _write(content, partial, metadata, net.shapes if dynamic else {})
         say('comparing it with PyTorch in onnxruntime')
         with without_autocast('cpu'):
             error = worst_error(partial, net, shapes)
-        os.replace(partial, path)
-    except OSError as error:
-        raise OSError(f'{path} could not be written: {error.strerror or error}') from error
-    finally:
-        partial.unlink(missing_ok=True)
     return ExportReport(path, OPSET, inputs, outputs, shapes, error, metadata)
 
 

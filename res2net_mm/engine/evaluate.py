@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..deploy import optimize_for_inference
 from ..deploy.folding import COMPILE_MODES, DTYPES
-from ..evaluation import collect_results, split_coco_metrics
+from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..weights import read_source
 from .errors import ToolError
 from .runner import Runner, build_runner
@@ -139,8 +139,12 @@ def run_test(
     runner.loads_exactly = True
     if fast is not None:
         runner.register_hook(FastHook(fast))
-    metrics = runner.test()
-    if out is not None and is_main_process():
-        collect_results(out)
+    try:
+        metrics = runner.test()
+        if out is not None and is_main_process():
+            collect_results(out)
+    finally:
+        if out is not None:
+            discard_results(out)
     classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
     return metrics, list(classes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import nn
 from ..data.errors import DataError
 from ..data.transforms import harden_pipeline
 from ..deploy import optimize_for_inference
+from ..files import write_text, writing
 from ..weights import CheckpointError, read_source, say_unknown_rules
 from .errors import ToolError, one_line
 
@@ -99,18 +99,16 @@ class Predictor:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.imread(str(image), channel_order='rgb')
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
-        partial = out.with_name(f'.{out.name}')  # the suffix says which format to write
-        self.visualizer.add_datasample(
-            image.name, pixels, sample.cpu(), draw_gt=False, out_file=str(partial), **options
-        )
-        os.replace(partial, out)
+        with writing(out, durable=False) as partial:
+            self.visualizer.add_datasample(
+                image.name, pixels, sample.cpu(), draw_gt=False, out_file=str(partial), **options
+            )
 
     def write_labels(self, sample: Any, out: Path) -> None:
         """Writes the label map of a segmentor, one grey level a class."""
         labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(np.uint8)
-        partial = out.with_name(f'.{out.name}')
-        mmcv.imwrite(labels, str(partial))
-        os.replace(partial, out)
+        with writing(out, durable=False) as partial:
+            mmcv.imwrite(labels, str(partial))
 
     def describe(self, image: Path, sample: Any, threshold: float) -> dict[str, Any]:
         """The predictions of one image for the json file."""
@@ -177,13 +175,8 @@ def predict_images(
         if 'pred_sem_seg' in sample:
             predictor.write_labels(sample, target.with_suffix('.labels.png'))
         records.append(predictor.describe(image, sample, threshold))
-    partial = out / '.predictions.json.partial'
-    try:
-        partial.write_text(json.dumps(dict(classes=predictor.classes, images=records), indent=1))
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-    os.replace(partial, out / 'predictions.json')
+    content = dict(classes=predictor.classes, images=records)
+    write_text(out / 'predictions.json', json.dumps(content, indent=1))
     return failures
 
 

@@ -1,6 +1,7 @@
 from .curves import draw_curves
 from .tables import (
     collect_results,
+    discard_results,
     format_metrics,
     ignored_label,
     split_coco_metrics,
@@ -9,6 +10,7 @@ from .tables import (
 
 __all__ = [
     'collect_results',
+    'discard_results',
     'draw_curves',
     'format_metrics',
     'ignored_label',

@@ -109,7 +109,7 @@ def _type_name(config: Mapping[str, Any]) -> str:
 
 
 def _prefix(out: str | Path) -> str:
-    return str(Path(out).parent / f'.{Path(out).name}.partial')
+    return str(Path(out).parent / f'.{Path(out).name}.{os.getpid()}.partial')
 
 
 def collect_results(out: str | Path) -> list[Path]:
@@ -129,9 +129,14 @@ def collect_results(out: str | Path) -> list[Path]:
         if partial.exists():
             os.replace(partial, target)
             written.append(target)
-    for rest in out.parent.glob(f'{Path(_prefix(out)).name}.*'):
-        rest.unlink()  # the ground truth that mmdet converts for itself
+    discard_results(out)  # the ground truth that mmdet converts for itself
     return written
+
+
+def discard_results(out: str | Path) -> None:
+    """Removes what the metrics wrote on the way to ``out``."""
+    for rest in Path(out).parent.glob(f'{Path(_prefix(out)).name}.*'):
+        rest.unlink()
 
 
 def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) -> str:

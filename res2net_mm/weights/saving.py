@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from ..backbones import VARIANTS, Backbone
 from ..backbones.base import MARK
 from ..backbones.bottle2neck import FIRST_BLOCK_RULES, check_choice
+from ..files import writing
 from ..registry import MODELS
 from .architecture import architecture_of
 from .layouts import leave_mark, listing
@@ -131,20 +131,14 @@ def convert_weights(
     content = _serialised(
         out.suffix, state, mark, dict(source=Path(source).name, layout=converted.layout, **licence)
     )
-    partial = out.with_name(f'.{out.stem}.partial{out.suffix}')
     final = out.with_name(f'{out.stem}-{hashlib.sha256(content).hexdigest()[:8]}{out.suffix}')
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with writing(final) as partial:
         partial.write_bytes(content)
         load_weights(net, partial)
         written = net.state_dict()
         if not all(written[key].equal(value.to(written[key])) for key, value in state.items()):
-            raise CheckpointError(f'{partial} does not hold what was written: is the disk failing?')
-        os.replace(partial, final)
-    except OSError as error:
-        raise OSError(f'{out} could not be written: {error.strerror or error}') from error
-    finally:
-        partial.unlink(missing_ok=True)
+            raise CheckpointError(f'{final} does not hold what was written: is the disk failing?')
     return WrittenWeights(
         path=final,
         variants=variants,

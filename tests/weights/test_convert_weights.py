@@ -285,7 +285,7 @@ def test_full_disk_and_interruption_leave_nothing(tmp_path, out, run, monkeypatc
         line = error_of(run(source, out))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert f'{out} could not be written: File too large' in line
+    assert str(out.with_suffix('')) in line and 'could not be written: File too large' in line
     assert not list(out.parent.iterdir())
 
     def interrupted(*_):

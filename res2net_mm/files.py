@@ -1,0 +1,69 @@
+"""Files that are whole under their names, or not there."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes that name at the end of the block.
+
+    Its name is its own, so processes that write the same ``path`` do not meet in it. A block that
+    is left early, by an error or an interruption, leaves ``path`` as it was and nothing beside it.
+
+    Args:
+        path: File to write. A link stays one: the file behind it is written.
+        durable: Have it on the disk before it takes the name, so that a machine that goes down
+            leaves the old file or the new one.
+
+    Yields:
+        The file beside it, with the same suffix.
+
+    Raises:
+        OSError: It cannot be written; the message names ``path``.
+    """
+    target = Path(path).resolve()
+    partial = target.with_name(
+        f'.{target.stem[:200]}.{secrets.token_hex(4)}.partial{target.suffix}'
+    )
+    try:
+        yield partial
+        if durable:
+            _sync(partial)
+        os.replace(partial, target)
+        if durable:
+            with suppress(OSError):  # not every system can do that with a folder
+                _sync(target.parent)
+    except OSError as error:
+        # without a name it is of writing or closing, such as a full disk
+        ours = error.errno if error.filename is None else str(error.filename) == str(partial)
+        if not ours:
+            raise
+        raise OSError(f'{path} could not be written: {error.strerror or error}') from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Removes what killed processes left of :func:`writing` in a folder that nobody writes to."""
+    for partial in Path(folder).glob('.*.????????.partial*'):
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all; ends of lines stay as they are."""
+    with writing(path) as partial:
+        partial.write_text(text, encoding='utf-8', newline='')
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

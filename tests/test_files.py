@@ -1,0 +1,68 @@
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from res2net_mm.files import remove_partial, write_text, writing
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    path = tmp_path / 'x.json'
+    write_text(path, 'old\r\n')
+    for error in (KeyboardInterrupt(), ValueError('no')):
+        with pytest.raises(type(error)), writing(path) as partial:
+            assert partial.suffix == '.json'
+            partial.write_text('half')
+            assert path.read_bytes() == b'old\r\n'
+            raise error
+        assert path.read_bytes() == b'old\r\n' and os.listdir(tmp_path) == ['x.json']
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / 'x.bin'
+
+    def write(digit):
+        for _ in range(20):
+            with writing(path) as partial:
+                partial.write_bytes(bytes([digit]) * 100_000)
+            content = path.read_bytes()
+            assert len(content) == 100_000 and len(set(content)) == 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(4)))
+    assert os.listdir(tmp_path) == ['x.bin']
+
+
+def test_a_link_stays_one(tmp_path):
+    (tmp_path / 'there').mkdir()
+    link = tmp_path / 'link.txt'
+    link.symlink_to(tmp_path / 'there' / 'x.txt')
+    write_text(link, 'new')
+    assert link.is_symlink() and (tmp_path / 'there' / 'x.txt').read_text() == 'new'
+
+
+def test_errors_of_writing_name_the_file_and_others_their_own(tmp_path):
+    path = tmp_path / 'x.json'
+    with pytest.raises(OSError, match='x.json could not be written: No space left'), writing(path):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    with pytest.raises(OSError, match='x.json could not be written: No such file'), writing(path):
+        pass  # a writer that fails in silence
+    with pytest.raises(OSError, match='nowhere.*x.txt could not be written: No such file'):
+        write_text(tmp_path / 'nowhere' / 'x.txt', 'x')
+    with pytest.raises(FileNotFoundError, match='other'), writing(path):
+        (tmp_path / 'other').read_text()
+    assert not os.listdir(tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    for name in ('epoch_1.pth', '.bashrc', '.notes.partial'):
+        (tmp_path / name).touch()
+    if not os.fork():
+        with writing(tmp_path / 'epoch_2.pth') as partial:
+            partial.touch()
+            os._exit(0)
+    os.wait()
+    assert len(os.listdir(tmp_path)) == 4
+    remove_partial(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ['.bashrc', '.notes.partial', 'epoch_1.pth']
