@@ -41,6 +41,7 @@ from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
+from .pictures import use_our_pictures
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 
 _FILE_ONLY = re.compile(
@@ -225,6 +226,7 @@ def prepare_config(
     for key in ('val_evaluator', 'test_evaluator'):
         if cfg.get(key) is not None:
             cfg[key] = use_our_metrics(cfg[key], ignored_label(cfg.get('model')))
+    use_our_pictures(cfg)
     hooks = list(cfg.get('custom_hooks') or ())
     for hook in hooks:
         if 'switch_pipeline' in hook:

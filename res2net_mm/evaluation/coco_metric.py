@@ -21,6 +21,7 @@ from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.evaluation import bbox_overlaps
 from mmengine.logging import MMLogger
 
+from ..files import write_text
 from .coco import KINDS, MAX_DETS, SIZES, Scores, check_max_dets, evaluate
 from .images_run import ImagesRun, check_finite, warn
 from .recall import box_recalls
@@ -161,13 +162,11 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
             file = Path(f'{self.outfile_prefix}.{kind}.json')
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(results))
+                write_text(file, json.dumps(results))
             except OSError as error:
-                with contextlib.suppress(OSError):
-                    file.unlink(missing_ok=True)
                 if self.format_only:
-                    raise OSError(f'results {file} could not be written: {error}') from error
-                warn(f'results {file} could not be written: {error}')
+                    raise
+                warn(f'the results are not written: {error}')
 
     def _evaluate(self, kind: str, results: list[dict], **options: Any) -> Scores:
         return evaluate(
