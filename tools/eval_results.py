@@ -5,11 +5,16 @@ import json
 import math
 from pathlib import Path
 
-from res2net_mm.engine.errors import ToolError, run_tool
+from res2net_mm.engine.errors import run_tool
 from res2net_mm.evaluation import format_metrics
 from res2net_mm.evaluation.coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate
-from res2net_mm.evaluation.files import read_annotations, read_results
-from res2net_mm.files import write_text
+from res2net_mm.evaluation.files import (
+    describe_results,
+    images_with_results,
+    read_annotations,
+    read_results,
+)
+from res2net_mm.files import check_writable, write_text
 
 EXAMPLE = """example:
   python tools/eval_results.py results.json instances_val2017.json --metric bbox --json figures.json
@@ -31,30 +36,52 @@ def main() -> None:
         metavar='N',
         help='detections of an image and class that count; AP is at the largest (1 10 100)',
     )
+    parser.add_argument(
+        '--images-with-results',
+        action='store_true',
+        help='score only images that have a detection, for results of a part of the images',
+    )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures')
     args = parser.parse_args()
     limits = check_max_dets(args.max_dets)
-    if args.json is not None and args.json.is_dir():
-        raise ToolError(f'--json {args.json} is a folder: name a file')
+    if args.json is not None:
+        check_writable(args.json, '--json')
     annotations = read_annotations(args.annotations, args.metric)
     results = read_results(args.results, annotations, args.metric)
     if not results:
         print(f'{args.results} holds no detection: every AP is 0')
+    notes = describe_results(annotations, results)
+    images, part = len(annotations['images']), images_with_results(annotations, results)
+    partial = len(part['images'])
+    if args.images_with_results:
+        annotations = part
     scores = evaluate(annotations, results, args.metric, max_dets=limits)
     named = {
         f'coco_{args.metric}/{k}': v for k, v in (scores.metrics() | scores.by_class()).items()
     }
     print(format_metrics(named, list(scores.categories.values())))
+    if args.images_with_results:
+        print(f'scored: the {partial:,} of {images:,} images that have a detection')
+    elif 0 < partial < images:
+        ap = evaluate(part, results, args.metric, max_dets=limits).figures()['AP']
+        notes[0] += (
+            f'; if they were not run, the figures are those of --images-with-results: AP {ap:.3f} '
+            f'on the other {partial:,}'
+        )
+    print(*(f'note: {note}' for note in notes), sep='\n', end='\n' if notes else '')
     if args.json is not None:
-        write_figures(scores, args.json)
+        counts = dict(images=images, images_with_results=partial)
+        counts['images_scored'] = len(annotations['images'])
+        write_figures(scores, args.json, counts)
         print(f'figures: {args.json}')
 
 
-def write_figures(scores: Scores, out: Path) -> None:
+def write_figures(scores: Scores, out: Path, counts: dict[str, int]) -> None:
     """Writes the figures of all classes and of each; what has no ground truth is null."""
     content = dict(
         metric=scores.kind,
         max_dets=scores.max_dets,
+        **counts,
         figures=_known(scores.figures()),
         classes=[
             dict(id=key, name=name, **_known(scores.figures(key)))

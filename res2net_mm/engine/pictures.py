@@ -17,6 +17,7 @@ from mmengine.visualization import Visualizer
 
 from ..evaluation.images_run import warn
 from ..files import writing
+from .errors import ToolError
 
 _REPLACED = ('DetVisualizationHook', 'SegVisualizationHook')
 
@@ -60,7 +61,16 @@ class PictureHook(Hook):
         self._names = picture_names(runner.val_dataloader.dataset) if self.draw else {}
 
     def before_test(self, runner: Runner) -> None:
+        """Raises ToolError where a picture would take the place of an image."""
         self._names = picture_names(runner.test_dataloader.dataset) if self.draw else {}
+        if self.folder:
+            images = set(map(os.path.realpath, self._names))
+            pictures = {os.path.realpath(self.folder / name) for name in self._names.values()}
+            if images & pictures:
+                raise ToolError(
+                    f'a picture would replace the image {min(images & pictures)}: name another '
+                    f'folder'
+                )
 
     def after_val_iter(
         self,
