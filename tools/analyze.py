@@ -9,7 +9,8 @@ from res2net_mm.evaluation.analysis import Analysis, analyse
 from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
 from res2net_mm.evaluation.coco import KINDS
 from res2net_mm.evaluation.files import (
-    describe_results,
+    describe_images,
+    describe_oddities,
     images_with_results,
     read_annotations,
     read_results,
@@ -47,19 +48,14 @@ def main() -> None:
         raise ToolError(f'--score must be from 0 to 1, but is {args.score}')
     annotations = read_annotations(args.annotations, args.metric)
     results = read_results(args.results, annotations, args.metric)
-    notes = describe_results(annotations, results)
-    if args.images_with_results:
-        part = images_with_results(annotations, results)
-        if not part['images']:
-            raise ToolError(f'--images-with-results: {args.results} holds no detection')
-        counts = f'{len(part["images"]):,} of {len(annotations["images"]):,}'
+    part, only = images_with_results(annotations, results), args.images_with_results
+    notes = [describe_images(part, annotations, only), *describe_oddities(annotations, results)]
+    if only and part['images']:
         annotations = part
-        print(f'looked at: the {counts} images that have a detection')
-    elif notes and notes[0].endswith('no detection'):
-        notes[0] += '; if they were not run, pass --images-with-results'
-    print(*(f'note: {note}' for note in notes), sep='\n', end='\n' if notes else '')
     analysis = analyse(annotations, results, args.metric, args.score)
-    print(format_errors(analysis), flush=True)  # whatever happens to the files
+    print(
+        format_errors(analysis), *(f'note: {note}' for note in notes if note), sep='\n', flush=True
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     pictures = []
     if args.images is not None:  # first, as it is what can fail

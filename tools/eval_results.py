@@ -9,7 +9,8 @@ from res2net_mm.engine.errors import run_tool
 from res2net_mm.evaluation import format_metrics
 from res2net_mm.evaluation.coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate
 from res2net_mm.evaluation.files import (
-    describe_results,
+    describe_images,
+    describe_oddities,
     images_with_results,
     read_annotations,
     read_results,
@@ -50,29 +51,23 @@ def main() -> None:
     results = read_results(args.results, annotations, args.metric)
     if not results:
         print(f'{args.results} holds no detection: every AP is 0')
-    notes = describe_results(annotations, results)
-    images, part = len(annotations['images']), images_with_results(annotations, results)
-    partial = len(part['images'])
-    if args.images_with_results:
+    part, only = images_with_results(annotations, results), args.images_with_results
+    note = describe_images(part, annotations, only)
+    notes = [note, *describe_oddities(annotations, results)]
+    counts = dict(images=len(annotations['images']), images_with_results=len(part['images']))
+    if only and part['images']:
         annotations = part
     scores = evaluate(annotations, results, args.metric, max_dets=limits)
     named = {
         f'coco_{args.metric}/{k}': v for k, v in (scores.metrics() | scores.by_class()).items()
     }
-    print(format_metrics(named, list(scores.categories.values())))
-    if args.images_with_results:
-        print(f'scored: the {partial:,} of {images:,} images that have a detection')
-    elif 0 < partial < images:
+    text = format_metrics(named, list(scores.categories.values()))
+    if note and part['images'] and not only:
         ap = evaluate(part, results, args.metric, max_dets=limits).figures()['AP']
-        notes[0] += (
-            f'; if they were not run, the figures are those of --images-with-results: AP {ap:.3f} '
-            f'on the other {partial:,}'
-        )
-    print(*(f'note: {note}' for note in notes), sep='\n', end='\n' if notes else '')
+        notes[0] += f': AP is {ap:.3f} on the other {len(part["images"]):,}'
+    print(text, *(f'note: {line}' for line in notes if line), sep='\n', flush=True)
     if args.json is not None:
-        counts = dict(images=images, images_with_results=partial)
-        counts['images_scored'] = len(annotations['images'])
-        write_figures(scores, args.json, counts)
+        write_figures(scores, args.json, {**counts, 'images_scored': len(annotations['images'])})
         print(f'figures: {args.json}')
 
 
