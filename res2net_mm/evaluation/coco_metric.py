@@ -124,18 +124,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
                 prefix = self.outfile_prefix or os.path.join(folder, 'results')
                 with contextlib.redirect_stdout(io.StringIO()):
                     self._coco_api = _api(self.gt_to_coco_json(truths, prefix))
-        ids = self._coco_api.imgs
-        unknown = [truth['img_id'] for truth in truths if truth['img_id'] not in ids]
-        if unknown:
-            raise ValueError(
-                f'{len(unknown):,} of the {len(truths):,} images that were run are not in the '
-                f'ann_file of CocoMetric (id {unknown[0]!r}): set it to the file of the data set'
-            )
-        if len(ids) > len(truths):
-            warn(
-                f'the ann_file of CocoMetric has {len(ids):,} images, of which {len(truths):,} '
-                f'were run: the figures are of these {len(truths):,}'
-            )
+        self.compare_with_file([t['img_id'] for t in truths], self._coco_api.imgs)
         self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
 
     def _results(self, predicted: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:

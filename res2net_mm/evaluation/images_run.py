@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+import os
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +55,41 @@ class ImagesRun:
                 f'are of these'
             )
         return [result for _, result in kept.values()]
+
+    def compare_with_file(self, run: Collection[Hashable], known: Collection[Hashable]) -> None:
+        """Says how many images of the annotation file were not run.
+
+        Args:
+            run: Ids of the images that were run.
+            known: Ids that the file has.
+
+        Raises:
+            ValueError: The file lacks one that was run.
+        """
+        name = f'the ann_file of {type(self).__name__}'
+        unknown = [key for key in run if key not in known]
+        if unknown:
+            raise ValueError(
+                f'{name} lacks {len(unknown):,} of the {len(run):,} images that were run (the '
+                f'first has the id {unknown[0]!r}): set it to the file of the data set'
+            )
+        if len(known) > len(run):
+            warn(
+                f'{name} has {len(known):,} images, of which {len(run):,} were run: the figures '
+                f'are of these {len(run):,}'
+            )
+
+    def distinct_path(self, path: str) -> str:
+        """``path`` with a file name that no other image has in this process.
+
+        mmdet and mmseg name what they write as the image, without its folder.
+        """
+        taken = self.__dict__.setdefault('_names', {})
+        *folders, name = Path(path).parts
+        stem, suffix = os.path.splitext(name)
+        names = ['_'.join([*folders[i:], stem]) for i in range(len(folders), -1, -1)]
+        names.append(f'{names[-1]}_{suffix[1:]}')
+        return next(n for n in names if taken.setdefault(n, path) == path) + suffix
 
 
 def check_finite(sample: Mapping[str, Any], **values: Any) -> None:

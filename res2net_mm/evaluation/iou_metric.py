@@ -6,9 +6,7 @@ imported only then.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +35,6 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
     def __init__(self, *args: Any, table: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.table = table
-        self._written: dict[str, str] = {}
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Counts the pixels of each sample.
@@ -56,7 +53,7 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
                 )
             named = sample
             if self.output_dir is not None:  # mmseg names a picture as its image, without a folder
-                named = dict(sample, img_path=self._distinct(sample['img_path']))
+                named = dict(sample, img_path=self.distinct_path(sample['img_path']))
             try:
                 super().process(data_batch, [named])
             except _WrongLabelError as error:
@@ -66,14 +63,6 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
                 # an image can be run as several crops, which have counts of their own
                 path = sample.get('img_path')
                 self.name_last(sample, path and (path, *self.results[-1][3].tolist()))
-
-    def _distinct(self, path: str) -> str:
-        """A name for the picture of an image that no other image of this process has."""
-        *folders, name = Path(path).parts
-        stem, suffix = os.path.splitext(name)
-        names = ['_'.join([*folders[i:], stem]) for i in range(len(folders), -1, -1)]
-        names.append(f'{names[-1]}_{suffix[1:]}')
-        return next(n for n in names if self._written.setdefault(n, path) == path) + suffix
 
     @staticmethod
     def intersect_and_union(

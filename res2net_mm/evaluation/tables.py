@@ -22,14 +22,16 @@ COLUMNS = {
 _ROOM = 'res2net_mm.evaluation'
 _OURS = {
     f'{scope}{name}': f'{_ROOM}.{module}.{name}'
-    for scope, name, module in (
-        ('', 'CocoMetric', 'coco_metric'),
+    for library, name, module in (
         ('mmdet.', 'CocoMetric', 'coco_metric'),
-        ('', 'VOCMetric', 'voc_metric'),
         ('mmdet.', 'VOCMetric', 'voc_metric'),
-        ('', 'IoUMetric', 'iou_metric'),
         ('mmseg.', 'IoUMetric', 'iou_metric'),
+        ('mmdet.', 'CocoPanopticMetric', 'mmdet_metrics'),
+        ('mmdet.', 'LVISMetric', 'mmdet_metrics'),
+        ('mmdet.', 'FasterCocoMetric', 'mmdet_metrics'),
+        ('mmdet.', 'CocoOccludedSeparatedMetric', 'mmdet_metrics'),
     )
+    for scope in ('', library)
 }
 _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 
@@ -37,7 +39,7 @@ _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 def use_our_metrics(evaluator: Any, ignore_index: int | None = None) -> Any:
     """An evaluator's config with our metrics in place of those of mmdet and mmseg they stand for.
 
-    ``CocoMetric``, ``VOCMetric`` and ``IoUMetric``; others stay.
+    ``CocoMetric``, ``VOCMetric``, ``IoUMetric`` and those of ``mmdet_metrics``; others stay.
 
     Args:
         evaluator: Evaluator config or a list of them; not changed.
@@ -85,7 +87,7 @@ def split_coco_metrics(evaluator: Any, out: str | Path | None = None) -> list[di
     for cfg in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         cfg = copy.deepcopy(dict(cfg))
         name = _type_name(cfg)
-        if name.startswith(_ROOM):
+        if name.startswith(_ROOM) and 'mmdet_metrics' not in name:
             cfg['table'] = False
         if name.rpartition('.')[2] != 'CocoMetric':
             split.append(cfg)  # an evaluator of several data sets among them

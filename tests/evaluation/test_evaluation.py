@@ -125,7 +125,7 @@ def test_which_metrics_are_replaced():
         f'{room}.coco_metric.CocoMetric',
         f'{room}.coco_metric.CocoMetric',
         'mine.CocoMetric',
-        'LVISMetric',
+        f'{room}.mmdet_metrics.LVISMetric',
         f'{room}.iou_metric.IoUMetric',
     ]
     assert ours['metrics'][4]['ignore_index'] == 11 and 'ignore_index' not in ours['metrics'][0]
