@@ -54,6 +54,8 @@ def use_our_metrics(evaluator: Any, ignore_index: int | None = None) -> Any:
         new['metrics'] = use_our_metrics(evaluator['metrics'], ignore_index)
         return new
     ours = _OURS.get(_type_name(evaluator), '')
+    if ours.endswith('FasterCocoMetric') and evaluator.get('ann_file'):
+        ours = f'{_ROOM}.coco_metric.CocoMetric'  # theirs names classes by the file's order
     if ours:
         new['type'] = ours
     if ours.endswith('IoUMetric') and ignore_index is not None:

@@ -128,7 +128,26 @@ def test_ap_is_of_the_images_that_were_run(shapes, truth, tmp_path, options, cou
     assert [file.name for file in out.parent.iterdir()] == ['results.json']
 
 
-def test_proposals_and_voc_without_a_mode(shapes, tmp_path):
+def test_several_data_sets_have_a_metric_each(shapes, truth, tmp_path):
+    """Two parts of one set, whose ids overlap: each is scored on its own images."""
+    cfg, checkpoint = config_of(shapes, tmp_path)
+    whole, evaluator = cfg.test_dataloader.dataset, cfg.test_evaluator
+    parts = [dict(whole, indices=n) for n in (4, 7)]
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=parts)
+    metrics = [dict(evaluator, outfile_prefix=str(tmp_path / name)) for name in 'ab']
+    cfg.test_evaluator = dict(
+        type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=['a', 'b']
+    )
+    found, classes = run_test(cfg, checkpoint)
+    assert len(classes) == CLASSES
+    ids = [image['id'] for image in truth['images']]
+    for name, count in (('a', 4), ('b', 7)):
+        results = json.loads((tmp_path / f'{name}.bbox.json').read_text())
+        expected = pycocotools_ap(truth, results, ids[:count])
+        assert found[f'{name}/coco/bbox_mAP'] == pytest.approx(expected, abs=1e-4)
+
+
+def test_proposals(shapes, tmp_path):
     cfg, checkpoint = config_of(shapes, tmp_path)
     cfg.test_evaluator.metric = ['bbox', 'proposal', 'proposal_fast']
     metrics, _ = run_test(cfg, checkpoint)

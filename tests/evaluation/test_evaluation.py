@@ -117,6 +117,7 @@ def test_which_metrics_are_replaced():
                 dict(type='mine.CocoMetric'),
                 dict(type='LVISMetric'),
                 dict(type='IoUMetric'),
+                dict(type='mmdet.FasterCocoMetric', ann_file='a.json'),
             ],
         ),
         ignore_index=11,
@@ -127,6 +128,7 @@ def test_which_metrics_are_replaced():
         'mine.CocoMetric',
         f'{room}.mmdet_metrics.LVISMetric',
         f'{room}.iou_metric.IoUMetric',
+        f'{room}.coco_metric.CocoMetric',
     ]
     assert ours['metrics'][4]['ignore_index'] == 11 and 'ignore_index' not in ours['metrics'][0]
     assert use_our_metrics(ours) == ours
