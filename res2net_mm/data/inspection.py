@@ -177,8 +177,8 @@ def make_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # which a full disk refuses
     except OSError as error:
         raise DataError(
             f'{folder} cannot be written to ({error.strerror}); name another folder with --out'
@@ -194,7 +194,8 @@ def write_inspection(inspection: Inspection, folder: str | Path) -> list[Path]:
     """
     sheet, sizes, findings = files = [Path(folder, name) for name in FILES]
     inspection.findings.write_csv(findings)
-    draw_inspection(inspection, sheet)
+    with writing(sheet, durable=False) as partial:
+        draw_inspection(inspection, partial)
     with writing(sizes, durable=False) as partial:
         size_figure(inspection).savefig(partial, dpi=120)
     return files
