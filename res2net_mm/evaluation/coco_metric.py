@@ -41,7 +41,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
     all is AP 0, not an empty result.
 
     Args:
-        args: mmdet's, as are the keyword arguments.
+        ann_file: mmdet's, as are ``metric``, ``classwise`` and the keyword arguments.
         proposal_nums: COCO's ``maxDets``: how many detections of an image and class count.
         table: Log a table of the figures.
 
@@ -51,21 +51,23 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
 
     def __init__(
         self,
-        *args: Any,
+        ann_file: str | None = None,
+        metric: str | list[str] = 'bbox',
+        classwise: bool = False,
         proposal_nums: Sequence[int] | None = None,
+        *,
         table: bool = True,
         **kwargs: Any,
     ) -> None:
-        given = proposal_nums is not None
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells of its index
-            super().__init__(*args, **kwargs)
+            super().__init__(ann_file, metric, classwise, **kwargs)
         self.table = table
-        self.explicit_limits = given
-        self.proposal_nums = check_max_dets(proposal_nums) if given else MAX_DETS
-        items = self.metric_items or ()
-        theirs = _items(MMDET_LIMITS)
-        if not given and not set(items) <= _items(MAX_DETS) and set(items) <= theirs:
-            self.proposal_nums = MMDET_LIMITS
+        self.explicit_limits = proposal_nums is not None
+        items, theirs = self.metric_items or (), _items(MMDET_LIMITS)
+        if proposal_nums is None:
+            coco = set(items) <= _items(MAX_DETS) or not set(items) <= theirs
+            proposal_nums = MAX_DETS if coco else MMDET_LIMITS
+        self.proposal_nums = check_max_dets(proposal_nums)
         known = _items(self.proposal_nums) if set(self.metrics) & set(KINDS) else theirs
         for item in items:
             if item in known:
@@ -124,7 +126,8 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
                 prefix = self.outfile_prefix or os.path.join(folder, 'results')
                 with contextlib.redirect_stdout(io.StringIO()):
                     self._coco_api = _api(self.gt_to_coco_json(truths, prefix))
-        self.compare_with_file([t['img_id'] for t in truths], self._coco_api.imgs)
+        if not self.format_only:
+            self.compare_with_file([t['img_id'] for t in truths], self._coco_api.imgs)
         self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
 
     def _results(self, predicted: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
@@ -151,7 +154,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
             file = Path(f'{self.outfile_prefix}.{kind}.json')
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_text(file, json.dumps(results))
+                write_text(file, json.dumps(results, default=lambda value: value.item()))
             except OSError as error:
                 if self.format_only:
                     raise

