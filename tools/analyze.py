@@ -57,18 +57,17 @@ def main() -> None:
         format_errors(analysis), *(f'note: {note}' for note in notes if note), sep='\n', flush=True
     )
     args.out.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    if args.images is not None:  # first, as it is what can fail
-        worst = args.out / 'worst.png'
-        pictures += filter(None, [draw_worst(analysis, annotations, results, args.images, worst)])
-    pictures += draw_analysis(analysis, args.out)
     table = args.out / 'analysis.csv'
     files = {
         image['id']: image.get('file_name', str(image['id'])) for image in annotations['images']
     }
     write_table(analysis, files, table)
-    print(f'figures: {table}')
-    print(f'pictures: {", ".join(map(str, pictures))}')
+    print(f'figures: {table}', flush=True)
+    pictures = draw_analysis(analysis, args.out)
+    print(f'pictures: {", ".join(map(str, pictures))}', flush=True)
+    if args.images is not None:  # last, as images can be missing
+        worst = draw_worst(analysis, annotations, results, args.images, args.out / 'worst.png')
+        print(f'worst images: {worst}' if worst else 'no image has a mistake')
 
 
 def format_errors(analysis: Analysis) -> str:

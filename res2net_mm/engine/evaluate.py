@@ -126,6 +126,8 @@ def run_test(
     read_source(checkpoint, trust=trust)  # before any work: is it one?
     if 'metrics' not in cfg.test_evaluator:
         cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
+    elif out is not None:
+        raise ToolError('--out is for one data set: set outfile_prefix of test_evaluator.metrics')
     if out is not None:
         if not any('outfile_prefix' in metric for metric in cfg.test_evaluator):
             raise ToolError('--out writes COCO results, but test_evaluator has no CocoMetric')

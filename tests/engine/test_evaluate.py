@@ -138,6 +138,8 @@ def test_several_data_sets_have_a_metric_each(shapes, truth, tmp_path):
     cfg.test_evaluator = dict(
         type='MultiDatasetsEvaluator', metrics=metrics, dataset_prefixes=['a', 'b']
     )
+    with pytest.raises(ToolError, match='set outfile_prefix of test_evaluator.metrics'):
+        run_test(cfg, checkpoint, out=str(tmp_path / 'out.json'))
     found, classes = run_test(cfg, checkpoint)
     assert len(classes) == CLASSES
     ids = [image['id'] for image in truth['images']]

@@ -306,7 +306,7 @@ def test_no_picture_is_left_cut_off(written, monkeypatch, capsys):
     status, text, error = call(monkeypatch, capsys, *arguments(written))
     assert status == 1 and text.startswith('AP at IoU 0.5'), 'the figures are there all the same'
     assert 'precision_recall.png could not be written: No space left' in error
-    assert not list((written / 'out').iterdir())
+    assert [file.name for file in (written / 'out').iterdir()] == ['analysis.csv']
 
 
 def test_mistakes_are_one_line(written, monkeypatch, capsys):
@@ -320,6 +320,8 @@ def test_mistakes_are_one_line(written, monkeypatch, capsys):
     ):
         status, _, error = call(monkeypatch, capsys, *arguments(written, *more))
         assert status == 1 and part in error and error.count('\n') == 1, error
+        made = [file.name for file in written.glob('out/*.*')]
+        assert len(made) in (0, 6) and 'worst.png' not in made, 'all but the worst images'
 
 
 def test_analysis_in_a_process_of_its_own(written, python):
