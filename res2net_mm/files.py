@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 
 @contextmanager
@@ -67,3 +68,31 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(path: str | Path, option: str, folder: bool = False) -> None:
+    """Finds out before the work whether its result can be written; leaves nothing behind.
+
+    Args:
+        path: File to write, or the folder for files. What it is in can be missing.
+        option: What the user named it with.
+        folder: Whether it is a folder.
+
+    Raises:
+        OSError: It cannot: it is of another kind, or a folder refuses files or is full.
+    """
+    path = Path(path)
+    try:
+        if path.exists() and path.is_dir() != folder:
+            raise OSError(0, 'it is no folder' if folder else 'it is a folder: name a file')
+        if path.exists() and not folder and not path.is_file():
+            raise OSError(0, 'it is no regular file')
+        there = path if folder else path.parent
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise OSError(0, f'{there} is no folder')
+        with TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise OSError(f'{option} {path} cannot be written: {error.strerror or error}') from error

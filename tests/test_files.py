@@ -1,10 +1,11 @@
 import errno
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from res2net_mm.files import remove_partial, write_text, writing
+from res2net_mm.files import check_writable, remove_partial, write_text, writing
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -66,3 +67,35 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
     assert len(os.listdir(tmp_path)) == 4
     remove_partial(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ['.bashrc', '.notes.partial', 'epoch_1.pth']
+
+
+@pytest.mark.parametrize(
+    ('target', 'folder', 'part'),
+    [
+        ('there', False, 'it is a folder'),
+        ('there/file', True, 'it is no folder'),
+        ('there/file/x/y.json', False, 'file is no folder'),
+        ('there/file/x', True, 'file is no folder'),
+        ('there/pipe', False, 'no regular file'),
+    ],
+)
+def test_what_cannot_be_written_is_named_before_the_work(tmp_path, target, folder, part):
+    (tmp_path / 'there').mkdir()
+    (tmp_path / 'there' / 'file').write_text('mine')
+    os.mkfifo(tmp_path / 'there' / 'pipe')
+    with pytest.raises(OSError, match=f'--out .*{target} cannot be written: .*{part}'):
+        check_writable(tmp_path / target, '--out', folder)
+    assert (tmp_path / 'there' / 'file').read_text() == 'mine'
+
+
+def test_a_full_disk_is_found_before_the_work(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for target, folder in (('new/x.json', False), ('new', True), ('x.json', False)):
+        check_writable(tmp_path / target, '--out', folder)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            with pytest.raises(OSError, match=f'--out .*{target} cannot be written: File too'):
+                check_writable(tmp_path / target, '--out', folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

@@ -12,9 +12,15 @@ from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation.analysis import Analysis, analyse
 from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
 from res2net_mm.evaluation.coco import KINDS
-from res2net_mm.evaluation.files import read_annotations, read_results
+from res2net_mm.evaluation.files import (
+    describe_images,
+    describe_oddities,
+    images_with_results,
+    read_annotations,
+    read_results,
+)
 from res2net_mm.evaluation.judging import FALSE, MISSED
-from res2net_mm.files import writing
+from res2net_mm.files import check_writable, writing
 
 EXAMPLE = """example:
   python tools/analyze.py results.json instances_val2017.json --out analysis/ --images val2017/
@@ -33,30 +39,39 @@ def main() -> None:
     parser.add_argument(
         '--score', type=float, default=0.3, help='least score for confusions and worst images (0.3)'
     )
+    parser.add_argument(
+        '--images-with-results',
+        action='store_true',
+        help='look only at images that have a detection, for results of a part of the images',
+    )
     args = parser.parse_args()
     if args.images is not None and not args.images.is_dir():
         raise ToolError(f'--images {args.images} is no folder')
-    if args.out.exists() and not args.out.is_dir():
-        raise ToolError(f'--out {args.out} is no folder')
+    check_writable(args.out, '--out', folder=True)
     if not 0 <= args.score <= 1:
         raise ToolError(f'--score must be from 0 to 1, but is {args.score}')
     annotations = read_annotations(args.annotations, args.metric)
     results = read_results(args.results, annotations, args.metric)
+    part, only = images_with_results(annotations, results), args.images_with_results
+    notes = [describe_images(part, annotations, only), *describe_oddities(annotations, results)]
+    if only and part['images']:
+        annotations = part
     analysis = analyse(annotations, results, args.metric, args.score)
+    print(
+        format_errors(analysis), *(f'note: {note}' for note in notes if note), sep='\n', flush=True
+    )
     args.out.mkdir(parents=True, exist_ok=True)
-    pictures = []
-    if args.images is not None:  # first, as it is what can fail
-        worst = args.out / 'worst.png'
-        pictures += filter(None, [draw_worst(analysis, annotations, results, args.images, worst)])
-    pictures += draw_analysis(analysis, args.out)
     table = args.out / 'analysis.csv'
     files = {
         image['id']: image.get('file_name', str(image['id'])) for image in annotations['images']
     }
     write_table(analysis, files, table)
-    print(format_errors(analysis))
-    print(f'figures: {table}')
-    print(f'pictures: {", ".join(map(str, pictures))}')
+    print(f'figures: {table}', flush=True)
+    pictures = draw_analysis(analysis, args.out)
+    print(f'pictures: {", ".join(map(str, pictures))}', flush=True)
+    if args.images is not None:  # last, as images can be missing
+        worst = draw_worst(analysis, annotations, results, args.images, args.out / 'worst.png')
+        print(f'worst images: {worst}' if worst else 'no image has a mistake')
 
 
 def format_errors(analysis: Analysis) -> str:

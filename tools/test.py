@@ -52,16 +52,21 @@ def main() -> None:
     summaries = check_data(cfg, splits=('test',))
     if is_main_process():
         print(f'{describe_device()}\n{format_summary(summaries)}', flush=True)
-    metrics, classes = run_test(
+    run_test(
         cfg,
         args.checkpoint,
         out=args.out,
         show_dir=args.show_dir,
         trust=args.trust_checkpoint,
         fast=fast,
+        report=print_figures,
     )
-    if is_main_process():
-        print(format_metrics(metrics, classes) or 'the evaluator of the config measured nothing')
+
+
+def print_figures(metrics: dict[str, float], classes: list[str]) -> None:
+    """Prints the metrics as tables."""
+    text = format_metrics(metrics, classes) or 'the evaluator of the config measured nothing'
+    print(text, flush=True)
 
 
 if __name__ == '__main__':

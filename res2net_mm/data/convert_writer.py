@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import write_text
+from ..files import check_writable, write_text
 from .errors import DataError, listed
 
 SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'))
@@ -90,12 +90,14 @@ class CocoWriter:
 
     Raises:
         DataError: ``out`` exists, or a class is named twice.
+        OSError: ``out`` cannot be written.
     """
 
     def __init__(self, out: str | Path, force: bool, classes: Sequence[str] | None) -> None:
         self.out = Path(out)
         if self.out.exists() and not force:
             raise DataError(f'{out} exists; give another name, or replace it with --force')
+        check_writable(out, 'OUT')
         twice = [name for name, count in Counter(classes or ()).items() if count > 1]
         if twice:
             raise DataError(f'classes name {listed(twice)} more than once')

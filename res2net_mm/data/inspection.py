@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from mmengine import Config
 
+from ..columns import side_by_side
+from ..files import writing
 from .agreement import evaluators_of, ignored_by_metrics, ignored_labels, model_of
 from .checks import SplitSummary, format_summary, source_of, walk
 from .errors import DataError
@@ -31,7 +33,6 @@ from .readers import loads_masks, report_missing
 
 SPLITS = ('train', 'val', 'test')
 FILES = ('sheet.jpg', 'sizes.png', 'findings.csv')
-_MOST_CLASSES_SHOWN = 20
 _MOST_SHOWN = 3  # image sizes and modes of a split
 
 
@@ -155,16 +156,13 @@ def format_inspection(inspection: Inspection) -> str:
     counts = {split: count_classes(parts, split) for split in splits}
     counts = {split: found for split, found in counts.items() if found}
     names = list(dict.fromkeys(name for found in counts.values() for name in found))
-    if names and len(names) <= _MOST_CLASSES_SHOWN:
-        blocks.append(
-            _table(
-                [['class', *counts]]
-                + [
-                    [name, *(_class_text(found, name, detection) for found in counts.values())]
-                    for name in names
-                ]
-            )
-        )
+    if names:
+        rows = [
+            [name, *(_class_text(found, name, detection) for found in counts.values())]
+            for name in names
+        ]
+        table = _table([['class', *counts], *rows])
+        blocks.append('\n'.join(side_by_side(table.splitlines())))
     blocks.append(format_summary(inspection.summaries))
     blocks += map(str, inspection.findings.groups())
     return '\n\n'.join(blocks)
@@ -179,8 +177,8 @@ def make_folder(folder: str | Path) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # which a full disk refuses
     except OSError as error:
         raise DataError(
             f'{folder} cannot be written to ({error.strerror}); name another folder with --out'
@@ -196,8 +194,10 @@ def write_inspection(inspection: Inspection, folder: str | Path) -> list[Path]:
     """
     sheet, sizes, findings = files = [Path(folder, name) for name in FILES]
     inspection.findings.write_csv(findings)
-    draw_inspection(inspection, sheet)
-    size_figure(inspection).savefig(sizes, dpi=120)
+    with writing(sheet, durable=False) as partial:
+        draw_inspection(inspection, partial)
+    with writing(sizes, durable=False) as partial:
+        size_figure(inspection).savefig(partial, dpi=120)
     return files
 
 

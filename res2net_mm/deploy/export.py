@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..files import writing
+from ..files import check_writable, writing
 from ..ops.sampling import without_autocast
 from .exportable import (
     INPUT,
@@ -154,12 +154,14 @@ def check_path(path: str | Path) -> Path:
 
     Raises:
         ValueError: It does not end in .onnx, or its folder does not exist.
+        OSError: Nothing can be written there.
     """
     path = Path(path).expanduser().resolve()
     if path.suffix != '.onnx' or path.is_dir():
         raise ValueError(f'path must be a file that ends in .onnx, but got {path}')
     if not path.parent.is_dir():
         raise ValueError(f'path must lie in a folder that exists, but {path.parent} does not')
+    check_writable(path, 'OUT')
     return path
 
 

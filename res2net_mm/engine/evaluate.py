@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..deploy import optimize_for_inference
 from ..deploy.folding import COMPILE_MODES, DTYPES
 from ..evaluation import collect_results, discard_results, split_coco_metrics
+from ..files import check_writable
 from ..weights import read_source
 from .errors import ToolError
+from .pictures import PictureHook, use_our_pictures
 from .runner import Runner, build_runner
 
 _TYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
@@ -93,6 +95,7 @@ def run_test(
     show_dir: str | None = None,
     trust: bool = False,
     fast: Mapping[str, Any] | None = None,
+    report: Callable[[dict[str, float], list[str]], None] | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """Evaluates a checkpoint.
 
@@ -104,6 +107,7 @@ def run_test(
         trust: Read the checkpoint with pickle.
         fast: Measure what :func:`optimize_for_inference` makes of the model with these arguments;
             None measures the model itself.
+        report: Called in the main process with what is returned, before anything else can fail.
 
     Returns:
         The metrics by name, and the class names.
@@ -111,8 +115,10 @@ def run_test(
     Raises:
         FileNotFoundError: The checkpoint does not exist.
         CheckpointError: It is damaged, or does not fit the config's model.
-        ToolError: The config has no test set, or no COCO metric to write ``out`` with; or
-            ``fast`` is asked of a model whose weights are spread over processes.
+        ToolError: The config has no test set, or no COCO metric to write ``out`` with; ``fast`` is
+            asked of a model whose weights are spread over processes; or results or pictures could
+            not be written.
+        OSError: ``out`` or ``show_dir`` cannot be written, found before the test.
     """
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
@@ -120,20 +126,20 @@ def run_test(
     read_source(checkpoint, trust=trust)  # before any work: is it one?
     if 'metrics' not in cfg.test_evaluator:
         cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
+    elif out is not None:
+        raise ToolError('--out is for one data set: set outfile_prefix of test_evaluator.metrics')
     if out is not None:
         if not any('outfile_prefix' in metric for metric in cfg.test_evaluator):
             raise ToolError('--out writes COCO results, but test_evaluator has no CocoMetric')
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        check_writable(out, '--out')
     if show_dir is not None:
-        hook = cfg.default_hooks.get('visualization')
-        if hook is None:
-            raise ToolError('--show-dir needs default_hooks.visualization in the config')
-        hook.update(draw=True, test_out_dir=str(Path(show_dir).absolute()))
-        if hook.type.endswith('SegVisualizationHook'):
-            # mmseg's hook knows no test_out_dir: its pictures go where the visualizer's do
-            hook.pop('test_out_dir')
-            hook.interval = 1
-            cfg.visualizer.save_dir = show_dir
+        check_writable(show_dir, '--show-dir', folder=True)
+        folder = str(Path(show_dir).absolute())
+        if not use_our_pictures(cfg, draw=True, test_out_dir=folder):
+            hook = cfg.default_hooks.get('visualization')
+            if hook is None:
+                raise ToolError('--show-dir needs default_hooks.visualization in the config')
+            hook.update(draw=True, test_out_dir=folder)
     cfg.load_from, cfg.resume = checkpoint, False
     runner = build_runner(cfg, trust)
     runner.loads_exactly = True
@@ -141,10 +147,27 @@ def run_test(
         runner.register_hook(FastHook(fast))
     try:
         metrics = runner.test()
+        classes = _class_names(runner.test_dataloader.dataset)
+        if report is not None and is_main_process():
+            report(metrics, classes)
         if out is not None and is_main_process():
-            collect_results(out)
+            masks = any(metric.get('metric') == 'segm' for metric in cfg.test_evaluator)
+            if len(collect_results(out)) < 1 + masks:
+                raise ToolError(f'--out {out} was not written as a whole: the log says why')
     finally:
         if out is not None:
             discard_results(out)
-    classes = runner.test_dataloader.dataset.metainfo.get('classes') or ()
-    return metrics, list(classes)
+    for hook in runner.hooks:
+        if isinstance(hook, PictureHook) and hook.failures:
+            raise ToolError(
+                f'{len(hook.failures)} pictures of --show-dir {show_dir} were not drawn, the first '
+                f'of {hook.failures[0]}'
+            )
+    return metrics, classes
+
+
+def _class_names(dataset: Any) -> list[str]:
+    meta = getattr(dataset, 'metainfo', None) or {}
+    if isinstance(meta, (list, tuple)):  # mmdet's ConcatDataset of sets that differ
+        meta = meta[0]
+    return list(meta.get('classes') or ())

@@ -45,6 +45,7 @@ from .checkpoints import CheckpointHook, find_newest
 from .classes import SameClassesHook
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
+from .pictures import use_our_pictures
 from .safety import check_arrays, keep_files_of_others, use_safe_loading
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 from .terminal import plain_record
@@ -245,6 +246,7 @@ def prepare_config(
     for key in ('val_evaluator', 'test_evaluator'):
         if cfg.get(key) is not None:
             cfg[key] = use_our_metrics(cfg[key], ignored_label(cfg.get('model')))
+    use_our_pictures(cfg)
     hooks = list(cfg.get('custom_hooks') or ())
     for hook in hooks:
         if 'switch_pipeline' in hook:

@@ -111,11 +111,13 @@ def analyse(
         score: Least score of the detections that confusions and worst images are about.
     """
     scores = evaluate(annotations, results, kind, sizes=SIZE_BINS)
+    images = {image['id'] for image in annotations['images']}
+    classes = scores.categories
     areas = np.array(
         [
             a.get('area') if a.get('area') is not None else a['bbox'][2] * a['bbox'][3]
             for a in annotations['annotations']
-            if not a.get('iscrowd')
+            if not a.get('iscrowd') and a['image_id'] in images and a['category_id'] in classes
         ]
     )
     counts = {

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.limits import check_pixels
+from ..files import writing
 from .analysis import Analysis
 from .coco import as_rle
 from .judging import FALSE, MISSED
@@ -236,5 +237,6 @@ def _finish(axes: Any) -> None:
 
 
 def _save(figure: Any, out: Path) -> Path:
-    figure.savefig(out, dpi=120)
+    with writing(out, durable=False) as partial:
+        figure.savefig(partial, dpi=120)
     return out

@@ -114,6 +114,8 @@ def evaluate(
     iou_thrs: Sequence[float] | None = None,
     categories: Iterable[int] | None = None,
     sizes: Mapping[str, tuple[float, float]] = SIZES,
+    images: Iterable[Any] | None = None,
+    agnostic: bool = False,
 ) -> Scores:
     """Scores detections by COCO's rules, equal to pycocotools.
 
@@ -129,9 +131,11 @@ def evaluate(
         iou_thrs: Thresholds; None is 0.5, 0.55, ... 0.95.
         categories: Ids to score; None is all.
         sizes: Ranges of object area by name, in square pixels.
+        images: Ids of the images to score, pycocotools' ``params.imgIds``; None is all.
+        agnostic: Score all classes as one, pycocotools' ``useCats=0``.
 
     Raises:
-        ValueError: An argument does not make sense.
+        ValueError: An argument does not make sense, or the annotations lack one of ``images``.
     """
     if kind not in KINDS:
         raise ValueError(f'metric must be bbox or segm, but is {kind!r}')
@@ -139,20 +143,31 @@ def evaluate(
     wanted = set(categories) if categories is not None else None
     names = {c['id']: c['name'] for c in annotations['categories']}
     names = {key: names[key] for key in sorted(names) if wanted is None or key in wanted}
-    images = {image['id']: image for image in annotations['images']}
+    entries = {image['id']: image for image in annotations['images']}
+    if images is not None:
+        scored = set(images)
+        if unknown := scored - set(entries):
+            raise ValueError(f'the annotations have no image with id {min(unknown, key=str)!r}')
+        entries = {key: image for key, image in entries.items() if key in scored}
     # faster-coco-eval takes numbers alone, VOC's images are named; equal scores go by this order
-    numbers = {key: number for number, key in enumerate(sorted(images), 1)}
+    numbers = {key: number for number, key in enumerate(sorted(entries), 1)}
+    objects = [
+        a
+        for a in annotations.get('annotations') or []
+        if a['image_id'] in entries and a['category_id'] in names
+    ]
+    results = [r for r in results if r['image_id'] in entries and r['category_id'] in names]
+    if agnostic:  # pycocotools goes through one class after the other, and equal scores by that
+        objects = _as_one_class(objects)
+        results = _as_one_class(results)
+        names = {1: 'all'}
     truth = COCO(
         dict(
-            images=[{**image, 'id': numbers[key]} for key, image in images.items()],
+            images=[{**image, 'id': numbers[key]} for key, image in entries.items()],
             categories=[dict(id=key, name=name) for key, name in names.items()],
             annotations=[
-                {
-                    'image_id': numbers[annotation['image_id']],
-                    **_annotation(i, annotation, kind, images),
-                }
-                for i, annotation in enumerate(annotations.get('annotations') or [], 1)
-                if annotation['image_id'] in images and annotation['category_id'] in names
+                {'image_id': numbers[a['image_id']], **_annotation(i, a, kind, entries)}
+                for i, a in enumerate(objects, 1)
             ],
         )
     )
@@ -164,10 +179,9 @@ def evaluate(
             'score': r['score'],
             field: r['bbox']
             if kind == 'bbox'
-            else as_rle(r['segmentation'], images[r['image_id']]),
+            else as_rle(r['segmentation'], entries[r['image_id']]),
         }
         for r in results
-        if r['category_id'] in names
     ]
     run = COCOeval_faster(
         truth,
@@ -242,6 +256,11 @@ def _annotation(number: int, annotation: Mapping, kind: str, images: Mapping) ->
         mask = new.get('segmentation')
         new['area'] = float(coco_mask.area(mask)) if mask else float(box[2] * box[3])
     return new
+
+
+def _as_one_class(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    ordered = sorted(entries, key=lambda entry: entry['category_id'])
+    return [{**entry, 'category_id': 1} for entry in ordered]
 
 
 def _say_nothing(*_: Any) -> None:

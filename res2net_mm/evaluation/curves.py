@@ -6,6 +6,8 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
+from ..files import writing
+
 
 def draw_curves(scalars: str | Path, out: str | Path) -> Path:
     """Draws the losses, and the metrics if there are any, that a run logged.
@@ -46,5 +48,6 @@ def draw_curves(scalars: str | Path, out: str | Path) -> Path:
         axes.set(title=title, xlabel=unit, ylim=(0, None))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
-    figure.savefig(out, dpi=120)
+    with writing(out, durable=False) as partial:
+        figure.savefig(partial, dpi=120)
     return Path(out)

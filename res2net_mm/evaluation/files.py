@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,63 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], kind: str) ->
         else:
             _check_mask(where, result['segmentation'], images[result['image_id']])
     return results
+
+
+def images_with_results(
+    annotations: Mapping[str, Any], results: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The annotations of those images that have a detection; neither argument is changed.
+
+    A results file does not list images without detections, so these cannot be told from images
+    that were not run.
+    """
+    found = {result['image_id'] for result in results}
+    return {
+        **annotations,
+        'images': [image for image in annotations['images'] if image['id'] in found],
+        'annotations': [a for a in annotations['annotations'] if a['image_id'] in found],
+    }
+
+
+def describe_images(part: Mapping[str, Any], annotations: Mapping[str, Any], only: bool) -> str:
+    """A line on the images with detections; empty if all have one.
+
+    Args:
+        part: From :func:`images_with_results`.
+        annotations: Content of the annotation file.
+        only: Whether these are the only images that count.
+    """
+    there, images = len(part['images']), len(annotations['images'])
+    if there == images:
+        return ''
+    if only:
+        return f'only the {there:,} of {images:,} images that have a detection count'
+    return (
+        f'{images - there:,} of {images:,} images have no detection. If they were not run, pass '
+        f'--images-with-results'
+    )
+
+
+def describe_oddities(
+    annotations: Mapping[str, Any], results: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Lines on detections that are there twice, and on annotations that do not count."""
+    lines = []
+    keys = ((r['image_id'], r['category_id'], r['score'], repr(_shape(r))) for r in results)
+    again = len(results) - len(set(keys))
+    if again:
+        lines.append(
+            f'{again:,} of {len(results):,} detections are there a second time, and count as false'
+        )
+    images = {image['id'] for image in annotations['images']}
+    stray = sum(a['image_id'] not in images for a in annotations['annotations'])
+    if stray:
+        lines.append(f'{stray:,} annotations do not count: the file does not list their images')
+    return lines
+
+
+def _shape(result: Mapping[str, Any]) -> Any:
+    return result.get('segmentation') or result.get('bbox')
 
 
 def _read_json(path: str | Path, what: str) -> Any:

@@ -15,16 +15,17 @@ from mmengine.logging import MMLogger
 from mmseg.evaluation import IoUMetric as MMSegIoUMetric
 from torch import Tensor
 
+from .images_run import ImagesRun, check_finite, image_name
 from .tables import format_metrics
 
 
-class IoUMetric(MMSegIoUMetric):
+class IoUMetric(ImagesRun, MMSegIoUMetric):
     """mmseg's ``IoUMetric``: the same figures in percent, not rounded, and those of each class.
 
     Pixels are counted exactly, where mmseg's float32 sums stop growing by ones at 16.8 million. A
     label that is neither a class nor ``ignore_index`` is an error: mmseg counts the prediction
     there as wrong. A class that is neither in the ground truth nor predicted has IoU NaN, one that
-    is not in the ground truth accuracy NaN; means leave NaN out.
+    is not in the ground truth accuracy NaN; means leave NaN out. Each image counts once.
 
     Args:
         args: mmseg's, as are the keyword arguments.
@@ -39,25 +40,44 @@ class IoUMetric(MMSegIoUMetric):
         """Counts the pixels of each sample.
 
         Raises:
-            ValueError: A label map holds an id that is no class and not ignored.
+            ValueError: There is no label map, it holds an id that is no class and not ignored, or
+                does not have the size of the prediction; or logits are not finite.
         """
         for sample in data_samples:
+            if 'seg_logits' in sample:
+                check_finite(sample, logits=sample['seg_logits']['data'])
+            if not self.format_only and 'gt_sem_seg' not in sample:
+                raise ValueError(
+                    f'{image_name(sample)} has no label map to measure against: set seg_map_path '
+                    f'of data_prefix and LoadAnnotations in the pipeline'
+                )
+            named = sample
+            if self.output_dir is not None:  # mmseg names a picture as its image, without a folder
+                named = dict(sample, img_path=self.distinct_path(sample['img_path']))
             try:
-                super().process(data_batch, [sample])
-            except _UnknownLabelError as error:
-                where = sample.get('seg_map_path') or sample.get('img_path') or 'an image'
+                super().process(data_batch, [named])
+            except _WrongLabelError as error:
+                where = sample.get('seg_map_path') or image_name(sample)
                 raise ValueError(f'the label map of {where} {error}') from error
+            if not self.format_only:
+                # an image can be run as several crops, which have counts of their own
+                path = sample.get('img_path')
+                self.name_last(sample, path and (path, *self.results[-1][3].tolist()))
 
     @staticmethod
     def intersect_and_union(
         pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pixels by class that agree, of either, predicted and labelled: float64, (classes,)."""
+        if pred_label.shape != label.shape:
+            raise _WrongLabelError(
+                f'is of {tuple(label.shape)} pixels, the prediction of {tuple(pred_label.shape)}'
+            )
         counted = label != ignore_index
         predicted, truth = pred_label[counted].long(), label[counted].long()
         unknown = truth[(truth < 0) | (truth >= num_classes)].unique().tolist()
         if unknown:
-            raise _UnknownLabelError(
+            raise _WrongLabelError(
                 f'holds the id {unknown[0]}, which is neither one of the {num_classes} classes nor '
                 f'ignore_index {ignore_index}: set ignore_index of the evaluator and of '
                 f'model.decode_head'
@@ -74,7 +94,7 @@ class IoUMetric(MMSegIoUMetric):
         """``aAcc``, ``mIoU``, ``mAcc``, ..., and by class ``road_IoU``, ``road_Acc``, ..."""
         if self.format_only:
             return super().compute_metrics(results)
-        totals = [sum(parts) for parts in zip(*results, strict=True)]
+        totals = [sum(parts) for parts in zip(*self.each_once(results), strict=True)]
         measured = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
         names = self.dataset_meta['classes']
         means: dict[str, float] = {'aAcc': float(measured.pop('aAcc')) * 100}
@@ -92,5 +112,5 @@ class IoUMetric(MMSegIoUMetric):
         return found
 
 
-class _UnknownLabelError(ValueError):
+class _WrongLabelError(ValueError):
     pass

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..columns import side_by_side
+
 COLUMNS = {
     'AP': 'mAP',
     'AP50': 'mAP_50',
@@ -20,14 +22,16 @@ COLUMNS = {
 _ROOM = 'res2net_mm.evaluation'
 _OURS = {
     f'{scope}{name}': f'{_ROOM}.{module}.{name}'
-    for scope, name, module in (
-        ('', 'CocoMetric', 'coco_metric'),
+    for library, name, module in (
         ('mmdet.', 'CocoMetric', 'coco_metric'),
-        ('', 'VOCMetric', 'voc_metric'),
         ('mmdet.', 'VOCMetric', 'voc_metric'),
-        ('', 'IoUMetric', 'iou_metric'),
         ('mmseg.', 'IoUMetric', 'iou_metric'),
+        ('mmdet.', 'CocoPanopticMetric', 'mmdet_metrics'),
+        ('mmdet.', 'LVISMetric', 'mmdet_metrics'),
+        ('mmdet.', 'FasterCocoMetric', 'mmdet_metrics'),
+        ('mmdet.', 'CocoOccludedSeparatedMetric', 'mmdet_metrics'),
     )
+    for scope in ('', library)
 }
 _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 
@@ -35,7 +39,7 @@ _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 def use_our_metrics(evaluator: Any, ignore_index: int | None = None) -> Any:
     """An evaluator's config with our metrics in place of those of mmdet and mmseg they stand for.
 
-    ``CocoMetric``, except for proposals, ``VOCMetric`` and ``IoUMetric``; others stay.
+    ``CocoMetric``, ``VOCMetric``, ``IoUMetric`` and those of ``mmdet_metrics``; others stay.
 
     Args:
         evaluator: Evaluator config or a list of them; not changed.
@@ -50,9 +54,8 @@ def use_our_metrics(evaluator: Any, ignore_index: int | None = None) -> Any:
         new['metrics'] = use_our_metrics(evaluator['metrics'], ignore_index)
         return new
     ours = _OURS.get(_type_name(evaluator), '')
-    kinds = evaluator.get('metric', 'bbox')
-    if ours.endswith('CocoMetric') and 'proposal' in str(kinds):
-        return new
+    if ours.endswith('FasterCocoMetric') and evaluator.get('ann_file'):
+        ours = f'{_ROOM}.coco_metric.CocoMetric'  # theirs names classes by the file's order
     if ours:
         new['type'] = ours
     if ours.endswith('IoUMetric') and ignore_index is not None:
@@ -76,25 +79,28 @@ def split_coco_metrics(evaluator: Any, out: str | Path | None = None) -> list[di
 
     Args:
         evaluator: Evaluator config or a list of them; not changed.
-        out: File that the COCO results go to, by way of :func:`collect_results`.
+        out: File that the COCO results go to, by way of :func:`collect_results`; those of the first
+            metric of a type.
 
     Returns:
         The configs; those of other metrics as they were.
     """
-    split = []
+    split, kinds_written = [], set()
     for cfg in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         cfg = copy.deepcopy(dict(cfg))
         name = _type_name(cfg)
-        if name.startswith(_ROOM):
+        if name.startswith(_ROOM) and 'mmdet_metrics' not in name:
             cfg['table'] = False
         if name.rpartition('.')[2] != 'CocoMetric':
             split.append(cfg)  # an evaluator of several data sets among them
             continue
         kinds = cfg.get('metric', 'bbox')
         for kind in [kinds] if isinstance(kinds, str) else kinds:
-            one = dict(cfg, metric=kind, classwise=True, prefix=f'coco_{kind}')
-            if out is not None:
+            prefix = f'{cfg.get("prefix") or "coco"}_{kind}'
+            one = dict(cfg, metric=kind, classwise=True, prefix=prefix)
+            if out is not None and kind not in kinds_written:  # the first of several metrics
                 one['outfile_prefix'] = _prefix(out)
+                kinds_written.add(kind)
             split.append(one)
     return split
 
@@ -164,11 +170,12 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
 
 def _coco_kinds(metrics: Mapping[str, float]) -> list[tuple[str, str]]:
     """Prefix and result type of each COCO metric among the names, those split by type or not."""
+    ends = {kind: f'{kind}_mAP' for kind in ('bbox', 'segm')}
     return [
-        (prefix, kind)
-        for kind in ('bbox', 'segm')
-        for prefix in (f'coco_{kind}/', 'coco/', '')
-        if f'{prefix}{kind}_mAP' in metrics
+        (key.removesuffix(end), kind)
+        for kind, end in ends.items()
+        for key in metrics
+        if key == end or key.endswith(f'/{end}')
     ]
 
 
@@ -176,18 +183,21 @@ def _coco_table(
     metrics: Mapping[str, float], classes: Sequence[str], prefix: str, kind: str
 ) -> list[str]:
     names = [name for name in classes if f'{prefix}{name}_precision' in metrics]
-    width = max([len(name) for name in names] + [10]) + 2
+    title = kind if prefix in ('', 'coco/', f'coco_{kind}/') else f'{prefix}{kind}'
+    width = max([len(name) for name in names] + [10, len(title) + 7 * (title != kind)]) + 2
     values = [metrics.get(f'{prefix}{kind}_{name}', -1.0) for name in COLUMNS.values()]
     lines = [
-        f'{kind:{width}}' + ''.join(f'{column:>8}' for column in COLUMNS),
+        f'{title:{width}}' + ''.join(f'{column:>8}' for column in COLUMNS),
         f'{"all":{width}}' + ''.join(map(_number, values)),
     ]
-    lines += [f'{name:{width}}' + _number(metrics[f'{prefix}{name}_precision']) for name in names]
+    rows = [f'{name:{width}}' + _number(metrics[f'{prefix}{name}_precision']) for name in names]
+    columns = side_by_side([f'{"class":{width}}{"AP":>8}', *rows])
+    lines += columns if len(columns) != 1 + len(rows) else rows
     recalls = [key for key in metrics if key.startswith(f'{prefix}{kind}_AR')]
     if recalls:
         titles = [key.removeprefix(f'{prefix}{kind}_') for key in recalls]
         widths = [max(8, len(title) + 2) for title in titles]
-        row = f'{kind + " recall":{width}}'
+        row = f'{title + " recall":{width}}'
         lines.append(row + ''.join(f'{t:>{w}}' for t, w in zip(titles, widths, strict=True)))
         row = f'{"all":{width}}'
         lines.append(
@@ -227,7 +237,7 @@ def _class_table(
     for name in names:
         values = [metrics.get(found.get((name, column), ''), float('nan')) for column in columns]
         lines.append(f'{name:{width}}' + ''.join(_number(value, 10) for value in values))
-    return lines, set(found.values())
+    return side_by_side(lines), set(found.values())
 
 
 def _number(value: float, width: int = 8) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from planting import MAKERS, coco_config, found, maps_config, told, voc_config
 import res2net_mm  # noqa: F401  mmdet needs its operators
 from res2net_mm.data.anchors import anchor_sizes, best_ious, resize_factors
 from res2net_mm.data.checks import check_data
-from res2net_mm.data.inspection import format_inspection, inspect_data
+from res2net_mm.data.inspection import format_inspection, inspect_data, write_inspection
 from res2net_mm.data.masks import check_mask, mask_runs
 from res2net_mm.data.pictures import size_figure
 
@@ -136,6 +137,38 @@ def test_tables(shapes, shapes_config):
     assert [s.per_class for s in inspection.summaries] == [
         s.per_class for s in check_data(shapes_config)
     ]
+
+
+def test_the_table_of_many_classes_is_there(shapes, tmp_path):
+    """60 classes, of which the first four have objects."""
+    (tmp_path / 'annotations').mkdir()
+    names = [f'class {i}' for i in range(60)]
+    for split in ('train', 'val'):
+        (tmp_path / split).symlink_to(shapes / split)
+        file = Path('annotations') / f'instances_{split}.json'
+        content = json.loads((shapes / file).read_text())
+        content['categories'] = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
+        (tmp_path / file).write_text(json.dumps(content))
+    text = format_inspection(inspect_data(coco_config(tmp_path, '{}/', tuple(names))))
+    counts = [a['category_id'] for a in content['annotations']]
+    for i, name in enumerate(names, 1):
+        cells = re.search(rf'\b{name}  +(\d+)  +(\d+)\b', text)
+        assert cells and int(cells[2]) == counts.count(i)
+    table = [line for line in text.splitlines() if line.startswith('class ')]
+    assert len(table) <= 21 and max(map(len, table)) <= 100
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing(shapes_config, tmp_path, monkeypatch):
+    import matplotlib.figure
+
+    def cut(self, file, **kwargs):
+        Path(file).write_bytes(b'')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', cut)
+    with pytest.raises(OSError, match='sizes.png could not be written: No space left'):
+        write_inspection(inspect_data(shapes_config, ['val']), tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {'sheet.jpg', 'findings.csv'}
 
 
 def test_shares_of_the_classes_in_label_maps(shapes):

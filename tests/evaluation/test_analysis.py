@@ -277,6 +277,38 @@ def test_no_detection_at_all(written, monkeypatch, capsys):
     assert not (written / 'out' / 'worst.png').exists()
 
 
+def test_images_that_have_results(written, monkeypatch, capsys):
+    """Image 6 was not run: its cat is missed, but not of the images with results."""
+    truth = json.loads((written / 'truth.json').read_text())
+    cat = dict(image_id=6, category_id=CAT, bbox=[0, 0, 50, 50], area=2500, iscrowd=0, id=99)
+    truth['annotations'].append(cat)
+    (written / 'truth.json').write_text(json.dumps(truth))
+    missed = {}
+    for more in ((), ('--images-with-results',)):
+        status, text, _ = call(monkeypatch, capsys, *arguments(written, *more))
+        assert status == 0 and 'note: ' in text
+        missed[more] = next(line for line in text.splitlines() if line.startswith('missed'))
+        rows = list(csv.reader((written / 'out' / 'analysis.csv').open()))
+        images = {row[1] for row in rows if row[0] == 'images'}
+        assert images == ({'4.png'} if more else {'6.png', '4.png', '1.png'})
+    counts = [int(line.split()[1]) for line in missed.values()]
+    assert counts[0] == counts[1] + 1
+
+
+def test_no_picture_is_left_cut_off(written, monkeypatch, capsys):
+    import matplotlib.figure
+
+    def cut(self, file, **kwargs):
+        Path(file).write_bytes(b'')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', cut)
+    status, text, error = call(monkeypatch, capsys, *arguments(written))
+    assert status == 1 and text.startswith('AP at IoU 0.5'), 'the figures are there all the same'
+    assert 'precision_recall.png could not be written: No space left' in error
+    assert [file.name for file in (written / 'out').iterdir()] == ['analysis.csv']
+
+
 def test_mistakes_are_one_line(written, monkeypatch, capsys):
     (written / 'images' / '4.png').unlink()
     for more, part in (
@@ -284,10 +316,12 @@ def test_mistakes_are_one_line(written, monkeypatch, capsys):
         (('--images', written / 'gone'), 'gone is no folder'),
         (('--metric', 'segm'), 'annotations[0] has no segmentation: score with --metric bbox'),
         (('--score', '2'), '--score must be from 0 to 1, but is 2.0'),
-        (('--out', written / 'truth.json'), 'truth.json is no folder'),
+        (('--out', written / 'truth.json'), 'truth.json cannot be written: it is no folder'),
     ):
         status, _, error = call(monkeypatch, capsys, *arguments(written, *more))
         assert status == 1 and part in error and error.count('\n') == 1, error
+        made = [file.name for file in written.glob('out/*.*')]
+        assert len(made) in (0, 6) and 'worst.png' not in made, 'all but the worst images'
 
 
 def test_analysis_in_a_process_of_its_own(written, python):

@@ -23,13 +23,15 @@ ENV = dict(os.environ, PYTHONPATH=str(REPO))
 KINDS = ('bbox', 'segm')
 
 
-def pycocotools_eval(annotations, results, kind, max_dets, iou_thrs=None):
+def pycocotools_eval(annotations, results, kind, max_dets, iou_thrs=None, images=None):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = copy.deepcopy(annotations)
         truth.createIndex()
         run = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), kind)
         run.params.maxDets = list(max_dets)
+        if images is not None:
+            run.params.imgIds = images
         if iou_thrs is not None:
             run.params.iouThrs = np.array(iou_thrs)
         run.evaluate()
@@ -79,6 +81,16 @@ def test_summary_of_mmdets_limits_is_pycocotools():
     scores = evaluate(annotations, results['bbox'], 'bbox', max_dets=limits)
     assert list(scores.figures().values()) == pytest.approx(run.stats.tolist(), abs=1e-9)
     assert scores.metrics()['bbox_mAP'] == scores.figures()['AP'] != scores.ap()
+
+
+def test_images_to_score():
+    annotations, results = random_set(1)
+    run = pycocotools_eval(annotations, results['segm'], 'segm', (1, 10, 100), images=[5, 31, 9])
+    scores = evaluate(annotations, results['segm'], 'segm', images=[9, 5, 31])
+    assert list(scores.figures().values()) == pytest.approx(run.stats.tolist(), abs=1e-9)
+    assert np.abs(scores.precision - run.eval['precision']).max() < 1e-9
+    with pytest.raises(ValueError, match='no image with id 77'):
+        evaluate(annotations, results['segm'], 'segm', images=[9, 77])
 
 
 def test_other_thresholds_and_classes():
@@ -200,6 +212,49 @@ def test_no_detection_is_ap_zero(written, monkeypatch, capsys):
     )
     assert status == 0 and 'holds no detection: every AP is 0' in text
     assert text.splitlines()[2].split() == ['all'] + ['0.000'] * 6
+
+
+def test_results_of_a_part_of_the_images(written, monkeypatch, capsys):
+    """Of 6 images 2 have results: both figures are there, and a choice of the second."""
+    annotations, results = random_set(0)
+    few = [r for r in results['bbox'] if r['image_id'] in (2, 30)]
+    (written / 'few.json').write_text(json.dumps(few))
+    run = pycocotools_eval(annotations, few, 'bbox', (1, 10, 100))
+    part = pycocotools_eval(annotations, few, 'bbox', (1, 10, 100), images=[2, 30])
+    assert part.stats[0] > 2 * run.stats[0]
+    arguments = (written / 'few.json', written / 'truth.json', '--json', written / 'out.json')
+    for more, expected, scored in (((), run, 6), (('--images-with-results',), part, 2)):
+        status, text, error = call(monkeypatch, capsys, 'eval_results', *arguments, *more)
+        assert status == 0, error
+        assert text.splitlines()[1].split()[1] == f'{expected.stats[0]:.3f}'
+        content = json.loads((written / 'out.json').read_text())
+        counts = [content[f'images{name}'] for name in ('', '_with_results', '_scored')]
+        assert counts == [6, 2, scored]
+        figures = [-1 if value is None else value for value in content['figures'].values()]
+        assert figures == pytest.approx(expected.stats.tolist())
+        note = next(line for line in text.splitlines() if line.startswith('note: '))
+        assert ('4 of 6 images' in note and f'{part.stats[0]:.3f}' in note) == (not more)
+
+
+def test_what_is_odd_about_the_files_is_said(written, monkeypatch, capsys):
+    annotations, results = random_set(0)
+    annotations['annotations'][0]['image_id'] = 77
+    everywhere = [*results['bbox'], {**results['bbox'][0], 'image_id': 31}]
+    (written / 'odd.json').write_text(json.dumps([*everywhere, *everywhere[:3]]))
+    (written / 'truth.json').write_text(json.dumps(annotations))
+    _, text, _ = call(
+        monkeypatch, capsys, 'eval_results', written / 'odd.json', written / 'truth.json'
+    )
+    notes = [line for line in text.splitlines() if line.startswith('note: ')]
+    assert len(notes) == 2, 'no image is without a detection'
+    assert f'3 of {len(everywhere) + 3} detections' in notes[0] and '1 annotations' in notes[1]
+
+
+def test_where_figures_cannot_be_written_is_said_first(written, monkeypatch, capsys):
+    arguments = (written / 'bbox.json', written / 'truth.json', '--json')
+    for target, part in ((written, 'is a folder'), (written / 'bbox.json' / 'x', 'is no folder')):
+        status, text, error = call(monkeypatch, capsys, 'eval_results', *arguments, target)
+        assert status == 1 and not text and str(target) in error and part in error
 
 
 def change(**values):

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -73,6 +74,38 @@ def test_tables_of_recall_voc_and_segmentation():
     ]
 
 
+@pytest.mark.parametrize('classes', [21, 80, 150])
+def test_tables_of_many_classes_are_there_and_fit(classes):
+    names = [f'class {i}' for i in range(classes)]
+    metrics = {'coco/bbox_mAP': 0.5} | {
+        f'coco/{name}_precision': i / 1000 for i, name in enumerate(names)
+    }
+    metrics |= {f'{name}_IoU': i / 10 for i, name in enumerate(names)} | {'class 0_Acc': 3.0}
+    lines = format_metrics(metrics, names).splitlines()
+    assert len(lines) < classes + 10 and max(map(len, lines)) <= 100
+    text = '\n'.join(lines)
+    for i in range(classes):
+        assert re.search(rf'class {i} +{i / 1000:.3f}\b', text)
+        assert re.search(rf'class {i} +{i / 10:.3f}\b', text)
+
+
+def test_metrics_of_two_files_keep_their_prefixes(tmp_path):
+    evaluator = [
+        dict(type='CocoMetric', ann_file='a.json', prefix='day', outfile_prefix='mine'),
+        dict(type='CocoMetric', ann_file='b.json', prefix='night'),
+    ]
+    split = split_coco_metrics(evaluator, tmp_path / 'out.json')
+    assert [metric['prefix'] for metric in split] == ['day_bbox', 'night_bbox']
+    assert 'outfile_prefix' in split[0] and 'outfile_prefix' not in split[1]
+    metrics = {'day_bbox/bbox_mAP': 0.25, 'day_bbox/cat_precision': 0.25}
+    metrics |= {'night_bbox/bbox_mAP': 0.5, 'night_bbox/cat_precision': 0.75}
+    lines = [line.split() for line in format_metrics(metrics, ['cat']).splitlines()]
+    assert [line[:2] for line in lines] == [
+        ['day_bbox/bbox', 'AP'], ['all', '0.250'], ['cat', '0.250'],
+        ['night_bbox/bbox', 'AP'], ['all', '0.500'], ['cat', '0.750'],
+    ]  # fmt: skip
+
+
 def test_which_metrics_are_replaced():
     room = 'res2net_mm.evaluation'
     ours = use_our_metrics(
@@ -84,16 +117,18 @@ def test_which_metrics_are_replaced():
                 dict(type='mine.CocoMetric'),
                 dict(type='LVISMetric'),
                 dict(type='IoUMetric'),
+                dict(type='mmdet.FasterCocoMetric', ann_file='a.json'),
             ],
         ),
         ignore_index=11,
     )
     assert [metric['type'] for metric in ours['metrics']] == [
         f'{room}.coco_metric.CocoMetric',
-        'CocoMetric',
+        f'{room}.coco_metric.CocoMetric',
         'mine.CocoMetric',
-        'LVISMetric',
+        f'{room}.mmdet_metrics.LVISMetric',
         f'{room}.iou_metric.IoUMetric',
+        f'{room}.coco_metric.CocoMetric',
     ]
     assert ours['metrics'][4]['ignore_index'] == 11 and 'ignore_index' not in ours['metrics'][0]
     assert use_our_metrics(ours) == ours

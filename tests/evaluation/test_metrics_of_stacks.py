@@ -1,5 +1,8 @@
 """Our metrics against references by hand and mmdet's and mmseg's own, on both stacks."""
 
+import contextlib
+import copy
+import io
 import json
 import os
 import subprocess
@@ -11,7 +14,10 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, init_default_scope
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from random_sets import SIDE, random_set
 from running import ORIGINALS
 from voc_reference import devkit_ap, voc_set
@@ -87,7 +93,7 @@ def test_coco_metric_has_the_figures_of_mmdet(coco_file, kind, capsys):
         ]
         assert {key: round(both[1][key], 3) for key in both[0]} == both[0]
     capsys.readouterr()
-    quiet = dict(arguments, classwise=True, table=False)
+    quiet = dict(arguments, classwise=True, table=False, proposal_nums=(1, 10, 100))
     ours = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **quiet), samples)
     assert capsys.readouterr().out == ''
     assert theirs and {key: round(ours[key], 3) for key in theirs} == theirs
@@ -133,12 +139,180 @@ def test_coco_metric_without_detections_or_annotation_file(coco_file):
 
 def test_coco_metric_refuses_what_it_cannot():
     for arguments, part in (
-        (dict(metric='proposal'), 'take mmdet.CocoMetric'),
         (dict(proposal_nums=[0]), 'max_dets must be positive'),
-        (dict(metric_items=['AR@300']), r"'AR@300' \(proposal_nums is \(1, 10, 100\)\)"),
+        (dict(metric_items=['AR@200']), r"'AR@200' \(proposal_nums is \(1, 10, 100\)\)"),
     ):
         with pytest.raises(ValueError, match=part):
             build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **arguments)
+
+
+def pycocotools_figures(annotations, results, kind, images, limits=(1, 10, 100), use_cats=1):
+    """``stats``, and AP by category id, of these images only."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = copy.deepcopy(annotations)
+        truth.createIndex()
+        run = COCOeval(truth, truth.loadRes(copy.deepcopy(results)), kind)
+        run.params.imgIds, run.params.maxDets = list(images), list(limits)
+        run.params.useCats = use_cats
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    precision = run.eval['precision'][..., 0, -1]
+    by_class = [part[part > -1] for part in np.moveaxis(precision, 2, 0)]
+    aps = [part.mean() if part.size else np.nan for part in by_class]
+    return run.stats, dict(zip(run.params.catIds, aps, strict=True))
+
+
+@pytest.mark.parametrize('kind', ['bbox', 'segm'])
+def test_coco_metric_scores_the_images_that_were_run(coco_file, kind, caplog):
+    """The annotation file has 6 images: 3 were run, one of them twice, one without detections."""
+    annotations, results = random_set(0)
+    run = [2, 31, 5, 2]
+    samples = {s['img_id']: s for s in coco_samples(annotations, results, CLASSES)}
+    metric = build(
+        f'{ROOM}.coco_metric.CocoMetric',
+        CLASSES,
+        ann_file=coco_file,
+        metric=kind,
+        classwise=True,
+        table=False,
+    )
+    for key in run:
+        metric.process({}, [copy.deepcopy(samples[key])])
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    try:
+        ours = metric.evaluate(5)
+    finally:
+        logger.removeHandler(caplog.handler)
+    stats, aps = pycocotools_figures(annotations, results[kind], kind, set(run))
+    assert list(ours.values())[:12] == pytest.approx(stats.tolist(), abs=1e-4)
+    for category in annotations['categories']:
+        name = f'coco/{category["name"]}_precision'
+        assert ours[name] == pytest.approx(aps[category['id']], abs=1e-4, nan_ok=True)
+    everything, _ = pycocotools_figures(annotations, results[kind], kind, samples)
+    assert abs(everything[0] - stats[0]) > 0.01
+    said = ' '.join(record.getMessage() for record in caplog.records)
+    assert '6 images, of which 3 were run' in said  # of the annotation file
+    assert '3 of the 5 images' in said and '1 of 4 images were run before' in said
+
+
+def test_coco_metric_of_images_that_it_cannot_score(coco_file):
+    annotations, results = random_set(0)
+    samples = list(coco_samples(annotations, results, CLASSES))
+    for changes, part in (
+        ([dict(img_id=77)], 'id 77'),
+        ([dict(img_path='a/1.jpg'), dict(img_id=9, img_path='b/1.jpg')], 'a/1.jpg and b/1.jpg'),
+    ):
+        metric = build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, ann_file=coco_file)
+        for sample, change in zip(samples, changes, strict=False):
+            metric.process({}, [{**sample, **change}])
+        with pytest.raises(ValueError, match=part):
+            metric.evaluate(2)
+    for key in ('bboxes', 'scores'):
+        broken = copy.deepcopy(samples[1])
+        broken['pred_instances'][key][0] = float('nan')
+        with pytest.raises(ValueError, match=f'{key} predicted for x.jpg are not finite'):
+            metric.process({}, [dict(broken, img_path='x.jpg')])
+
+
+@pytest.mark.parametrize('proposal_nums', [None, (1, 10, 100)])
+def test_proposals(coco_file, proposal_nums):
+    annotations, results = random_set(0)
+    samples = {s['img_id']: s for s in coco_samples(annotations, results, CLASSES)}
+    for run in ([9, 2, 31], list(samples)):
+        given = {} if proposal_nums is None else dict(proposal_nums=proposal_nums)
+        metric = build(
+            f'{ROOM}.coco_metric.CocoMetric',
+            CLASSES,
+            ann_file=coco_file,
+            metric=['proposal', 'bbox'],
+            **given,
+        )
+        ours = measured(metric, [samples[key] for key in run])
+        limits = proposal_nums or (100, 300, 1000)
+        stats, _ = pycocotools_figures(annotations, results['bbox'], 'bbox', run, limits, 0)
+        names = [f'AR@{n}' for n in limits] + [f'AR_{s}@{limits[-1]}' for s in 'sml']
+        found = [ours[f'coco/{name}'] for name in names]
+        assert found == pytest.approx(stats[6:].tolist(), abs=1e-4)
+        stats, _ = pycocotools_figures(annotations, results['bbox'], 'bbox', run)
+        assert ours['coco/bbox_mAP'] == pytest.approx(stats[0], abs=1e-4)
+
+
+def test_fast_recall_pairs_each_image_with_its_own_objects(coco_file, tmp_path):
+    """Two images, run in an order that is not the file's; a crowd counts as nothing."""
+    truth = dict(
+        images=[dict(id=i, width=100, height=100, file_name=f'{i}.jpg') for i in (1, 2, 3)],
+        categories=[dict(id=1, name='cat')],
+        annotations=[
+            dict(id=1, image_id=1, category_id=1, bbox=[0, 0, 10, 10], area=100, iscrowd=0),
+            dict(id=2, image_id=2, category_id=1, bbox=[50, 50, 10, 10], area=100),
+            dict(id=3, image_id=2, category_id=1, bbox=[0, 0, 20, 10], area=200, iscrowd=0),
+            dict(id=4, image_id=2, category_id=1, bbox=[0, 0, 90, 90], area=8100, iscrowd=1),
+            dict(id=5, image_id=3, category_id=1, bbox=[0, 0, 10, 10], area=100, iscrowd=0),
+        ],
+    )
+    file = tmp_path / 'truth.json'
+    file.write_text(json.dumps(truth))
+    boxes = {2: [[50, 50, 60, 60], [0, 0, 20, 7]], 1: [[0, 0, 10, 10]]}  # IoU 1, 0.7 and 1
+    samples = [
+        dict(
+            img_id=key,
+            ori_shape=(100, 100),
+            pred_instances=dict(
+                bboxes=torch.tensor(found, dtype=torch.float32),
+                scores=torch.linspace(0.9, 0.8, len(found)),
+                labels=torch.zeros(len(found), dtype=torch.long),
+            ),
+        )
+        for key, found in boxes.items()
+    ]
+    metric = build(
+        f'{ROOM}.coco_metric.CocoMetric',
+        ('cat',),
+        ann_file=str(file),
+        metric='proposal_fast',
+        proposal_nums=(1, 2),
+        iou_thrs=[0.5, 0.75],
+    )
+    ours = measured(metric, samples)
+    assert ours == pytest.approx({'coco/AR@1': 2 / 3, 'coco/AR@2': (1 + 2 / 3) / 2})
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'names'),
+    [
+        (dict(metric_items=['mAP', 'AR@300']), {'bbox_mAP', 'bbox_AR@300'}),
+        (dict(metric_items=['mAP_s', 'AR_s@1000']), {'bbox_mAP_s', 'bbox_AR_s@1000'}),
+        (dict(metric_items=['AR@100', 'mAP']), {'bbox_AR@100', 'bbox_mAP'}),
+        (dict(metric_items=['mAP', 'AR@1000'], proposal_nums=(100, 1, 10)), {'bbox_mAP'}),
+        (dict(metric_items=['AR@1000'], metric='proposal'), {'AR@1000'}),
+        (dict(iou_thrs=[0.5], metric_items=['mAP_50']), {'bbox_mAP_50'}),
+        (dict(sort_categories=True, use_mp_eval=True, metric_items=['mAP']), {'bbox_mAP'}),
+    ],
+)
+def test_what_mmdet_takes_is_taken(coco_file, arguments, names):
+    samples = list(coco_samples(*random_set(0), CLASSES))
+    metric = build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, ann_file=coco_file, **arguments)
+    assert set(measured(metric, samples)) == {f'coco/{name}' for name in names}
+
+
+def test_figures_are_there_though_results_cannot_be_written(coco_file, tmp_path):
+    annotations, results = random_set(0)
+    samples = list(coco_samples(annotations, results, CLASSES))
+    (tmp_path / 'file').write_text('')
+    arguments = dict(ann_file=coco_file, outfile_prefix=str(tmp_path / 'file' / 'out'))
+    found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **arguments), samples)
+    assert found['coco/bbox_mAP'] > 0.1
+    only = build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **arguments, format_only=True)
+    with pytest.raises(OSError, match=str(tmp_path / 'file')):
+        measured(only, samples)
+    arguments['outfile_prefix'] = str(tmp_path / 'new' / 'out')
+    only = build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **arguments, format_only=True)
+    assert measured(only, samples) == {}
+    written = json.loads((tmp_path / 'new' / 'out.bbox.json').read_text())
+    assert len(written) == len(results['bbox'])
 
 
 # VOC
@@ -198,10 +372,57 @@ def test_recall_of_three_in_five_reaches_six_tenths():
     assert measured(theirs, samples)['pascal_voc/mAP'] == pytest.approx(6 / 11, abs=1e-6)
 
 
-def test_voc_mode_has_no_default():
-    for arguments in ({}, dict(eval_mode='12points')):
-        with pytest.raises(ValueError, match="eval_mode of VOCMetric must be '11points'"):
-            build(f'{ROOM}.voc_metric.VOCMetric', ('cat',), **arguments)
+def test_voc_mode():
+    """mmdet's default is taken and said; what is no mode is refused."""
+    with pytest.raises(ValueError, match="eval_mode of VOCMetric must be '11points'"):
+        build(f'{ROOM}.voc_metric.VOCMetric', ('cat',), eval_mode='12points')
+    sets = voc_set(7)
+    ours = measured(
+        build(f'{ROOM}.voc_metric.VOCMetric', ('cat', 'dog', 'a bird')), list(voc_samples(sets))
+    )
+    aps = [devkit_ap(images, '11points', 0.5) for images in sets]
+    assert ours['pascal_voc/mAP'] == pytest.approx(np.mean(aps), abs=1e-6)
+
+
+def test_voc_image_counts_once():
+    """The sampler of several processes repeats images; two crops of one file are two images."""
+    names, sets = ('cat', 'dog', 'a bird'), voc_set(7)
+    samples = list(voc_samples(sets))
+    named = [dict(sample, img_path=f'{i // 2}.jpg') for i, sample in enumerate(samples)]
+    alone, repeated = (
+        measured(build(f'{ROOM}.voc_metric.VOCMetric', names, eval_mode='area'), part)
+        for part in (samples, [*named, named[0], named[0]])
+    )
+    assert repeated == pytest.approx(alone, nan_ok=True)
+    named[0]['pred_instances']['scores'][0] = float('inf')
+    with pytest.raises(ValueError, match='scores predicted for 0.jpg are not finite'):
+        build(f'{ROOM}.voc_metric.VOCMetric', names, eval_mode='area').process({}, named[:1])
+
+
+def test_voc_recall():
+    """3 objects, legacy pixels: IoU 1, 0.5 and none; the best scored box of two counts alone."""
+    objects = np.array([[0, 0, 9, 9], [20, 20, 29, 29], [50, 50, 59, 59]], np.float32)
+    found = np.array([[20, 20, 29, 24, 0.5], [0, 0, 9, 9, 0.9]], np.float32)
+    samples = list(voc_samples([[(found, objects, np.zeros(3, bool))]]))
+    metric = build(
+        f'{ROOM}.voc_metric.VOCMetric',
+        ('cat',),
+        eval_mode='area',
+        metric='recall',
+        proposal_nums=(1, 2),
+        iou_thrs=[0.5, 0.75],
+    )
+    ours = {key.partition('/')[2]: value for key, value in measured(metric, samples).items()}
+    assert ours == pytest.approx(
+        {
+            'recall@1@0.5': 1 / 3,
+            'recall@1@0.75': 1 / 3,
+            'recall@2@0.5': 2 / 3,
+            'recall@2@0.75': 1 / 3,
+            'AR@1': 1 / 3,
+            'AR@2': 1 / 2,
+        }
+    )
 
 
 VOC_OBJECT = (
@@ -314,6 +535,56 @@ def test_label_that_is_no_class_is_named():
     metric = build(f'{ROOM}.iou_metric.IoUMetric', tuple('abcdefghijk'))
     with pytest.raises(ValueError, match='0.png holds the id 11.*set ignore_index'):
         metric.process({}, samples)
+
+
+def test_iou_metric_measures_each_image_once(tmp_path):
+    names = tuple('abcdefghijk')
+    samples = list(label_samples(3, 11, 255))
+    alone, repeated = (
+        measured(build(f'{ROOM}.iou_metric.IoUMetric', names), part)
+        for part in (samples, [*samples, samples[0]])
+    )
+    assert repeated == pytest.approx(alone, nan_ok=True)
+    metric = build(f'{ROOM}.iou_metric.IoUMetric', names, output_dir=str(tmp_path))
+    paths = ('x/1.jpg', 'y/1.jpg', 'y/1.png', 'x/1.jpg')
+    for path in paths:
+        metric.process({}, [dict(samples[0], img_path=path)])
+    metric.process({}, [dict(samples[1], img_path='x/2.jpg')])
+    assert len(list(tmp_path.glob('*.png'))) == 4
+    assert {'1.png', '2.png'} < {file.name for file in tmp_path.iterdir()}
+
+
+def test_samples_that_iou_metric_cannot_measure():
+    names = tuple('abcdefghijk')
+    sample = next(label_samples(3, 11, 255))
+    metric = build(f'{ROOM}.iou_metric.IoUMetric', names)
+    without = {key: value for key, value in sample.items() if key != 'gt_sem_seg'}
+    with pytest.raises(ValueError, match='0.jpg has no label map'):
+        metric.process({}, [without])
+    smaller = dict(sample, gt_sem_seg=dict(data=sample['gt_sem_seg']['data'][:, :10]))
+    with pytest.raises(ValueError, match=r'0.png is of \(10, 30\) pixels'):
+        metric.process({}, [smaller])
+    logits = torch.zeros(11, 20, 30)
+    logits[3, 4, 5] = float('nan')
+    with pytest.raises(ValueError, match='logits predicted for 0.jpg are not finite'):
+        metric.process({}, [dict(sample, seg_logits=dict(data=logits))])
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        dict(iou_metrics=['mDice', 'mFscore'], beta=2),
+        dict(iou_metrics='mFscore', nan_to_num=0),
+        dict(iou_metrics=['mIoU', 'mDice'], prefix='seg'),
+    ],
+)
+def test_iou_metric_takes_what_mmseg_takes(arguments):
+    names, samples = tuple('abcdefghijk'), list(label_samples(3, 11, 255))
+    theirs, ours = (
+        measured(build(kind, names, **arguments), samples)
+        for kind in ('mmseg.IoUMetric', f'{ROOM}.iou_metric.IoUMetric')
+    )
+    assert {key: round(ours[key], 2) for key in theirs} == pytest.approx(theirs, abs=0.011)
 
 
 # where the tools put them

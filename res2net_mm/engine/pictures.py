@@ -1,0 +1,166 @@
+"""Pictures of predictions beside the ground truth, each under a name of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+from mmengine.config import Config
+from mmengine.fileio import get
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
+
+from ..evaluation.images_run import warn
+from ..files import writing
+from .errors import ToolError
+
+_REPLACED = ('DetVisualizationHook', 'SegVisualizationHook')
+
+
+class PictureHook(Hook):
+    """What mmdet's and mmseg's visualization hooks do, but no picture replaces another's.
+
+    Theirs name a picture by the file name of its image, without the folder. Here images that share
+    a file name have pictures named by the path below their common folder. A picture that cannot be
+    drawn or written is reported, and the run goes on.
+
+    Args:
+        draw: Draw at all.
+        interval: In validation, draw the first image of each so many batches.
+        score_thr: Least score of what is drawn; None for segmentors, which have no scores.
+        test_out_dir: Folder for the pictures of a test; None gives them to the visualizer's
+            backends, which get those of validation.
+        backend_args: mmengine's way to read the images.
+    """
+
+    priority = 'LOW'
+
+    def __init__(
+        self,
+        draw: bool = False,
+        interval: int = 50,
+        score_thr: float | None = None,
+        test_out_dir: str | None = None,
+        backend_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.draw = draw
+        self.interval = interval
+        self.options = {} if score_thr is None else dict(pred_score_thr=score_thr)
+        self.folder = test_out_dir and Path(test_out_dir)
+        self.backend_args = dict(backend_args) if backend_args else None
+        self.failures: list[str] = []
+        self._names: dict[str, str] = {}
+        self._drawn = 0
+
+    def before_val(self, runner: Runner) -> None:
+        self._names = picture_names(runner.val_dataloader.dataset) if self.draw else {}
+
+    def before_test(self, runner: Runner) -> None:
+        """Raises ToolError where a picture would take the place of an image."""
+        self._names = picture_names(runner.test_dataloader.dataset) if self.draw else {}
+        if self.folder:
+            images = set(map(os.path.realpath, self._names))
+            pictures = {os.path.realpath(self.folder / name) for name in self._names.values()}
+            if images & pictures:
+                raise ToolError(
+                    f'a picture would replace the image {min(images & pictures)}: name another '
+                    f'folder'
+                )
+
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> None:
+        step = runner.iter + batch_idx
+        if self.draw and outputs and step % self.interval == 0:
+            self._draw('val', outputs[0], step, None)
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict | None = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> None:
+        for sample in (outputs or ()) if self.draw else ():
+            self._drawn += 1
+            self._draw('test', sample, self._drawn, self.folder)
+
+    def _draw(self, split: str, sample: Any, step: int, folder: Path | None) -> None:
+        path = sample.img_path
+        name = self._names.get(path, os.path.basename(path))
+        try:
+            if folder is None:
+                self._show(f'{split}_{name.replace(os.sep, "_")}', sample, step=step)
+                return
+            out = folder / (name if cv2.haveImageWriter(name) else f'{name}.png')
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with writing(out, durable=False) as partial:
+                self._show(name, sample, out_file=str(partial))
+                if not partial.exists():
+                    raise ValueError('the visualizer of the config draws nothing')
+        except Exception as error:  # whatever fails, the measuring is worth more
+            self.failures.append(f'{path}: {error}')
+            if len(self.failures) == 1:
+                warn(f'no picture of {self.failures[0]}; the run goes on')
+
+    def _show(self, name: str, sample: Any, **options: Any) -> None:
+        content = get(sample.img_path, backend_args=self.backend_args)
+        image = mmcv.imfrombytes(content, channel_order='rgb')
+        size = sample.get('ori_shape')
+        if size is not None and image.shape[:2] != tuple(size[:2]):  # loaded without its EXIF turn
+            image = mmcv.imfrombytes(content, 'color_ignore_orientation', channel_order='rgb')
+        visualizer = Visualizer.get_current_instance()
+        visualizer.add_datasample(name, image, data_sample=sample, **self.options, **options)
+
+
+def picture_names(dataset: Any) -> dict[str, str]:
+    """A name for the picture of each image of a data set, by the image's path.
+
+    It is the file name; where two images share theirs, all have their path below the folder that
+    they have in common.
+    """
+    try:
+        infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+        paths = {info['img_path'] for info in infos}
+    except (AttributeError, KeyError, TypeError):  # a data set of somebody's own
+        return {}
+    names = {path: os.path.basename(path) for path in paths}
+    if len(set(names.values())) == len(names):
+        return names
+    whole = {path: os.path.abspath(path) for path in paths}
+    root = os.path.commonpath([os.path.dirname(path) for path in whole.values()])
+    return {path: os.path.relpath(absolute, root) for path, absolute in whole.items()}
+
+
+def use_our_pictures(cfg: Config, **changes: Any) -> bool:
+    """Replaces mmdet's or mmseg's visualization hook in a config if it draws files.
+
+    Args:
+        cfg: The config; changed.
+        changes: Arguments of :class:`PictureHook` to set, if any is to be drawn at all.
+
+    Returns:
+        Whether it did.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    kind = hook.get('type') if isinstance(hook, Mapping) else None
+    kind = kind.__name__ if isinstance(kind, type) else str(kind)
+    if kind.rpartition('.')[2] not in _REPLACED:
+        return False
+    if not changes and (hook.get('show') or not hook.get('draw')):
+        return False
+    arguments = {key: value for key, value in hook.items() if key not in ('show', 'wait_time')}
+    if 'Det' in kind:
+        arguments.setdefault('score_thr', 0.3)  # mmdet's default
+    arguments |= dict(type=f'{__name__}.{PictureHook.__name__}', **changes)
+    cfg.default_hooks.visualization = arguments
+    return True
