@@ -22,8 +22,9 @@ from .agreement import (
 )
 from .errors import DataError, listed
 from .label_maps import check_values, read_semantic
-from .nodes import STRICT, Image, Node, Reading, Watch, find_nodes
+from .nodes import Image, Node, Reading, Watch, find_nodes
 from .readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
+from .sizes import RESIZE_REMEDY, resize_faults
 
 _MOST_CLASSES_SHOWN = 12
 _ADJECTIVES = ('crowd', 'difficult')
@@ -51,6 +52,7 @@ class SplitSummary:
         examples: names of the first three images with a box of no size.
         unchecked: types of the datasets that were not looked into.
         same_as: an earlier split whose data this is.
+        warnings: lines on what the run goes on with, and should not without somebody's look.
     """
 
     split: str
@@ -66,6 +68,29 @@ class SplitSummary:
     examples: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     same_as: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Noter(Watch):
+    """Lets a fault end the reading, and counts warnings by split and kind."""
+
+    def __init__(self) -> None:
+        self.split = ''
+        self.found: dict[str, dict[str, list]] = {}
+
+    def begin(self, split: str) -> None:
+        self.split = split
+
+    def warn(self, kind: str, file: str, what: str, remedy: str) -> None:
+        first = [0, f'{file}: {what}', remedy]
+        self.found.setdefault(self.split, {}).setdefault(kind, first)[0] += 1
+
+    def lines(self, split: str) -> list[str]:
+        """One line a kind."""
+        return [
+            f'{kind}: {what}{f", and {count - 1:,} more" if count > 1 else ""}; {remedy}'
+            for kind, (count, what, remedy) in self.found.get(split, {}).items()
+        ]
 
 
 def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) -> list[SplitSummary]:
@@ -89,15 +114,23 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
     """
     model = model_of(cfg)
 
+    watch = _Noter()
+    trained: set[str] = set()
+
     def look(node: Node, classes: tuple[str, ...], images: list[Image], used: list[Image]) -> None:
         report_missing(node, [image.file for image in used], 'images', source_of(node))
+        _check_resizing(node, used)
+        _warn_of_overlap(watch, trained, used)
         if node.kind == 'semantic' and model.get('decode_head'):
             maps = [image.label_map for image in used]
             split = node.key.partition('_')[0]
             ignored = {**dict(ignored_labels(model)), **dict(ignored_by_metrics(cfg, split))}
             check_values(node, maps, classes, ignored)
 
-    return walk(cfg, splits, STRICT, look)
+    summaries = walk(cfg, splits, watch, look)
+    for summary in summaries:
+        summary.warnings = watch.lines(summary.split)
+    return summaries
 
 
 def walk(cfg: Config, splits: Sequence[str], watch: Watch, look: Look) -> list[SplitSummary]:
@@ -153,6 +186,7 @@ def format_summary(summaries: Sequence[SplitSummary]) -> str:
         twin = any(earlier.split == summary.same_as for earlier in summaries)
         text = f'the same as {summary.same_as}' if twin else _describe(summary)
         lines.append(f'{summary.split}: {text}')
+        lines += [f'WARNING: {summary.split}: {warning}' for warning in summary.warnings]
     return '\n'.join(lines)
 
 
@@ -257,6 +291,36 @@ def _sum_up(
     summary.dropped, summary.per_class = dict(dropped), dict(per_class)
     summary.other_classes = dict(others.most_common())
     summary.boxes = sum(per_class.values())
+
+
+def _check_resizing(node: Node, images: Sequence[Image]) -> None:
+    sizes = {(image.width, image.height) for image in images if image.width and image.height}
+    faults = resize_faults(node.config.get('pipeline') or (), sizes)
+    thin = [image for image in images if (image.width, image.height) in faults]
+    if thin:
+        raise DataError(
+            f'{node.key}: {len(thin):,} image{"s" * (len(thin) > 1)} cannot be resized: '
+            f'{thin[0].file}: {faults[thin[0].width, thin[0].height]}; {RESIZE_REMEDY}'
+        )
+
+
+def _warn_of_overlap(watch: _Noter, trained: set[str], images: Sequence[Image]) -> None:
+    """Images to measure on that are trained on as well, as far as their paths tell."""
+    folders: dict[str, str] = {}
+    for image in images:
+        folder, name = os.path.split(image.file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        place = os.path.join(folders[folder], name)
+        if watch.split == 'train':
+            trained.add(place)
+        elif place in trained:
+            watch.warn(
+                'split overlap',
+                image.file,
+                'it is trained on: what is measured on it says nothing',
+                'take it out of one of the two splits',
+            )
 
 
 def source_of(node: Node) -> str:

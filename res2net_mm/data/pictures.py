@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image as PillowImage
 
+from .errors import DataError
 from .findings import ERROR, Findings
 from .masks import check_mask
 from .nodes import Image, Object
@@ -184,8 +185,9 @@ def _spread(items: Sequence) -> list:
 
 
 def _draw_image(tile: np.ndarray, part: Part, image: Image) -> None:
-    picture = cv2.imread(image.file, cv2.IMREAD_COLOR) if os.path.isfile(image.file) else None
-    if picture is None:
+    try:
+        picture = part.loader.picture(image.file)
+    except DataError:
         write_text(tile, 'cannot be shown', (8, 20))
         return
     height, width = picture.shape[:2]

@@ -21,6 +21,9 @@ ZERO_SIZE = 'zero-size'
 # Least likeness of a name to a class without objects to be called a misspelling. To train on a
 # class without objects is a mistake anyway; to have none of it to evaluate on is common.
 _LIKENESS_IN_TRAINING, LIKENESS = 0.6, 0.81
+_IGNORED = ('crowd', 'difficult')  # neither trained on nor counted as missed
+_BORDER = 1  # px by which a box may go beyond the image: rounding, and counting from 0 or 1
+_FEWEST_FOR_FORMAT = 5  # boxes that tell how boxes are written
 # By how much an object may be larger than its box before it is told: rounding.
 _MOST_AREA = 1.1
 
@@ -51,6 +54,7 @@ def read_coco(
     annotations = _check_unique(content.get('annotations') or [], 'annotation', file, watch)
     masks = loads_masks(node.config.get('pipeline') or ())
     reading = Reading(list(images.values()))
+    formats: Counter[str] = Counter()
     for annotation in annotations:
         where = f'{file}: annotation {annotation["id"]}'
         with watch.guard('broken annotation', file):
@@ -86,10 +90,18 @@ def read_coco(
             image.add(name, reason)
             if reason is None:
                 _warn_of_area(annotation, image, watch)
+            title = f'annotation {annotation["id"]}'
+            if box:
+                _count_formats(formats, annotation['bbox'], image)
+                _warn_of_border(watch, image, f'{title} ({name})', box, reason)
             if watch.keeps_objects and box:
-                title = f'annotation {annotation["id"]}'
                 segmentation = annotation.get('segmentation')
                 image.objects.append(Object(name, box, title, reason, segmentation))
+    with watch.guard('boxes written as corners', file):
+        _check_formats(formats, file)
+    _check_doubled(list(images.values()), file, watch)
+    others = sum((image.other_classes for image in reading.images), Counter())
+    _warn_of_names(watch, reading.images, classes, others)
     return reading
 
 
@@ -175,7 +187,7 @@ def read_voc_set(
             _read_voc_image(image, xml_file, classes, least, watch)
     with watch.guard('classes', file):
         likeness = _LIKENESS_IN_TRAINING if training else LIKENESS
-        _check_voc_names(node, classes, images, likeness)
+        _check_voc_names(node, classes, images, likeness, watch)
     return Reading(images)
 
 
@@ -230,6 +242,7 @@ def _read_voc_image(
         if reason is None and least is not None and min(x2 - x1, y2 - y1) < least:
             reason = f'under {least} px'
         image.add(obj.name, reason)
+        _warn_of_border(watch, image, f'object {i} ({obj.name})', (x1, y1, x2, y2), reason)
         if watch.keeps_objects:
             image.objects.append(Object(obj.name, (x1, y1, x2, y2), f'object {i}', reason))
 
@@ -250,6 +263,86 @@ def _coco_images(infos: list[dict], folder: str, file: str, watch: Watch) -> dic
                 raise DataError(f'{where}: file_name is {name!r}; write the name of its file')
             images[info['id']] = Image(os.path.join(folder, name), width, height)
     return images
+
+
+def _check_doubled(images: Sequence[Image], file: str, watch: Watch) -> None:
+    """Files that are more than one image: with other objects on each, they contradict."""
+    by_file: dict[str, list[Image]] = {}
+    for image in images:
+        by_file.setdefault(os.path.normpath(image.file), []).append(image)
+    for name, same in by_file.items():
+        if len(same) == 1:
+            continue
+        kind = 'image listed twice'
+        if all(Counter(image.boxes) == Counter(same[0].boxes) for image in same):
+            watch.warn(
+                kind,
+                name,
+                f'{len(same)} images of {file} are this file',
+                'remove all but one; as it is, it counts for more than others',
+            )
+            continue
+        with watch.guard(kind, name):
+            raise DataError(
+                f'{name}: {len(same)} images of {file} are this file: what is annotated on one is '
+                'background on the other; give all annotations of the file one image_id, and '
+                'remove the other images'
+            )
+
+
+def _beyond(box: Sequence[float], image: Image) -> float:
+    """By how many px a box goes beyond its image."""
+    return max(-box[0], -box[1], box[2] - image.width, box[3] - image.height)
+
+
+def _warn_of_border(
+    watch: Watch, image: Image, title: str, box: Sequence[float], reason: str | None
+) -> None:
+    if image.width and reason in (None, *_IGNORED) and _beyond(box, image) > _BORDER:
+        watch.warn(
+            'box beyond the border',
+            image.file,
+            f'{title}, box {", ".join(f"{side:g}" for side in box)}: it goes '
+            f'{_beyond(box, image):g} px beyond the {image.width} x {image.height} px of the image',
+            'nothing, if objects are cut by the border; else look whether boxes and image agree',
+        )
+
+
+def _count_formats(formats: Counter[str], bbox: Sequence[float], image: Image) -> None:
+    """Whether a box fits its image as [x, y, width, height], and whether as [x1, y1, x2, y2]."""
+    if all(map(math.isfinite, bbox)):
+        x, y, width, height = bbox
+        formats['boxes'] += 1
+        formats['beyond'] += _beyond((x, y, x + width, y + height), image) > _BORDER
+        formats['corners'] += width > x and height > y and _beyond(bbox, image) <= _BORDER
+
+
+def _check_formats(formats: Counter[str], file: str) -> None:
+    """Boxes written as corners: each would be wholly in its image, and some as sizes are not."""
+    boxes, beyond = formats['boxes'], formats['beyond']
+    if boxes >= _FEWEST_FOR_FORMAT and beyond and formats['corners'] == boxes:
+        raise DataError(
+            f'{file}: all of its {boxes:,} boxes would be in their images as [x1, y1, x2, y2], but '
+            f'as [x, y, width, height] {beyond:,} go beyond them; write them as [x, y, width, '
+            'height]'
+        )
+
+
+def _warn_of_names(
+    watch: Watch, images: Sequence[Image], classes: Sequence[str], others: Mapping[str, int]
+) -> None:
+    """Names that are nearly those of a class, and whose objects are passed over."""
+    known = {name for image in images for name in image.boxes}
+    for name, count in others.items():
+        likely = nearest(name, [*classes], LIKENESS)
+        if likely in known:
+            watch.warn(
+                'name like a class',
+                next(image.file for image in images if name in image.other_classes),
+                f'{count:,} objects are named {name!r} (did you mean {likely!r}?), which is no '
+                'class, so that they are not used',
+                'write the name as the others are, or leave it, if it is meant',
+            )
 
 
 def _warn_of_area(annotation: dict, image: Image, watch: Watch) -> None:
@@ -333,7 +426,7 @@ def _match_categories(
 
 
 def _check_voc_names(
-    node: Node, classes: Sequence[str], images: list[Image], likeness: float
+    node: Node, classes: Sequence[str], images: list[Image], likeness: float, watch: Watch
 ) -> None:
     found = Counter(name for image in images for name in (*image.boxes, *image.unusable))
     others = sum((image.other_classes for image in images), Counter())
@@ -352,6 +445,7 @@ def _check_voc_names(
                 f'{others[likely]:,} are named {likely!r} (did you mean that?); names that are no '
                 f'class: {shown}; write the names as the files do'
             )
+    _warn_of_names(watch, images, classes, others)
 
 
 def _check_unique(items: list[dict], what: str, file: str, watch: Watch) -> list[dict]:

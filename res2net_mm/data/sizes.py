@@ -22,6 +22,8 @@ NOT_PICTURES = (
 _RESIZES = {'Resize': 'scale', 'RandomResize': 'scale', 'RandomChoiceResize': 'scales'}
 
 Size = tuple[int, int]  # width and height in px
+RESIZE_KIND = 'image that cannot be resized'
+RESIZE_REMEDY = 'take it out of the annotations, or cut it into parts'
 
 
 def read_header(content: bytes) -> tuple[Size | None, str, int]:
@@ -87,19 +89,31 @@ def size_fault(
     )
 
 
-def resize_fault(pipeline: Sequence, size: Size) -> str | None:
-    """What a pipeline's first resizing makes of an image, where that is a side of 0 px; else None.
+def resize_faults(pipeline: Sequence, sizes: Iterable[Size]) -> dict[Size, str]:
+    """Sizes of which a pipeline's first resizing makes a side of 0 px, with which it fails.
 
     Args:
         pipeline: configs of transforms. A random resizing counts with its smallest scale.
-        size: of the image.
+        sizes: of images.
+
+    Returns:
+        Size -> what is wrong with it.
     """
-    for step in _first_resizes(pipeline):
-        for scale in _smallest_scales(step):
+    resizes = [
+        (type_name(step), scale)
+        for step in _first_resizes(pipeline)
+        for scale in _smallest_scales(step)
+    ]
+    faults = {}
+    for size in set(sizes):
+        for name, scale in resizes:
             width, height = mmcv.rescale_size(size, scale)
             if not (width and height):
-                return f'{type_name(step)} to {scale} would make it {width} x {height} px'
-    return None
+                faults[size] = (
+                    f'it has {size[0]} x {size[1]} px, of which {name} to {scale[0]} x {scale[1]} '
+                    f'makes {width} x {height}'
+                )
+    return faults
 
 
 def _first_resizes(pipeline: Sequence) -> Iterator[Mapping]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -85,7 +86,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             finite = image[np.isfinite(image)]
             low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
             scaled = (image.astype(np.float64) - low) * (255 / (float(high - low) or 1))
-            image = np.nan_to_num(scaled, nan=0).clip(0, 255).astype(np.uint8)
+            image = np.nan_to_num(scaled, nan=0).clip(0, 255).round().astype(np.uint8)
         return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
 
     def _check_size(self, results: dict, image: np.ndarray) -> None:
@@ -97,6 +98,11 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         stored, _, orientation = read_header(self._read(file))
         boxes = [instance['bbox'] for instance in results.get('instances') or ()]
         if 'xml_path' in results and only_swapped(annotated, loaded, stored, boxes):
+            warnings.warn(
+                f'{results["xml_path"]}: width and height are swapped in <size>; its boxes are '
+                'used as they are',
+                stacklevel=2,
+            )
             return
         _, what, remedy = size_fault(annotated, loaded, stored, orientation)
         raise DataError(f'image {file}: {what}; {remedy}')
@@ -184,6 +190,19 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}()'
+
+
+def loader_of(pipeline: Sequence) -> LoadImageFromFile:
+    """Loads images as a pipeline does, but for what only changes their numbers.
+
+    Args:
+        pipeline: configs of transforms.
+    """
+    for step in pipeline:
+        if type_name(step).endswith('LoadImageFromFile'):
+            keys = ('color_type', 'imdecode_backend', 'backend_args', 'file_client_args')
+            return LoadImageFromFile(**{key: step[key] for key in keys if key in step})
+    return LoadImageFromFile()
 
 
 def truncation(content: bytes) -> str | None:
