@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from mmengine import Config
 
 from .agreement import (
@@ -20,11 +21,12 @@ from .agreement import (
     measured_by_file,
     model_of,
 )
-from .errors import DataError, listed
-from .label_maps import check_values, read_semantic
-from .nodes import Image, Node, Reading, Watch, find_nodes
+from .errors import DataError, alike, listed
+from .label_maps import SAMPLE, check_values, read_semantic
+from .nodes import Image, Node, Reading, Watch, find_nodes, type_name
 from .readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
-from .sizes import RESIZE_REMEDY, resize_faults
+from .sizes import RESIZE_REMEDY, read_header, resize_faults
+from .transforms import CheckLabelMap, loader_of
 
 _MOST_CLASSES_SHOWN = 12
 _ADJECTIVES = ('crowd', 'difficult')
@@ -96,8 +98,8 @@ class _Noter(Watch):
 def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) -> list[SplitSummary]:
     """Check the data of an mmdet or mmseg config without building its datasets.
 
-    Reads annotation files and lists image folders; of label maps, a sample is decoded. Boxes are
-    counted as training uses them with pipelines that
+    Reads annotation files and lists image folders; of images and label maps, a sample is decoded.
+    Boxes are counted as training uses them with pipelines that
     :func:`~res2net_mm.data.transforms.harden_dataset` has been over.
 
     Args:
@@ -121,6 +123,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
         report_missing(node, [image.file for image in used], 'images', source_of(node))
         _check_resizing(node, used)
         _warn_of_overlap(watch, trained, used)
+        _load_sample(node, used)
         if node.kind == 'semantic' and model.get('decode_head'):
             maps = [image.label_map for image in used]
             split = node.key.partition('_')[0]
@@ -217,6 +220,13 @@ def _check_split(
                 classes = node.classes()
             if not classes:
                 continue
+            for group in alike(classes):
+                watch.warn(
+                    'classes alike',
+                    f'{node.key}.metainfo.classes',
+                    f'{listed(map(repr, group))} differ only in case, blanks or Unicode form',
+                    'make them one, if they are meant to be: voc2coco does with --merge',
+                )
             summary.classes = classes
             all_classes.append((node.key, classes))
             reading = _read(node, classes, annotated, split == 'train', watch)
@@ -302,6 +312,25 @@ def _check_resizing(node: Node, images: Sequence[Image]) -> None:
             f'{node.key}: {len(thin):,} image{"s" * (len(thin) > 1)} cannot be resized: '
             f'{thin[0].file}: {faults[thin[0].width, thin[0].height]}; {RESIZE_REMEDY}'
         )
+
+
+def _load_sample(node: Node, images: Sequence[Image]) -> None:
+    """Load some images, spread over the set, as the run does: a fault of all shows before it."""
+    pipeline = node.config.get('pipeline') or ()
+    if not any(type_name(step).endswith('LoadImageFromFile') for step in pipeline):
+        return
+    load = loader_of(pipeline)
+    for image in images[:: max(1, len(images) // SAMPLE)][:SAMPLE]:
+        results = {'img_path': image.file, 'width': image.width, 'height': image.height}
+        if node.kind == 'voc':
+            results['xml_path'] = ''
+        loaded = load(results)
+        if loaded and image.label_map:
+            with open(image.label_map, 'rb') as stream:
+                size, _, _ = read_header(stream.read())
+            if size:
+                about = {'seg_map_path': image.label_map, 'gt_seg_map': np.empty(size[::-1], bool)}
+                CheckLabelMap()({**loaded, **about})
 
 
 def _warn_of_overlap(watch: _Noter, trained: set[str], images: Sequence[Image]) -> None:

@@ -23,7 +23,7 @@ ZERO_SIZE = 'zero-size'
 _LIKENESS_IN_TRAINING, LIKENESS = 0.6, 0.81
 _IGNORED = ('crowd', 'difficult')  # neither trained on nor counted as missed
 _BORDER = 1  # px by which a box may go beyond the image: rounding, and counting from 0 or 1
-_FEWEST_FOR_FORMAT = 5  # boxes that tell how boxes are written
+_FEWEST = 5  # boxes that tell how boxes are written
 # By how much an object may be larger than its box before it is told: rounding.
 _MOST_AREA = 1.1
 
@@ -98,10 +98,15 @@ def read_coco(
                 segmentation = annotation.get('segmentation')
                 image.objects.append(Object(name, box, title, reason, segmentation))
     with watch.guard('boxes written as corners', file):
-        _check_formats(formats, file)
+        if written_as_corners(formats):
+            raise DataError(
+                f'{file}: all of its {formats["boxes"]:,} boxes would be in their images as '
+                f'[x1, y1, x2, y2], but as [x, y, width, height] {formats["beyond"]:,} go beyond '
+                'them; write them as [x, y, width, height]'
+            )
     _check_doubled(list(images.values()), file, watch)
     others = sum((image.other_classes for image in reading.images), Counter())
-    _warn_of_names(watch, reading.images, classes, others)
+    _warn_of_names(watch, reading.images, classes, others, likeness=1)
     return reading
 
 
@@ -230,6 +235,14 @@ def _read_voc_image(
         decoded = mmcv.imread(image.file)
         size = None if decoded is None else decoded.shape[1::-1]
     image.width, image.height = size or (0, 0)
+    if any(obj.corners != obj.box for obj in objects):
+        watch.warn(
+            'fractional coordinates',
+            xml_file,
+            'mmdet cuts the fractions of VOC coordinates off',
+            'nothing, where a pixel makes no difference; else train on what voc2coco writes, which '
+            'keeps them',
+        )
     for i, obj in enumerate(objects, 1):
         if obj.name not in classes:
             image.other_classes[obj.name] += 1
@@ -317,24 +330,29 @@ def _count_formats(formats: Counter[str], bbox: Sequence[float], image: Image) -
         formats['corners'] += width > x and height > y and _beyond(bbox, image) <= _BORDER
 
 
-def _check_formats(formats: Counter[str], file: str) -> None:
-    """Boxes written as corners: each would be wholly in its image, and some as sizes are not."""
-    boxes, beyond = formats['boxes'], formats['beyond']
-    if boxes >= _FEWEST_FOR_FORMAT and beyond and formats['corners'] == boxes:
-        raise DataError(
-            f'{file}: all of its {boxes:,} boxes would be in their images as [x1, y1, x2, y2], but '
-            f'as [x, y, width, height] {beyond:,} go beyond them; write them as [x, y, width, '
-            'height]'
-        )
+def written_as_corners(formats: Mapping[str, int]) -> bool:
+    """Whether boxes are written as corners x1, y1, x2, y2, not with a width and a height.
+
+    Args:
+        formats: how many ``boxes`` there are, how many go ``beyond`` their images as they should be
+            written, and how many are within them as ``corners``.
+    """
+    boxes = formats['boxes']
+    # a few boxes beyond the border are common, large objects about the middle fit both ways
+    return boxes == formats['corners'] and boxes >= _FEWEST and 4 * formats['beyond'] > boxes
 
 
 def _warn_of_names(
-    watch: Watch, images: Sequence[Image], classes: Sequence[str], others: Mapping[str, int]
+    watch: Watch,
+    images: Sequence[Image],
+    classes: Sequence[str],
+    others: Mapping[str, int],
+    likeness: float = LIKENESS,
 ) -> None:
     """Names that are nearly those of a class, and whose objects are passed over."""
     known = {name for image in images for name in image.boxes}
     for name, count in others.items():
-        likely = nearest(name, [*classes], LIKENESS)
+        likely = nearest(name, classes, likeness)
         if likely in known:
             watch.warn(
                 'name like a class',

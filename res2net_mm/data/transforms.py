@@ -99,8 +99,8 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         boxes = [instance['bbox'] for instance in results.get('instances') or ()]
         if 'xml_path' in results and only_swapped(annotated, loaded, stored, boxes):
             warnings.warn(
-                f'{results["xml_path"]}: width and height are swapped in <size>; its boxes are '
-                'used as they are',
+                f'{file}: width and height are swapped in its xml file; its boxes are used as '
+                'they are',
                 stacklevel=2,
             )
             return
@@ -200,7 +200,10 @@ def loader_of(pipeline: Sequence) -> LoadImageFromFile:
     """
     for step in pipeline:
         if type_name(step).endswith('LoadImageFromFile'):
-            keys = ('color_type', 'imdecode_backend', 'backend_args', 'file_client_args')
+            keys = (
+                'color_type', 'imdecode_backend', 'backend_args', 'file_client_args',
+                'ignore_empty',
+            )  # fmt: skip
             return LoadImageFromFile(**{key: step[key] for key in keys if key in step})
     return LoadImageFromFile()
 

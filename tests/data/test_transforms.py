@@ -235,7 +235,7 @@ def test_width_for_height_in_an_xml_file_is_passed_where_its_boxes_fit(tmp_path)
     file = tmp_path / 'photo.jpg'
     file.write_bytes(PLAIN)
     results = {'img_path': str(file), 'xml_path': 'photo.xml', 'width': 9, 'height': 11}
-    with pytest.warns(UserWarning, match='photo.xml: width and height'):
+    with pytest.warns(UserWarning, match='photo.jpg: width and height'):
         LoadImageFromFile()({**results, 'instances': [{'bbox': [0, 0, 11, 9]}]})
     with pytest.raises(DataError, match='11 x 9'):
         LoadImageFromFile()({**results, 'instances': [{'bbox': [0, 0, 9, 11]}]})
