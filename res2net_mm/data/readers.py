@@ -7,11 +7,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from reprlib import repr as brief  # what a file holds may be long
 from typing import Any
 
 import mmcv
 
-from .errors import DataError, listed, nearest
+from .errors import DataError, folded, listed, nearest
 from .nodes import STRICT, Image, Node, Object, Reading, Watch, missing_files, read_list
 from .voc import find_image, read_voc
 
@@ -23,6 +24,7 @@ ZERO_SIZE = 'zero-size'
 _LIKENESS_IN_TRAINING, LIKENESS = 0.6, 0.81
 _IGNORED = ('crowd', 'difficult')  # neither trained on nor counted as missed
 _BORDER = 1  # px by which a box may go beyond the image: rounding, and counting from 0 or 1
+_MOST_SIDE = 10_000_000  # px of an image
 _FEWEST = 5  # boxes that tell how boxes are written
 # By how much an object may be larger than its box before it is told: rounding.
 _MOST_AREA = 1.1
@@ -61,6 +63,7 @@ def read_coco(
             name = category_names.get(_key(annotation, 'category_id', where))
             image = images.get(_key(annotation, 'image_id', where))
             if image is None:
+                _check_id_type(annotation, 'image_id', images, where)
                 reading.stray += 1
                 watch.warn(
                     'annotation of no image',
@@ -70,11 +73,12 @@ def read_coco(
                 )
                 continue
             if annotation['category_id'] not in category_names:
+                _check_id_type(annotation, 'category_id', category_names, where)
                 watch.warn(
                     'annotation of no category',
                     file,
                     f'annotation {annotation["id"]} has category_id '
-                    f'{annotation["category_id"]!r}, which no category has',
+                    f'{brief(annotation["category_id"])}, which no category has',
                     'add the category, or correct the annotation; it is not used',
                 )
             if name not in classes:
@@ -208,7 +212,7 @@ def report_missing(
     for batch in watch.batches(missing):
         with watch.guard(f'{what} missing', batch[0]):
             folder = os.path.dirname(batch[0]) or '.'
-            first = f'{listed(map(os.path.basename, batch), 3)} in {folder}'
+            first = f'{listed(map(os.path.basename, batch), 3)} in {folder}{_likely(batch[0])}'
             if len(missing) == len(files):
                 raise DataError(
                     f'{node.key}: none of the {len(files):,} {what} of {source} is there '
@@ -220,6 +224,20 @@ def report_missing(
                 f'missing ({first}); add them or take them out of it'
             )
     return missing
+
+
+def _likely(file: str) -> str:
+    """Why a file is missing that is there by another name."""
+    if os.path.lexists(file):
+        return ', which is there, but no file'
+    if '\\' in file:
+        return ', whose \\ separates no folders here: write /'
+    folder, name = os.path.split(file)
+    try:
+        names = [n for n in os.listdir(folder or os.curdir) if folded(n) == folded(name)]
+    except OSError:
+        return ''
+    return f', where {names[0]} is' if names else ''
 
 
 def _read_voc_image(
@@ -266,14 +284,14 @@ def _coco_images(infos: list[dict], folder: str, file: str, watch: Watch) -> dic
         with watch.guard('broken image entry', file):
             where = f'{file}: image {info["id"]}'
             width, height = (_number(info, side, where) for side in ('width', 'height'))
-            if not (width >= 1 and height >= 1):
+            if not (1 <= width <= _MOST_SIDE and 1 <= height <= _MOST_SIDE):
                 raise DataError(
-                    f'{where} is {width} x {height} px, so that all of its objects would be '
-                    'dropped; write its width and height'
+                    f'{where} is {brief(width)} x {brief(height)} px, which no image is; write its '
+                    'width and height'
                 )
             name = _get(info, 'file_name', where)
-            if not isinstance(name, str):
-                raise DataError(f'{where}: file_name is {name!r}; write the name of its file')
+            if not isinstance(name, str) or '\0' in name:
+                raise DataError(f'{where}: file_name is {brief(name)}; write the name of its file')
             images[info['id']] = Image(os.path.join(folder, name), width, height)
     return images
 
@@ -365,12 +383,12 @@ def _warn_of_names(
 
 def _warn_of_area(annotation: dict, image: Image, watch: Watch) -> None:
     _, _, width, height = annotation['bbox']
-    if annotation['area'] > _MOST_AREA * width * height:
+    if not annotation['area'] <= _MOST_AREA * width * height:  # NaN is neither
         watch.warn(
             'area beyond its box',
             image.file,
-            f'annotation {annotation["id"]} has area {annotation["area"]}, its box '
-            f'{width * height:g} px',
+            f'annotation {annotation["id"]} has area {brief(annotation["area"])}, its '
+            f'box {width * height:g} px',
             'write the number of its pixels, by which AP by size is counted',
         )
 
@@ -383,10 +401,10 @@ def _coco_box(
         return None, 'marked ignore'
     crowd = annotation.get('iscrowd', 0)
     if not isinstance(crowd, int | float):
-        raise DataError(f'{where}: iscrowd is {crowd!r}; write 0 or 1')
+        raise DataError(f'{where}: iscrowd is {brief(crowd)}; write 0 or 1')
     box = _get(annotation, 'bbox', where)
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise DataError(f'{where}: bbox is {box!r}; write it as [x, y, width, height]')
+        raise DataError(f'{where}: bbox is {brief(box)}; write it as [x, y, width, height]')
     x, y, width, height = box
     corners = (x, y, x + width, y + height)
     reason = _box_reason(*corners, image)
@@ -490,8 +508,22 @@ def _key(item: dict, key: str, where: str) -> Any:
     """A value that others are found by."""
     value = _get(item, key, where)
     if isinstance(value, list | dict):
-        raise DataError(f'{where}: {key} is {value!r}; write a number')
+        raise DataError(f'{where}: {key} is {brief(value)}; write a number')
     return value
+
+
+def _check_id_type(annotation: dict, key: str, known: Mapping, where: str) -> None:
+    """Raises a DataError where an id is known as a number and written as a text, or vice versa."""
+    value = annotation[key]
+    try:
+        twin = int(value) if isinstance(value, str) else str(value)
+    except ValueError:
+        return
+    if twin in known:
+        raise DataError(
+            f'{where}: {key} is {brief(value)}, but what it is of has the id {brief(twin)}; write '
+            'both as numbers'
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -501,6 +533,6 @@ def _is_number(value: Any) -> bool:
 
 def _number(item: dict, key: str, where: str) -> float:
     value = _get(item, key, where)
-    if not isinstance(value, int | float):
-        raise DataError(f'{where}: {key} is {value!r}; write a number')
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DataError(f'{where}: {key} is {brief(value)}; write a number')
     return value
