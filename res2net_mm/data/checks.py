@@ -122,7 +122,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
     def look(node: Node, classes: tuple[str, ...], images: list[Image], used: list[Image]) -> None:
         report_missing(node, [image.file for image in used], 'images', source_of(node))
         _check_resizing(node, used)
-        _warn_of_overlap(watch, trained, used)
+        _warn_of_overlap(watch, trained, used, node.kind != 'coco')
         _load_sample(node, used)
         if node.kind == 'semantic' and model.get('decode_head'):
             maps = [image.label_map for image in used]
@@ -333,14 +333,26 @@ def _load_sample(node: Node, images: Sequence[Image]) -> None:
                 CheckLabelMap()({**loaded, **about})
 
 
-def _warn_of_overlap(watch: _Noter, trained: set[str], images: Sequence[Image]) -> None:
-    """Images to measure on that are trained on as well, as far as their paths tell."""
+def _warn_of_overlap(
+    watch: _Noter, trained: set[str], images: Sequence[Image], twice: bool
+) -> None:
+    """Images to measure on that are trained on as well, as far as their paths tell; and with
+    ``twice`` those that the dataset has more than once."""
     folders: dict[str, str] = {}
+    own: set[str] = set()
     for image in images:
         folder, name = os.path.split(image.file)
         if folder not in folders:
             folders[folder] = os.path.realpath(folder)
         place = os.path.join(folders[folder], name)
+        if twice and place in own:
+            watch.warn(
+                'image listed twice',
+                image.file,
+                'it is in the set more than once, by its list or by a link to a folder',
+                'remove it there; as it is, it counts for more than others',
+            )
+        own.add(place)
         if watch.split == 'train':
             trained.add(place)
         elif place in trained:

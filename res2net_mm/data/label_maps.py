@@ -48,7 +48,12 @@ def read_semantic(node: Node, classes: Sequence[str], watch: Watch = STRICT) -> 
         names = [line.strip() for line in read_list(source)]
     else:
         source = folder
-        found = list_dir_or_file(folder, list_dir=False, suffix=image_suffix, recursive=True)
+        try:
+            found = [*list_dir_or_file(folder, list_dir=False, suffix=image_suffix, recursive=True)]
+        except OSError as error:  # a link to itself
+            raise DataError(
+                f'{node.key}: {folder} cannot be listed ({error}); remove what is broken'
+            ) from error
         names = sorted(name[: -len(image_suffix)] for name in found)
     if not names:
         there = Counter(
