@@ -75,7 +75,7 @@ VOC = {
     ),
     'a folder for an xml file': (
         file('Annotations/photo.1.xml', lambda f: (f.unlink(), f.mkdir())),
-        error('broken annotation', 'photo.1.xml'),
+        error('annotation files missing', 'photo.1.xml'),
     ),
     'a list that is no text': (
         file('train.txt', lambda f: f.write_bytes(b'\xff\xfe\x80')),
