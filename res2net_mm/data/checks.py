@@ -25,7 +25,7 @@ from .errors import DataError, alike, listed
 from .label_maps import SAMPLE, check_values, read_semantic
 from .nodes import Image, Node, Reading, Watch, find_nodes, type_name
 from .readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
-from .sizes import RESIZE_REMEDY, read_header, resize_faults
+from .sizes import RESIZE_REMEDY, read_header, resize_faults, unseen_turn
 from .transforms import CheckLabelMap, loader_of
 
 _MOST_CLASSES_SHOWN = 12
@@ -123,7 +123,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
         report_missing(node, [image.file for image in used], 'images', source_of(node))
         _check_resizing(node, used)
         _warn_of_overlap(watch, trained, used, node.kind != 'coco')
-        _load_sample(node, used)
+        _load_sample(watch, node, used)
         if node.kind == 'semantic' and model.get('decode_head'):
             maps = [image.label_map for image in used]
             split = node.key.partition('_')[0]
@@ -314,7 +314,7 @@ def _check_resizing(node: Node, images: Sequence[Image]) -> None:
         )
 
 
-def _load_sample(node: Node, images: Sequence[Image]) -> None:
+def _load_sample(watch: _Noter, node: Node, images: Sequence[Image]) -> None:
     """Load some images, spread over the set, as the run does: a fault of all shows before it."""
     pipeline = node.config.get('pipeline') or ()
     if not any(type_name(step).endswith('LoadImageFromFile') for step in pipeline):
@@ -325,12 +325,22 @@ def _load_sample(node: Node, images: Sequence[Image]) -> None:
         if node.kind == 'voc':
             results['xml_path'] = ''
         loaded = load(results)
-        if loaded and image.label_map:
-            with open(image.label_map, 'rb') as stream:
-                size, _, _ = read_header(stream.read())
-            if size:
-                about = {'seg_map_path': image.label_map, 'gt_seg_map': np.empty(size[::-1], bool)}
-                CheckLabelMap()({**loaded, **about})
+        if loaded is None:
+            continue
+        stored, orientation = _header(image.file)
+        if orientation > 1 and stored == loaded['img_shape'][::-1]:
+            kind, what, remedy = unseen_turn(orientation)
+            watch.warn(kind, image.file, what, remedy)
+        size, _ = _header(image.label_map) if image.label_map else (None, 1)
+        if size:
+            about = {'seg_map_path': image.label_map, 'gt_seg_map': np.empty(size[::-1], bool)}
+            CheckLabelMap()({**loaded, **about})
+
+
+def _header(file: str) -> tuple[tuple[int, int] | None, int]:
+    with open(file, 'rb') as stream:
+        size, _, orientation = read_header(stream.read())
+    return size, orientation
 
 
 def _warn_of_overlap(

@@ -107,11 +107,18 @@ def _voc_names(root: Path, names: str | Path | None, xml_folder: Path) -> list[s
     file = next((path for path in (root / names, Path(names)) if path.is_file()), None)
     if file is None:
         raise DataError(f'there is no list of images {root / names}, nor {names}')
+    return _lines(file)
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in _text(file).splitlines() if line.strip()]
+
+
+def _text(file: Path) -> str:
     try:
-        lines = file.read_text(encoding='utf-8-sig').splitlines()
+        return file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
-        raise DataError(f'{file} is no list in UTF-8 ({error}); write it again') from error
-    return [line.strip() for line in lines if line.strip()]
+        raise DataError(f'{file} is no text in UTF-8 ({error}); write it again') from error
 
 
 def yolo2coco(
@@ -236,8 +243,7 @@ def _yolo_classes(root: Path, label_folder: Path) -> list[str]:
             return _yaml_classes(root / name)
     for file in (root / 'classes.txt', label_folder / 'classes.txt'):
         if file.is_file():
-            lines = file.read_text(encoding='utf-8-sig').splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return _lines(file)
     raise DataError(
         f'{root} has no data.yaml and no classes.txt; name the classes with --classes, in the '
         'order of their numbers'
@@ -246,11 +252,11 @@ def _yolo_classes(root: Path, label_folder: Path) -> list[str]:
 
 def _yaml_classes(file: Path) -> list[str]:
     try:
-        content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
+        content = yaml.safe_load(_text(file))
         names = content['names']
         if isinstance(names, dict):
             names = [names[i] for i in range(len(names))]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         why = ' '.join(str(error).split())
         raise DataError(f'{file} is not valid YAML ({why})') from error
     except (KeyError, TypeError) as error:

@@ -13,7 +13,14 @@ from .findings import Collector
 from .label_maps import check_map, check_variety, values_are_labels
 from .nodes import Image
 from .pixels import Part, Picture
-from .sizes import RESIZE_KIND, RESIZE_REMEDY, only_swapped, resize_faults, size_fault
+from .sizes import (
+    RESIZE_KIND,
+    RESIZE_REMEDY,
+    only_swapped,
+    resize_faults,
+    size_fault,
+    unseen_turn,
+)
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -112,14 +119,9 @@ def _check_size(watch: Collector, picture: Picture, image: Image, voc: bool) -> 
             return
         fault = size_fault(annotated, picture.size, picture.stored, picture.orientation)
         watch.error(fault[0], picture.file, *fault[1:])
-    elif picture.orientation > 1 and (picture.stored == picture.size):
-        watch.warn(
-            'image turned by EXIF',
-            picture.file,
-            f'its EXIF tag ({picture.orientation}) may turn it when it is loaded, and its size '
-            'does not tell whether the annotations are for that',
-            'look at it (contact sheet); to be sure, write it upright without the tag',
-        )
+    elif picture.orientation > 1 and picture.stored == picture.size:
+        kind, what, remedy = unseen_turn(picture.orientation)
+        watch.warn(kind, picture.file, what, remedy)
 
 
 def check_maps(watch: Collector, part: Part, ignored: Mapping[str, Any]) -> None:

@@ -49,12 +49,20 @@ def read_semantic(node: Node, classes: Sequence[str], watch: Watch = STRICT) -> 
     else:
         source = folder
         try:
-            found = [*list_dir_or_file(folder, list_dir=False, suffix=image_suffix, recursive=True)]
+            found = [*list_dir_or_file(folder, list_dir=False, recursive=True)]
         except OSError as error:  # a link to itself
             raise DataError(
                 f'{node.key}: {folder} cannot be listed ({error}); remove what is broken'
             ) from error
-        names = sorted(name[: -len(image_suffix)] for name in found)
+        names = sorted(n[: -len(image_suffix)] for n in found if n.endswith(image_suffix))
+        for name in found:
+            if name.lower().endswith(image_suffix.lower()) and not name.endswith(image_suffix):
+                watch.warn(
+                    'suffix in another case',
+                    os.path.join(folder, name),
+                    f'it does not end in img_suffix={image_suffix!r}, so that it is not used',
+                    'rename it',
+                )
     if not names:
         there = Counter(
             os.path.splitext(name)[1] for name in list_dir_or_file(folder, False, recursive=True)

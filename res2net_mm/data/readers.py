@@ -234,9 +234,11 @@ def _likely(file: str) -> str:
         return ', whose \\ separates no folders here: write /'
     folder, name = os.path.split(file)
     try:
-        names = [n for n in os.listdir(folder or os.curdir) if folded(n) == folded(name)]
+        there = os.listdir(folder or os.curdir)
     except OSError:
         return ''
+    stem = os.path.splitext(name)[0]
+    names = [n for n in there if folded(n) == folded(name) or os.path.splitext(n)[0] == stem]
     return f', where {names[0]} is' if names else ''
 
 

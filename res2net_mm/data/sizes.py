@@ -89,6 +89,16 @@ def size_fault(
     )
 
 
+def unseen_turn(orientation: int) -> tuple[str, str, str]:
+    """Kind, description and remedy of an image that EXIF turns without changing its size."""
+    return (
+        'image turned by EXIF',
+        f'its EXIF tag ({orientation}) may turn it when it is loaded, and its size does not tell '
+        'whether the annotations are for that',
+        'look at it (contact sheet of check_data.py); to be sure, write it upright without the tag',
+    )
+
+
 def resize_faults(pipeline: Sequence, sizes: Iterable[Size]) -> dict[Size, str]:
     """Sizes of which a pipeline's first resizing makes a side of 0 px, with which it fails.
 

@@ -113,6 +113,16 @@ def test_what_yolo_files_have_wrong_is_told(tmp_path):
     ]
 
 
+@pytest.mark.parametrize('name', ['data.yaml', 'classes.txt'])
+def test_names_in_another_encoding_are_named(tmp_path, name):
+    write_yolo(tmp_path, {'a': '0 0.5 0.5 0.5 0.25'})
+    (tmp_path / name).write_text('names: [cat]', encoding='utf-16')
+    fails(yolo2coco, tmp_path, tmp_path / 'out.json', said=(name, 'UTF-8'))
+    (tmp_path / name).write_text('[' * 5000)
+    if name == 'data.yaml':
+        fails(yolo2coco, tmp_path, tmp_path / 'out.json', said=(name, 'YAML'))
+
+
 def test_yolo_boxes_written_as_corners_are_an_error(tmp_path):
     corners = ['0.1 0.2 0.3 0.4', '0.5 0.5 0.9 0.8', '0.2 0.1 0.7 0.9', '0.6 0.3 0.8 0.6',
                '0 0 0.2 0.2']  # fmt: skip

@@ -250,6 +250,31 @@ def test_folders_that_links_repeat(tmp_path):
 # ---- pictures
 
 
+def test_turns_that_the_size_does_not_show_are_told(tmp_path):
+    write_coco(tmp_path, coco_content(3))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.new('RGB', (WIDTH, HEIGHT)).save(tmp_path / 'train/1.jpg', exif=exif)
+    (summary,) = check_data(config(coco_dataset(tmp_path, pipeline=LOAD)))
+    (line,) = summary.warnings
+    assert line.startswith('image turned by EXIF: ') and '1.jpg' in line and '(3)' in line
+
+
+def test_images_that_mmseg_passes_over_for_their_suffix_are_told(tmp_path):
+    cfg = MAKERS['maps'](tmp_path)
+    (tmp_path / 'photos/train/3.jpg').rename(tmp_path / 'photos/train/3.JPG')
+    (summary,) = check_data(cfg, ['train'])
+    (line,) = summary.warnings
+    assert summary.images == 3 and '3.JPG' in line and 'img_suffix' in line
+
+
+def test_a_missing_image_is_looked_for_by_other_suffixes(tmp_path):
+    write_voc(tmp_path, voc_annotations(2))
+    folder = tmp_path / 'JPEGImages'
+    (folder / 'photo.1.jpg').rename(folder / 'photo.1.gif')
+    check_fails(config(voc_dataset(tmp_path)), 'photo.1.jpg', 'where photo.1.gif is')
+
+
 def test_label_maps_are_compared_with_their_images_before_training(tmp_path):
     write_label_maps(tmp_path, {'a': np.resize([0, 1, 2], (HEIGHT, WIDTH)).astype(np.uint8)})
     write_image(tmp_path / 'photos/train/a.jpg', (HEIGHT, WIDTH))
