@@ -87,14 +87,19 @@ class CocoWriter:
         force: replace it where it exists.
         classes: names in the order of the categories, whose ids count from 1; without them those
             that the objects have, sorted.
-        merge: names that differ only in case, blanks and Unicode form are one class.
+        merge: names that differ only in case, blanks and Unicode form are one class; None: they are
+            not, and there is no option for it.
 
     Raises:
         DataError: ``out`` exists, or a class is named twice.
     """
 
     def __init__(
-        self, out: str | Path, force: bool, classes: Sequence[str] | None, merge: bool = False
+        self,
+        out: str | Path,
+        force: bool,
+        classes: Sequence[str] | None,
+        merge: bool | None = None,
     ) -> None:
         self.out = Path(out)
         if self.out.exists() and not force:
@@ -104,6 +109,7 @@ class CocoWriter:
             raise DataError(f'classes name {listed(twice)} more than once')
         self.classes = classes
         self.merge = merge
+        self.hint = '' if merge is None else ' (--merge makes them one)'
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.left_out, self.notes = Tally(), Tally()
@@ -140,7 +146,7 @@ class CocoWriter:
             name = likely
         if self.classes is not None and name not in self.classes:
             reason = f'object of class {name!r}, which is not asked for'
-            reason += f' (but {likely!r} is: --merge makes them one)' if likely else ''
+            reason += f', as {likely!r} is{self.hint}' if likely else ''
         elif not all(map(math.isfinite, (*box, area))):
             reason = 'box that is not finite'
         elif width <= 0 or height <= 0 or area <= 0:
@@ -170,9 +176,9 @@ class CocoWriter:
         for group in alike(sorted(found)):
             if not self.merge:
                 self.notes.add(
-                    'classes that differ only in case, blanks or Unicode form (--merge makes them '
-                    'one)', ' and '.join(f'{name!r} ({found[name]:,})' for name in group),
-                )  # fmt: skip
+                    f'classes that differ only in case, blanks or Unicode form{self.hint}',
+                    ' and '.join(f'{name!r} ({found[name]:,})' for name in group),
+                )
                 continue
             kept = max(group, key=found.__getitem__)
             for annotation in self.annotations:

@@ -52,5 +52,6 @@ def _named(error: Exception, transform: Any, data: Any) -> DataError:
     reason = ' '.join(str(error).split()) or 'no reason given'
     return DataError(
         f'{file}{size}: {name} fails with {type(error).__name__}: {reason}; correct the file or '
-        'take it out of the annotations, or where others fail as well, correct the pipeline'
+        'take it out of the annotations (check_data.py looks at all); where all fail, correct the '
+        'pipeline'
     )
