@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import cv2
@@ -80,19 +81,20 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         Raises:
             DataError: as ``transform`` does.
         """
-        image = self._load(file)
-        image = np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image[..., :3]
-        if image.dtype != np.uint8:  # of 16 bits or floats: from the least value to the largest
-            finite = image[np.isfinite(image)]
-            low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
-            scaled = (image.astype(np.float64) - low) * (255 / (float(high - low) or 1))
-            image = np.nan_to_num(scaled, nan=0).clip(0, 255).round().astype(np.uint8)
-        return np.repeat(image, 3, 2) if image.shape[2] == 1 else image
+        image = np.atleast_3d(self._load(file))
+        image = image[..., :3] if image.shape[2] > 2 else np.repeat(image[..., :1], 3, 2)
+        if image.dtype == np.uint8:
+            return image
+        image = image.astype(np.float64)  # 16 bits or floats: from the least value to the largest
+        finite = image[np.isfinite(image)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+        scaled = (image - low) * (255 / (high - low or 1))
+        return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
 
     def _check_size(self, results: dict, image: np.ndarray) -> None:
         annotated = results.get('width'), results.get('height')
         loaded = image.shape[1::-1]
-        if annotated == loaded or not all(isinstance(v, int | float) and v for v in annotated):
+        if annotated == loaded or not all(isinstance(v, Real) and v for v in annotated):
             return
         file = results['img_path']
         stored, _, orientation = read_header(self._read(file))
