@@ -43,9 +43,8 @@ def voc2coco(
     Boxes are those that mmdet makes of the xml, but that fractions stay: (xmin - 1, ymin - 1) is
     the corner, and width and height are xmax - xmin and ymax - ymin, one less than the pixels that
     VOC counts. Whoever trains on one and measures on the other has no box shifted. Difficult
-    objects become
-    ``iscrowd: 1``: mmdet ignores them as it does in the xml, and COCO's evaluation counts them
-    neither as missed nor as wrong (``ignore: 1`` it would overwrite).
+    objects become ``iscrowd: 1``: mmdet ignores them as it does in the xml, and COCO's evaluation
+    counts them neither as missed nor as wrong (``ignore: 1`` it would overwrite).
 
     Args:
         root: the folder of the set.
