@@ -2,10 +2,10 @@
 
 Prints what each split holds and every fault found, errors first, and ends with `fit to train` or
 `not fit to train`; the exit status is 0 or 1. With an error training ends or learns what is
-wrong; what a warning tells of, training passes over. Draws sheet.jpg (images with their
-annotations, those with findings first) and sizes.png, and lists every finding in findings.csv.
-Images that two splits share are found where their pixels are equal: a copy that was compressed
-again or resized is not.
+wrong; with a warning it goes on, and train.py prints those that it sees. Draws sheet.jpg (images
+with their annotations, those with findings first) and sizes.png, and lists every finding in
+findings.csv. Images that two splits share are found where their pixels are equal: a copy that was
+compressed again or resized is not.
 """
 
 import argparse

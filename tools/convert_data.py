@@ -34,6 +34,11 @@ def main() -> None:
     voc = command('voc2coco', 'Pascal VOC: an xml file an image', 'root')
     voc.add_argument('--list', dest='names', help='file of image names; by default every xml file')
     voc.add_argument('--classes', nargs='+', metavar='NAME', help='by default all, sorted')
+    voc.add_argument(
+        '--merge',
+        action='store_true',
+        help='make names that differ only in case, blanks or Unicode form one class',
+    )
     voc.add_argument('--images', default='JPEGImages', help='folder below ROOT')
     voc.add_argument('--annotations', default='Annotations', help='folder below ROOT')
 

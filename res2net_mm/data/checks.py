@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from mmengine import Config
 
 from .agreement import (
@@ -20,10 +21,12 @@ from .agreement import (
     measured_by_file,
     model_of,
 )
-from .errors import DataError, listed
-from .label_maps import check_values, read_semantic
-from .nodes import STRICT, Image, Node, Reading, Watch, find_nodes
+from .errors import DataError, alike, listed
+from .label_maps import SAMPLE, check_values, read_semantic
+from .nodes import Image, Node, Reading, Watch, find_nodes, type_name
 from .readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
+from .sizes import RESIZE_REMEDY, read_header, resize_faults, unseen_turn
+from .transforms import CheckLabelMap, loader_of
 
 _MOST_CLASSES_SHOWN = 12
 _ADJECTIVES = ('crowd', 'difficult')
@@ -51,6 +54,7 @@ class SplitSummary:
         examples: names of the first three images with a box of no size.
         unchecked: types of the datasets that were not looked into.
         same_as: an earlier split whose data this is.
+        warnings: lines on what the run goes on with, and should not without somebody's look.
     """
 
     split: str
@@ -66,13 +70,36 @@ class SplitSummary:
     examples: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
     same_as: str | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class _Noter(Watch):
+    """Lets a fault end the reading, and counts warnings by split and kind."""
+
+    def __init__(self) -> None:
+        self.split = ''
+        self.found: dict[str, dict[str, list]] = {}
+
+    def begin(self, split: str) -> None:
+        self.split = split
+
+    def warn(self, kind: str, file: str, what: str, remedy: str) -> None:
+        first = [0, f'{file}: {what}', remedy]
+        self.found.setdefault(self.split, {}).setdefault(kind, first)[0] += 1
+
+    def lines(self, split: str) -> list[str]:
+        """One line a kind."""
+        return [
+            f'{kind}: {what}{f", and {count - 1:,} more" if count > 1 else ""}; {remedy}'
+            for kind, (count, what, remedy) in self.found.get(split, {}).items()
+        ]
 
 
 def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) -> list[SplitSummary]:
     """Check the data of an mmdet or mmseg config without building its datasets.
 
-    Reads annotation files and lists image folders; of label maps, a sample is decoded. Boxes are
-    counted as training uses them with pipelines that
+    Reads annotation files and lists image folders; of images and label maps, a sample is decoded.
+    Boxes are counted as training uses them with pipelines that
     :func:`~res2net_mm.data.transforms.harden_dataset` has been over.
 
     Args:
@@ -89,15 +116,24 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
     """
     model = model_of(cfg)
 
+    watch = _Noter()
+    trained: set[str] = set()
+
     def look(node: Node, classes: tuple[str, ...], images: list[Image], used: list[Image]) -> None:
         report_missing(node, [image.file for image in used], 'images', source_of(node))
+        _check_resizing(node, used)
+        _warn_of_overlap(watch, trained, used, node.kind != 'coco')
+        _load_sample(watch, node, used)
         if node.kind == 'semantic' and model.get('decode_head'):
             maps = [image.label_map for image in used]
             split = node.key.partition('_')[0]
             ignored = {**dict(ignored_labels(model)), **dict(ignored_by_metrics(cfg, split))}
             check_values(node, maps, classes, ignored)
 
-    return walk(cfg, splits, STRICT, look)
+    summaries = walk(cfg, splits, watch, look)
+    for summary in summaries:
+        summary.warnings = watch.lines(summary.split)
+    return summaries
 
 
 def walk(cfg: Config, splits: Sequence[str], watch: Watch, look: Look) -> list[SplitSummary]:
@@ -153,6 +189,7 @@ def format_summary(summaries: Sequence[SplitSummary]) -> str:
         twin = any(earlier.split == summary.same_as for earlier in summaries)
         text = f'the same as {summary.same_as}' if twin else _describe(summary)
         lines.append(f'{summary.split}: {text}')
+        lines += [f'WARNING: {summary.split}: {warning}' for warning in summary.warnings]
     return '\n'.join(lines)
 
 
@@ -183,6 +220,13 @@ def _check_split(
                 classes = node.classes()
             if not classes:
                 continue
+            for group in alike(classes):
+                watch.warn(
+                    'classes alike',
+                    f'{node.key}.metainfo.classes',
+                    f'{listed(map(repr, group))} differ only in case, blanks or Unicode form',
+                    'make them one, if they are meant to be: voc2coco does with --merge',
+                )
             summary.classes = classes
             all_classes.append((node.key, classes))
             reading = _read(node, classes, annotated, split == 'train', watch)
@@ -257,6 +301,77 @@ def _sum_up(
     summary.dropped, summary.per_class = dict(dropped), dict(per_class)
     summary.other_classes = dict(others.most_common())
     summary.boxes = sum(per_class.values())
+
+
+def _check_resizing(node: Node, images: Sequence[Image]) -> None:
+    sizes = {(image.width, image.height) for image in images if image.width and image.height}
+    faults = resize_faults(node.config.get('pipeline') or (), sizes)
+    thin = [image for image in images if (image.width, image.height) in faults]
+    if thin:
+        raise DataError(
+            f'{node.key}: {len(thin):,} image{"s" * (len(thin) > 1)} cannot be resized: '
+            f'{thin[0].file}: {faults[thin[0].width, thin[0].height]}; {RESIZE_REMEDY}'
+        )
+
+
+def _load_sample(watch: _Noter, node: Node, images: Sequence[Image]) -> None:
+    """Load some images, spread over the set, as the run does: a fault of all shows before it."""
+    pipeline = node.config.get('pipeline') or ()
+    if not any(type_name(step).endswith('LoadImageFromFile') for step in pipeline):
+        return
+    load = loader_of(pipeline)
+    for image in images[:: max(1, len(images) // SAMPLE)][:SAMPLE]:
+        results = {'img_path': image.file, 'width': image.width, 'height': image.height}
+        if node.kind == 'voc':
+            results['xml_path'] = ''
+        loaded = load(results)
+        if loaded is None:
+            continue
+        stored, orientation = _header(image.file)
+        if orientation > 1 and stored == loaded['img_shape'][::-1]:
+            kind, what, remedy = unseen_turn(orientation)
+            watch.warn(kind, image.file, what, remedy)
+        size, _ = _header(image.label_map) if image.label_map else (None, 1)
+        if size:
+            about = {'seg_map_path': image.label_map, 'gt_seg_map': np.empty(size[::-1], bool)}
+            CheckLabelMap()({**loaded, **about})
+
+
+def _header(file: str) -> tuple[tuple[int, int] | None, int]:
+    with open(file, 'rb') as stream:
+        size, _, orientation = read_header(stream.read())
+    return size, orientation
+
+
+def _warn_of_overlap(
+    watch: _Noter, trained: set[str], images: Sequence[Image], twice: bool
+) -> None:
+    """Images to measure on that are trained on as well, as far as their paths tell; and with
+    ``twice`` those that the dataset has more than once."""
+    folders: dict[str, str] = {}
+    own: set[str] = set()
+    for image in images:
+        folder, name = os.path.split(image.file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        place = os.path.join(folders[folder], name)
+        if twice and place in own:
+            watch.warn(
+                'image listed twice',
+                image.file,
+                'it is in the set more than once, by its list or by a link to a folder',
+                'remove it there; as it is, it counts for more than others',
+            )
+        own.add(place)
+        if watch.split == 'train':
+            trained.add(place)
+        elif place in trained:
+            watch.warn(
+                'split overlap',
+                image.file,
+                'it is trained on: what is measured on it says nothing',
+                'take it out of one of the two splits',
+            )
 
 
 def source_of(node: Node) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from pycocotools import mask as rle
 from .convert_writer import CocoWriter, Converted, image_files
 from .errors import DataError
 from .limits import check_pixels
+from .readers import written_as_corners
 from .voc import find_image, read_voc
 
 KINDS = ('instances', 'binary', 'labels')
+_FARTHEST_SHARE = 2  # of the image's sides that a YOLO coordinate may be; beyond, it is in pixels
 
 
 def voc2coco(
@@ -33,15 +36,16 @@ def voc2coco(
     classes: Sequence[str] | None = None,
     images: str = 'JPEGImages',
     annotations: str = 'Annotations',
+    merge: bool = False,
     force: bool = False,
 ) -> Converted:
     """Write a Pascal VOC set as COCO json.
 
-    Boxes are those that mmdet makes of the xml: (xmin - 1, ymin - 1) is the corner, and width and
-    height are xmax - xmin and ymax - ymin, one less than the pixels that VOC counts. Whoever
-    trains on one and measures on the other has no box shifted. Difficult objects become
-    ``iscrowd: 1``: mmdet ignores them as it does in the xml, and COCO's evaluation counts them
-    neither as missed nor as wrong (``ignore: 1`` it would overwrite).
+    Boxes are those that mmdet makes of the xml, but that fractions stay: (xmin - 1, ymin - 1) is
+    the corner, and width and height are xmax - xmin and ymax - ymin, one less than the pixels that
+    VOC counts. Whoever trains on one and measures on the other has no box shifted. Difficult
+    objects become ``iscrowd: 1``: mmdet ignores them as it does in the xml, and COCO's evaluation
+    counts them neither as missed nor as wrong (``ignore: 1`` it would overwrite).
 
     Args:
         root: the folder of the set.
@@ -51,6 +55,8 @@ def voc2coco(
         classes: see :class:`CocoWriter`; objects of other classes are left out.
         images: the folder of the images below ``root``; the json's file names start there.
         annotations: the folder of the xml files below ``root``.
+        merge: make names that differ only in case, blanks and Unicode form one class: that of
+            ``classes``, else the most frequent of them. Without it they are reported.
         force: replace ``out`` where it exists.
 
     Returns:
@@ -61,7 +67,7 @@ def voc2coco(
             object that cannot be read is left out.
     """
     root = Path(root)
-    writer = CocoWriter(out, force, classes)
+    writer = CocoWriter(out, force, classes, merge)
     image_folder, xml_folder = root / images, root / annotations
     for folder in (image_folder, xml_folder):
         if not folder.is_dir():
@@ -86,11 +92,11 @@ def voc2coco(
             if said not in (None, size):
                 writer.notes.add('size in the annotation file that is not of the image', xml)
             for obj in objects:
-                x1, y1, x2, y2 = obj.box
+                x1, y1, x2, y2 = obj.corners
                 width, height = x2 - x1, y2 - y1
                 box = [x1 - 1, y1 - 1, width, height]
                 crowd = int(obj.difficult)
-                writer.add(obj.name, box, width * height, f'{xml} {obj.box}', iscrowd=crowd)
+                writer.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
         seen.add(name)
     return writer.write(f'voc2coco of {root}')
 
@@ -101,11 +107,18 @@ def _voc_names(root: Path, names: str | Path | None, xml_folder: Path) -> list[s
     file = next((path for path in (root / names, Path(names)) if path.is_file()), None)
     if file is None:
         raise DataError(f'there is no list of images {root / names}, nor {names}')
+    return _lines(file)
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in _text(file).splitlines() if line.strip()]
+
+
+def _text(file: Path) -> str:
     try:
-        lines = file.read_text(encoding='utf-8-sig').splitlines()
+        return file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
-        raise DataError(f'{file} is no list in UTF-8 ({error}); write it again') from error
-    return [line.strip() for line in lines if line.strip()]
+        raise DataError(f'{file} is no text in UTF-8 ({error}); write it again') from error
 
 
 def yolo2coco(
@@ -146,20 +159,35 @@ def yolo2coco(
     names = list(classes) if classes else _yolo_classes(root, label_folder)
     writer = CocoWriter(out, force, names)
     read = {label_folder / 'classes.txt'}
+    formats: Counter[str] = Counter()
     for image in image_files(image_folder):
         file = (label_folder / image.relative_to(image_folder)).with_suffix('.txt')
         size = writer.image(image, image_folder)
         read.add(file)
         if size and file.is_file():
-            _read_yolo(writer, file, names, size)
+            _read_yolo(writer, file, names, size, formats)
+    if written_as_corners(formats):
+        raise DataError(
+            f'{label_folder}: all of its {formats["boxes"]:,} boxes would be in their images as x1 '
+            f'y1 x2 y2, but as centre and size {formats["beyond"]:,} go beyond them; write them as '
+            'YOLO does'
+        )
     for file in sorted(set(label_folder.rglob('*.txt')) - read):
         writer.left_out.add('label file without image', file)
     return writer.write(f'yolo2coco of {root}')
 
 
-def _read_yolo(writer: CocoWriter, file: Path, names: list[str], size: tuple[int, int]) -> None:
+def _read_yolo(
+    writer: CocoWriter, file: Path, names: list[str], size: tuple[int, int], formats: Counter
+) -> None:
     for where, numbers in _yolo_lines(writer, file):
         label = numbers[0]
+        if max(map(abs, numbers[1:])) > _FARTHEST_SHARE:
+            writer.left_out.add(
+                'object with coordinates in pixels, where YOLO has shares of the image from 0 to 1',
+                where,
+            )
+            continue
         if label not in range(len(names)):
             writer.left_out.add(f'object of class {label:g}, of {len(names)} from 0', where)
             continue
@@ -167,10 +195,13 @@ def _read_yolo(writer: CocoWriter, file: Path, names: list[str], size: tuple[int
         more = {}
         if len(values) == 4:
             x, y, width, height = values
+            formats['boxes'] += 1
+            formats['corners'] += width > x and height > y and all(0 <= v <= 1 for v in numbers[1:])
             values = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
         cut = [min(max(value, 0), size[i % 2]) for i, value in enumerate(values)]
         if max(abs(a - b) for a, b in zip(values, cut, strict=True)) >= 1:
             writer.notes.add('object that reached over the border of its image', where)
+            formats['beyond'] += len(values) == 4
         xs, ys = cut[::2], cut[1::2]
         left, top, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
         area = width * height
@@ -212,8 +243,7 @@ def _yolo_classes(root: Path, label_folder: Path) -> list[str]:
             return _yaml_classes(root / name)
     for file in (root / 'classes.txt', label_folder / 'classes.txt'):
         if file.is_file():
-            lines = file.read_text(encoding='utf-8-sig').splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return _lines(file)
     raise DataError(
         f'{root} has no data.yaml and no classes.txt; name the classes with --classes, in the '
         'order of their numbers'
@@ -222,11 +252,11 @@ def _yolo_classes(root: Path, label_folder: Path) -> list[str]:
 
 def _yaml_classes(file: Path) -> list[str]:
     try:
-        content = yaml.safe_load(file.read_text(encoding='utf-8-sig'))
+        content = yaml.safe_load(_text(file))
         names = content['names']
         if isinstance(names, dict):
             names = [names[i] for i in range(len(names))]
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         why = ' '.join(str(error).split())
         raise DataError(f'{file} is not valid YAML ({why})') from error
     except (KeyError, TypeError) as error:
@@ -287,13 +317,13 @@ def masks2coco(
     for image in image_files(images):
         stem = masks / image.relative_to(images).with_suffix('')
         file = stem if kind == 'binary' else stem.with_name(f'{stem.name}.png')
-        if not file.exists():
+        if not (file.is_dir() if kind == 'binary' else file.is_file()):
             writer.left_out.add('image without mask', file)
         elif size := writer.image(image, images):
             if kind == 'labels':
                 _add_classes(writer, file, size, classes, first, ignore)
             elif kind == 'binary':
-                for part in sorted(file.glob('*.png')):
+                for part in sorted(p for p in file.glob('*.png') if p.is_file()):
                     values = _values(writer, part, size)
                     if values is not None:
                         _add(writer, classes[0], values > 0, str(part))

@@ -14,11 +14,12 @@ from typing import Any
 from PIL import Image
 
 from ..files import check_writable, write_text
-from .errors import DataError, listed
+from .errors import DataError, alike, folded, listed
 
 SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'))
 
 _EXAMPLES = 3
+_BORDER = 1  # px by which a box may reach over the border: rounding, and counting from 0 or 1
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are swapped
 _TURNED = 'image that EXIF turns: its annotations must be of the turned one'
 
@@ -87,13 +88,21 @@ class CocoWriter:
         force: replace it where it exists.
         classes: names in the order of the categories, whose ids count from 1; without them those
             that the objects have, sorted.
+        merge: names that differ only in case, blanks and Unicode form are one class; None: they are
+            not, and there is no option for it.
 
     Raises:
         DataError: ``out`` exists, or a class is named twice.
         OSError: ``out`` cannot be written.
     """
 
-    def __init__(self, out: str | Path, force: bool, classes: Sequence[str] | None) -> None:
+    def __init__(
+        self,
+        out: str | Path,
+        force: bool,
+        classes: Sequence[str] | None,
+        merge: bool | None = None,
+    ) -> None:
         self.out = Path(out)
         if self.out.exists() and not force:
             raise DataError(f'{out} exists; give another name, or replace it with --force')
@@ -102,6 +111,8 @@ class CocoWriter:
         if twice:
             raise DataError(f'classes name {listed(twice)} more than once')
         self.classes = classes
+        self.merge = merge
+        self.hint = '' if merge is None else ' (--merge makes them one)'
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.left_out, self.notes = Tally(), Tally()
@@ -133,8 +144,12 @@ class CocoWriter:
         """
         x, y, width, height = box
         image = self.images[-1]
+        likely = next((c for c in self.classes or () if folded(c) == folded(name)), None)
+        if self.merge and likely:
+            name = likely
         if self.classes is not None and name not in self.classes:
             reason = f'object of class {name!r}, which is not asked for'
+            reason += f', as {likely!r} is{self.hint}' if likely else ''
         elif not all(map(math.isfinite, (*box, area))):
             reason = 'box that is not finite'
         elif width <= 0 or height <= 0 or area <= 0:
@@ -142,6 +157,8 @@ class CocoWriter:
         elif x >= image['width'] or y >= image['height'] or x + width <= 0 or y + height <= 0:
             reason = 'box outside of its image'
         else:
+            if max(-x, -y, x + width - image['width'], y + height - image['height']) > _BORDER:
+                self.notes.add('box that reaches over the border of its image', where)
             annotation = {'id': len(self.annotations) + 1, 'image_id': image['id']}
             annotation |= {'category_id': name, 'bbox': list(box), 'area': area, 'iscrowd': 0}
             self.annotations.append(annotation | more)
@@ -159,6 +176,18 @@ class CocoWriter:
             why = ';'.join(self.left_out.lines()) or ' nothing was found'
             raise DataError(f'{description}: no {what} can be used:{why}')
         found = Counter(annotation['category_id'] for annotation in self.annotations)
+        for group in alike(sorted(found)):
+            if not self.merge:
+                self.notes.add(
+                    f'classes that differ only in case, blanks or Unicode form{self.hint}',
+                    ' and '.join(f'{name!r} ({found[name]:,})' for name in group),
+                )
+                continue
+            kept = max(group, key=found.__getitem__)
+            for annotation in self.annotations:
+                if annotation['category_id'] in group:
+                    annotation['category_id'] = kept
+            found[kept] = sum(found.pop(name) for name in group)
         names = list(self.classes or sorted(found))
         for name in names:
             if name not in found:
@@ -193,6 +222,8 @@ class CocoWriter:
 
 def image_size(file: Path) -> tuple[tuple[int, int], bool]:
     """Width and height as mmcv loads the image, from its header alone; whether EXIF turns it."""
+    if not file.is_file():  # to open a pipe may take for ever
+        raise OSError(f'{file} is no regular file')
     with Image.open(file) as image:
         width, height = image.size
         # OpenCV heeds it in these; Pillow reads its file to the end where it has not met it yet.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -33,5 +34,18 @@ def listed(names: Iterable[str], most: int = 5) -> str:
     return ', '.join(names[:most]) + (', ...' if len(names) > most else '')
 
 
+def folded(name: str) -> str:
+    """``name`` without what people do not see or care for: case, blanks, its Unicode form."""
+    return ' '.join(unicodedata.normalize('NFC', str(name)).casefold().split())
+
+
+def alike(names: Iterable[str]) -> list[list[str]]:
+    """Those of ``names`` that differ only in what :func:`folded` takes away, in groups."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(folded(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _plain(name: str) -> str:
-    return re.sub(r'[\s_-]+', '', str(name).casefold())
+    return re.sub(r'[\s_-]+', '', folded(name))

@@ -11,10 +11,18 @@ import numpy as np
 
 from .findings import Collector
 from .label_maps import check_map, check_variety, values_are_labels
+from .nodes import Image
 from .pixels import Part, Picture
+from .sizes import (
+    RESIZE_KIND,
+    RESIZE_REMEDY,
+    only_swapped,
+    resize_faults,
+    size_fault,
+    unseen_turn,
+)
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-_TURNED = 5  # from this EXIF orientation on, width and height change places
 
 
 def check_files(watch: Collector, part: Part, everything: Sequence[Part]) -> None:
@@ -27,15 +35,7 @@ def check_files(watch: Collector, part: Part, everything: Sequence[Part]) -> Non
     """
     counts = Counter(os.path.normpath(image.file) for image in part.listed)
     for file in (file for file, count in counts.items() if count > 1):
-        if part.node.kind == 'coco':
-            watch.error(
-                'image listed twice',
-                file,
-                f'{counts[file]} images of {part.node.path(part.node.config["ann_file"])} are '
-                'this file: what is annotated on one is background on the other',
-                'give all annotations of the file one image_id, and remove the other images',
-            )
-        else:
+        if part.node.kind != 'coco':  # of which the reader tells
             watch.warn(
                 'image listed twice',
                 file,
@@ -66,7 +66,10 @@ def check_files(watch: Collector, part: Part, everything: Sequence[Part]) -> Non
 
 
 def check_pictures(watch: Collector, part: Part) -> None:
-    """Images that do not decode, are of another size than annotated, or turned; uncommon modes."""
+    """Images that do not decode or resize, are of another size than annotated, or turned; uncommon
+    modes."""
+    sizes = (picture.size for picture in part.pictures.values() if picture.size)
+    thin = resize_faults(part.node.config.get('pipeline') or (), sizes)
     for image in part.used:
         picture = part.pictures.get(image.file)
         if picture is None:
@@ -75,7 +78,9 @@ def check_pictures(watch: Collector, part: Part) -> None:
             with watch.guard('image unreadable', image.file):
                 raise picture.fault
             continue
-        _check_size(watch, picture, (image.width, image.height))
+        _check_size(watch, picture, image, part.node.kind == 'voc')
+        if picture.size in thin:
+            watch.error(RESIZE_KIND, image.file, thin[picture.size], RESIZE_REMEDY)
         if picture.deep:
             watch.warn(
                 'image of 16 bits',
@@ -99,34 +104,24 @@ def check_pictures(watch: Collector, part: Part) -> None:
             )
 
 
-def _check_size(watch: Collector, picture: Picture, annotated: tuple[int, int]) -> None:
-    is_known = all(annotated)
-    if is_known and picture.size != annotated:
-        turned = picture.stored == annotated and picture.orientation >= _TURNED
-        size, wanted = (f'{width} x {height}' for width, height in (picture.size, annotated))
-        if turned:
-            watch.error(
-                'image turned by EXIF',
+def _check_size(watch: Collector, picture: Picture, image: Image, voc: bool) -> None:
+    annotated = image.width, image.height
+    if all(annotated) and picture.size != annotated:
+        boxes = [item.box for item in image.objects]
+        if voc and only_swapped(annotated, picture.size, picture.stored, boxes):
+            watch.warn(
+                'width and height swapped',
                 picture.file,
-                f'its EXIF tag turns it to {size} px when it is loaded, its annotations are for '
-                f'{wanted}',
-                'write the image upright and annotate that, or remove the tag from the image',
+                f'it has {picture.size[0]} x {picture.size[1]} px, its xml file says '
+                f'{annotated[0]} x {annotated[1]}; its boxes are used as they are',
+                'correct <size>',
             )
-        else:
-            watch.error(
-                'image of another size',
-                picture.file,
-                f'it has {size} px, its annotations are for {wanted}',
-                'annotate the image as it is, or put back the one that was annotated',
-            )
-    elif picture.orientation > 1 and (picture.stored == picture.size):
-        watch.warn(
-            'image turned by EXIF',
-            picture.file,
-            f'its EXIF tag ({picture.orientation}) may turn it when it is loaded, and its size '
-            'does not tell whether the annotations are for that',
-            'look at it (contact sheet); to be sure, write it upright without the tag',
-        )
+            return
+        fault = size_fault(annotated, picture.size, picture.stored, picture.orientation)
+        watch.error(fault[0], picture.file, *fault[1:])
+    elif picture.orientation > 1 and picture.stored == picture.size:
+        kind, what, remedy = unseen_turn(picture.orientation)
+        watch.warn(kind, picture.file, what, remedy)
 
 
 def check_maps(watch: Collector, part: Part, ignored: Mapping[str, Any]) -> None:
@@ -206,7 +201,7 @@ def check_splits(watch: Collector, parts: Sequence[Part]) -> None:
             if twin:
                 same = os.path.realpath(twin) == os.path.realpath(image.file)
                 what = 'the same file' if same else f'pixel for pixel {twin}, which'
-                watch.error(
+                watch.warn(
                     'split overlap',
                     image.file,
                     f'{"it is " if not same else ""}{what} is trained on: what is measured on it '
@@ -230,6 +225,7 @@ def _left_over(folders: set[str], known: set[str]) -> list[str]:
             names = sorted(os.listdir(folder or os.curdir))
         except OSError:
             continue
-        files = (os.path.normpath(os.path.join(folder, name)) for name in names)
+        # hidden ones are macOS's companions ._photo.jpg
+        files = (os.path.normpath(os.path.join(folder, n)) for n in names if not n.startswith('.'))
         found += [f for f in files if f.lower().endswith(_SUFFIXES) and f not in known]
     return found

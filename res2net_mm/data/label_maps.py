@@ -49,8 +49,21 @@ def read_semantic(node: Node, classes: Sequence[str], watch: Watch = STRICT) -> 
         names = [line.strip() for line in read_list(source)]
     else:
         source = folder
-        found = list_dir_or_file(folder, list_dir=False, suffix=image_suffix, recursive=True)
-        names = sorted(name[: -len(image_suffix)] for name in found)
+        try:
+            found = [*list_dir_or_file(folder, list_dir=False, recursive=True)]
+        except OSError as error:  # a link to itself
+            raise DataError(
+                f'{node.key}: {folder} cannot be listed ({error}); remove what is broken'
+            ) from error
+        names = sorted(n[: -len(image_suffix)] for n in found if n.endswith(image_suffix))
+        for name in found:
+            if name.lower().endswith(image_suffix.lower()) and not name.endswith(image_suffix):
+                watch.warn(
+                    'suffix in another case',
+                    os.path.join(folder, name),
+                    f'it does not end in img_suffix={image_suffix!r}, so that it is not used',
+                    'rename it',
+                )
     if not names:
         there = Counter(
             os.path.splitext(name)[1] for name in list_dir_or_file(folder, False, recursive=True)

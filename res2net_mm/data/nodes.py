@@ -303,23 +303,29 @@ def read_list(file: str) -> list[str]:
     """The lines of a text file.
 
     Raises:
-        DataError: it is no text.
+        DataError: it is no text in UTF-8, or begins with a byte order mark, which would become a
+            part of its first line.
     """
     try:
-        return list_from_file(file)
+        lines = list_from_file(file)
     except UnicodeDecodeError as error:
         raise DataError(f'{file} is no list in UTF-8 ({error}); write it again') from error
+    if lines and lines[0].startswith('\ufeff'):
+        raise DataError(f'{file} begins with a byte order mark; write it in UTF-8 without one')
+    return lines
 
 
 def missing_files(files: list[str]) -> list[str]:
-    """Those of ``files`` that do not exist, in order; every folder is read once."""
+    """Those of ``files`` that are no files, in order; every folder is read once."""
     by_folder = defaultdict(set)
     for file in files:
         by_folder[os.path.dirname(file)].add(os.path.basename(file))
     absent = set()
     for folder, names in by_folder.items():
         try:
-            names -= set(os.listdir(folder or os.curdir))
+            with os.scandir(folder or os.curdir) as entries:
+                # links, pipes and folders have to show what they are below
+                names -= {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
         except OSError:
             pass
         # a file system may not care for case, and a name may hold what a listing does not

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from .anchors import LEAST_IOU, anchor_sizes, best_ious, resize_factors
-from .errors import nearest
 from .findings import Collector
 from .masks import MASK_ERRORS, MASK_REMEDIES, check_mask
 from .nodes import Image, Object
 from .pixels import Part, progress
-from .readers import LIKENESS, ZERO_SIZE
+from .readers import ZERO_SIZE
 
 #: Share of the boxes without an anchor from which it is told.
 MOST_WITHOUT_ANCHOR = 0.1
-_BORDER = 1  # px by which a box may go beyond the image: rounding, and counting from 0 or 1
-_FEWEST_FOR_FORMAT = 5  # boxes that tell how boxes are written
 _USED = (None, 'crowd', 'difficult')
 _REASONS = {  # training drops these: reason -> kind, what, remedy
     'not finite': (
@@ -67,28 +63,6 @@ def check_objects(watch: Collector, part: Part) -> None:
                     f'{" and ".join(titles[:2])} are one box of class {name}',
                     'remove all but one; the others count as objects that are not found',
                 )
-    if part.node.kind == 'coco':
-        _check_box_format(watch, part)
-    else:
-        _check_names(watch, part)
-
-
-def _check_names(watch: Collector, part: Part) -> None:
-    """Names in VOC's files that are nearly those of a class, whose objects are passed over."""
-    first: dict[str, str] = {}
-    for image in part.used:
-        first |= {name: image.file for name in image.other_classes if name not in first}
-    others = sum((image.other_classes for image in part.used), Counter())
-    for name, file in first.items():
-        likely = nearest(name, part.classes, LIKENESS)
-        if likely and any(likely in image.boxes for image in part.used):
-            watch.warn(
-                'name like a class',
-                file,
-                f'{others[name]:,} objects are named {name!r} (did you mean {likely!r}?), which is '
-                'no class, so that they are not used',
-                'write the name as the others are, or leave it, if it is meant',
-            )
 
 
 def _check_box(watch: Collector, part: Part, image: Image, item: Object) -> None:
@@ -96,7 +70,7 @@ def _check_box(watch: Collector, part: Part, image: Image, item: Object) -> None
     shown = f'{item.where} ({item.name}), box {", ".join(f"{side:g}" for side in item.box)}'
     if item.reason == ZERO_SIZE and (x2 < x1 or y2 < y1):
         voc = part.node.kind == 'voc'
-        watch.error(
+        watch.warn(
             'swapped corners' if voc else 'negative size',
             image.file,
             f'{shown}: {"its corners are swapped" if voc else "its width or height is negative"}, '
@@ -106,39 +80,6 @@ def _check_box(watch: Collector, part: Part, image: Image, item: Object) -> None
     elif item.reason in _REASONS:
         kind, what, remedy = _REASONS[item.reason]
         watch.warn(kind, image.file, f'{shown}: {what}', remedy)
-    elif image.width and _beyond(item.box, image) > _BORDER:
-        watch.warn(
-            'box beyond the border',
-            image.file,
-            f'{shown}: it goes {_beyond(item.box, image):g} px beyond the '
-            f'{image.width} x {image.height} px of the image',
-            'nothing, if objects are cut by the border; else look whether boxes and image agree',
-        )
-
-
-def _beyond(box: Sequence[float], image: Image) -> float:
-    return max(-box[0], -box[1], box[2] - image.width, box[3] - image.height)
-
-
-def _check_box_format(watch: Collector, part: Part) -> None:
-    """Boxes written as corners: each would be wholly in its image, and most as sizes are not."""
-    boxes = [(item.box, image) for image in part.used for item in image.objects]
-    boxes = [(box, image) for box, image in boxes if all(map(math.isfinite, box)) and image.width]
-    beyond = sum(_beyond(box, image) > _BORDER for box, image in boxes)
-    if len(boxes) < _FEWEST_FOR_FORMAT or not beyond:
-        return
-    corners = [(x1, y1, x2 - x1, y2 - y1) for (x1, y1, x2, y2), _ in boxes]
-    if all(
-        x2 > x1 and y2 > y1 and _beyond((x1, y1, x2, y2), image) <= _BORDER
-        for (x1, y1, x2, y2), (_, image) in zip(corners, boxes, strict=True)
-    ):
-        watch.error(
-            'boxes written as corners',
-            part.node.annotation_file(),
-            f'all of its {len(boxes):,} boxes would be in their images as [x1, y1, x2, y2], but '
-            f'as [x, y, width, height] {beyond:,} go beyond them',
-            'write them as [x, y, width, height]',
-        )
 
 
 def _check_object_mask(watch: Collector, image: Image, item: Object) -> None:

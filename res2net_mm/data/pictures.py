@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image as PillowImage
 
+from .errors import DataError
 from .findings import ERROR, Findings
 from .masks import check_mask
 from .nodes import Image, Object
@@ -185,10 +186,10 @@ def _spread(items: Sequence) -> list:
 
 def _draw_image(tile: np.ndarray, part: Part, image: Image) -> None:
     known = part.pictures.get(image.file)
-    if known and known.fault:
-        write_text(tile, 'cannot be shown', (8, 20))
-        return
-    picture = cv2.imread(image.file, cv2.IMREAD_COLOR) if os.path.isfile(image.file) else None
+    try:
+        picture = None if known and known.fault else part.loader.picture(image.file)
+    except DataError:
+        picture = None
     if picture is None:
         write_text(tile, 'cannot be shown', (8, 20))
         return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +12,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image as PillowImage
 from tqdm import tqdm
 
 from .errors import DataError
 from .label_maps import count_values
-from .nodes import Image, Node, missing_files, type_name
-from .transforms import LoadImageFromFile
+from .nodes import Image, Node, missing_files
+from .sizes import read_header
+from .transforms import LoadImageFromFile, loader_of
 
-_ORIENTATION = 0x0112  # the EXIF tag; 1 is upright, from 5 on width and height change places
 _PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24  # where a PNG tells its bits a sample
-# what Pillow raises at headers that it cannot read
-_NOT_PICTURES = (
-    OSError, SyntaxError, ValueError, struct.error, PillowImage.DecompressionBombError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,6 +78,11 @@ class Part:
     pictures: dict[str, Picture] = field(default_factory=dict)
     maps: dict[str, Picture] = field(default_factory=dict)
 
+    @property
+    def loader(self) -> LoadImageFromFile:
+        """Loads images as its pipeline does."""
+        return loader_of(self.node.config.get('pipeline') or ())
+
     def class_pixels(self) -> np.ndarray:
         """(classes,) pixels of each class in the label maps."""
         counts = [picture.counts for picture in self.maps.values() if picture.counts is not None]
@@ -93,14 +92,6 @@ class Part:
 
 # way of loading -> path -> what is there
 Known = dict[tuple, dict[str, Picture]]
-
-
-def loader_of(node: Node) -> LoadImageFromFile:
-    """Loads images as the pipeline of a dataset does, but for what only changes their numbers."""
-    steps = node.config.get('pipeline') or ()
-    step = next((s for s in steps if type_name(s).endswith('LoadImageFromFile')), {})
-    arguments = {key: step[key] for key in ('color_type', 'imdecode_backend') if key in step}
-    return LoadImageFromFile(**arguments)
 
 
 def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
@@ -133,7 +124,7 @@ def look_at_pixels(part: Part, known: Known, workers: int | None = None) -> None
         known: what was looked at before in the same way, and is not again; it is added to.
         workers: threads; one a processor, but at most 16, by default.
     """
-    load, node = loader_of(part.node), part.node
+    load, node = part.loader, part.node
     part.pictures = _look_at_all(
         f'{part.split} images',
         [image.file for image in part.used],
@@ -181,14 +172,12 @@ def _header(file: str) -> dict[str, Any]:
             content = stream.read()
     except OSError:  # the one that decodes tells of it
         return {'stored': None}
-    facts: dict[str, Any] = {'stored': None, 'digest': hashlib.blake2b(content).hexdigest()}
-    try:
-        with PillowImage.open(file) as image:
-            facts |= {'stored': image.size, 'mode': image.mode}
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            facts['orientation'] = orientation if isinstance(orientation, int) else 1
-    except _NOT_PICTURES:
-        return facts
-    png_of_16_bits = content.startswith(_PNG_START) and content[_PNG_DEPTH] == 16
-    facts['deep'] = png_of_16_bits or facts['mode'].startswith(('I', 'F'))
-    return facts
+    stored, mode, orientation = read_header(content)
+    png_of_16_bits = content.startswith(_PNG_START) and content[_PNG_DEPTH:][:1] == b'\x10'
+    return {
+        'stored': stored,
+        'mode': mode,
+        'orientation': orientation,
+        'digest': hashlib.blake2b(content).hexdigest(),
+        'deep': stored is not None and (png_of_16_bits or mode.startswith(('I', 'F'))),
+    }

@@ -7,11 +7,12 @@ import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from reprlib import repr as brief  # what a file holds may be long
 from typing import Any
 
 import mmcv
 
-from .errors import DataError, listed, nearest
+from .errors import DataError, folded, listed, nearest
 from .limits import check_pixels
 from .nodes import STRICT, Image, Node, Object, Reading, Watch, missing_files, read_list
 from .voc import find_image, read_voc
@@ -22,6 +23,10 @@ ZERO_SIZE = 'zero-size'
 # Least likeness of a name to a class without objects to be called a misspelling. To train on a
 # class without objects is a mistake anyway; to have none of it to evaluate on is common.
 _LIKENESS_IN_TRAINING, LIKENESS = 0.6, 0.81
+_IGNORED = ('crowd', 'difficult')  # neither trained on nor counted as missed
+_BORDER = 1  # px by which a box may go beyond the image: rounding, and counting from 0 or 1
+_MOST_SIDE = 10_000_000  # px of an image
+_FEWEST = 5  # boxes that tell how boxes are written
 # By how much an object may be larger than its box before it is told: rounding.
 _MOST_AREA = 1.1
 
@@ -52,12 +57,14 @@ def read_coco(
     annotations = _check_unique(content.get('annotations') or [], 'annotation', file, watch)
     masks = loads_masks(node.config.get('pipeline') or ())
     reading = Reading(list(images.values()))
+    formats: Counter[str] = Counter()
     for annotation in annotations:
         where = f'{file}: annotation {annotation["id"]}'
         with watch.guard('broken annotation', file):
             name = category_names.get(_key(annotation, 'category_id', where))
             image = images.get(_key(annotation, 'image_id', where))
             if image is None:
+                _check_id_type(annotation, 'image_id', images, where)
                 reading.stray += 1
                 watch.warn(
                     'annotation of no image',
@@ -67,11 +74,12 @@ def read_coco(
                 )
                 continue
             if annotation['category_id'] not in category_names:
+                _check_id_type(annotation, 'category_id', category_names, where)
                 watch.warn(
                     'annotation of no category',
                     file,
                     f'annotation {annotation["id"]} has category_id '
-                    f'{annotation["category_id"]!r}, which no category has',
+                    f'{brief(annotation["category_id"])}, which no category has',
                     'add the category, or correct the annotation; it is not used',
                 )
             if name not in classes:
@@ -93,10 +101,23 @@ def read_coco(
             image.add(name, reason)
             if reason is None:
                 _warn_of_area(annotation, image, watch)
+            title = f'annotation {annotation["id"]}'
+            if box:
+                _count_formats(formats, annotation['bbox'], image)
+                _warn_of_border(watch, image, f'{title} ({name})', box, reason)
             if watch.keeps_objects and box:
-                title = f'annotation {annotation["id"]}'
                 segmentation = annotation.get('segmentation')
                 image.objects.append(Object(name, box, title, reason, segmentation))
+    with watch.guard('boxes written as corners', file):
+        if written_as_corners(formats):
+            raise DataError(
+                f'{file}: all of its {formats["boxes"]:,} boxes would be in their images as '
+                f'[x1, y1, x2, y2], but as [x, y, width, height] {formats["beyond"]:,} go beyond '
+                'them; write them as [x, y, width, height]'
+            )
+    _check_doubled(list(images.values()), file, watch)
+    others = sum((image.other_classes for image in reading.images), Counter())
+    _warn_of_names(watch, reading.images, classes, others, likeness=1)
     return reading
 
 
@@ -182,7 +203,7 @@ def read_voc_set(
             _read_voc_image(image, xml_file, classes, least, watch)
     with watch.guard('classes', file):
         likeness = _LIKENESS_IN_TRAINING if training else LIKENESS
-        _check_voc_names(node, classes, images, likeness)
+        _check_voc_names(node, classes, images, likeness, watch)
     return Reading(images)
 
 
@@ -198,7 +219,7 @@ def report_missing(
     for batch in watch.batches(missing):
         with watch.guard(f'{what} missing', batch[0]):
             folder = os.path.dirname(batch[0]) or '.'
-            first = f'{listed(map(os.path.basename, batch), 3)} in {folder}'
+            first = f'{listed(map(os.path.basename, batch), 3)} in {folder}{_likely(batch[0])}'
             if len(missing) == len(files):
                 raise DataError(
                     f'{node.key}: none of the {len(files):,} {what} of {source} is there '
@@ -210,6 +231,22 @@ def report_missing(
                 f'missing ({first}); add them or take them out of it'
             )
     return missing
+
+
+def _likely(file: str) -> str:
+    """Why a file is missing that is there by another name."""
+    if os.path.lexists(file):
+        return ', which is there, but no file'
+    if '\\' in file:
+        return ', whose \\ separates no folders here: write /'
+    folder, name = os.path.split(file)
+    try:
+        there = os.listdir(folder or os.curdir)
+    except OSError:
+        return ''
+    stem = os.path.splitext(name)[0]
+    names = [n for n in there if folded(n) == folded(name) or os.path.splitext(n)[0] == stem]
+    return f', where {names[0]} is' if names else ''
 
 
 def _read_voc_image(
@@ -226,6 +263,14 @@ def _read_voc_image(
         decoded = mmcv.imread(image.file)
         size = None if decoded is None else decoded.shape[1::-1]
     image.width, image.height = size or (0, 0)
+    if any(obj.corners != obj.box for obj in objects):
+        watch.warn(
+            'fractional coordinates',
+            xml_file,
+            'mmdet cuts the fractions of VOC coordinates off',
+            'nothing, where a pixel makes no difference; else train on what voc2coco writes, which '
+            'keeps them',
+        )
     for i, obj in enumerate(objects, 1):
         if obj.name not in classes:
             image.other_classes[obj.name] += 1
@@ -238,6 +283,7 @@ def _read_voc_image(
         if reason is None and least is not None and min(x2 - x1, y2 - y1) < least:
             reason = f'under {least} px'
         image.add(obj.name, reason)
+        _warn_of_border(watch, image, f'object {i} ({obj.name})', (x1, y1, x2, y2), reason)
         if watch.keeps_objects:
             image.objects.append(Object(obj.name, (x1, y1, x2, y2), f'object {i}', reason))
 
@@ -248,26 +294,111 @@ def _coco_images(infos: list[dict], folder: str, file: str, watch: Watch) -> dic
         with watch.guard('broken image entry', file):
             where = f'{file}: image {info["id"]}'
             width, height = (_number(info, side, where) for side in ('width', 'height'))
-            if not (width >= 1 and height >= 1):
+            if not (1 <= width <= _MOST_SIDE and 1 <= height <= _MOST_SIDE):
                 raise DataError(
-                    f'{where} is {width} x {height} px, so that all of its objects would be '
-                    'dropped; write its width and height'
+                    f'{where} is {brief(width)} x {brief(height)} px, which no image is; write its '
+                    'width and height'
                 )
             name = _get(info, 'file_name', where)
-            if not isinstance(name, str):
-                raise DataError(f'{where}: file_name is {name!r}; write the name of its file')
+            if not isinstance(name, str) or '\0' in name:
+                raise DataError(f'{where}: file_name is {brief(name)}; write the name of its file')
             images[info['id']] = Image(os.path.join(folder, name), width, height)
     return images
 
 
+def _check_doubled(images: Sequence[Image], file: str, watch: Watch) -> None:
+    """Files that are more than one image: with other objects on each, they contradict."""
+    by_file: dict[str, list[Image]] = {}
+    for image in images:
+        by_file.setdefault(os.path.normpath(image.file), []).append(image)
+    for name, same in by_file.items():
+        if len(same) == 1:
+            continue
+        kind = 'image listed twice'
+        if all(Counter(image.boxes) == Counter(same[0].boxes) for image in same):
+            watch.warn(
+                kind,
+                name,
+                f'{len(same)} images of {file} are this file',
+                'remove all but one; as it is, it counts for more than others',
+            )
+            continue
+        with watch.guard(kind, name):
+            raise DataError(
+                f'{name}: {len(same)} images of {file} are this file: what is annotated on one is '
+                'background on the other; give all annotations of the file one image_id, and '
+                'remove the other images'
+            )
+
+
+def _beyond(box: Sequence[float], image: Image) -> float:
+    """By how many px a box goes beyond its image."""
+    return max(-box[0], -box[1], box[2] - image.width, box[3] - image.height)
+
+
+def _warn_of_border(
+    watch: Watch, image: Image, title: str, box: Sequence[float], reason: str | None
+) -> None:
+    if image.width and reason in (None, *_IGNORED) and _beyond(box, image) > _BORDER:
+        watch.warn(
+            'box beyond the border',
+            image.file,
+            f'{title}, box {", ".join(f"{side:g}" for side in box)}: it goes '
+            f'{_beyond(box, image):g} px beyond the {image.width} x {image.height} px of the image',
+            'nothing, if objects are cut by the border; else look whether boxes and image agree',
+        )
+
+
+def _count_formats(formats: Counter[str], bbox: Sequence[float], image: Image) -> None:
+    """Whether a box fits its image as [x, y, width, height], and whether as [x1, y1, x2, y2]."""
+    if all(map(math.isfinite, bbox)):
+        x, y, width, height = bbox
+        formats['boxes'] += 1
+        formats['beyond'] += _beyond((x, y, x + width, y + height), image) > _BORDER
+        formats['corners'] += width > x and height > y and _beyond(bbox, image) <= _BORDER
+
+
+def written_as_corners(formats: Mapping[str, int]) -> bool:
+    """Whether boxes are written as corners x1, y1, x2, y2, not with a width and a height.
+
+    Args:
+        formats: how many ``boxes`` there are, how many go ``beyond`` their images as they should be
+            written, and how many are within them as ``corners``.
+    """
+    boxes = formats['boxes']
+    # a few boxes beyond the border are common, large objects about the middle fit both ways
+    return boxes == formats['corners'] and boxes >= _FEWEST and 4 * formats['beyond'] > boxes
+
+
+def _warn_of_names(
+    watch: Watch,
+    images: Sequence[Image],
+    classes: Sequence[str],
+    others: Mapping[str, int],
+    likeness: float = LIKENESS,
+) -> None:
+    """Names that are nearly those of a class, and whose objects are passed over."""
+    known = {name for image in images for name in image.boxes}
+    for name, count in others.items():
+        likely = nearest(name, classes, likeness)
+        if likely in known:
+            watch.warn(
+                'name like a class',
+                next(image.file for image in images if name in image.other_classes),
+                f'{count:,} objects are named {name!r} (did you mean {likely!r}?), which is no '
+                'class, so that they are not used',
+                'write the name as the others are, or leave it, if it is meant',
+            )
+
+
 def _warn_of_area(annotation: dict, image: Image, watch: Watch) -> None:
     _, _, width, height = annotation['bbox']
-    if annotation['area'] > _MOST_AREA * width * height:
+    if not annotation['area'] <= _MOST_AREA * width * height:  # NaN is neither
         watch.warn(
             'area beyond its box',
             image.file,
-            f'annotation {annotation["id"]} has area {annotation["area"]}, its box '
-            f'{width * height:g} px',
+            f'annotation {annotation["id"]} has area {brief(annotation["area"])}, its '
+            f'box {width * height:g} px',
             'write the number of its pixels, by which AP by size is counted',
         )
 
@@ -280,10 +411,10 @@ def _coco_box(
         return None, 'marked ignore'
     crowd = annotation.get('iscrowd', 0)
     if not isinstance(crowd, int | float):
-        raise DataError(f'{where}: iscrowd is {crowd!r}; write 0 or 1')
+        raise DataError(f'{where}: iscrowd is {brief(crowd)}; write 0 or 1')
     box = _get(annotation, 'bbox', where)
     if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise DataError(f'{where}: bbox is {box!r}; write it as [x, y, width, height]')
+        raise DataError(f'{where}: bbox is {brief(box)}; write it as [x, y, width, height]')
     x, y, width, height = box
     corners = (x, y, x + width, y + height)
     reason = _box_reason(*corners, image)
@@ -343,7 +474,7 @@ def _match_categories(
 
 
 def _check_voc_names(
-    node: Node, classes: Sequence[str], images: list[Image], likeness: float
+    node: Node, classes: Sequence[str], images: list[Image], likeness: float, watch: Watch
 ) -> None:
     found = Counter(name for image in images for name in (*image.boxes, *image.unusable))
     others = sum((image.other_classes for image in images), Counter())
@@ -362,6 +493,7 @@ def _check_voc_names(
                 f'{others[likely]:,} are named {likely!r} (did you mean that?); names that are no '
                 f'class: {shown}; write the names as the files do'
             )
+    _warn_of_names(watch, images, classes, others)
 
 
 def _check_unique(items: list[dict], what: str, file: str, watch: Watch) -> list[dict]:
@@ -388,8 +520,22 @@ def _key(item: dict, key: str, where: str) -> Any:
     """A value that others are found by."""
     value = _get(item, key, where)
     if isinstance(value, list | dict):
-        raise DataError(f'{where}: {key} is {value!r}; write a number')
+        raise DataError(f'{where}: {key} is {brief(value)}; write a number')
     return value
+
+
+def _check_id_type(annotation: dict, key: str, known: Mapping, where: str) -> None:
+    """Raises a DataError where an id is known as a number and written as a text, or vice versa."""
+    value = annotation[key]
+    try:
+        twin = int(value) if isinstance(value, str) else str(value)
+    except ValueError:
+        return
+    if twin in known:
+        raise DataError(
+            f'{where}: {key} is {brief(value)}, but what it is of has the id {brief(twin)}; write '
+            'both as numbers'
+        )
 
 
 def _is_number(value: Any) -> bool:
@@ -399,6 +545,6 @@ def _is_number(value: Any) -> bool:
 
 def _number(item: dict, key: str, where: str) -> float:
     value = _get(item, key, where)
-    if not isinstance(value, int | float):
-        raise DataError(f'{where}: {key} is {value!r}; write a number')
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise DataError(f'{where}: {key} is {brief(value)}; write a number')
     return value

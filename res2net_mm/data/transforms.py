@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import cv2
@@ -17,6 +20,7 @@ from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
 from .limits import check_pixels
 from .nodes import type_name
+from .sizes import only_swapped, read_header, size_fault
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 # 00 is a stuffed byte of the coded image, D0 to D7 are restarts within it, FF pads before a marker
@@ -45,17 +49,19 @@ _OF_EACH_BOX = (
 
 @TRANSFORMS.register_module()
 class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile``, but an image that is not whole is an error that names it.
+    """mmcv's ``LoadImageFromFile``, but an image that is not whole or not the annotated one is an
+    error that names it.
 
     Many releases of OpenCV fill the missing part of a truncated file with grey and say nothing.
     Here a JPEG must reach its end-of-image marker and a PNG its IEND chunk; of other formats the
-    decoder decides.
+    decoder decides. Where the annotations tell ``width`` and ``height``, the image must have them.
     Arguments and results are mmcv's; with ``ignore_empty`` a file that is missing or not whole
     gives None.
 
     Raises:
-        DataError: the file is missing, unreadable, not an image, truncated, or (as its label
-            map may be) larger than :func:`check_pixels` allows.
+        DataError: the file is missing, unreadable, not an image, truncated, of another size than
+            its annotations are for, or (as its label map may be) larger than
+            :func:`check_pixels` allows.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -68,9 +74,44 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             if self.ignore_empty:
                 return None
             raise
+        self._check_size(results, image)
         results['img'] = image.astype(np.float32) if self.to_float32 else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
+
+    def picture(self, file: str) -> np.ndarray:
+        """(H, W, 3) of uint8, BGR: what the pipeline sees, for people to look at.
+
+        Raises:
+            DataError: as ``transform`` does.
+        """
+        image = np.atleast_3d(self._load(file))
+        image = image[..., :3] if image.shape[2] > 2 else np.repeat(image[..., :1], 3, 2)
+        if image.dtype == np.uint8:
+            return image
+        image = image.astype(np.float64)  # 16 bits or floats: from the least value to the largest
+        finite = image[np.isfinite(image)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0, 0)
+        scaled = (image - low) * (255 / (high - low or 1))
+        return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
+
+    def _check_size(self, results: dict, image: np.ndarray) -> None:
+        annotated = results.get('width'), results.get('height')
+        loaded = image.shape[1::-1]
+        if annotated == loaded or not all(isinstance(v, Real) and v for v in annotated):
+            return
+        file = results['img_path']
+        stored, _, orientation = read_header(self._read(file))
+        boxes = [instance['bbox'] for instance in results.get('instances') or ()]
+        if 'xml_path' in results and only_swapped(annotated, loaded, stored, boxes):
+            warnings.warn(
+                f'{file}: width and height are swapped in its xml file; its boxes are used as '
+                'they are',
+                stacklevel=2,
+            )
+            return
+        _, what, remedy = size_fault(annotated, loaded, stored, orientation)
+        raise DataError(f'image {file}: {what}; {remedy}')
 
     def _load(self, file: str) -> np.ndarray:
         content = self._read(file)
@@ -95,6 +136,8 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         return image
 
     def _read(self, file: str) -> bytes:
+        if os.path.exists(file) and not os.path.isfile(file):  # to read a pipe may take for ever
+            raise DataError(f'image {file} cannot be read (it is no regular file); {_REPLACE}')
         try:
             if self.file_client_args is not None:
                 return fileio.FileClient.infer_client(self.file_client_args, file).get(file)
@@ -103,6 +146,33 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             raise DataError(f'image {file} does not exist; {_REPLACE}') from error
         except OSError as error:
             raise DataError(f'image {file} cannot be read ({_flat(error)}); {_REPLACE}') from error
+
+
+@TRANSFORMS.register_module()
+class CheckLabelMap(mmcv.transforms.BaseTransform):
+    """Ends with an error where a label map is of another size than its image as it was loaded.
+
+    Resizing each to one size would hide that, and train on labels of other places. Comes after
+    what loads the map, which in mmseg's test pipelines is after ``Resize``.
+
+    Raises:
+        DataError: the sizes differ.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Changes nothing."""
+        label_map, shape = results.get('gt_seg_map'), results.get('ori_shape')
+        if label_map is not None and shape is not None and label_map.shape[:2] != tuple(shape):
+            size, wanted = (f'{side[1]} x {side[0]} px' for side in (label_map.shape, shape))
+            file = results.get('seg_map_path') or f'of {results.get("img_path")}'
+            raise DataError(
+                f'label map {file} has {size}, but its image {results.get("img_path")} {wanted} as '
+                'it is loaded; write the map for the image, turned as its EXIF tag turns it'
+            )
+        return results
+
+    def __repr__(self) -> str:
+        return f'{type(self).__name__}()'
 
 
 @TRANSFORMS.register_module()
@@ -135,6 +205,22 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
         return f'{type(self).__name__}()'
 
 
+def loader_of(pipeline: Sequence) -> LoadImageFromFile:
+    """Loads images as a pipeline does, but for what only changes their numbers.
+
+    Args:
+        pipeline: configs of transforms.
+    """
+    for step in pipeline:
+        if type_name(step).endswith('LoadImageFromFile'):
+            keys = (
+                'color_type', 'imdecode_backend', 'backend_args', 'file_client_args',
+                'ignore_empty',
+            )  # fmt: skip
+            return LoadImageFromFile(**{key: step[key] for key in keys if key in step})
+    return LoadImageFromFile()
+
+
 def truncation(content: bytes) -> str | None:
     """Why an image file's bytes are not a whole file, as far as JPEG and PNG can tell; else None.
 
@@ -148,9 +234,11 @@ def truncation(content: bytes) -> str | None:
     return None
 
 
-def harden_pipeline(pipeline: Sequence, drop_empty: bool = True) -> list:
-    """A copy of a pipeline that loads images with our :class:`LoadImageFromFile` and, after a
-    detection ``LoadAnnotations``, drops empty boxes.
+def harden_pipeline(
+    pipeline: Sequence, drop_empty: bool = True, alternatives: bool = False
+) -> list:
+    """A copy of a pipeline that loads images with our :class:`LoadImageFromFile` and, after
+    ``LoadAnnotations``, drops empty boxes and compares the sizes of image and label map.
 
     Pipelines within transforms (``MultiBranch``, ``RandomApply``, ``TestTimeAug``, ...) too. What
     is there already is not put in again.
@@ -158,28 +246,36 @@ def harden_pipeline(pipeline: Sequence, drop_empty: bool = True) -> list:
     Args:
         pipeline: configs of transforms; transforms already built stay as they are.
         drop_empty: False where boxes are ground truth to be measured by.
+        alternatives: whether one of them is chosen, so that one more would be one more choice.
     """
-    detection = any(type_name(step).endswith('PackDetInputs') for step in pipeline)
+    detection, segmentation = (
+        any(type_name(step).endswith(pack) for step in pipeline)
+        for pack in ('PackDetInputs', 'PackSegInputs')
+    )
     drops = any(type_name(step).endswith('DropEmptyBoxes') for step in pipeline)
+    compares = any(type_name(step).endswith('CheckLabelMap') for step in pipeline)
     hardened = []
     for step in pipeline:
         if isinstance(step, list | tuple):
-            hardened.append(harden_pipeline(step, drop_empty))
+            hardened.append(harden_pipeline(step, drop_empty, alternatives))
             continue
         if not isinstance(step, Mapping):
             hardened.append(step)
             continue
         new = copy.deepcopy(step)
-        nested_drop = drop_empty and not type_name(step).endswith(_ALTERNATIVES)
+        choice = type_name(step).endswith(_ALTERNATIVES)
         for key, value in step.items():
             if _holds_transforms(value):
-                new[key] = harden_pipeline(value, nested_drop)
+                new[key] = harden_pipeline(value, drop_empty, choice)
         if type_name(step) in _LOADERS:
             new['type'] = f'{SCOPE}.LoadImageFromFile'
         hardened.append(new)
-        if drop_empty and not drops and _loads_boxes(step, detection):
+        if drop_empty and not (drops or alternatives) and _loads_boxes(step, detection):
             hardened.append({'type': f'{SCOPE}.DropEmptyBoxes'})
             drops = True
+        if not (compares or alternatives) and _loads_map(step, segmentation):
+            hardened.append({'type': f'{SCOPE}.CheckLabelMap'})
+            compares = True
     return hardened
 
 
@@ -254,6 +350,15 @@ def _loads_boxes(step: Mapping, detection: bool) -> bool:
     if name not in ('LoadAnnotations', 'mmdet.LoadAnnotations', 'mmcv.LoadAnnotations'):
         return False
     return bool(step.get('with_bbox', detection or name == 'mmdet.LoadAnnotations'))
+
+
+def _loads_map(step: Mapping, segmentation: bool) -> bool:
+    scope, _, name = type_name(step).rpartition('.')
+    if name == 'LoadPanopticAnnotations':
+        return True
+    return name == 'LoadAnnotations' and bool(
+        step.get('with_seg', scope == 'mmseg' or (segmentation and not scope))
+    )
 
 
 def _holds_transforms(value: Any) -> bool:

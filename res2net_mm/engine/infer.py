@@ -25,7 +25,7 @@ from mmengine.runner import load_state_dict
 from torch import nn
 
 from ..data.errors import DataError
-from ..data.transforms import harden_pipeline
+from ..data.transforms import harden_pipeline, loader_of
 from ..data.values import value_notes
 from ..deploy import optimize_for_inference
 from ..files import write_text, writing
@@ -141,6 +141,7 @@ class Predictor:
         self.classes = list(meta['classes'])
         steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
         self.pipeline = Compose(harden_pipeline(steps))
+        self.loader = loader_of(steps)
         self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
         self.visualizer.dataset_meta = meta
 
@@ -172,7 +173,7 @@ class Predictor:
 
     def draw(self, image: Path, sample: Any, out: Path, threshold: float) -> None:
         """Writes the image with its predictions drawn over it."""
-        pixels = mmcv.imread(str(image), channel_order='rgb')
+        pixels = mmcv.bgr2rgb(self.loader.picture(str(image)))
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
         with writing(out, durable=False) as partial:
             self.visualizer.add_datasample(

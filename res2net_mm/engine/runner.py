@@ -25,6 +25,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
 from ..backbones.base import MARK
+from ..data.naming import name_failures
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
 from ..files import writing
@@ -122,6 +123,12 @@ class Runner(mmengine.runner.Runner):
         """Tests; likewise."""
         self.register_hook(SameClassesHook('test'))
         return super().test()
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        """Builds a data loader whose pipelines name the image that a transform fails at."""
+        loader = mmengine.runner.Runner.build_dataloader(*args, **kwargs)
+        name_failures(loader.dataset)
+        return loader
 
     loads_exactly = False  # weights that are missing or left over are an error
 

@@ -86,6 +86,9 @@ def draw_worst(
         pixels = cv2.imread(str(file))
         if pixels is None:
             raise ValueError(f'image {file} does not decode')
+        if pixels.shape[:2] == (entry.get('width'), entry.get('height')):  # annotated unturned
+            stored = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            pixels = stored if stored.shape != pixels.shape else pixels
         axes.imshow(pixels[..., ::-1])
         title = f'{Path(entry["file_name"]).name}: {lost[number]} missed, {false[number]} false'
         axes.set_title(title, fontsize=_TYPE)

@@ -179,6 +179,8 @@ def _read_json(path: str | Path, what: str) -> Any:
         raise ValueError(
             f'{what} {path} is not json: {why} (line {error.lineno} column {error.colno})'
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f'{what} {path} is not json: {error}') from error
 
 
 def _json_type(value: Any) -> str:

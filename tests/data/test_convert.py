@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import mmcv
@@ -57,7 +58,7 @@ def test_every_field_by_hand(tmp_path):
     annotations = {
         'b': voc_xml(
             voc_object('dog', (3, 4, 20, 30)),
-            voc_object('cat', ('5.9', '6.2', '7.0', '9.99'), HARD),
+            voc_object('cat', ('5.5', '6.25', '7.0', '9.75'), HARD),
         ),
         'a': voc_xml(),  # without an object
         'c': voc_xml(voc_object('cat', (1, 1, 60, 40), '<difficult/>'), size='<size/>'),
@@ -77,8 +78,8 @@ def test_every_field_by_hand(tmp_path):
                 'area': 442, 'iscrowd': 0,
             },
             {
-                'id': 2, 'image_id': 1, 'category_id': 1, 'bbox': [4, 5, 2, 3],
-                'area': 6, 'iscrowd': 1,
+                'id': 2, 'image_id': 1, 'category_id': 1, 'bbox': [4.5, 5.25, 1.5, 3.5],
+                'area': 5.25, 'iscrowd': 1,
             },
             {
                 'id': 3, 'image_id': 3, 'category_id': 1, 'bbox': [0, 0, 59, 39],
@@ -133,9 +134,9 @@ def test_mmdet_has_the_same_objects_of_the_json_and_of_the_xml(tmp_path):
         for _ in range(6):
             x, y = rng.uniform(1, WIDTH - 3), rng.uniform(1, HEIGHT - 3)
             # some reach over the border, as careless annotators have it
-            box = (x, y, x + rng.uniform(2, 40), y + rng.uniform(2, 30))
+            box = map(int, (x, y, x + rng.uniform(2, 40), y + rng.uniform(2, 30)))
             hard = HARD if rng.random() < 0.4 else '<difficult/>'
-            objects.append(voc_object(CLASSES[rng.integers(3)], box, hard))
+            objects.append(voc_object(CLASSES[rng.integers(3)], tuple(box), hard))
         annotations[name] = voc_xml(*objects)
     write_voc(tmp_path, annotations)
     voc2coco(tmp_path, tmp_path / 'out.json', 'train.txt', classes=CLASSES)
@@ -143,6 +144,39 @@ def test_mmdet_has_the_same_objects_of_the_json_and_of_the_xml(tmp_path):
     assert ours == theirs
     flags = [flag for objects in ours.values() for *_, flag in objects]
     assert len(flags) == 36 and 5 < sum(flags) < 31
+
+
+def test_spellings_of_one_class_are_told_and_merged(tmp_path):
+    names = ['raccoon', 'Raccoon', 'raccoon', 'caf\u00e9', 'cafe\u0301', 'caf\u00e9', 'cat']
+    objects = (voc_object(name, (3, 4, 20, 30)) for name in names)
+    write_voc(tmp_path, {'a': voc_xml(*objects)})
+    out = tmp_path / 'out.json'
+    report = voc2coco(tmp_path, out)
+    assert len(report.objects) == 5
+    ((kind, count),) = report.notes.counts.items()
+    assert count == 2 and '--merge' in kind
+    assert "'Raccoon' (1) and 'raccoon' (2)" in report.notes.examples[kind]
+    report = voc2coco(tmp_path, out, merge=True, force=True)
+    assert report.objects == {'caf\u00e9': 3, 'cat': 1, 'raccoon': 3} and not report.notes.counts
+    assert [category['name'] for category in written(out)['categories']] == list(report.objects)
+    assert Counter(a['category_id'] for a in written(out)['annotations']) == {1: 3, 2: 1, 3: 3}
+    # with classes given, theirs is the spelling
+    report = voc2coco(tmp_path, out, classes=['Raccoon'], force=True)
+    assert report.objects == {'Raccoon': 1}
+    assert any('raccoon' in kind and '--merge' in kind for kind in report.left_out.counts)
+    report = voc2coco(tmp_path, out, classes=['Raccoon'], merge=True, force=True)
+    assert report.objects == {'Raccoon': 3}
+
+
+def test_boxes_over_the_border_are_told(tmp_path):
+    boxes = [(1, 1, WIDTH, HEIGHT), (0, 0, WIDTH + 1, HEIGHT + 1), (5, 5, WIDTH + 3, 20),
+             (-3, 5, 20, 20), (WIDTH + 5, 5, WIDTH + 9, 9)]  # fmt: skip
+    write_voc(tmp_path, {'a': voc_xml(*(voc_object('cat', box) for box in boxes))})
+    report = voc2coco(tmp_path, tmp_path / 'out.json')
+    assert report.notes.counts == {'box that reaches over the border of its image': 2}
+    assert report.left_out.counts == {'box outside of its image': 1}
+    kept = [annotation['bbox'] for annotation in written(tmp_path / 'out.json')['annotations']]
+    assert kept[2:] == [[4, 4, WIDTH - 2, 15], [-4, 4, 23, 15]]
 
 
 def figures(gt: dict, detections: list[dict], tmp_path: Path) -> list[np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -103,12 +104,45 @@ def test_what_yolo_files_have_wrong_is_told(tmp_path):
         'object of class -1, of 2 from 0': 1,
         'object of class 0.5, of 2 from 0': 1,
         'box that is not finite': 1,
-        'box of no size': 4,
+        'box of no size': 3,
+        'object with coordinates in pixels, where YOLO has shares of the image from 0 to 1': 1,
         'label file without image': 1,
     }
     assert report.left_out.examples['box that is not finite'] == [
         f'{tmp_path}/labels/a.txt line 10'
     ]
+
+
+@pytest.mark.parametrize('name', ['data.yaml', 'classes.txt'])
+def test_names_in_another_encoding_are_named(tmp_path, name):
+    write_yolo(tmp_path, {'a': '0 0.5 0.5 0.5 0.25'})
+    (tmp_path / name).write_text('names: [cat]', encoding='utf-16')
+    fails(yolo2coco, tmp_path, tmp_path / 'out.json', said=(name, 'UTF-8'))
+    (tmp_path / name).write_text('[' * 5000)
+    if name == 'data.yaml':
+        fails(yolo2coco, tmp_path, tmp_path / 'out.json', said=(name, 'YAML'))
+
+
+def test_yolo_boxes_written_as_corners_are_an_error(tmp_path):
+    corners = ['0.1 0.2 0.3 0.4', '0.5 0.5 0.9 0.8', '0.2 0.1 0.7 0.9', '0.6 0.3 0.8 0.6',
+               '0 0 0.2 0.2']  # fmt: skip
+    write_yolo(tmp_path, {'a': '\n'.join(f'0 {box}' for box in corners)})
+    fails(yolo2coco, tmp_path, tmp_path / 'out.json', said=('labels', '5 boxes', 'x1 y1 x2 y2'))
+    assert not (tmp_path / 'out.json').exists()
+    # large objects about the middle would fit both ways
+    large = [f'0 {0.4 + i / 100} 0.45 0.8 0.9' for i in range(5)]
+    write_yolo(tmp_path, {'a': '\n'.join(large)})
+    assert sum(yolo2coco(tmp_path, tmp_path / 'out.json').objects.values()) == 5
+
+
+def test_what_is_no_file_is_left_out(tmp_path):
+    write_yolo(tmp_path, {'a': '0 0.5 0.5 0.5 0.25'})
+    os.mkfifo(tmp_path / 'images/pipe.jpg')
+    os.symlink(tmp_path / 'images/loop.jpg', tmp_path / 'images/loop.jpg')
+    (tmp_path / 'images/folder.jpg').mkdir()
+    (tmp_path / 'images/._a.jpg').write_bytes(b'of macOS')
+    report = yolo2coco(tmp_path, tmp_path / 'out.json')
+    assert report.images == 1 and report.left_out.counts == {'image that cannot be read': 4}
 
 
 @pytest.mark.parametrize(
@@ -152,7 +186,10 @@ def test_mistakes_in_yolo_sets(tmp_path):
         (tmp_path / 'data.yaml').write_text(text)
         fails(yolo2coco, tmp_path, out, said=('data.yaml', said))
     (tmp_path / 'labels/a.txt').write_text('0 320 200 64 64')  # pixels
-    fails(yolo2coco, tmp_path, out, classes=['a'], said=('no object can be used', 'of no size'))
+    pixels = 'no object can be used', 'coordinates in pixels'
+    fails(yolo2coco, tmp_path, out, classes=['a'], said=pixels)
+    (tmp_path / 'labels/a.txt').write_text('0 12 8 40 8 40 30 12 30')  # a polygon
+    fails(yolo2coco, tmp_path, out, classes=['a'], said=pixels)
     fails(yolo2coco, tmp_path, out, images='photos', classes='a', said=('no folder', 'photos'))
     (tmp_path / 'photos').mkdir()
     fails(yolo2coco, tmp_path, out, images='photos', classes='a', said=('no image is in',))

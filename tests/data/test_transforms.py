@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import re
 
 import cv2
 import mmcv.transforms
@@ -18,6 +19,7 @@ from PIL import Image
 import res2net_mm  # noqa: F401  registers the scope
 from res2net_mm.data.errors import DataError
 from res2net_mm.data.transforms import (
+    CheckLabelMap,
     DropEmptyBoxes,
     LoadImageFromFile,
     harden_dataset,
@@ -30,6 +32,7 @@ real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data,
 
 OUR_LOADER = 'res2net_mm.LoadImageFromFile'
 OUR_DROP = 'res2net_mm.DropEmptyBoxes'
+OUR_LOOK = 'res2net_mm.CheckLabelMap'
 
 
 def noise(channels: int, dtype: type = np.uint8, size: tuple[int, int] = (9, 11)) -> np.ndarray:
@@ -184,6 +187,101 @@ def test_a_wrong_argument_is_not_called_bad_data(tmp_path):
     assert not isinstance(caught.value, DataError)
 
 
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags.tobytes()
+
+
+# stored as 11 x 9 px
+TURNED = encoded(noise(3), 'JPEG', exif=exif(6))
+PLAIN = encoded(noise(3), 'JPEG')
+UNTURNED = {'color_type': 'color_ignore_orientation'}
+
+
+@pytest.mark.parametrize(
+    'content, annotated, arguments, said',
+    [
+        (PLAIN, (11, 9), {}, None),
+        (PLAIN, (11.0, 9.0), {}, None),
+        (PLAIN, (9, 11), {}, 'has 11 x 9 px, its annotations are for 9 x 11'),
+        (PLAIN, (22, 18), {}, 'has 11 x 9 px, its annotations are for 22 x 18'),
+        (PLAIN, (0, 0), {}, None),  # what VOC files without a size say
+        (PLAIN, (None, None), {}, None),
+        (TURNED, (9, 11), {}, None),
+        (TURNED, (11, 9), {}, 'color_ignore_orientation'),
+        (TURNED, (11, 9), UNTURNED, None),
+        (TURNED, (9, 11), UNTURNED, "color_type='color'"),
+        (TURNED, (11, 9), {'imdecode_backend': 'pillow'}, 'EXIF'),
+    ],
+)
+def test_images_have_the_size_that_their_annotations_are_for(
+    tmp_path, content, annotated, arguments, said
+):
+    file = tmp_path / 'photo.jpg'
+    file.write_bytes(content)
+    results = {'img_path': str(file), 'width': annotated[0], 'height': annotated[1]}
+    if said is None:
+        assert LoadImageFromFile(**arguments)(results)['img'].shape[2] == 3
+        return
+    for ignore_empty in (False, True):  # an image that is there is not empty
+        with pytest.raises(DataError, match=re.escape(said)) as caught:
+            LoadImageFromFile(**arguments, ignore_empty=ignore_empty)(results)
+        assert str(file) in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_width_for_height_in_an_xml_file_is_passed_where_its_boxes_fit(tmp_path):
+    """As in VOC2012's 2011_003353; boxes that fit only the size as written are for that."""
+    file = tmp_path / 'photo.jpg'
+    file.write_bytes(PLAIN)
+    results = {'img_path': str(file), 'xml_path': 'photo.xml', 'width': 9, 'height': 11}
+    with pytest.warns(UserWarning, match='photo.jpg: width and height'):
+        LoadImageFromFile()({**results, 'instances': [{'bbox': [0, 0, 11, 9]}]})
+    with pytest.raises(DataError, match='11 x 9'):
+        LoadImageFromFile()({**results, 'instances': [{'bbox': [0, 0, 9, 11]}]})
+    file.write_bytes(TURNED)  # to 9 x 11
+    with pytest.raises(DataError, match='EXIF'):
+        LoadImageFromFile()({**results, 'width': 11, 'height': 9})
+
+
+@pytest.mark.parametrize(
+    'name, arguments',
+    [(name, arguments) for name in WHOLE for arguments in ({}, {'color_type': 'grayscale'})]
+    + [('grey16.png', {'color_type': 'unchanged'}), ('rgba.png', {'color_type': 'unchanged'})],
+)
+def test_pictures_for_people_are_of_three_bytes_and_as_loaded(tmp_path, name, arguments):
+    file = tmp_path / name
+    file.write_bytes(WHOLE[name]())
+    loader = LoadImageFromFile(**arguments)
+    picture, image = loader.picture(str(file)), loader({'img_path': str(file)})['img']
+    assert picture.dtype == np.uint8 and picture.shape == (*image.shape[:2], 3)
+    if image.dtype == np.uint8:
+        np.testing.assert_array_equal(picture, np.atleast_3d(image)[..., :3] + 0 * picture)
+    else:
+        assert picture.min() == 0 and picture.max() == 255
+
+
+@pytest.mark.parametrize('kind', ['pipe', 'loop', 'folder'])
+def test_what_is_no_file_is_named_at_once(tmp_path, kind):
+    file = tmp_path / 'photo.jpg'
+    make = {'pipe': os.mkfifo, 'folder': os.mkdir, 'loop': lambda path: os.symlink(path, path)}
+    make[kind](file)
+    with pytest.raises(DataError, match='photo.jpg cannot be read'):
+        LoadImageFromFile()({'img_path': str(file)})
+
+
+@pytest.mark.parametrize('shape, fits', [((9, 11), True), ((11, 9), False), ((18, 22), False)])
+def test_label_maps_are_of_the_size_that_the_image_was_loaded_with(shape, fits):
+    results = {'gt_seg_map': np.zeros(shape, np.uint8), 'ori_shape': (9, 11), 'img_path': 'a.jpg'}
+    results |= {'seg_map_path': 'a.png', 'img': np.zeros((90, 110, 3)), 'img_shape': (90, 110)}
+    if fits:
+        assert CheckLabelMap()(results) is results
+    else:
+        with pytest.raises(DataError, match=f'a.png has {shape[1]} x {shape[0]} px.* 11 x 9 px'):
+            CheckLabelMap()(results)
+    assert CheckLabelMap()({'img_path': 'a.jpg'}) == {'img_path': 'a.jpg'}
+
+
 @real_data
 def test_every_real_image_is_whole():
     folders = ('bccd/JPEGImages', 'coco_ccby/val', 'nuclei/images/val', 'camvid/img_dir/val')
@@ -331,13 +429,18 @@ def test_where_boxes_are_loaded(annotations, drops):
 
 
 @pytest.mark.parametrize('scope', ['', 'mmcv.', 'mmdet.', 'mmseg.'])
-def test_a_segmentation_pipeline_gets_the_loader_alone(scope):
+def test_a_segmentation_pipeline_gets_the_loader_and_a_look_at_the_maps(scope):
     pipeline = [
         {'type': f'{scope}LoadImageFromFile'},
         {'type': 'LoadAnnotations'},
         {'type': 'PackSegInputs'},
     ]
-    assert types(harden_pipeline(pipeline)) == [OUR_LOADER, 'LoadAnnotations', 'PackSegInputs']
+    hardened = harden_pipeline(pipeline)
+    assert types(hardened) == [OUR_LOADER, 'LoadAnnotations', OUR_LOOK, 'PackSegInputs']
+    assert harden_pipeline(hardened) == hardened
+    # each of these is one choice
+    augmented = {'type': 'TestTimeAug', 'transforms': [[{'type': 'mmseg.LoadAnnotations'}]]}
+    assert harden_pipeline([augmented]) == [augmented]
 
 
 def test_classes_as_types_and_transforms_already_built():

@@ -57,14 +57,33 @@ def test_what_tools_write():
         voc_object('horse', ('1e1', 2, 3, 4), ''),
         size='<size><height>40.0</height><depth>3</depth><width>60.0</width></size>',
     )
-    assert read_voc(text.encode(), 'a.xml') == (
+    size, objects = read_voc(text.encode(), 'a.xml')
+    assert (size, objects) == (
         (60, 40),
         [
-            VocObject('cat', (1, 2, 30, 40), False),
+            VocObject('cat', (1.9, 2.2, 30.99, 40), False),
             VocObject('dog', (1, 2, 3, 4), True),
             VocObject('horse', (10, 2, 3, 4), False),
         ],
     )
+    assert objects[0].box == (1, 2, 30, 40)  # mmdet cuts the fractions off
+
+
+@pytest.mark.parametrize(
+    'encoding', ['gb2312', 'GB18030', 'shift_jis', 'euc-jp', 'utf-7', 'utf-8', 'utf-16']
+)
+def test_encodings(encoding):
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + voc_xml(voc_object('猫', (1, 2, 3, 4)))
+    ((name, box),) = [(o.name, o.box) for o in read_voc(text.encode(encoding), 'a.xml')[1]]
+    assert (name, box) == ('猫', (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize('encoding', ['klingon', 'base64', 'undefined', 'shift_jis'])
+def test_an_encoding_that_is_none_or_another(encoding):
+    head = f'<?xml version="1.0" encoding="{encoding}"?>'
+    content = head.encode() + b'<annotation>\x81</annotation>'
+    with pytest.raises(DataError, match=f'a.xml .*{encoding}'):
+        read_voc(content, 'a.xml')
 
 
 @pytest.mark.parametrize('size', ['', '<size/>', '<size><width>0</width><height>0</height></size>'])
@@ -80,6 +99,7 @@ def test_a_size_that_is_not_told(size):
         (voc_xml('<object><name>cat</name></object>'), 'object 1 (cat): has no <bndbox/xmin>'),
         (voc_xml(voc_object('cat', (1, 2, 3, 'x'))), "<bndbox/ymax> is 'x', not a number"),
         (voc_xml(voc_object('cat', (1, 'nan', 3, 4))), "<bndbox/ymin> is 'nan'"),
+        (voc_xml(voc_object('cat', (1, '9' * 5000, 3, 4))), '... (5,000 characters)'),
         (voc_xml(voc_object('cat', (1, 2, 'inf', 4))), "<bndbox/xmax> is 'inf'"),
         (voc_xml(voc_object('cat', (1, 2, 3, 4), '<difficult>no</difficult>')), "is 'no'"),
         (voc_xml(voc_object('cat', (1, 2, 3, 4)), voc_object(' ', (1, 2, 3, 4))), 'object 2 has'),

@@ -10,9 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from random_sets import random_set
 
 from res2net_mm.evaluation.analysis import SIZE_BINS, analyse
+from res2net_mm.evaluation.analysis_pictures import draw_worst
 from res2net_mm.evaluation.coco import evaluate
 from res2net_mm.evaluation.judging import FALSE, judge
 
@@ -259,6 +261,21 @@ def test_tool_writes_one_table_and_pictures(written, monkeypatch, capsys):
 
 def read(written):
     return json.loads((written / 'results.json').read_text())
+
+
+def test_an_image_annotated_unturned_is_drawn_so(written, made, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turns its 800 x 480 px
+    Image.new('RGB', (800, 480)).save(written / 'images/4.png', 'JPEG', exif=exif)
+    assert cv2.imread(str(written / 'images/4.png')).shape == (800, 480, 3)
+    truth, results = made
+    for image in truth['images']:
+        image.update(width=800, height=480)
+    shown = []
+    monkeypatch.setattr('matplotlib.axes.Axes.imshow', lambda self, pixels: shown.append(pixels))
+    analysis = analyse(truth, results, 'bbox', 0.25)
+    draw_worst(analysis, truth, results, written / 'images', written / 'worst.png')
+    assert [pixels.shape for pixels in shown] == [(480, 800, 3)]
 
 
 def test_no_object_at_all(written, monkeypatch, capsys):

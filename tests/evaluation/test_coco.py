@@ -265,6 +265,7 @@ BOX = {'bbox': [1, 2, 3]}
 WRONG = {
     'cut off': (lambda r: json.dumps(r)[:-40], ('is not json', 'cut off', 'line 1')),
     'empty': (lambda r: '', ('is not json: it is empty',)),
+    'thousands of digits': (lambda r: f'[{"9" * 5000}]', ('is not json', '5000 digits')),
     'text': (lambda r: 'AP is 0.5', ('is not json', 'line 1 column 1')),
     'dict': (lambda r: {'results': r}, ('must be a list', "['results']")),
     'numbers': (lambda r: [1, 2], ('entry 0', 'must be a dict')),
