@@ -41,6 +41,7 @@ from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
 from .config import dataloaders, our_networks, pretrained
 from .errors import ToolError
+from .resuming import check_resumption, fit_checkpoint, run_facts
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 
 _FILE_ONLY = re.compile(
@@ -101,6 +102,12 @@ class Runner(mmengine.runner.Runner):
         return self.build_dataloader(cfg, seed=self.seed)
 
     loads_exactly = False  # weights that are missing or left over are an error
+    goes_on = False
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Goes on from a checkpoint that has to fit, see :mod:`.resuming`."""
+        self.loads_exactly = self.goes_on = True
+        super().resume(filename, *args, **kwargs)
 
     def load_checkpoint(
         self, filename: str, map_location: Any = 'cpu', strict: bool = False, **kwargs: Any
@@ -117,12 +124,14 @@ class Runner(mmengine.runner.Runner):
                 f'{" ".join(str(error).split())[:600]}. Give the config that it was trained with'
             ) from error
         say_unknown_rules(self.model, checkpoint)
+        if self.goes_on:
+            fit_checkpoint(self, checkpoint)
         return checkpoint
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Saves under a temporary name, then renames; ``meta`` holds the backbones' marks."""
         marks = {MARK: marks_of(self.model)}
-        kwargs['meta'] = {**(kwargs.get('meta') or {}), **marks}
+        kwargs['meta'] = {**(kwargs.get('meta') or {}), **marks, **run_facts(self)}
         local = '://' not in str(out_dir) and not kwargs.get('backend_args')
         if not local:
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
@@ -286,6 +295,8 @@ def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
     randomness = dict(cfg.get('randomness') or dict(seed=None))
     if checkpoint is not None:
         meta = read_checkpoint(checkpoint, trust=trust).get('meta', {})
+        for line in check_resumption(cfg, meta, checkpoint):
+            _warn(line)
         randomness['seed'] = meta.get('seed', randomness.get('seed'))
     if randomness.get('seed') is None:
         randomness['seed'] = sync_random_seed()
