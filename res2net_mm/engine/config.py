@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_world_size
 from mmengine.model import PretrainedInit
 
 from ..backbones import Backbone, Res2NetStage
@@ -108,3 +109,17 @@ def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
     """The data loaders of a config by split."""
     found = {split: cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')}
     return {split: loader for split, loader in found.items() if loader is not None}
+
+
+def images_per_step(cfg: Config, optimizer: str | None = None) -> int:
+    """Images that a step of the optimizer sees, in all processes and accumulated batches.
+
+    Args:
+        cfg: The config.
+        optimizer: Which, where the config has several.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    wrapper = wrapper if optimizer is None else wrapper.get(optimizer, {})
+    return (
+        cfg.train_dataloader.batch_size * get_world_size() * wrapper.get('accumulative_counts', 1)
+    )

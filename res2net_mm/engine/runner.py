@@ -17,7 +17,12 @@ from mmengine.dataset import InfiniteSampler
 from mmengine.device import get_device
 from mmengine.dist import get_rank, init_dist, sync_random_seed
 from mmengine.logging import MMLogger, print_log
-from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import (
+    MMDistributedDataParallel,
+    is_model_wrapper,
+    revert_sync_batchnorm,
+)
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import CheckpointLoader, find_latest_checkpoint
 from mmengine.utils.dl_utils import set_multi_processing
@@ -31,6 +36,7 @@ from ..ops.trained_conv import train_convolutions
 from ..weights import (
     CheckpointError,
     DownloadError,
+    describe_partial_load,
     locate,
     marks_of,
     read_checkpoint,
@@ -39,7 +45,7 @@ from ..weights import (
 )
 from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
-from .config import dataloaders, our_networks, pretrained
+from .config import dataloaders, images_per_step, our_networks, pretrained
 from .errors import ToolError
 from .resuming import check_resumption, fit_checkpoint, run_facts
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
@@ -101,6 +107,16 @@ class Runner(mmengine.runner.Runner):
         cfg['sampler'] = wrapper(sampler, self.seed, get_rank())
         return self.build_dataloader(cfg, seed=self.seed)
 
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scales learning rates to the images of a step; mmengine leaves accumulation out."""
+        if not (auto_scale_lr or {}).get('enable'):
+            return
+        several = isinstance(optim_wrapper, OptimWrapperDict)
+        for name, wrapper in optim_wrapper.items() if several else [(None, optim_wrapper)]:
+            batch = images_per_step(self.cfg, name)
+            for group in wrapper.param_groups:  # with the one that mmengine logs as base_lr
+                group['lr'] *= batch / auto_scale_lr['base_batch_size']
+
     loads_exactly = False  # weights that are missing or left over are an error
     goes_on = False
 
@@ -124,6 +140,13 @@ class Runner(mmengine.runner.Runner):
                 f'{" ".join(str(error).split())[:600]}. Give the config that it was trained with'
             ) from error
         say_unknown_rules(self.model, checkpoint)
+        if not strict:
+            model = self.model.module if is_model_wrapper(self.model) else self.model
+            weights = checkpoint.get('state_dict', checkpoint)
+            weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+            line = describe_partial_load(model, weights, filename)
+            if line:
+                self.logger.warning(line)
         if self.goes_on:
             fit_checkpoint(self, checkpoint)
         return checkpoint
@@ -221,8 +244,8 @@ def prepare_config(
         elif trust:
             for init_cfg in pretrained(part):
                 init_cfg.trust = True
-    if auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+    if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise ToolError(
                 '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch that '
                 'its learning rate is meant for; there is none'

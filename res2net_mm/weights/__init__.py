@@ -1,6 +1,6 @@
 from .download import DownloadError
 from .layouts import convert_state_dict
-from .loading import LoadReport, load_weights
+from .loading import LoadReport, describe_partial_load, load_weights
 from .reading import CheckpointError, read_checkpoint
 from .saving import WrittenWeights, convert_weights
 from .sources import locate, marks_of, read_source, say_unknown_rules
@@ -16,6 +16,7 @@ __all__ = [
     'WrittenWeights',
     'convert_state_dict',
     'convert_weights',
+    'describe_partial_load',
     'load_weights',
     'locate',
     'marks_of',

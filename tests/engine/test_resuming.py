@@ -1,4 +1,4 @@
-"""Runs that go on with a config that has changed."""
+"""Runs that start from a checkpoint: with a config that has changed, or from weights alone."""
 
 import copy
 import logging
@@ -13,9 +13,10 @@ from mmengine.registry import DATASETS, HOOKS, MODELS
 
 from res2net_mm.engine import runner as runners
 from res2net_mm.engine.errors import ToolError
+from res2net_mm.engine.report import describe_batch
 from res2net_mm.engine.resuming import read_config_text
 from res2net_mm.engine.runner import build_runner, prepare_config
-from res2net_mm.weights import CheckpointError, read_checkpoint
+from res2net_mm.weights import CheckpointError, describe_partial_load, read_checkpoint
 
 
 @MODELS.register_module(force=True)
@@ -237,6 +238,46 @@ def test_files_without_training_in_them(run):
     torch.save(dict(state_dict=old['state_dict']), folder / 'weights.pth')
     with pytest.raises(ToolError, match='weights.pth holds weights and no training'):
         run(config(), folder / 'weights.pth')
+
+
+@pytest.mark.parametrize('several_groups', [False, True])
+def test_accumulated_batches_scale_the_learning_rate(run, several_groups):
+    """0.02 is meant for 4 images; a step has 2 x 3."""
+    cfg = config('steps', **{'auto_scale_lr': dict(base_batch_size=4)})
+    cfg.optim_wrapper.accumulative_counts = 3
+    if several_groups:
+        cfg.optim_wrapper.paramwise_cfg = dict(bias_lr_mult=2.0)
+    rates, folder, _ = run(cfg, auto_scale_lr=True)
+    assert rates[0][1] == pytest.approx(0.03)
+    said = describe_batch(prepare_config(cfg, auto_scale_lr=True))
+    assert 'batch: 6 images' in said and said.endswith('= 0.03')
+    state = read_checkpoint(folder / 'epoch_1.pth')['optimizer']
+    if several_groups:
+        assert [g['initial_lr'] for g in state['param_groups']] == pytest.approx([0.03, 0.06])
+        assert state['base_param_settings']['initial_lr'] == pytest.approx(0.03)
+    rest, _, said = run(cfg, folder / 'epoch_1.pth')  # unscaled now
+    assert 'learning rate' in said and rest[0][1] == pytest.approx(rates[4][1] / 1.5)
+
+
+def test_weights_that_fit_in_part_or_not_at_all(run, tmp_path):
+    cfg = config(**{'load_from': str(tmp_path / 'weights.pth')})
+    weights = {'layer.weight': torch.ones(1, 2), 'layer.bias': torch.ones(1)}
+    torch.save(dict(state_dict=weights), tmp_path / 'weights.pth')
+    assert 'loaded' not in run(cfg)[2]
+    other_head = dict(weights, **{'layer.bias': torch.ones(3), 'mask.weight': torch.ones(1)})
+    torch.save(other_head, tmp_path / 'weights.pth')
+    said = run(cfg)[2]
+    assert "1 of the model's 2 weights loaded" in said
+    assert 'another shape there (layer.bias)' in said and '1 left over (mask.weight)' in said
+    torch.save({'conv1.weight': torch.ones(1, 2)}, tmp_path / 'weights.pth')
+    with pytest.raises(CheckpointError, match='none of its 1 weights fits.*conv1.*layer.weight'):
+        run(cfg)
+
+
+def test_weights_of_a_backbone_have_their_own_place():
+    model = torch.nn.ModuleDict(dict(backbone=torch.nn.Linear(2, 1)))
+    with pytest.raises(CheckpointError, match='set model.backbone.init_cfg=.*x.pth'):
+        describe_partial_load(model, torch.nn.Linear(2, 1).state_dict(), 'x.pth')
 
 
 def test_texts_of_configs_are_read_and_never_run(tmp_path):
