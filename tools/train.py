@@ -5,7 +5,7 @@ import argparse
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from res2net_mm.data import check_data, format_summary
+from res2net_mm.data import check_data
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.ranks import on_first_rank
@@ -63,9 +63,9 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     check_weights(cfg)
-    summaries = on_first_rank(check_data, cfg)
+    lines = on_first_rank(lambda: describe_run(cfg, check_data(cfg)))
     if is_main_process():
-        print(describe_run(cfg, format_summary(summaries)), flush=True)
+        print(lines, flush=True)
     build_runner(cfg, args.trust_checkpoint).train()
 
 

@@ -13,6 +13,7 @@ from mmengine.model import PretrainedInit
 
 from ..backbones import Backbone, Res2NetStage
 from ..registry import MODELS, SCOPE
+from .config_keys import check_keys, check_options
 from .errors import ToolError, one_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -45,12 +46,14 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         raise ToolError(
             f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
         ) from error
+    check_options(cfg, options or {})
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError, IndexError, AssertionError) as error:
         raise ToolError(
             f'--cfg-options {options} do not fit config {path}: {one_line(error)}'
         ) from error
+    check_keys(cfg)
     return cfg
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 
+from ..data.checks import SplitSummary, format_summary
 from ..ops.mmcv_ext import describe_ops
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import SCHEME
 from .config import images_per_step, our_networks, pretrained
+from .config_checks import check_training
 from .errors import ToolError
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -56,15 +59,20 @@ def describe_batch(cfg: Config) -> str:
     return line
 
 
-def describe_run(cfg: Config, data: str) -> str:
+def describe_run(cfg: Config, summaries: Sequence[SplitSummary]) -> str:
     """The lines of a training run.
 
     Args:
         cfg: The config.
-        data: The lines of the data check.
+        summaries: Of the data check.
+
+    Raises:
+        ToolError: The schedule or the batch cannot train.
     """
+    data = format_summary(summaries)
+    images = sum(s.images for s in summaries if s.split == 'train' and not s.unchecked)
     lines = [describe_device(), describe_batch(cfg), data, describe_ops()]
-    lines += preprocessing_warnings(cfg)
+    lines += preprocessing_warnings(cfg) + check_training(cfg, images)
     lines.append(f'seed: {cfg.randomness["seed"]}; everything goes to {cfg.work_dir}')
     return '\n'.join(lines)
 

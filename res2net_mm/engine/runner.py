@@ -46,6 +46,8 @@ from ..weights import (
 from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
 from .config import dataloaders, images_per_step, our_networks, pretrained
+from .config_checks import check_model
+from .config_keys import check_arguments
 from .errors import ToolError
 from .resuming import check_resumption, fit_checkpoint, run_facts
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
@@ -221,6 +223,8 @@ def prepare_config(
         ToolError: An argument does not fit the config or the machine.
         FileNotFoundError: A checkpoint is not there.
     """
+    check_arguments(cfg)
+    check_model(cfg)
     cfg = copy.deepcopy(cfg)
     name = Path(cfg.filename).stem if cfg.filename else 'run'
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', name))
