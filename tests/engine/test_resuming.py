@@ -138,6 +138,30 @@ def test_a_longer_run_has_the_schedule_of_one_that_was_longer_from_the_start(run
     assert str(ends[0]) == str(ends[1])
 
 
+def by_iterations(iterations, **more):
+    cfg = config('poly', **more)
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=99)
+    cfg.train_dataloader.sampler.type = 'InfiniteSampler'
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=4)
+    return cfg
+
+
+def test_a_longer_run_by_iterations(run):
+    longer = by_iterations(12)
+    longer.param_scheduler[0].end = 12
+    whole, _, _ = run(longer)
+    _, folder, _ = run(by_iterations(8))
+    rest, _, said = run(by_iterations(12), folder / 'iter_8.pth')
+    assert rest == whole[8:] and len(rest) == 4 and 'param_scheduler.0.end: 8 -> 12' in said
+    # a batch of another size leaves the place in the run and the schedule as they are
+    whole, _, _ = run(by_iterations(8))
+    more = by_iterations(8, **{'train_dataloader.batch_size': 3, 'train_dataloader.num_workers': 0})
+    rest, _, said = run(more, folder / 'iter_4.pth')
+    assert rest == whole[4:] and 'batch_size: 2 -> 3' in said and 'num_workers' not in said
+    rest, _, said = run(by_iterations(8), folder / 'iter_8.pth')
+    assert rest == [] and 'nothing left to train: 8 of 8 iters' in said
+
+
 def test_another_learning_rate_and_decay_are_taken(run):
     changes = {'optim_wrapper.optimizer.lr': 0.4, 'optim_wrapper.optimizer.weight_decay': 0.0}
     whole, _, _ = run(config(**changes))
@@ -212,6 +236,10 @@ def test_averages_are_not_trained_as_weights(run):
             'trained by epochs and the config trains by iters.*load_from',
         ),
         ({'optim_wrapper.paramwise_cfg': dict(bias_lr_mult=2.0)}, '2 parameters in 1 groups'),
+        (
+            {'param_scheduler': [dict(type='ReduceOnPlateauLR', monitor='loss')]},
+            'depends on results.*load_from',
+        ),
     ],
 )
 def test_what_cannot_go_on_is_refused(run, change, words):
