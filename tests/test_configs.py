@@ -10,6 +10,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 import res2net_mm
 from res2net_mm.engine.config import load_config, our_networks, pretrained
+from res2net_mm.engine.config_checks import check_model
+from res2net_mm.engine.config_keys import check_arguments
 from res2net_mm.ops import DeformConv2d, ModulatedDeformConv2d
 from res2net_mm.weights import ZOO
 
@@ -41,6 +43,11 @@ def build(cfg):
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         return MODELS.build(cfg.model)
+
+
+def test_every_key_is_read_and_parts_fit(config):
+    check_arguments(config)
+    check_model(config)
 
 
 def test_model_builds(config):

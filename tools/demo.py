@@ -10,7 +10,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 
 from mmengine.config import Config
 
-from res2net_mm.data import check_data, format_summary, make_shapes
+from res2net_mm.data import check_data, make_shapes
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import run_test
@@ -37,7 +37,7 @@ def main() -> None:
     _config(args)  # whose errors should come before the work
     print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))
     cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
-    print(describe_run(cfg, format_summary(check_data(cfg))), flush=True)
+    print(describe_run(cfg, check_data(cfg)), flush=True)
     start = time.monotonic()
     runner = build_runner(cfg)
     with hold_folder(cfg.work_dir):

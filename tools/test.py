@@ -13,6 +13,7 @@ from res2net_mm.data import check_data, format_summary
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options, run_test
+from res2net_mm.engine.ranks import on_first_rank
 from res2net_mm.engine.report import describe_device
 from res2net_mm.engine.runner import prepare_config
 from res2net_mm.evaluation import format_metrics
@@ -49,7 +50,7 @@ def main() -> None:
     cfg = prepare_config(
         load_config(args.config, args.cfg_options), work_dir=args.work_dir, launcher=args.launcher
     )
-    summaries = check_data(cfg, splits=('test',))
+    summaries = on_first_rank(check_data, cfg, splits=('test',))
     if is_main_process():
         print(f'{describe_device()}\n{format_summary(summaries)}', flush=True)
     run_test(

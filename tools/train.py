@@ -9,10 +9,11 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 from mmengine.config import DictAction
 from mmengine.dist import is_main_process
 
-from res2net_mm.data import check_data, format_summary
+from res2net_mm.data import check_data
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.lock import hold_folder
+from res2net_mm.engine.ranks import on_first_rank
 from res2net_mm.engine.report import describe_run
 from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
 from res2net_mm.ops.memory import keep_freed_memory
@@ -67,9 +68,9 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     check_weights(cfg)
-    summaries = check_data(cfg)
+    lines = on_first_rank(lambda: describe_run(cfg, check_data(cfg)))
     if is_main_process():
-        print(describe_run(cfg, format_summary(summaries)), flush=True)
+        print(lines, flush=True)
     with hold_folder(cfg.work_dir):
         build_runner(cfg, args.trust_checkpoint).train()
 

@@ -154,6 +154,11 @@ def check_map(
         remedy = 'write the map again, name the class, or ignore the value'
         if not agreed and value in ignored.values():
             remedy = f'set all of these to {value}'
+        elif wrong == {len(classes)}:
+            remedy += (
+                ', or set reduce_zero_label=True of the data set if classes count from 1 and 0 is '
+                'none'
+            )
         raise DataError(
             f'{file} holds the value {value} ({counts[value] / counts.sum():.1%} of it), but the '
             f'{len(classes)} classes are 0 to {len(classes) - 1} and what is ignored is '

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_world_size
 from mmengine.model import PretrainedInit
 
 from ..backbones import Backbone, Res2NetStage
 from ..registry import MODELS, SCOPE
+from .config_keys import check_keys, check_options
 from .errors import ToolError, one_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -44,12 +46,14 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         raise ToolError(
             f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
         ) from error
+    check_options(cfg, options or {})
     try:
         cfg.merge_from_dict(options or {})
     except (AttributeError, KeyError, TypeError, IndexError, AssertionError) as error:
         raise ToolError(
             f'--cfg-options {options} do not fit config {path}: {one_line(error)}'
         ) from error
+    check_keys(cfg)
     return cfg
 
 
@@ -108,3 +112,17 @@ def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
     """The data loaders of a config by split."""
     found = {split: cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')}
     return {split: loader for split, loader in found.items() if loader is not None}
+
+
+def images_per_step(cfg: Config, optimizer: str | None = None) -> int:
+    """Images that a step of the optimizer sees, in all processes and accumulated batches.
+
+    Args:
+        cfg: The config.
+        optimizer: Which, where the config has several.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    wrapper = wrapper if optimizer is None else wrapper.get(optimizer, {})
+    return (
+        cfg.train_dataloader.batch_size * get_world_size() * wrapper.get('accumulative_counts', 1)
+    )

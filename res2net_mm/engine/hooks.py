@@ -25,16 +25,9 @@ class StepSeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """On resuming: samples that are done need no loading; what cannot be exact is refused."""
+        """On resuming: samples that are done need no loading."""
         loop, loader = runner.train_loop, runner.train_dataloader
         if not isinstance(loop, IterBasedTrainLoop):
-            if runner.iter % len(loader):
-                raise ToolError(
-                    f'the checkpoint was saved at iteration {runner.iter}, within an epoch of '
-                    f'{len(loader)}, and mmengine can only go on from the start of one: resume '
-                    'from a checkpoint that was saved at the end of an epoch '
-                    '(default_hooks.checkpoint.by_epoch=True)'
-                )
             return
         sampler = getattr(loader.batch_sampler, 'sampler', None)
         endless = isinstance(getattr(sampler, 'wrapped', None), InfiniteSampler)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 
+from ..data.checks import SplitSummary, format_summary
 from ..ops.mmcv_ext import describe_ops
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import SCHEME
-from .config import our_networks, pretrained
+from .config import images_per_step, our_networks, pretrained
+from .config_checks import check_training
 from .errors import ToolError
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
@@ -33,10 +36,11 @@ def describe_batch(cfg: Config) -> str:
     for key in ('optim_wrapper', 'train_dataloader'):
         if not cfg.get(key):
             raise ToolError(f'the config has no {key}, which training needs')
+    if not isinstance(cfg.train_dataloader.get('batch_size'), int):
+        raise ToolError('the config has no train_dataloader.batch_size, which training needs')
     wrapper = cfg.optim_wrapper
-    world, images = get_world_size(), cfg.train_dataloader.batch_size
-    accumulated = wrapper.get('accumulative_counts', 1)
-    batch = images * world * accumulated
+    world, images, batch = get_world_size(), cfg.train_dataloader.batch_size, images_per_step(cfg)
+    accumulated = batch // (images * world)
     lr = wrapper.get('optimizer', {}).get('lr')
     line = f'batch: {batch} images a step ({images} x {world} processes'
     line += f' x {accumulated} accumulated)' if accumulated > 1 else ')'
@@ -45,27 +49,30 @@ def describe_batch(cfg: Config) -> str:
     scaling = cfg.get('auto_scale_lr') or {}
     base = scaling.get('base_batch_size')
     if scaling.get('enable') and base:
-        return f'{line}; learning rate {lr:g} x {images * world}/{base} (scaled)'
+        return f'{line}; learning rate {lr:g} x {batch}/{base} (scaled) = {lr * batch / base:g}'
     line += f'; learning rate {lr:g}'
     if base and base != batch:
-        # mmengine's scaling leaves accumulation out
-        scale = 'pass --auto-scale-lr, or ' if accumulated == 1 else ''
         line += (
-            f'. WARNING: it is meant for {base} images; {scale}set '
+            f'. WARNING: it is meant for {base} images; pass --auto-scale-lr, or set '
             f'optim_wrapper.optimizer.lr to {lr * batch / base:g}'
         )
     return line
 
 
-def describe_run(cfg: Config, data: str) -> str:
+def describe_run(cfg: Config, summaries: Sequence[SplitSummary]) -> str:
     """The lines of a training run.
 
     Args:
         cfg: The config.
-        data: The lines of the data check.
+        summaries: Of the data check.
+
+    Raises:
+        ToolError: The schedule or the batch cannot train.
     """
+    data = format_summary(summaries)
+    images = sum(s.images for s in summaries if s.split == 'train' and not s.unchecked)
     lines = [describe_device(), describe_batch(cfg), data, describe_ops()]
-    lines += preprocessing_warnings(cfg)
+    lines += preprocessing_warnings(cfg) + check_training(cfg, images)
     lines.append(f'seed: {cfg.randomness["seed"]}; everything goes to {cfg.work_dir}')
     return '\n'.join(lines)
 

@@ -20,6 +20,7 @@ from mmengine.dist import get_rank, init_dist, master_only, sync_random_seed
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
@@ -35,6 +36,7 @@ from ..weights import (
     CheckpointError,
     DownloadError,
     constants,
+    describe_partial_load,
     locate,
     marks_of,
     not_finite,
@@ -44,9 +46,12 @@ from ..weights import (
 )
 from .checkpoints import CheckpointHook, find_newest
 from .classes import SameClassesHook
-from .config import dataloaders, our_networks, pretrained
+from .config import dataloaders, images_per_step, our_networks, pretrained
+from .config_checks import check_model
+from .config_keys import check_arguments
 from .errors import ToolError
 from .pictures import use_our_pictures
+from .resuming import check_resumption, fit_checkpoint, run_facts
 from .safety import check_arrays, keep_files_of_others, use_safe_loading
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 from .terminal import plain_record
@@ -123,6 +128,7 @@ class Runner(mmengine.runner.Runner):
         """Tests; likewise."""
         self.register_hook(SameClassesHook('test'))
         return super().test()
+
     @staticmethod
     def build_dataloader(*args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
         """Builds a data loader whose pipelines name the image that a transform fails at."""
@@ -130,7 +136,23 @@ class Runner(mmengine.runner.Runner):
         name_failures(loader.dataset)
         return loader
 
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scales learning rates to the images of a step; mmengine leaves accumulation out."""
+        if not (auto_scale_lr or {}).get('enable'):
+            return
+        several = isinstance(optim_wrapper, OptimWrapperDict)
+        for name, wrapper in optim_wrapper.items() if several else [(None, optim_wrapper)]:
+            batch = images_per_step(self.cfg, name)
+            for group in wrapper.param_groups:  # with the one that mmengine logs as base_lr
+                group['lr'] *= batch / auto_scale_lr['base_batch_size']
+
     loads_exactly = False  # weights that are missing or left over are an error
+    goes_on = False
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Goes on from a checkpoint that has to fit, see :mod:`.resuming`."""
+        self.loads_exactly = self.goes_on = True
+        super().resume(filename, *args, **kwargs)
 
     def load_checkpoint(
         self, filename: str, map_location: Any = 'cpu', strict: bool = False, **kwargs: Any
@@ -155,6 +177,14 @@ class Runner(mmengine.runner.Runner):
             raise CheckpointError(f'checkpoint {filename}: {say_not_finite(broken)}')
         say_unknown_rules(self.model, checkpoint)
         keep_files_of_others(self, checkpoint)
+        if not strict:
+            weights = checkpoint.get('state_dict', checkpoint)
+            weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+            line = describe_partial_load(model, weights, filename)
+            if line:
+                self.logger.warning(line)
+        if self.goes_on:
+            fit_checkpoint(self, checkpoint)
         return checkpoint
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
@@ -168,7 +198,7 @@ class Runner(mmengine.runner.Runner):
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
         """Saves whole or not at all; ``meta`` holds the backbones' marks."""
         marks = {MARK: marks_of(self.model)}
-        kwargs['meta'] = {**(kwargs.get('meta') or {}), **marks}
+        kwargs['meta'] = {**(kwargs.get('meta') or {}), **marks, **run_facts(self)}
         backends = (*args[:1], kwargs.get('file_client_args'), kwargs.get('backend_args'))
         if '://' in str(out_dir) or any(backends):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
@@ -217,6 +247,8 @@ def prepare_config(
         ToolError: An argument does not fit the config or the machine.
         FileNotFoundError: A checkpoint is not there.
     """
+    check_arguments(cfg)
+    check_model(cfg)
     cfg = copy.deepcopy(cfg)
     name = Path(cfg.filename).stem if cfg.filename else 'run'
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', name))
@@ -240,8 +272,8 @@ def prepare_config(
         elif trust:
             for init_cfg in pretrained(part):
                 init_cfg.trust = True
-    if auto_scale_lr:
-        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+    if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             raise ToolError(
                 '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch that '
                 'its learning rate is meant for; there is none'
@@ -315,6 +347,8 @@ def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
     randomness = dict(cfg.get('randomness') or dict(seed=None))
     if checkpoint is not None:
         meta = read_checkpoint(checkpoint, trust=trust).get('meta', {})
+        for line in check_resumption(cfg, meta, checkpoint):
+            _warn(line)
         randomness['seed'] = meta.get('seed', randomness.get('seed'))
     if randomness.get('seed') is None:
         randomness['seed'] = sync_random_seed()

@@ -1,7 +1,7 @@
 from .download import DownloadError
 from .finite import constants, not_finite, say_not_finite
 from .layouts import convert_state_dict
-from .loading import LoadReport, load_weights
+from .loading import LoadReport, describe_partial_load, load_weights
 from .reading import CheckpointError, read_checkpoint
 from .saving import WrittenWeights, convert_weights
 from .sources import locate, marks_of, read_source, say_unknown_rules
@@ -18,6 +18,7 @@ __all__ = [
     'constants',
     'convert_state_dict',
     'convert_weights',
+    'describe_partial_load',
     'load_weights',
     'locate',
     'marks_of',

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..registry import WEIGHT_INITIALIZERS
@@ -161,6 +161,47 @@ def _is_beyond(net: Backbone, key: str) -> bool:
     """A later stage than the network was built with, such as layer4 for num_stages=3."""
     stage, last = key.split('.')[0], net.stage_names[-1]
     return last.startswith('layer') and stage in ('layer2', 'layer3', 'layer4') and stage > last
+
+
+def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: str) -> str:
+    """What a load by name and shape does to a model.
+
+    Args:
+        model: The model.
+        weights: The file's, by the model's names.
+        source: The file, for messages.
+
+    Returns:
+        One line; ``''`` where all weights load and none is left over.
+
+    Raises:
+        CheckpointError: No weight fits.
+    """
+    own = {k: v for k, v in model.state_dict().items() if 'num_batches_tracked' not in k}
+    given = {k: v for k, v in weights.items() if 'num_batches_tracked' not in k}
+    shapes = {key: tuple(getattr(value, 'shape', ())) for key, value in given.items()}
+    loaded = {key for key, value in own.items() if shapes.get(key) == tuple(value.shape)}
+    if not loaded:
+        backbone = any(f'backbone.{key}' in own for key in given)
+        raise CheckpointError(
+            f'{source}: none of its {len(given)} weights fits the model by name and shape (there: '
+            f'{listing(list(given))}; the model: {listing(list(own))}). '
+            + (
+                "They are a backbone's: set model.backbone.init_cfg=dict(type='Pretrained', "
+                f'checkpoint={source!r}) instead of load_from'
+                if backbone
+                else 'Give load_from a checkpoint of this model'
+            )
+        )
+    parts = {
+        'not loaded, of another shape there': [k for k in own if k in given and k not in loaded],
+        'not loaded, not there': [k for k in own if k not in given],
+        'left over': [k for k in given if k not in own],
+    }
+    told = [f'{len(keys)} {what} ({listing(keys)})' for what, keys in parts.items() if keys]
+    if not told:
+        return ''
+    return f"{source}: {len(loaded)} of the model's {len(own)} weights loaded; {'; '.join(told)}"
 
 
 def check_fit(

@@ -57,6 +57,11 @@ def test_batch_and_learning_rate():
     assert describe_batch(cfg) == (
         'batch: 16 images a step (4 x 1 processes x 4 accumulated); learning rate 0.02'
     )
+    scaled = describe_batch(prepare_config(cfg, auto_scale_lr=True))
+    assert scaled.endswith('learning rate 0.02 x 16/16 (scaled) = 0.02')
+    cfg.train_dataloader.pop('batch_size')
+    with pytest.raises(ToolError, match='no train_dataloader.batch_size'):
+        describe_batch(cfg)
 
 
 def test_preprocessing_that_published_weights_do_not_fit():

@@ -7,7 +7,7 @@ from mmdet.models.dense_heads import ATSSHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.hooks import FiniteLossHook, StepSeedHook, use_float32_boxes
+from res2net_mm.engine.hooks import FiniteLossHook, use_float32_boxes
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
@@ -20,15 +20,6 @@ def test_a_loss_that_is_not_finite_names_the_images(value):
     outputs = dict(good, loss_bbox=torch.tensor(value, requires_grad=True))
     with pytest.raises(ToolError, match=r'loss_bbox = .*iteration 5, epoch 2.*a/1.jpg, a/2.jpg'):
         FiniteLossHook().after_train_iter(runner, 0, batch, outputs)
-
-
-def test_resuming_within_an_epoch_is_refused():
-    def runner(step):
-        return SimpleNamespace(iter=step, train_loop=object(), train_dataloader=[None] * 4)
-
-    StepSeedHook().before_train(runner(8))
-    with pytest.raises(ToolError, match='iteration 6, within an epoch of 4.*by_epoch=True'):
-        StepSeedHook().before_train(runner(6))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

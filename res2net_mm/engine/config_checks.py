@@ -1,0 +1,202 @@
+"""Mistakes in configs that would end in the middle of a run, far from their cause."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+from mmengine.registry import VISBACKENDS
+
+from ..data.nodes import find_nodes, type_name
+from ..registry import MODELS
+from .config import dataloaders, our_backbones
+from .errors import ToolError
+
+# they average over the image: batch norm then has one value a channel and image
+_POOLING_HEADS = ('PSPHead', 'UPerHead', 'ASPPHead', 'DepthwiseSeparableASPPHead', 'APCHead')
+
+
+def check_model(cfg: Config) -> None:
+    """Raises a ToolError where parts of the model, its input and the data sets do not fit."""
+    model = cfg.get('model') or {}
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    for key in ('mean', 'std'):
+        values = preprocessor.get(key)
+        if isinstance(values, Sequence) and len(values) not in (1, 3):
+            raise ToolError(
+                f'data_preprocessor.{key} has {len(values)} values: give 3, one a channel, or 1'
+            )
+    backbone = model.get('backbone')
+    if isinstance(backbone, dict) and backbone in our_backbones(cfg):
+        _check_channels(cfg, model, backbone)
+        if backbone.get('in_channels', 3) == 1:
+            _check_gray(cfg)
+    for i, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or ()):
+        _check_backend(cfg, i, backend.get('type'))
+    for split, loader in dataloaders(cfg).items():
+        for node in find_nodes(loader.get('dataset'), f'{split}_dataloader.dataset', _scope(cfg)):
+            if node.family == 'semantic':
+                _check_zero_label(node.key, node.config, bool(node.option('reduce_zero_label')))
+
+
+def check_training(cfg: Config, images: int) -> list[str]:
+    """Looks at the schedule and the batches of a training run.
+
+    Args:
+        cfg: The config.
+        images: In the training set, as the data check counts them; 0 is not known.
+
+    Returns:
+        Warnings, for what may be meant so.
+
+    Raises:
+        ToolError: A schedule ends before it begins, or batch norm gets a single value.
+    """
+    loop, loader = cfg.get('train_cfg') or {}, cfg.train_dataloader
+    epochs, iterations = loop.get('max_epochs'), loop.get('max_iters')
+    mine = math.ceil(images * _times(loader.get('dataset')) / get_world_size())
+    batch, last = loader.get('batch_size', 1), 0
+    if epochs and mine:
+        last = mine % batch
+        iterations = epochs * (mine // batch if loader.get('drop_last') else -(-mine // batch))
+    smallest = last if last and not loader.get('drop_last') else batch
+    if smallest == 1:
+        _check_batch_norm(cfg, batch)
+    warnings = []
+    for name, schedule in schedules(cfg):
+        begin = schedule.get('begin', 0)
+        end = schedule.get('end', begin + schedule.get('T_max', math.inf))
+        kind = f'{name} ({schedule.get("type")})'
+        if end <= begin:
+            raise ToolError(f'{kind} ends at {end}, before it begins at {begin}: set {name}.end')
+        unit = 'epoch' if schedule.get('by_epoch', True) else 'iteration'
+        length = epochs if unit == 'epoch' else iterations
+        if length is None:
+            continue
+        if begin >= length:
+            warnings.append(f'WARNING: {kind} begins at {unit} {begin} of {length}: it never does')
+        elif length < end < math.inf:
+            warnings.append(
+                f'WARNING: {kind} goes on to {unit} {end}, but training ends at {length}: set '
+                f'{name}.end, or learning rates never get to where it leads'
+            )
+    return warnings
+
+
+def schedules(cfg: Config) -> Iterator[tuple[str, dict]]:
+    """The schedules of a config with their keys."""
+    given = cfg.get('param_scheduler') or []
+    several = isinstance(given, dict) and 'type' not in given
+    for key, part in given.items() if several else [(None, given)]:
+        name = 'param_scheduler' if key is None else f'param_scheduler.{key}'
+        if isinstance(part, dict):
+            yield name, part
+        else:
+            yield from ((f'{name}.{i}', schedule) for i, schedule in enumerate(part))
+
+
+def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
+    """Holds what takes the backbone's levels, or those of an FPN, against them."""
+    with torch.device('meta'):
+        levels = list(MODELS.build(dict(backbone, init_cfg=None)).out_channels)
+    indices = tuple(backbone.get('out_indices', range(4)))
+    gives = f'the backbone gives {levels} (out_indices={indices})'
+    neck = model.get('neck')
+    if neck:
+        several = isinstance(neck, (list, tuple))
+        path, first = ('model.neck.0', neck[0]) if several else ('model.neck', neck)
+        if isinstance(first.get('in_channels'), (list, tuple)):
+            _fit(f'{path}.in_channels', first['in_channels'], levels, gives)
+        width = None if several or type_name(neck) != 'FPN' else neck.get('out_channels')
+        for name in ('rpn_head', 'bbox_head'):
+            taken = (model.get(name) or {}).get('in_channels')
+            if isinstance(width, int) and isinstance(taken, int):
+                _fit(f'model.{name}.in_channels', taken, width, f'the neck gives {width}')
+        return
+    for name in ('decode_head', 'auxiliary_head'):
+        several = isinstance(model.get(name), (list, tuple))
+        for i, head in enumerate(model[name] if several else [model.get(name) or {}]):
+            path = f'model.{name}.{i}' if several else f'model.{name}'
+            index = head.get('in_index')
+            if index is None or 'in_channels' not in head:
+                continue
+            try:
+                taken = levels[index] if isinstance(index, int) else [levels[k] for k in index]
+            except IndexError:
+                raise ToolError(f'{path}.in_index is {index}, but {gives}: set both') from None
+            _fit(f'{path}.in_channels', head['in_channels'], taken, gives)
+
+
+def _fit(key: str, given: Any, fitting: Any, reason: str) -> None:
+    if (list(given) if isinstance(given, (list, tuple)) else given) != fitting:
+        text = str(fitting).replace(' ', '')
+        raise ToolError(f'{key} is {given}, but {reason}: set {key}={text}')
+
+
+def _check_gray(cfg: Config) -> None:
+    for split, loader in dataloaders(cfg).items():
+        for node in find_nodes(loader.get('dataset'), f'{split}_dataloader.dataset', _scope(cfg)):
+            for i, step in enumerate(node.config.get('pipeline') or ()):
+                loads = type_name(step).endswith('LoadImageFromFile')
+                if loads and step.get('color_type', 'color') == 'color':
+                    raise ToolError(
+                        f'model.backbone.in_channels is 1, but {node.key}.pipeline.{i} loads 3 '
+                        "channels: set its color_type='grayscale', or in_channels=3"
+                    )
+
+
+def _check_zero_label(key: str, dataset: dict, reduced: bool) -> None:
+    for i, step in enumerate(dataset.get('pipeline') or ()):
+        given = step.get('reduce_zero_label') if isinstance(step, dict) else None
+        if given is not None and bool(given) is not reduced:
+            raise ToolError(
+                f'{key}.pipeline.{i}.reduce_zero_label is {given}, but the data set has '
+                f'reduce_zero_label={reduced}: set {key}.reduce_zero_label={given} or take it out '
+                'of the pipeline'
+            )
+
+
+def _check_backend(cfg: Config, i: int, kind: Any) -> None:
+    try:
+        with VISBACKENDS.switch_scope_and_registry(_scope(cfg)) as registry:
+            known = not isinstance(kind, str) or registry.get(kind) is not None
+    except Exception:  # mmengine tries to import what it does not know
+        known = False
+    if not known:
+        there = list(VISBACKENDS.module_dict)
+        near = difflib.get_close_matches(str(kind), there, 1, 0.4) or there
+        raise ToolError(
+            f'visualizer.vis_backends.{i}.type {kind} does not exist; there is {" or ".join(near)}'
+        )
+
+
+def _check_batch_norm(cfg: Config, batch: int) -> None:
+    heads = (cfg.get('model') or {}).get('decode_head')
+    for head in heads if isinstance(heads, list) else [heads or {}]:
+        kind = str(head.get('type')).rpartition('.')[2]
+        norm = str((head.get('norm_cfg') or {}).get('type'))
+        shared = norm == 'SyncBN' and get_world_size() > 1 and torch.cuda.is_available()
+        if kind in _POOLING_HEADS and norm in ('BN', 'BN2d', 'SyncBN') and not shared:
+            why = 'is 1' if batch == 1 else f'{batch} leaves a last batch of 1'
+            raise ToolError(
+                f'train_dataloader.batch_size {why}, and the batch norm of {kind} after pooling '
+                'the whole image cannot train on one value: set it to 2 or more'
+                + ('' if batch == 1 else ', or train_dataloader.drop_last=True')
+            )
+
+
+def _times(dataset: Any) -> int:
+    times = 1
+    while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
+        times *= dataset.get('times', 1)
+        dataset = dataset['dataset']
+    return times
+
+
+def _scope(cfg: Config) -> str | None:
+    return cfg.get('default_scope')

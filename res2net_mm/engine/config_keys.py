@@ -1,0 +1,244 @@
+"""Keys of a config that nothing reads: a misspelt one would be ignored without a word."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine import registry as registries
+from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import Registry
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from .errors import ToolError
+
+# read by mmengine's Runner, the tools of mmdet and mmseg, and this package
+TOP = set(
+    'model data_preprocessor train_dataloader val_dataloader test_dataloader train_cfg val_cfg '
+    'test_cfg val_evaluator test_evaluator optim_wrapper param_scheduler auto_scale_lr '
+    'default_hooks custom_hooks default_scope custom_imports load_from resume launcher work_dir '
+    'env_cfg log_processor log_level visualizer randomness experiment_name model_wrapper_cfg '
+    'sync_bn find_unused_parameters compile activation_checkpointing efficient_conv_bn_eval '
+    'strategy runner_type tta_model tta_pipeline'.split()
+)
+# ... and what is taken out before a class is called
+_ALWAYS = set(
+    'type _scope_ _delete_ requires_grad priority convert_to_iter_based optimizer paramwise_cfg '
+    'constructor'.split()
+)
+_CUTOFF = 0.85  # how alike a key of a file is to one of TOP that was meant
+_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', __package__.partition('.')[0])
+
+
+def check_keys(cfg: Config) -> None:
+    """Raises a ToolError at a key of a config that is read by nobody.
+
+    Variables that a file sets for itself are not mistakes: at the top, a key is one only where it
+    is nearly the name of another that is read.
+    """
+    for key in cfg.keys() - TOP:
+        if key.endswith('_pipeline'):
+            continue  # a list that files name by themselves
+        near = difflib.get_close_matches(key, TOP, 1, _CUTOFF)
+        if near:
+            raise _unread(key, near)
+    loaders = _parameters(DataLoader) | {'num_batch_per_epoch'}
+    loop = cfg.get('train_cfg') or {}
+    known = {
+        'randomness': _parameters(Runner.set_randomness),
+        'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+        'env_cfg.mp_cfg': {'mp_start_method', 'opencv_num_threads'},
+        'auto_scale_lr': {'enable', 'base_batch_size'},
+        'train_dataloader': loaders,
+        'val_dataloader': loaders,
+        'test_dataloader': loaders,
+    }
+    if loop.get('type') in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+        by_iter = loop.get('type') == 'IterBasedTrainLoop' or not loop.get('by_epoch', True)
+        known['train_cfg'] = _parameters(IterBasedTrainLoop if by_iter else EpochBasedTrainLoop)
+        known['train_cfg'] |= {'by_epoch'}
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper' and 'constructor' not in wrapper:
+        known['optim_wrapper'] = _parameters(OptimWrapper) | {'paramwise_cfg'}
+        known['optim_wrapper.paramwise_cfg'] = set(
+            'custom_keys bias_lr_mult bias_decay_mult norm_decay_mult flat_decay_mult '
+            'dwconv_decay_mult dcn_offset_lr_mult bypass_duplicate'.split()
+        )
+    for path, names in known.items():
+        node = functools.reduce(lambda d, k: d.get(k) or {}, path.split('.'), cfg)
+        if isinstance(node, dict):
+            _check(path, node, names)
+
+
+def check_arguments(cfg: Config) -> None:
+    """Raises a ToolError at an argument of a class in the config that nobody knows.
+
+    Classes that cannot be found are left to whoever builds them.
+    """
+    scope = cfg.get('default_scope')
+    for path, node in _walk({key: cfg[key] for key in cfg if key in TOP}):
+        classes = _classes(node.get('type'), scope) if isinstance(node, dict) else ()
+        if not classes:
+            continue
+        names = set().union(*map(_arguments, classes))
+        # whoever builds the class may read more, such as requires_grad of a norm_cfg
+        names |= {key for key in node.keys() - names if _mentioned(str(key), _roots(cfg))}
+        _check(path, node, names)
+
+
+def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Raises a ToolError at one of ``--cfg-options`` that would change nothing.
+
+    Args:
+        cfg: The config without them.
+        options: Dotted keys and values.
+    """
+    for option, value in options.items():
+        first, *rest = option.split('.')
+        shadowed = first == 'data_preprocessor' and 'data_preprocessor' in (cfg.get('model') or {})
+        if first not in TOP or shadowed:
+            _check_variable(cfg, first, rest)
+            continue
+        node: Any = cfg.get(first)
+        for i, key in enumerate(rest, 1):
+            if isinstance(node, (list, tuple)) and key.isdigit() and int(key) < len(node):
+                node = node[int(key)]
+            elif isinstance(node, dict) and key in node:
+                node = node[key]
+            else:
+                path = '.'.join([first, *rest[: i - 1]])
+                new = f'{path}.{key}.type' in options or 'type' in (
+                    value if isinstance(value, dict) else ()
+                )
+                named_freely = path.endswith(('custom_keys', 'metainfo'))
+                if isinstance(node, dict) and not (new or named_freely or key in _ALWAYS):
+                    _check_new_key(cfg, path, node, key)
+                break
+
+
+def _check_variable(cfg: Config, name: str, rest: list[str]) -> None:
+    """A name at the top that nothing reads: a variable of the file, or a key out of place."""
+    value = cfg.get(name)
+    telling = value if isinstance(value, (str, list, tuple, dict)) and len(value) > 1 else None
+    uses = [
+        '.'.join([path, *rest])
+        for path, part in _walk({key: cfg[key] for key in cfg if key in TOP and key != name})
+        if path.rpartition('.')[2] == name or (telling is not None and part == telling)
+    ]
+    if name in cfg:
+        if uses:
+            raise ToolError(
+                f'--cfg-options {name}: a variable of {cfg.filename}, used up when the file was '
+                f'read: changing it changes nothing. Set {" and ".join(uses[:4])}'
+            )
+    elif name in TOP or not _mentioned(name, _own_roots(cfg)):
+        near = difflib.get_close_matches(name, TOP | cfg.keys(), 1, 0.75)
+        raise _unread('.'.join([name, *rest]), uses or ['.'.join([*near, *rest])] * len(near))
+
+
+def _check_new_key(cfg: Config, prefix: str, node: Mapping[str, Any], key: str) -> None:
+    below = [path for path, _ in _walk(node, prefix) if path.rpartition('.')[2] == key]
+    if 'type' in node:
+        classes = _classes(node['type'], cfg.get('default_scope'))
+        if classes and below and key not in set().union(*map(_arguments, classes)):
+            raise _unread(f'{prefix}.{key}', below)
+        return  # the rest is the affair of check_arguments
+    if below and all(isinstance(value, dict) for value in node.values()):
+        raise _unread(f'{prefix}.{key}', below)
+    near = difflib.get_close_matches(key, node, 1, 0.7)
+    mentioned = _mentioned(key, _roots(cfg))
+    if mentioned and near and re.fullmatch(r'model\.(train|test)_cfg(\.\w+)?', prefix):
+        parts = [part for _, part in _walk(cfg.model) if isinstance(part, dict)]
+        classes = [c for p in parts for c in _classes(p.get('type'), cfg.get('default_scope'))]
+        files = {inspect.getsourcefile(base) for c in classes for base in c.__mro__[:-1]}
+        mentioned = _mentioned(key, tuple(sorted(map(Path, files))))
+    if not mentioned:
+        raise _unread(f'{prefix}.{key}', [f'{prefix}.{name}' for name in near])
+
+
+def _check(path: str, node: Mapping[str, Any], names: set[str]) -> None:
+    for key in node.keys() - names - _ALWAYS:
+        near = difflib.get_close_matches(str(key), names, 1, 0.5)
+        raise _unread(f'{path}.{key}', [f'{path}.{name}' for name in near])
+
+
+def _unread(key: str, near: Iterable[str]) -> ToolError:
+    hint = ' or '.join(list(near)[:3])
+    hint = f'; did you mean {hint}?' if hint else ''
+    return ToolError(f'nothing reads {key} of the config{hint}')
+
+
+def _walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """All values in a config with their dotted keys."""
+    if path:
+        yield path, node
+    items = node.items() if isinstance(node, dict) else ()
+    items = enumerate(node) if isinstance(node, (list, tuple)) else items
+    for key, value in items:
+        yield from _walk(value, f'{path}.{key}' if path else str(key))
+
+
+@functools.cache
+def _classes(kind: Any, scope: str | None) -> tuple[type, ...]:
+    """What a ``type`` may name: one class, or several of as many registries."""
+    if not isinstance(kind, str):
+        return (kind,) if isinstance(kind, type) else ()
+    found = []
+    for registry in vars(registries).values():
+        if isinstance(registry, Registry) and registry.parent is None:
+            for name in (f'{scope}.{kind}', kind) if scope else (kind,):
+                try:
+                    cls = registry.get(name)
+                except Exception:  # not there, or its package is not installed
+                    continue
+                if cls is not None:
+                    found.append(cls)
+                    break
+    return tuple(dict.fromkeys(found)) if all(isinstance(c, type) for c in found) else ()
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters) - {'self'}
+
+
+def _arguments(cls: type) -> set[str]:
+    inits = [vars(base)['__init__'] for base in cls.__mro__ if '__init__' in vars(base)]
+    return set().union(*(_parameters(init) for init in inits if inspect.isfunction(init)))
+
+
+def _roots(cfg: Config) -> tuple[Path, ...]:
+    """Folders with the sources that may read a config."""
+    return _folders(*_PACKAGES) + _own_roots(cfg)
+
+
+def _own_roots(cfg: Config) -> tuple[Path, ...]:
+    """Those of packages that only this config imports."""
+    imports = (cfg.get('custom_imports') or {}).get('imports') or []
+    names = [imports] if isinstance(imports, str) else imports
+    return _folders(*sorted({name.partition('.')[0] for name in names} - set(_PACKAGES)))
+
+
+@functools.cache
+def _folders(*packages: str) -> tuple[Path, ...]:
+    specs = [importlib.util.find_spec(name) for name in packages]
+    files = [Path(spec.origin) for spec in specs if spec and spec.origin]
+    return tuple(f.parent if f.name == '__init__.py' else f for f in files)
+
+
+def _mentioned(word: str, roots: tuple[Path, ...]) -> bool:
+    pattern = re.compile(rf'\b{re.escape(word)}\b'.encode())
+    return any(pattern.search(_text(root)) for root in roots)
+
+
+@functools.cache
+def _text(root: Path) -> bytes:
+    files = [root] if root.is_file() else root.rglob('*.py')
+    return b'\n'.join(file.read_bytes() for file in files if '.mim' not in file.parts)

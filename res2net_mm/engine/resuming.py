@@ -1,0 +1,309 @@
+"""Going on from a checkpoint with a config that has changed since it was saved.
+
+The checkpoint gives the weights, the optimizer's state, the place in the run and the seed. All
+else is the config's: where it differs, each difference is reported, and learning rates and
+schedules become those of a run that had this config from the start. What cannot be taken over is
+an error. With the same config nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.dist import get_world_size
+from mmengine.hooks import ParamSchedulerHook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import EpochBasedTrainLoop, Runner
+
+from ..registry import SCOPE
+from .errors import ToolError
+
+FACTS = 'res2net_mm_run'  # key in a checkpoint's meta: what its config does not say
+_PARTS = (
+    'model data_preprocessor train_dataloader train_cfg optim_wrapper param_scheduler '
+    'auto_scale_lr custom_hooks'
+).split()
+# nothing that is trained depends on these
+_IDLE = set(
+    'init_cfg test_cfg num_workers persistent_workers pin_memory prefetch_factor backend_args '
+    'val_interval val_begin dynamic_intervals'.split()
+)
+_SCHEDULE = ('optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg.max_')
+_MOST_SHOWN = 20
+_UNSET = 'not set'
+
+
+def run_facts(runner: Runner) -> dict[str, Any]:
+    """What a checkpoint's ``meta`` holds for the run that goes on from it."""
+    return {FACTS: dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())}
+
+
+def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> list[str]:
+    """Compares a config with the one that a checkpoint was saved with.
+
+    The ends of schedules that were the end of the run become the end of the run as it is now, in
+    ``cfg`` too.
+
+    Args:
+        cfg: The config; its seed is the one that the user asks for.
+        meta: Of the checkpoint.
+        checkpoint: Its name for messages.
+
+    Returns:
+        Lines for the user; none where there is nothing to say.
+
+    Raises:
+        ToolError: A run of this config cannot go on from this checkpoint.
+    """
+    saved = read_config_text(meta.get('cfg'))
+    way = f'start anew from its weights with load_from={checkpoint} and without --resume'
+    if not {'epoch', 'iter'} <= meta.keys():
+        raise ToolError(
+            f'{checkpoint} holds weights and no training to go on with: {way.split(" and ")[0]}'
+        )
+    unit, length, before = _length(cfg), _run_length(cfg), _run_length(saved)
+    if saved and _length(saved) != unit:
+        raise ToolError(
+            f'{checkpoint} was trained by {_length(saved)}s and the config trains by {unit}s '
+            f'(train_cfg): {way}'
+        )
+    _follow_length(cfg, unit, length, before)
+    changed = dict(_changes(cfg, saved))
+    kinds = changed.get('optim_wrapper.optimizer.type')
+    if kinds:
+        raise ToolError(
+            f'optim_wrapper.optimizer.type is {kinds[1]}, but {checkpoint} holds the state of '
+            f'{kinds[0]}: {way}'
+        )
+    if _averages(saved) and not _averages(cfg):
+        raise ToolError(
+            f'{checkpoint} holds averaged weights of an EMAHook and the config has no such hook: '
+            f'put it back, or {way}'
+        )
+    lines = [f'{key}: {_short(old)} -> {_short(new)}' for key, (old, new) in changed.items()]
+    world = meta.get(FACTS, {}).get('world_size', get_world_size())
+    if world != get_world_size():
+        lines.append(f'processes: {world} -> {get_world_size()}')
+    if len(lines) > _MOST_SHOWN:
+        lines[_MOST_SHOWN:] = [f'and {len(lines) - _MOST_SHOWN} more']
+    if lines:
+        lines.insert(0, f'the config differs from that of {checkpoint}, and holds from here on:')
+    seed, given = meta.get('seed'), (cfg.get('randomness') or {}).get('seed')
+    if None not in (seed, given) and seed != given:
+        lines.append(f'randomness.seed={given} is not taken: the seed stays {seed}')
+    if length is not None and meta[unit] >= length:
+        lines.append(f'nothing left to train: {meta[unit]} of {length} {unit}s are done')
+    return lines
+
+
+def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
+    """Makes a checkpoint one of a run that had the runner's config from the start.
+
+    Args:
+        runner: With its optimizer and schedulers built and at the start.
+        checkpoint: What mmengine resumes from; changed in place.
+
+    Raises:
+        ToolError: Its parameters are not the optimizer's, it was saved within an epoch, or a
+            schedule depends on results.
+    """
+    meta = checkpoint['meta']
+    changed = dict(_changes(runner.cfg, read_config_text(meta.get('cfg'))))
+    moved = _set_place(runner, meta, changed)
+    pairs = _optimizers(runner, checkpoint)
+    same_rates = all(
+        [group.get('initial_lr') for group in wrapper.optimizer.param_groups]
+        == [group.get('initial_lr') for group in state['param_groups']]
+        for wrapper, state in pairs
+    )
+    if same_rates and not moved and not any(key.startswith(_SCHEDULE) for key in changed):
+        return
+    _replay(runner, meta['iter'])
+    checkpoint.pop('param_schedulers', None)
+    for wrapper, state in pairs:
+        before, groups = state['param_groups'][0]['lr'], state['param_groups']
+        for group, now in zip(groups, wrapper.optimizer.param_groups, strict=True):
+            group.update({key: value for key, value in now.items() if key != 'params'})
+        if 'base_param_settings' in state:
+            state['base_param_settings'] = wrapper.base_param_settings
+        runner.logger.warning(
+            f'learning rate {groups[0]["lr"]:g} (the checkpoint had {before:g}): it and the '
+            'schedules are those of a run that had this config from the start'
+        )
+
+
+def read_config_text(text: Any) -> dict[str, Any]:
+    """The values in a config's text as mmengine writes it, without running any of it.
+
+    Returns:
+        Key -> value; ``{}`` where the text holds anything but values.
+    """
+    try:
+        body = ast.parse(text).body if isinstance(text, str) and len(text) < 2**22 else []
+        return {node.targets[0].id: _value(node.value) for node in body}
+    except (AttributeError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return {}
+
+
+def _value(node: ast.expr) -> Any:
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict':
+        found = {}
+        for part in node.args:
+            found.update(_value(part))
+        return {**found, **{keyword.arg: _value(keyword.value) for keyword in node.keywords}}
+    if isinstance(node, ast.Dict):
+        keys = [ast.literal_eval(key) for key in node.keys]
+        return dict(zip(keys, map(_value, node.values), strict=True))
+    if isinstance(node, (ast.List, ast.Tuple)):
+        return [_value(part) for part in node.elts]
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -_value(node.operand)
+    if isinstance(node, ast.Name):
+        return float(node.id)  # inf or nan
+    return ast.literal_eval(node)
+
+
+def _changes(cfg: Config, saved: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if not saved:
+        return
+    now = cfg.to_dict()
+    for part in _PARTS:
+        old, new = saved.get(part), now.get(part)
+        if part == 'custom_hooks':
+            old, new = _hooks(old), _hooks(new)
+        if part == 'auto_scale_lr' and not any((d or {}).get('enable') for d in (old, new)):
+            continue
+        yield from _differences(old, new, part)
+
+
+def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            if name not in _IDLE:
+                values = old.get(name, _UNSET), new.get(name, _UNSET)
+                yield from _differences(*values, f'{key}.{name}')
+        return
+    lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
+    if lists and len(old) == len(new):
+        for i, values in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*values, f'{key}.{i}')
+        return
+    if key.endswith('.type'):  # with or without its scope
+        old, new = (str(kind).rpartition('.')[2] for kind in (old, new))
+    if old != new and str(old) != str(new):
+        yield key, (old, new)
+
+
+def _hooks(hooks: Any) -> list[dict]:
+    return [hook for hook in hooks or () if not str(hook.get('type')).startswith(f'{SCOPE}.')]
+
+
+def _averages(cfg: Mapping[str, Any]) -> bool:
+    return any(str(h.get('type')).endswith('EMAHook') for h in cfg.get('custom_hooks') or ())
+
+
+def _length(cfg: Mapping[str, Any]) -> str:
+    """The unit of a run's length, as ``meta`` calls it."""
+    loop = cfg.get('train_cfg') or {}
+    return 'iter' if 'max_iters' in loop else 'epoch'
+
+
+def _run_length(cfg: Mapping[str, Any]) -> int | None:
+    return (cfg.get('train_cfg') or {}).get(f'max_{_length(cfg)}s')
+
+
+def _follow_length(cfg: Config, unit: str, length: int | None, before: int | None) -> None:
+    """Ends of schedules that were the end of the run follow it."""
+    schedulers = cfg.get('param_scheduler') or ()
+    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
+        by_epoch = scheduler.get('by_epoch', True)
+        if None in (before, length) or before == length or by_epoch is not (unit == 'epoch'):
+            continue
+        for key, begin in (('end', 0), ('T_max', scheduler.get('begin', 0))):
+            if scheduler.get(key) == before - begin:
+                scheduler[key] = length - begin
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any]) -> bool:
+    """Counts the iterations done in epochs of the length they have now; whether it is another."""
+    if not isinstance(runner.train_loop, EpochBasedTrainLoop):
+        return False
+    epoch, done, length = meta['epoch'], meta['iter'], len(runner.train_dataloader)
+    before = meta.get(FACTS, {}).get('epoch_length')
+    if before is None:  # a file of another program
+        other_data = any(key.startswith('train_dataloader') for key in changed)
+        before = done // epoch if other_data and epoch and done % epoch == 0 else length
+    if done != epoch * before:
+        raise ToolError(
+            f'the checkpoint was saved at iteration {done}, and the {epoch} epochs of {before} '
+            'iterations that it has behind it end elsewhere: it was saved within an epoch, and '
+            'mmengine can only go on from the start of one. Resume from a checkpoint that was '
+            'saved at the end of an epoch (default_hooks.checkpoint.by_epoch=True)'
+        )
+    meta['iter'] = epoch * length
+    if before != length:
+        runner.logger.warning(
+            f'an epoch has {length} iterations and had {before}: the run goes on at epoch '
+            f'{epoch + 1}, iteration {meta["iter"] + 1} of {runner.max_iters}'
+        )
+    return before != length
+
+
+def _optimizers(
+    runner: Runner, checkpoint: Mapping[str, Any]
+) -> list[tuple[OptimWrapper, dict[str, Any]]]:
+    """The runner's optimizers, each with its state in the checkpoint."""
+    wrapper, state = runner.optim_wrapper, checkpoint.get('optimizer')
+    several = isinstance(wrapper, OptimWrapperDict)
+    wrappers = dict(wrapper.items()) if several else {'': wrapper}
+    states = state if several else {'': state}
+    if not state or wrappers.keys() != states.keys():
+        raise ToolError(
+            'the checkpoint holds no state of the optimizer to go on with (a published file, or '
+            'save_optimizer=False): start anew from its weights with load_from, without --resume'
+        )
+    pairs = [(wrappers[name], states[name]) for name in wrappers]
+    for wrapper, state in pairs:
+        now, before = (
+            [len(group['params']) for group in groups]
+            for groups in (wrapper.optimizer.param_groups, state['param_groups'])
+        )
+        if now != before:
+            raise ToolError(
+                f'the optimizer of the checkpoint had {sum(before)} parameters in {len(before)} '
+                f'groups and that of the config has {sum(now)} in {len(now)}: set '
+                'optim_wrapper.paramwise_cfg and the model back, or start anew from its weights '
+                'with load_from, without --resume'
+            )
+    return pairs
+
+
+def _replay(runner: Runner, iterations: int) -> None:
+    """Brings schedulers that are at the start to where a run would have brought them by now."""
+    schedulers = runner.param_schedulers or []
+    flat = sum(schedulers.values(), []) if isinstance(schedulers, dict) else schedulers
+    if any(getattr(scheduler, 'need_val_args', False) for scheduler in flat):
+        raise ToolError(
+            'param_scheduler has a schedule that depends on results, which cannot be computed '
+            'anew: set the config back, or start anew from the weights with load_from, without '
+            '--resume'
+        )
+    length = len(runner.train_dataloader)
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    hooks = [hook for hook in runner.hooks if isinstance(hook, ParamSchedulerHook)]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # there are no steps of the optimizer between
+        for step in range(iterations):
+            for hook in hooks:
+                hook.after_train_iter(runner, step)
+                if by_epoch and (step + 1) % length == 0:
+                    hook.after_train_epoch(runner)
