@@ -344,9 +344,6 @@ def grid_sample_and_multiply(
     some gradients of fresh offsets, all zero, are the slope before the kink.
     """
     height, width = input.shape[2:]
-    if offset.requires_grad:
-        places = tuple(weight.shape[2:]), stride, padding, dilation
-        offset = hide_outside(offset, (height, width), *places)
     out_height, out_width = offset.shape[2:]
     taps = weight[0, 0].numel()
     deform_groups = offset.shape[1] // (2 * taps)
@@ -354,6 +351,9 @@ def grid_sample_and_multiply(
     grid = _grid(weight.device, tuple(weight.shape[2:]), *places)
     at = offset.reshape(-1, taps, 2, out_height, out_width) + grid[..., 0, :].permute(2, 3, 0, 1)
     y, x = at.unbind(2)  # (N * deform_groups, taps, H_out, W_out)
+    if not torch.onnx.is_in_onnx_export():  # where there are gradients
+        # from -1 to the size: no value changes, and relu has no slope at 0, which is mmcv's rule
+        y, x = (n - F.relu(n + 1 - F.relu(a + 1)) for a, n in ((y, height), (x, width)))
     places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
     image = input.reshape(-1, input.shape[1] // deform_groups, height, width)
     columns = F.grid_sample(image, places.flatten(1, 2), align_corners=False)
