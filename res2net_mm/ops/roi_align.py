@@ -123,7 +123,7 @@ def _regions(rois: Tensor, images: int, sampling_ratio: int, aligned: bool) -> T
     Those that are not finite, as a network that diverges proposes, and those with their corners
     swapped where the length says how many samples there are, are moved off the image.
     """
-    if not rois.is_cpu or not len(rois):
+    if not rois.is_cpu or not len(rois) or torch.jit.is_tracing():
         return rois
     lowest, highest = rois[:, 0].int().aminmax()
     if lowest < 0 or highest >= images:

@@ -321,6 +321,8 @@ def hide_outside(offset: Tensor, image: Pair, kernel: Pair, *places: Pair) -> Te
         kernel: Height and width of its weight.
         *places: Its stride, padding and dilation, pairs.
     """
+    if torch.jit.is_tracing():  # mmcv's function, of which the exporter takes the name only
+        return offset
     by_tap = offset.unflatten(1, (-1, kernel[0] * kernel[1], 2))
     grid = _grid(offset.device, kernel, tuple(offset.shape[2:]), *places)[..., 0, :]
     y, x = (by_tap + grid.permute(2, 3, 0, 1)).unbind(3)  # (N, deform_groups, taps, H_out, W_out)

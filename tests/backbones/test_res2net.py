@@ -168,11 +168,23 @@ def test_batch_norm_that_stays_as_built_is_said_once(args, words):
             net = Res2Net(**args).train()
             net.load_state_dict(source.state_dict())
             net(x)
-        for transformed in (
-            torch.compile(Res2Net(**args).train(), backend='aot_eager', fullgraph=True),
-            lambda x: torch.jit.trace(Res2Net(**args).train(), x, check_trace=False)(x),
-        ):
-            transformed(x)
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [
+        lambda net, x: torch.compile(net, backend='aot_eager', fullgraph=True),
+        lambda net, x: torch.jit.trace(net, x, check_trace=False),
+    ],
+    ids=['compiled', 'traced'],
+)
+def test_graphs_do_not_look_at_batch_norm(transform):
+    net, x = Res2Net(**SMALL, out_indices=(0,), norm_eval=True).train(), torch.randn(2, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        found = transform(net, x)(x)[0]
+    net.eval()
+    torch.testing.assert_close(found, net(x)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_batch_norms_of_several_networks_at_once():
