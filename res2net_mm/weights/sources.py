@@ -44,7 +44,8 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
     name = text.removeprefix(SCHEME)
     if text.startswith(SCHEME) and name not in ZOO:
         raise ValueError(
-            f'{text}: no published weights of this name in res2net_mm.weights.ZOO{_near(name, ZOO)}'
+            f'{text}: no published weights of this name in res2net_mm.weights.ZOO'
+            f'{_near(name, ZOO)}'
         )
     if text.startswith(SCHEME) or (name in ZOO and not Path(text).exists()):
         entry = ZOO[name]
@@ -158,7 +159,7 @@ def unknown_rule(net: Backbone) -> str:
     """What to say where nothing tells the first-block rule of weights."""
     return (
         f'the file does not say its first-block rule; the network has first_block='
-        f"{net.first_block!r}. If mmdet trained it with its own Res2Net, set first_block='mmdet'"
+        f'{net.first_block!r}. If mmdet trained it with its own Res2Net, set first_block=\'mmdet\''
     )
 
 
