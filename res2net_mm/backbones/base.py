@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..registry import WEIGHT_INITIALIZERS
 from .bottle2neck import Bottle2neck, check_choice
+from .frozen_norm import frozen_norm_warning
 from .layers import gains_by_channels_last
 
 MARK = 'res2net_mm'  # key of the mark in a state dict's _metadata and in a checkpoint's meta
@@ -24,7 +26,8 @@ class Backbone(BaseModule):
     A subclass builds its modules, then calls :meth:`_set_outputs`, and computes in ``_levels``.
 
     Args:
-        norm_eval: Keep batch norm in evaluation mode while training.
+        norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only, and
+            without them the first training step warns.
         zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
         init_cfg: mmengine's initialisation config; None is Kaiming. A ``Pretrained`` one takes a
             file, an address or ``res2net://name`` in any published layout, and fits or fails.
@@ -34,6 +37,8 @@ class Backbone(BaseModule):
     style = 'pytorch'
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
+    said_frozen_norm = False  # whether somebody was told that batch norm stays as it was built
+    _norm_is_due = True  # whether to look at it in the next training step
 
     def __init__(
         self, *, norm_eval: bool, zero_init_residual: bool, init_cfg: dict | list[dict] | None
@@ -59,10 +64,25 @@ class Backbone(BaseModule):
         Returns:
             One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
         """
+        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and self._norm_is_due:
+            self._check_norm()
         if not gains_by_channels_last(x, self):
             return self._levels(x)
         levels = self._levels(x.contiguous(memory_format=torch.channels_last))
         return tuple(level.contiguous() for level in levels)
+
+    def _check_norm(self) -> None:
+        """Warns once, where training starts, of batch norm that stays as it was built."""
+        if not (self.training and torch.is_grad_enabled()):
+            return
+        self._norm_is_due = False
+        try:
+            message = frozen_norm_warning(self)
+        except RuntimeError:  # inside of vmap and the like values cannot be looked at
+            return
+        if message is not None:
+            self.said_frozen_norm = True
+            warnings.warn(message, stacklevel=5)  # the line that calls the network
 
     def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError
@@ -109,6 +129,7 @@ class Backbone(BaseModule):
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
                     module.eval()
+        self._norm_is_due = mode and not self.said_frozen_norm
         return self
 
     def init_weights(self) -> None:
@@ -122,7 +143,7 @@ class Backbone(BaseModule):
             return
         given = self.init_cfg
         cfgs = given if isinstance(given, list) else [given]
-        pretrained = [c for c in cfgs if c.get('type') in ('Pretrained', PretrainedInit)]
+        pretrained = pretrained_cfgs(given)
         self.init_cfg = [c for c in cfgs if c not in pretrained]
         try:
             super().init_weights()
@@ -183,6 +204,13 @@ class Backbone(BaseModule):
     ) -> None:
         self.check_mark(local_metadata.get(MARK, {}))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def pretrained_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
+    """The initialisations that load weights."""
+    cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg]
+    kinds = ('Pretrained', PretrainedInit)
+    return [cfg for cfg in cfgs if isinstance(cfg, dict) and cfg.get('type') in kinds]
 
 
 def _leave_mark(module: Backbone, state: Mapping, prefix: str, local_metadata: dict) -> None:

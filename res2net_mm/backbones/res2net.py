@@ -46,7 +46,7 @@ class Res2Net(Backbone):
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         conv_cfg: Config of the convolutions; None is ``Conv2d``.
         norm_cfg: Config of the normalisation layers; None is ``dict(type='BN')``.
-        norm_eval: Keep batch norm in evaluation mode while training.
+        norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only.
         plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3', stages=(...))``;
             without ``stages`` a plugin goes into every stage.
         with_cp: Recompute blocks in the backward pass to save memory; a bool, or one a stage.

@@ -110,7 +110,7 @@ class Res2NetDLA(Backbone):
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         conv_cfg: Config of the convolutions; None is ``Conv2d``.
         norm_cfg: Config of the normalisation layers; None is ``dict(type='BN')``.
-        norm_eval: Keep batch norm in evaluation mode while training.
+        norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only.
         with_cp: Recompute blocks in the backward pass to save memory.
         zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
         init_cfg: mmengine's initialisation config; None is Kaiming.

@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.logging import MMLogger
 
 from ..registry import MODELS
-from .base import Backbone
+from .base import Backbone, pretrained_cfgs
 
 _V1 = dict(deep_stem=False, avg_down=False)
 _VD = dict(first_block='paddle')
@@ -59,7 +59,9 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
             ``out_indices`` or ``frozen_stages``.
 
     Returns:
-        The backbone, initialised, in training mode.
+        The backbone, initialised, in training mode. Its batch norm is trained where it starts from
+        random weights, and keeps its statistics (``norm_eval=True``, mmdet's default) where
+        weights are loaded here; ``norm_eval`` says otherwise.
 
     Raises:
         ValueError: The name is not known, an override has a value that it cannot have, or the
@@ -82,6 +84,8 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
         plain = name.removesuffix('_dcn')  # offsets start at zero, whatever the weights
         checkpoint = f'res2net://{plain}' if pretrained is True else pretrained
         args['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
+    if not pretrained_cfgs(args.get('init_cfg')):
+        args.setdefault('norm_eval', False)
     net = MODELS.get(args.pop('type', 'Res2Net'))(**args)
     logger = MMLogger.get_current_instance()
     logger.addFilter(_is_no_listing)

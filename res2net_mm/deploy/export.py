@@ -34,6 +34,7 @@ from .runtime import (
 # 16 brought GridSample, which deformable convolutions need. 17 was run against PyTorch at odd
 # sizes, where pools that round up and do not count their padding have differed between releases.
 OPSET = 17
+_HINT = '; a file for one size may be possible: dynamic=False, or --static --shape of the tool'
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,11 @@ def export_onnx(
         inputs, outputs = _write(content, partial, metadata, net.shapes if dynamic else {})
         say('comparing it with PyTorch in onnxruntime')
         with without_autocast('cpu'):
-            error = worst_error(partial, net, shapes)
+            error = worst_error(partial, net, shapes[:1])
+            try:
+                error = max(error, worst_error(partial, net, shapes[1:]))
+            except ExportError as other:
+                raise ExportError(f'{other}{_HINT}') from other
     return ExportReport(path, OPSET, inputs, outputs, shapes, error, metadata)
 
 
@@ -200,7 +205,8 @@ def _trace(net: Exportable, shape: Shape, dynamic: bool) -> bytes:
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0].partition('  [Caused by')[0]
-        raise ExportError(f'model cannot be exported: {reason}') from error
+        hint = _HINT if dynamic else ''
+        raise ExportError(f'model cannot be exported: {reason}{hint}') from error
     return buffer.getvalue()
 
 

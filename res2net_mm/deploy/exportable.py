@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,22 +162,30 @@ def make_exportable(model: nn.Module) -> Exportable:
 
 @contextmanager
 def in_standard_operators(net: nn.Module) -> Iterator[None]:
-    """Has adaptive pools computed by what ONNX has, which pools to one pixel alone."""
-    pools = [
-        (module, name, child)
+    """Has modules computed by what ONNX has, and for sizes other than the traced one."""
+    replaced = [
+        (module, name, child, standard)
         for module in net.modules()
         for name, child in module.named_children()
-        if isinstance(child, nn.AdaptiveAvgPool2d)
-        and None not in _pair(child.output_size)
-        and _pair(child.output_size) != (1, 1)
+        if (standard := _in_standard_operators(child)) is not None
     ]
-    for module, name, pool in pools:
-        setattr(module, name, AdaptivePool(pool.output_size))
+    for module, name, _, standard in replaced:
+        setattr(module, name, standard)
     try:
         yield
     finally:
-        for module, name, pool in pools:
-            setattr(module, name, pool)
+        for module, name, child, _ in replaced:
+            setattr(module, name, child)
+
+
+def _in_standard_operators(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.AdaptiveAvgPool2d):  # ONNX has the pool to one pixel only
+        size = _pair(module.output_size)
+        return None if None in size or size == (1, 1) else AdaptivePool(size)
+    wrappers = sys.modules.get('mmseg.models.utils.wrappers')
+    if isinstance(module, getattr(wrappers, 'Upsample', ())) and not module.size:
+        return TracedUpsample(module.scale_factor, module.mode, module.align_corners)
+    return None
 
 
 class AdaptivePool(nn.Module):
@@ -198,3 +207,17 @@ def _shares(cells: int, length: int, like: Tensor) -> Tensor:
     pixel = torch.arange(length, device=like.device)
     first, after = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
     return ((pixel >= first) & (pixel < after)).to(like.dtype) / (after - first)
+
+
+class TracedUpsample(nn.Module):
+    """mmseg's ``Upsample``, whose ``int(size * scale)`` would be a constant in a trace."""
+
+    def __init__(self, scale_factor: float, mode: str, align_corners: bool | None) -> None:
+        super().__init__()
+        self.scale_factor = scale_factor
+        self.given = dict(mode=mode, align_corners=align_corners)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H * scale_factor, W * scale_factor), sizes rounded down."""
+        size = [(n.double() * self.scale_factor).long() for n in x.shape[2:]]  # tensors in a trace
+        return nn.functional.interpolate(x, size, **self.given)

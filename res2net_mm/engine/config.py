@@ -9,9 +9,9 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_world_size
-from mmengine.model import PretrainedInit
 
 from ..backbones import Backbone, Res2NetStage
+from ..backbones.base import pretrained_cfgs
 from ..registry import MODELS, SCOPE
 from .config_keys import check_keys, check_options
 from .errors import ToolError, one_line
@@ -102,10 +102,7 @@ def _class_of(part: dict) -> type:
 
 def pretrained(part: ConfigDict) -> list[ConfigDict]:
     """The initialisations of a part of a model that load weights."""
-    init_cfg = part.get('init_cfg')
-    cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg]
-    kinds = ('Pretrained', PretrainedInit)
-    return [cfg for cfg in cfgs if isinstance(cfg, dict) and cfg.get('type') in kinds]
+    return pretrained_cfgs(part.get('init_cfg'))
 
 
 def dataloaders(cfg: Config) -> dict[str, ConfigDict]:

@@ -12,6 +12,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
+from ..backbones import Backbone
+from ..backbones.frozen_norm import frozen_norm_warning
 from ..registry import HOOKS
 from ..weights import not_finite, say_not_finite
 from .errors import ToolError
@@ -107,6 +109,23 @@ class FiniteWeightsHook(Hook):
 
 _SAVED = ('state_dict', 'ema_state_dict', 'optimizer')
 _STATES = ('state_dict.', 'ema_state_dict.module.')
+
+
+@HOOKS.register_module(force=True)
+class FrozenNormHook(Hook):
+    """Warns before the first step of batch norm that stays as it was built, in any backbone."""
+
+    def before_train(self, runner: Runner) -> None:
+        """By now the weights are loaded; the loop will set the same mode."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        for module in model.modules():
+            if isinstance(module, Backbone):
+                module.said_frozen_norm = True  # here, and it need not
+        model.train()
+        for name, module in model.named_modules():
+            message = frozen_norm_warning(module, f'model.{name}.')
+            if message is not None:
+                runner.logger.warning(f'{message} (or train.py --from-scratch)')
 
 
 @HOOKS.register_module(force=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import os
 import re
@@ -21,7 +22,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger, print_log
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
@@ -61,7 +62,13 @@ _FILE_ONLY = re.compile(
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
 _FROM_SCRATCH = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
-HOOKS = ('StepSeedHook', 'FiniteLossHook', 'FiniteWeightsHook', 'Float32BoxHook')
+HOOKS = (
+    'StepSeedHook',
+    'FiniteLossHook',
+    'FiniteWeightsHook',
+    'FrozenNormHook',
+    'Float32BoxHook',
+)
 
 
 class Runner(mmengine.runner.Runner):
@@ -263,7 +270,10 @@ def prepare_config(
     ours = our_networks(cfg)
     other = cfg.get('model', {}).get('backbone')  # mmdet's or mmseg's own
     if from_scratch and isinstance(other, dict) and other not in ours:
-        other.update({k: v for k, v in _FROM_SCRATCH.items() if k in other})
+        accepted = {*other, *_arguments(other, cfg.get('default_scope'))}
+        other.update({k: v for k, v in _FROM_SCRATCH.items() if k in accepted})
+    if from_scratch and cfg.get('model', {}).get('pretrained'):
+        cfg.model.pretrained = None  # mmseg's older way
     for part in ours:
         if from_scratch:
             part.update(_FROM_SCRATCH)
@@ -294,6 +304,15 @@ def prepare_config(
     cfg.custom_hooks = [hook for hook in hooks if hook not in own_hooks] + own_hooks
     _set_seed(cfg, checkpoint, trust)
     return cfg
+
+
+def _arguments(part: dict, scope: str | None) -> set[str]:
+    """Names of the arguments of what a config builds, those of base classes included."""
+    kind = part.get('type')
+    if isinstance(kind, str):
+        kind = MODELS.get(kind if '.' in kind or not scope else f'{scope}.{kind}')
+    classes = kind.__mro__[:-1] if isinstance(kind, type) else ()
+    return {name for base in classes for name in inspect.signature(base).parameters}
 
 
 def check_weights(cfg: Config) -> None:

@@ -11,7 +11,13 @@ from torch.nn.modules.utils import _pair
 
 from .boxes import compute_dtype
 from .mmcv_ext import compiled_modulated_deform_conv2d
-from .sampling import Pair, grid_sample_and_multiply, sample_and_multiply, without_autocast
+from .sampling import (
+    Pair,
+    grid_sample_and_multiply,
+    hide_outside,
+    sample_and_multiply,
+    without_autocast,
+)
 
 VARIABLE = 'RES2NET_MM_DEFORM_CONV'
 WAYS = ('auto', 'torch', 'torchvision', 'mmcv')
@@ -57,6 +63,12 @@ def deform_conv2d(
     each output pixel and deform group. Half precision and autocast sample in float32. A NaN offset
     gives NaN in plain PyTorch, and no sample in the other ways. Derivatives are first ones only.
 
+    Bilinear interpolation has kinks, and fresh offsets, all zero, lie on them. Offsets get there
+    what they get from mmcv's operator, whichever way is taken: the slope below and to the right of
+    a pixel, and no gradient where a tap is exactly on the line around the image (row -1 or H,
+    column -1 or W). torchvision differs on that line. The form for traces and exports, by
+    ``grid_sample``, keeps the second rule, but does not always hit the kinks.
+
     Args:
         input: (N, C, H, W).
         offset: (N, 2 * deform_groups * kh * kw, H_out, W_out), pairs (y, x) in pixels, the taps of
@@ -100,7 +112,8 @@ def _by_torchvision(
     bias: Tensor | None,
     *places: Pair,
 ) -> Tensor:
-    return torchvision.ops.deform_conv2d(input, _finite(offset), weight, bias, *places, mask)
+    offset = hide_outside(offset, input.shape[2:], tuple(weight.shape[2:]), *places)
+    return torchvision.ops.deform_conv2d(input, offset, weight, bias, *places, mask)
 
 
 def _by_mmcv(
@@ -115,13 +128,10 @@ def _by_mmcv(
     groups = input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)
     if mask is None:
         mask = offset.new_ones(len(offset), groups[1] * taps, *offset.shape[2:])
+    # what is not finite would be taken for an index
+    offset = hide_outside(offset, input.shape[2:], tuple(weight.shape[2:]), *places)
     compute = compiled_modulated_deform_conv2d()
-    return compute(input, _finite(offset), mask, weight, bias, *places, *groups)
-
-
-def _finite(offset: Tensor) -> Tensor:
-    """Compiled kernels take what is not finite for an index; far outside, they read nothing."""
-    return offset.masked_fill(~offset.isfinite(), -(2.0**24))
+    return compute(input, offset, mask, weight, bias, *places, *groups)
 
 
 COMPUTE = {'torch': sample_and_multiply, 'torchvision': _by_torchvision, 'mmcv': _by_mmcv}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .boxes import compute_dtype
 from .roi_align import roi_align, roi_align_gradient
+from .sampling import hide_outside
 
 __all__ = [
     'deform_conv_backward_input',
@@ -112,11 +113,12 @@ def _deform_conv_grads(
     """Gradients for input, weight, offset, mask and bias."""
     dtype = compute_dtype(input)
     weight = weight.to(dtype)
+    places = tuple(weight.shape[2:]), stride, padding, dilation
     return torch.ops.torchvision._deform_conv2d_backward(
         grad_output.to(dtype),
         input.to(dtype),
         weight,
-        offset.to(dtype),
+        hide_outside(offset.to(dtype), input.shape[2:], *places),
         weight.new_zeros(len(input), 1) if mask is None else mask.to(dtype),
         weight.new_zeros(len(weight)),
         *stride,
@@ -148,14 +150,9 @@ def deform_conv_forward(
 ) -> None:
     """Deformable convolution (https://arxiv.org/abs/1703.06211), without bias, into ``output``."""
     dtype = compute_dtype(input)
-    result = torchvision.ops.deform_conv2d(
-        input.to(dtype),
-        offset.to(dtype),
-        weight.to(dtype),
-        stride=(dH, dW),
-        padding=(padH, padW),
-        dilation=(dilationH, dilationW),
-    )
+    places = (dH, dW), (padH, padW), (dilationH, dilationW)
+    offset = hide_outside(offset.to(dtype), input.shape[2:], (kH, kW), *places)
+    result = torchvision.ops.deform_conv2d(input.to(dtype), offset, weight.to(dtype), None, *places)
     output.copy_(result)
 
 
@@ -253,15 +250,15 @@ def modulated_deform_conv_forward(
 ) -> None:
     """Modulated deformable convolution (https://arxiv.org/abs/1811.11168), into ``output``."""
     dtype = compute_dtype(input)
+    places = (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w)
+    offset = hide_outside(offset.to(dtype), input.shape[2:], (kernel_h, kernel_w), *places)
     result = torchvision.ops.deform_conv2d(
         input.to(dtype),
-        offset.to(dtype),
+        offset,
         weight.to(dtype),
         bias.to(dtype) if with_bias else None,
-        stride=(stride_h, stride_w),
-        padding=(pad_h, pad_w),
-        dilation=(dilation_h, dilation_w),
-        mask=mask.to(dtype),
+        *places,
+        mask.to(dtype),
     )
     output.copy_(result)
 

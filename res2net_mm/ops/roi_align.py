@@ -14,6 +14,7 @@ from .sampling import without_autocast
 
 _LARGEST = 2**25  # of the tensors made here; more than this is torchvision's work
 _LARGEST_GRADIENT = 2**23  # pixels of bins, which are sorted
+_FAR = -(2.0**14)  # pixels: outside at any scale, and a number of half precision too
 _PIXELS_A_SAMPLE = 8  # torchvision's kernels take four
 
 
@@ -42,11 +43,13 @@ def roi_align(
         aligned: Shift by half a pixel, so that pixel centres lie at half integers.
 
     Returns:
-        (K, C, *size).
+        (K, C, *size); zeros for regions that are not finite, or empty where their length is the
+        number of samples.
 
     Raises:
-        ValueError: A region is of an image that is not there (not told by torchvision's kernels).
+        ValueError: A region is of an image that is not there (checked on a CPU).
     """
+    rois = _regions(rois, len(input), sampling_ratio, aligned)
     channels = input.shape[1]
     rows = input.is_contiguous(memory_format=torch.channels_last) and not input.is_contiguous()
     arguments = size, spatial_scale, sampling_ratio, aligned
@@ -80,6 +83,7 @@ def roi_align_gradient(
     Returns:
         (N, C, H, W), in channels_last from a CPU.
     """
+    rois = _regions(rois, shape[0], sampling_ratio, aligned)
     size = grad.shape[2], grad.shape[3]
     arguments = spatial_scale, sampling_ratio, aligned
     bags = _bags(shape, rois, size, *arguments) if grad.is_cpu else None
@@ -111,6 +115,30 @@ def torchvisions_gradient(
     backward = torch.ops.torchvision._roi_align_backward
     places = *grad.shape[2:], *shape
     return backward(grad, rois, spatial_scale, *places, sampling_ratio, aligned)
+
+
+def _regions(rois: Tensor, images: int, sampling_ratio: int, aligned: bool) -> Tensor:
+    """The regions, of which torchvision's kernel for CPUs reads whatever memory they name.
+
+    Those that are not finite, as a network that diverges proposes, and those with their corners
+    swapped where the length says how many samples there are, are moved off the image.
+    """
+    if not rois.is_cpu or not len(rois) or torch.jit.is_tracing():
+        return rois
+    lowest, highest = rois[:, 0].int().aminmax()
+    if lowest < 0 or highest >= images:
+        raise ValueError(
+            f'rois must be of images 0 to {images - 1} in their first column, but are of '
+            f'{lowest.item()} to {highest.item()}'
+        )
+    lost = ~rois.isfinite().all(1)
+    if aligned and sampling_ratio <= 0:
+        lost |= (rois[:, 3:] < rois[:, 1:3]).any(1)
+    if not lost.any():
+        return rois
+    rois = rois.clone()
+    rois[lost, 1:] = _FAR
+    return rois
 
 
 class _Axis(NamedTuple):
@@ -172,21 +200,11 @@ def _bags(
     sampling_ratio: int,
     aligned: bool,
 ) -> _Bags | None:
-    """None where there is nothing, a region beyond all measure, or more to do than samples ask for.
-
-    Raises:
-        ValueError: A region is of an image that is not there.
-    """
-    if 0 in (len(rois), *shape, *size) or not bool(rois.isfinite().all()):
+    """None where there is nothing, a region is beyond all measure, or samples ask for less."""
+    if 0 in (len(rois), *shape, *size):
         return None
     images, _, height, width = shape
     named = rois[:, 0].int()
-    lowest, highest = named.aminmax()
-    if lowest < 0 or highest >= images:
-        raise ValueError(
-            f'rois must be of images 0 to {images - 1} in their first column, but are of '
-            f'{lowest.item()} to {highest.item()}'
-        )
     rois = rois.to(torch.promote_types(rois.dtype, torch.float32))
     at = rois[:, 1:] * spatial_scale - (0.5 if aligned else 0)
     least = 0 if aligned else 1

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 CPU_BLOCK = 4 * 2**20
 OTHER_BLOCK = 256 * 2**20
 _LARGEST_KEPT = 2**19  # values of places that are kept for the next call
+_FAR = -(2.0**24)  # pixels, beyond any image
 BORDER = 3  # of zeros: one row (column) before the image, two after it
 
 Pair = tuple[int, int]
@@ -38,7 +39,7 @@ class _Bags(NamedTuple):
     index: Tensor  # (bags, 4): rows of the pixels around it, upper two first
     share: Tensor  # (bags, 4): their weights
     fraction: Tensor  # (N, H_out, W_out, taps, deform_groups, 2): y and x behind the first pixel
-    inside: Tensor | None  # the same shape: whether moving the tap can change its sample
+    inside: Tensor | None  # the same shape: whether the tap lies beyond row (column) -1
 
 
 class _Places(NamedTuple):
@@ -111,7 +112,9 @@ def _bags(
     at = torch.add(by_tap, found.grid, out=offset.new_empty(by_tap.shape))
     # Whatever lies a pixel or more outside samples zero: it is moved to the border.
     kept = at.clamp(at.new_zeros(2), found.highest)
-    inside = kept == at if with_inside else None
+    # mmcv's rule: on the line before the image a tap is outside. Behind the image, on the line
+    # too, all four pixels around it are zero, and so is the gradient.
+    inside = kept > 0 if with_inside else None
     corner = torch.floor(kept, out=at)
     fraction = kept.sub_(corner)
 
@@ -305,6 +308,28 @@ def _of_place(of_share: Tensor, bags: _Bags, mask: Tensor | None) -> tuple[Tenso
 sample_and_multiply = _DeformConv.apply
 
 
+def hide_outside(offset: Tensor, image: Pair, kernel: Pair, *places: Pair) -> Tensor:
+    """The offsets, far outside wherever mmcv's operator takes the tap to be outside.
+
+    It does so on the lines around the image too (row -1 and H, column -1 and W) and where an
+    offset is NaN. Such a tap reads nothing and gets no gradient from torchvision's kernels, which
+    by themselves give it a gradient on the lines, and take NaN for an index.
+
+    Args:
+        offset: As in ``deform_conv2d``.
+        image: Height and width of its input.
+        kernel: Height and width of its weight.
+        *places: Its stride, padding and dilation, pairs.
+    """
+    if torch.jit.is_tracing():  # mmcv's function, of which the exporter takes the name only
+        return offset
+    by_tap = offset.unflatten(1, (-1, kernel[0] * kernel[1], 2))
+    grid = _grid(offset.device, kernel, tuple(offset.shape[2:]), *places)[..., 0, :]
+    y, x = (by_tap + grid.permute(2, 3, 0, 1)).unbind(3)  # (N, deform_groups, taps, H_out, W_out)
+    inside = (y > -1) & (y < image[0]) & (x > -1) & (x < image[1])
+    return by_tap.masked_fill(~inside.unsqueeze(3), _FAR).flatten(1, 3)
+
+
 def grid_sample_and_multiply(
     input: Tensor,
     offset: Tensor,
@@ -318,7 +343,7 @@ def grid_sample_and_multiply(
     """The same values by ``F.grid_sample``, which ONNX has; not for training.
 
     A normalised grid does not hit integer positions, where bilinear interpolation has its kinks:
-    gradients of fresh offsets, all zero, would be wrong.
+    some gradients of fresh offsets, all zero, are the slope before the kink.
     """
     height, width = input.shape[2:]
     out_height, out_width = offset.shape[2:]
@@ -328,6 +353,9 @@ def grid_sample_and_multiply(
     grid = _grid(weight.device, tuple(weight.shape[2:]), *places)
     at = offset.reshape(-1, taps, 2, out_height, out_width) + grid[..., 0, :].permute(2, 3, 0, 1)
     y, x = at.unbind(2)  # (N * deform_groups, taps, H_out, W_out)
+    if not torch.onnx.is_in_onnx_export():  # where there are gradients
+        # from -1 to the size: no value changes, and relu has no slope at 0, which is mmcv's rule
+        y, x = (n - F.relu(n + 1 - F.relu(a + 1)) for a, n in ((y, height), (x, width)))
     places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
     image = input.reshape(-1, input.shape[1] // deform_groups, height, width)
     columns = F.grid_sample(image, places.flatten(1, 2), align_corners=False)

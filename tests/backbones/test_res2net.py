@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -136,6 +137,69 @@ def test_norm_eval_keeps_statistics():
     assert net.layer1.training and not net.layer1[0].bn1.training
 
 
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (dict(norm_eval=True), '27 of 27 batch norms .*set norm_eval=False$'),
+        (dict(frozen_stages=1), '9 of 27 batch norms .*set frozen_stages=-1$'),
+        (dict(norm_eval=True, frozen_stages=0), 'set norm_eval=False and frozen_stages=-1$'),
+    ],
+)
+def test_batch_norm_that_stays_as_built_is_said_once(args, words):
+    args, x = {**SMALL, 'norm_eval': False, **args}, torch.randn(2, 3, 64, 64)
+    net = Res2Net(**args).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        with torch.no_grad():
+            net(x)
+        Res2Net(**args).eval()(x)
+        Res2Net(**SMALL, norm_eval=False)(x)
+    with pytest.warns(UserWarning, match=words) as caught:
+        net(x)
+        net.train()(x)
+    assert len(caught) == 1 and caught[0].filename == __file__
+    folded = Res2Net(**SMALL)  # as caffe's: statistics are part of scale and shift
+    for module in folded.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.bias, 0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        for source in (randomise(Res2Net(**SMALL)), folded):
+            net = Res2Net(**args).train()
+            net.load_state_dict(source.state_dict())
+            net(x)
+
+
+@pytest.mark.parametrize(
+    'transform',
+    [
+        lambda net, x: torch.compile(net, backend='aot_eager', fullgraph=True),
+        lambda net, x: torch.jit.trace(net, x, check_trace=False),
+    ],
+    ids=['compiled', 'traced'],
+)
+def test_graphs_do_not_look_at_batch_norm(transform):
+    net, x = Res2Net(**SMALL, out_indices=(0,), norm_eval=True).train(), torch.randn(2, 3, 64, 64)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        found = transform(net, x)(x)[0]
+    net.eval()
+    torch.testing.assert_close(found, net(x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_batch_norms_of_several_networks_at_once():
+    nets = [Res2Net(**SMALL, norm_eval=True).train() for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(nets)
+    x = torch.randn(2, 3, 64, 64)
+
+    def run(parameters, buffers):
+        return torch.func.functional_call(nets[0], (parameters, buffers), x)[3]
+
+    both = torch.func.vmap(run)(parameters, buffers)
+    nets[1].eval()
+    torch.testing.assert_close(both[1], nets[1](x)[3], rtol=1e-4, atol=1e-4)
+
+
 def test_checkpointing_changes_nothing():
     """Outputs, gradients and running statistics: a recomputed batch is not counted twice."""
     plain = randomise(Res2Net(**SMALL, norm_eval=False, frozen_stages=1)).train()
@@ -223,7 +287,21 @@ def test_create_backbone():
         create_backbone('res2net50_v1b_26w4s')
     with pytest.raises(TypeError, match='out_indexes'):
         create_backbone('res2net14_v1b_26w_4s', out_indexes=(0,))
-    assert res2net_mm.create_backbone('res2net26_v1b_26w_4s', out_indices=[3]).out_strides == (32,)
+    net = res2net_mm.create_backbone('res2net26_v1b_26w_4s', out_indices=[3])
+    assert net.out_strides == (32,)
+
+
+def test_create_backbone_trains_batch_norm_unless_weights_are_loaded(tmp_path):
+    name = 'res2net14_v1b_26w_4s'
+    kaiming = dict(type='Kaiming', layer='Conv2d')
+    nets = [create_backbone(name, **a) for a in ({}, dict(init_cfg=kaiming))]
+    nets[0](torch.randn(2, 3, 64, 64))
+    assert all(m.num_batches_tracked == 1 for m in nets[0].modules() if hasattr(m, 'running_var'))
+    torch.save(nets[0].state_dict(), tmp_path / 'weights.pth')
+    nets.append(create_backbone(name, norm_eval=True))
+    source = str(tmp_path / 'weights.pth')
+    nets += [create_backbone(name, pretrained=source, **a) for a in ({}, dict(norm_eval=False))]
+    assert [net.norm_eval for net in nets] == [False, False, True, True, False]
 
 
 def test_init_weights():

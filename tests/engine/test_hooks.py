@@ -1,13 +1,25 @@
 import math
+import warnings
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.models.backbones import ResNet
 from mmdet.models.dense_heads import ATSSHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmengine.config import Config
+from references import randomise
+from torch import nn
 
+from res2net_mm.backbones import Res2Net
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.hooks import FiniteLossHook, use_float32_boxes
+from res2net_mm.engine.hooks import (
+    FiniteLossHook,
+    FrozenNormHook,
+    use_float32_boxes,
+)
+from res2net_mm.engine.runner import prepare_config
 
 
 @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
@@ -20,6 +32,44 @@ def test_a_loss_that_is_not_finite_names_the_images(value):
     outputs = dict(good, loss_bbox=torch.tensor(value, requires_grad=True))
     with pytest.raises(ToolError, match=r'loss_bbox = .*iteration 5, epoch 2.*a/1.jpg, a/2.jpg'):
         FiniteLossHook().after_train_iter(runner, 0, batch, outputs)
+
+
+class Detector(nn.Module):
+    def __init__(self, backbone):
+        super().__init__()
+        self.backbone = backbone
+
+
+def warnings_of(backbone):
+    said = []
+    runner = SimpleNamespace(model=Detector(backbone), logger=SimpleNamespace(warning=said.append))
+    FrozenNormHook().before_train(runner)
+    return said
+
+
+@pytest.mark.parametrize('build', [partial(Res2Net, depth=14), partial(ResNet, depth=18)])
+def test_batch_norm_that_stays_as_built_is_said_before_the_first_step(build):
+    """Of mmdet's networks too, whose default is norm_eval=True as well."""
+    (said,) = warnings_of(build())
+    assert 'model.backbone.norm_eval=False' in said and 'frozen_stages' not in said
+    (said,) = warnings_of(build(norm_eval=False, frozen_stages=1))
+    assert 'model.backbone.frozen_stages=-1' in said and 'norm_eval' not in said
+    assert warnings_of(build(norm_eval=False, frozen_stages=-1)) == []
+    assert warnings_of(randomise(build(norm_eval=True, frozen_stages=1))) == []
+    net = Res2Net(depth=14)
+    assert warnings_of(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        net(torch.rand(2, 3, 64, 64))  # said before, and not again
+
+
+def test_every_run_asks_for_frozen_batch_norm(tmp_path):
+    cfg = Config(dict(model=dict(backbone=dict(type='ResNet', depth=18)), default_scope='mmdet'))
+    cfg.work_dir = str(tmp_path)
+    run = prepare_config(cfg, from_scratch=True)
+    assert dict(type='res2net_mm.FrozenNormHook') in run.custom_hooks
+    assert run.model.backbone.norm_eval is False and run.model.backbone.frozen_stages == -1
+    assert 'norm_eval' not in prepare_config(cfg).model.backbone
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -287,6 +287,29 @@ def test_copies(kind):
     assert not any(p.any() for p in layer.conv_offset.parameters())
 
 
+@pytest.mark.parametrize(
+    'layer, way',
+    [(ModulatedDeformConv2d, way) for way in ('torch', 'torchvision', 'traced')]
+    + [(mmcv.ops.ModulatedDeformConv2dPack, None)],
+)
+def test_fresh_layer_has_the_gradients_of_mmcvs_operator(monkeypatch, layer, way):
+    """Figures of mmcv's tests: taps on the line around the image give offsets no gradient."""
+    if way in ('torch', 'torchvision'):
+        monkeypatch.setenv('RES2NET_MM_DEFORM_CONV', way)
+    x = torch.tensor([1.0, 2, 3]).expand(1, 1, 3, 3).clone().requires_grad_()
+    layer = layer(1, 1, 2, padding=1, bias=False)
+    nn.init.ones_(layer.weight)
+    out = torch.jit.trace(layer, x)(x) if way == 'traced' else layer(x)
+    out.sum().backward()
+    assert out[0, 0, 1].tolist() == pytest.approx([1, 3, 5, 3])
+    assert x.grad.flatten().tolist() == pytest.approx([2] * 9)
+    assert layer.weight.grad.flatten().tolist() == pytest.approx([9] * 4)
+    of_bias = layer.conv_offset.bias.grad
+    assert of_bias.tolist() == pytest.approx([-3, -1.5] * 4 + [4.5] * 4, abs=1e-5)
+    of_weight = layer.conv_offset.weight.grad[:2].flatten()
+    assert of_weight.tolist() == pytest.approx([-7, -4, 0, 0, -9, 7.5, -6, 5], abs=1e-5)
+
+
 def test_what_a_layer_shows():
     shown = '4, 6, kernel_size=(3, 1), stride=(2, 2), padding=(1, 0), dilation=(1, 1), groups=2, '
     layer = DeformConv2d(4, 6, (3, 1), 2, (1, 0), groups=2, deform_groups=4)

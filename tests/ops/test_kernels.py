@@ -4,11 +4,14 @@ Against loops in float64 written from the definitions, torchvision, and numerica
 """
 
 import math
+import subprocess
+import sys
 from functools import partial
 
 import pytest
 import torch
 import torchvision
+from test_deform_conv import mmcvs_gradient_of_offset
 
 from res2net_mm.ops import ensure_mmcv_ops
 
@@ -261,6 +264,56 @@ def test_deform_conv_gradients(groups, offset_groups):
         lambda *t: modulated_deform_conv2d(*t, 2, 1, 1, groups, offset_groups),
         (x, offset, mask, weight, bias),
     )
+
+
+NOT_FINITE = """
+import torch
+from res2net_mm.ops import ensure_mmcv_ops
+ensure_mmcv_ops('torchvision')
+from mmcv.ops import deform_conv2d, modulated_deform_conv2d
+x, mask = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
+weight = torch.ones(1, 1, 1, 1, requires_grad=True)
+for value in ('nan', 'inf', '-inf'):
+    for axis in (0, 1):
+        for compute in (
+            lambda offset: deform_conv2d(x, offset, weight),
+            lambda offset: modulated_deform_conv2d(x, offset, mask, weight, None, 1, 0, 1, 1, 1),
+        ):
+            offset = torch.zeros(1, 2, 3, 3)
+            offset[0, axis, 1, 1] = float(value)
+            out = compute(offset.requires_grad_())
+            grads = torch.autograd.grad(out.sum(), (offset, weight))
+            # slopes of the last row and column, where the image ends, and no others
+            print(int(out.sum()), int(grads[0].sum()), int(grads[1]))
+"""
+
+
+def test_offsets_that_are_not_finite_are_no_samples():
+    """As in the extension; torchvision's kernel takes them for an index, which may crash."""
+    done = subprocess.run(
+        [sys.executable, '-c', NOT_FINITE], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and done.stdout == '8 -6 8\n' * 12, done
+
+
+@pytest.mark.parametrize('modulated', [False, True])
+@pytest.mark.parametrize('stride, groups, offset_groups', [(1, 1, 2), (2, 2, 1)])
+def test_deform_conv_gradient_of_integer_offsets(stride, groups, offset_groups, modulated):
+    x, offset, mask, weight, _ = inputs(
+        batch=1, size=4, stride=stride, groups=groups, offset_groups=offset_groups,
+        dtype=torch.float64,
+    )  # fmt: skip
+    offset = offset.round().requires_grad_()
+    where, mask = (stride, 1, 1, groups, offset_groups), mask if modulated else None
+    if modulated:
+        out = modulated_deform_conv2d(x, offset, mask, weight, None, *where)
+    else:
+        out = deform_conv2d(x, offset, weight, *where)
+    grad = rand(*out.shape, seed=5, dtype=torch.float64)
+    (found,) = torch.autograd.grad(out, offset, grad)
+    places = dict(stride=(stride, stride), padding=(1, 1), dilation=(1, 1))
+    expected = mmcvs_gradient_of_offset(x, offset.detach(), weight, **places, mask=mask, grad=grad)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_deform_conv_gradient_for_the_weight_alone():
