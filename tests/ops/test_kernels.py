@@ -9,12 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torchvision
-
-from res2net_mm.ops import ensure_mmcv_ops
-
-ensure_mmcv_ops(force='torchvision')
-
-from mmcv.ops import (  # noqa: E402
+from mmcv.ops import (
     DeformConv2d,
     DeformConv2dPack,
     ModulatedDeformConv2d,

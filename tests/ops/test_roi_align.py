@@ -6,8 +6,8 @@ import pytest
 import torch
 import torchvision
 
-from res2net_mm.ops import roi_align as module
-from res2net_mm.ops.roi_align import roi_align, roi_align_gradient
+from res2net_mm.ops.mmcv_ext import roi_align as module
+from res2net_mm.ops.mmcv_ext.roi_align import roi_align, roi_align_gradient
 
 CASES = {  # (N, C, H, W), sides of regions from and to, bins
     'many samples': ((2, 8, 20, 30), (-5, 90), (7, 7)),
