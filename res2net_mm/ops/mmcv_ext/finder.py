@@ -16,7 +16,7 @@ CHOICES = ('off', 'mmcv', 'torchvision')
 class StandIn(type(sys)):
     """The module in the extension's place; ``reason`` says why it is there."""
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> object:
         # Python and tools look for names with an underscore in any module, and must not find them.
         if name.startswith('_'):
             raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
@@ -25,7 +25,7 @@ class StandIn(type(sys)):
             setattr(self, name, known[name])
             return known[name]
 
-        def operator(*args, **kwargs):
+        def operator(*args: object, **kwargs: object) -> object:
             from res2net_mm.ops.mmcv_ext import operator_named
 
             return operator_named(name)(*args, **kwargs)
@@ -41,7 +41,7 @@ class Finder:
 
     finds = EXTENSION
 
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
         """The spec of ``mmcv._ext``; None for other modules, or where only mmcv's own will do."""
         if name != EXTENSION or choice() in ('off', 'mmcv'):
             return None
@@ -58,10 +58,10 @@ class Finder:
 class Loader:
     """Loads the extension that was found, or stands in for it."""
 
-    def __init__(self, found, reason):
+    def __init__(self, found: object, reason: str) -> None:
         self.found, self.reason = found, reason
 
-    def create_module(self, spec):
+    def create_module(self, spec: object) -> object:
         """The extension, or what stands in for it."""
         if self.found is not None:
             from importlib.util import module_from_spec
@@ -80,11 +80,11 @@ class Loader:
         module.reason = self.reason
         return module
 
-    def exec_module(self, module):
+    def exec_module(self, module: object) -> None:
         """Nothing is left to do."""
 
 
-def choice():
+def choice() -> str | None:
     """What ``RES2NET_MM_OPS`` asks for, None where it is not set.
 
     Raises:
@@ -99,7 +99,7 @@ def choice():
     return value
 
 
-def register():
+def register() -> None:
     """Puts the finder in its place; once."""
     if not any(getattr(finder, 'finds', None) == EXTENSION for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())
