@@ -75,7 +75,10 @@ env:  ## the environment alone
 		$(if $(UV),,{ $(PY) -m pip -V || $(PY) -m ensurepip; } >/dev/null 2>&1 &&
 		$(INSTALL) -q $$(grep ^pip== requirements.lock) &&)
 		$(INSTALL) --no-deps -r requirements.lock $(BRIEF) &&
-		PYTHONWARNINGS=ignore $(INSTALL) -q --no-deps --no-build-isolation -e .
+		PYTHONWARNINGS=ignore $(INSTALL) -q --no-deps --no-build-isolation -e . &&
+		site=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+		ln -sf "$$PWD/res2net_mm/ops/mmcv_ext/finder.py" "$$site/_res2net_mm_finder.py" &&
+		echo 'import _res2net_mm_finder' >"$$site/res2net_mm.pth"  # as in a wheel
 	} || die "not installed, see above ($$(df -h --output=avail "$$VENV" | tail -n 1 | tr -d ' ') free in $$VENV); make tries again"
 	state >"$$stamp"
 	echo "environment ready in $$VENV"

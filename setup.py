@@ -12,7 +12,12 @@ VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'res2net_mm/version.py').re
 
 
 class BuildWithConfigs(build_py):
-    """Adds configs/, tools/ and the model index to a wheel as res2net_mm/.mim, where mim looks."""
+    """Adds what is no module of the package to a wheel.
+
+    configs/, tools/ and the model index go to res2net_mm/.mim, where mim looks. A .pth file has
+    Python register the finder of mmcv's operators when it starts, from a copy outside the package,
+    whose import would load torch.
+    """
 
     def run(self) -> None:
         super().run()
@@ -23,6 +28,9 @@ class BuildWithConfigs(build_py):
             shutil.rmtree(target, ignore_errors=True)  # of an earlier build, with files since gone
             shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
         shutil.copy(ROOT / 'model-index.yml', target.parent)
+        finder = ROOT / 'res2net_mm/ops/mmcv_ext/finder.py'
+        shutil.copy(finder, Path(self.build_lib, '_res2net_mm_finder.py'))
+        Path(self.build_lib, 'res2net_mm.pth').write_text('import _res2net_mm_finder\n')
 
 
 setup(

@@ -6,7 +6,7 @@ operators available where mmcv came without compiled ones.
 
 from .ops.mmcv_ext import ensure_mmcv_ops
 
-ensure_mmcv_ops()  # before anything can import mmcv.ops
+ensure_mmcv_ops()  # before the next lines import mmcv
 
 from . import weights  # noqa: E402, F401  (registers res2net://)
 from .backbones import (  # noqa: E402

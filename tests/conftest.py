@@ -15,7 +15,7 @@ sys.path.insert(0, str(REPO))
 
 from running import ORIGINALS, as_arguments  # noqa: E402
 
-import res2net_mm  # noqa: E402, F401  (before anything imports mmdet)
+import res2net_mm  # noqa: E402, F401
 from res2net_mm.data import make_shapes  # noqa: E402
 
 

@@ -1,8 +1,10 @@
 """A wheel brings configs, tools and the model index, and works away from the repository."""
 
+import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -33,6 +35,29 @@ def installed(tmp_path_factory) -> Path:
     with zipfile.ZipFile(next(root.glob('*.whl'))) as wheel:
         wheel.extractall(root / 'installed')
     return root / 'installed'
+
+
+@pytest.mark.slow
+def test_python_starts_with_the_finder(installed, tmp_path):
+    """Once installed, mmdet imports in any order; once uninstalled, nothing is left."""
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'env'], check=True)
+    python = tmp_path / 'env/bin/python'
+    site = next((tmp_path / 'env/lib').glob('*/site-packages'))
+    (site / 'base.pth').write_text(sysconfig.get_path('purelib') + '\n')
+    before = set(site.rglob('*'))
+
+    def pip(*args):
+        command = [sys.executable, '-m', 'pip', '--python', str(python), *args]
+        subprocess.run(command, check=True, capture_output=True)
+
+    pip('install', '--no-deps', '--no-index', str(next(installed.parent.glob('*.whl'))))
+    env = {key: value for key, value in os.environ.items() if key != 'PYTHONPATH'}
+    code = "import mmdet.apis, sys; print('mmcv._ext' in sys.modules, 'res2net_mm' in sys.modules)"
+    done = subprocess.run([python, '-c', code], env=env, capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ['True', 'False'], done.stderr[-2000:]
+    pip('uninstall', '-y', 'res2net_mm')
+    left = {path for path in set(site.rglob('*')) - before if path.name != '__pycache__'}
+    assert not left
 
 
 def test_model_index(installed):

@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor
 
 from ..ops.deform_conv import COMPUTE
-from ..ops.mmcv_ext import ensure_mmcv_ops
+from ..ops.mmcv_ext import uses_stand_in
 from .backbones import check_batches
 from .measure import circumstances, exact_float32, interleave, peak_memory
 from .peers import check_equal
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ToolError: An argument does not make sense, or the ways do not give the same.
     """
     check_batches([args.batch])
-    names = [YARDSTICK, *(['mmcv'] if ensure_mmcv_ops() == 'mmcv' else []), OURS]
+    names = [YARDSTICK, *([] if uses_stand_in() else ['mmcv']), OURS]
     rows, notes = [], []
     for level in SHAPES:
         given = args.batch, level, args.channels_last, args.device

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..backbones import VARIANTS
 from ..deploy import optimize_for_inference
 from ..engine.errors import ToolError
-from ..ops import DeformConv2d, kernels
-from ..ops.roi_align import torchvisions_gradient
+from ..ops import DeformConv2d
+from ..ops.mmcv_ext import kernels
+from ..ops.mmcv_ext.roi_align import torchvisions_gradient
 from ..registry import MODELS
 from ..weights import convert_state_dict
 from .measure import exact_float32, type_name

@@ -9,8 +9,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
-from .boxes import compute_dtype
 from .mmcv_ext import compiled_modulated_deform_conv2d
+from .mmcv_ext.boxes import compute_dtype
 from .sampling import (
     Pair,
     grid_sample_and_multiply,

@@ -4,8 +4,8 @@ import pytest
 import torchvision
 
 from res2net_mm.benchmark import peers, processes
-from res2net_mm.ops import kernels
-from res2net_mm.ops.roi_align import torchvisions_gradient
+from res2net_mm.ops.mmcv_ext import kernels
+from res2net_mm.ops.mmcv_ext.roi_align import torchvisions_gradient
 
 
 def test_names_that_differ_by_kept_memory_alone(monkeypatch):

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-
-from res2net_mm.ops import ensure_mmcv_ops
-
-ensure_mmcv_ops(force='torchvision')
-
-from mmcv.ops import batched_nms, bbox_overlaps, nms, nms_match, soft_nms  # noqa: E402
+from mmcv.ops import batched_nms, bbox_overlaps, nms, nms_match, soft_nms
 
 
 def random_boxes(count, size=60.0, seed=0):

@@ -11,13 +11,7 @@ from functools import partial
 import pytest
 import torch
 import torchvision
-from test_deform_conv import mmcvs_gradient_of_offset
-
-from res2net_mm.ops import ensure_mmcv_ops
-
-ensure_mmcv_ops(force='torchvision')
-
-from mmcv.ops import (  # noqa: E402
+from mmcv.ops import (
     DeformConv2d,
     DeformConv2dPack,
     ModulatedDeformConv2d,
@@ -27,6 +21,7 @@ from mmcv.ops import (  # noqa: E402
     modulated_deform_conv2d,
     roi_align,
 )
+from test_deform_conv import mmcvs_gradient_of_offset
 
 gradcheck = partial(torch.autograd.gradcheck, rtol=1e-6, atol=1e-7)
 HALVES = [torch.float16, torch.bfloat16]

@@ -3,11 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
-from res2net_mm.ops import ensure_mmcv_ops
-
-ensure_mmcv_ops(force='torchvision')
-
 from mmdet.structures.mask import BitmapMasks, PolygonMasks, mask_target  # noqa: E402
 from mmengine.config import ConfigDict  # noqa: E402
 

@@ -1,10 +1,9 @@
-"""Which operators are used, what stands in for missing ones, and repairs after the fact."""
+"""Which operators are used, what stands in for missing ones, and in which order things may come."""
 
 import ast
 import importlib.util
 import inspect
 import json
-import logging
 import subprocess
 import sys
 import sysconfig
@@ -16,10 +15,10 @@ import pytest
 import torch
 from mmengine.utils.dl_utils.misc import mmcv_full_available
 
-from res2net_mm.ops import describe_ops, ensure_mmcv_ops, mmcv_ext
+from res2net_mm.ops import describe_ops, ensure_mmcv_ops
+from res2net_mm.ops.mmcv_ext import OPERATORS, finder
 
 ROOT = Path(__file__).parents[2]
-ensure_mmcv_ops(force='torchvision')
 
 import mmcv.ops  # noqa: E402
 
@@ -30,37 +29,32 @@ def undecided(monkeypatch, tmp_path):
     before = sys.modules.pop('mmcv._ext')
     monkeypatch.delenv('RES2NET_MM_OPS', raising=False)
     monkeypatch.setattr(mmcv, '__path__', [str(tmp_path)])
-    mmcv_ext._say_once.cache_clear()
     yield tmp_path
-    mmcv_ext._bind(before)
+    sys.modules['mmcv._ext'] = mmcv._ext = before
 
 
-def test_missing_extension_is_stood_in_for(undecided, caplog):
-    caplog.set_level(logging.INFO, 'res2net_mm')
-    assert 'not decided' in describe_ops()
-    assert ensure_mmcv_ops() == 'torchvision'
-    stand_in = sys.modules['mmcv._ext']
-    assert mmcv._ext is stand_in is sys.modules['mmcv.ops.nms'].ext_module
+def test_missing_extension_is_stood_in_for(undecided):
     # whoever asks whether mmcv has operators
     assert importlib.util.find_spec('mmcv._ext').loader is not None and mmcv_full_available()
-
-    assert ensure_mmcv_ops() == 'torchvision' and sys.modules['mmcv._ext'] is stand_in
-    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [('INFO', describe_ops())]
+    assert 'mmcv._ext' not in sys.modules, 'nothing is loaded before it is asked for'
     assert 'torchvision' in describe_ops() and 'not installed' in describe_ops()
     assert '\n' not in describe_ops()
+    assert mmcv._ext is sys.modules['mmcv._ext'] and mmcv._ext.nms is OPERATORS['nms']
+    finders = list(sys.meta_path)
+    ensure_mmcv_ops()
+    assert sys.meta_path == finders
 
 
 def test_working_extension_stays(undecided):
     (undecided / '_ext.py').write_text('nms = "the real one"')
-    assert ensure_mmcv_ops() == 'mmcv'
-    assert mmcv._ext.nms == 'the real one' and str(undecided) in describe_ops()
-    assert ensure_mmcv_ops('mmcv') == 'mmcv'
+    assert str(undecided) in describe_ops() and "mmcv's compiled ones" in describe_ops()
+    assert mmcv._ext.nms == 'the real one'
 
 
 def test_extension_already_imported_stays(undecided):
     real = sys.modules['mmcv._ext'] = types.ModuleType('mmcv._ext')
-    assert ensure_mmcv_ops() == 'mmcv' and sys.modules['mmcv._ext'] is real
-    assert "mmcv's compiled ones" in describe_ops()
+    ensure_mmcv_ops()
+    assert sys.modules['mmcv._ext'] is real and "mmcv's compiled ones" in describe_ops()
 
 
 BROKEN = {
@@ -71,60 +65,46 @@ BROKEN = {
 
 
 @pytest.mark.parametrize('reason', BROKEN)
-def test_broken_extension_is_reported_and_stood_in_for(undecided, caplog, reason):
+def test_broken_extension_is_reported_and_stood_in_for(undecided, caplog, monkeypatch, reason):
     (undecided / '_ext.py').write_text(BROKEN[reason])
-    assert ensure_mmcv_ops() == 'torchvision'
+    assert reason in describe_ops()
     (warning,) = [r for r in caplog.records if r.levelname == 'WARNING']
     assert 'do not load' in warning.getMessage() and reason in warning.getMessage()
-    assert reason in describe_ops()
+    monkeypatch.setattr(sys.modules['mmcv.ops.nms'], 'ext_module', mmcv._ext)
     boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 9, 8]])
     assert mmcv.ops.nms(boxes, torch.ones(2), 0.5)[1].tolist() == [0]
-    with pytest.raises(ImportError, match="force asks for 'mmcv', but.*do not load") as raised:
-        ensure_mmcv_ops('mmcv')
+    del sys.modules['mmcv._ext']
+    monkeypatch.setenv('RES2NET_MM_OPS', 'mmcv')
+    with pytest.raises(ImportError, match="RES2NET_MM_OPS asks for 'mmcv'") as raised:
+        ensure_mmcv_ops()
     assert reason in str(raised.value)
-    assert ensure_mmcv_ops() == 'torchvision'
 
 
 def test_broken_shared_library(undecided, caplog):
     suffix = sysconfig.get_config_var('EXT_SUFFIX')
     (undecided / f'_ext{suffix}').write_bytes(b'\x7fELF, but not for long')
-    assert ensure_mmcv_ops() == 'torchvision'
+    assert 'do not load' in describe_ops()
     assert 'do not load' in caplog.text and suffix in caplog.text
 
 
-def test_choice_by_argument_and_environment(undecided, monkeypatch):
-    with pytest.raises(ImportError, match="force asks for 'mmcv', but.*are not installed"):
-        ensure_mmcv_ops('mmcv')
-    monkeypatch.setenv('RES2NET_MM_OPS', 'mmcv')
-    with pytest.raises(ImportError, match="RES2NET_MM_OPS asks for 'mmcv'"):
-        ensure_mmcv_ops()
-
+def test_choice_by_environment(undecided, monkeypatch):
+    monkeypatch.setenv('RES2NET_MM_OPS', 'off')
+    with pytest.raises(ModuleNotFoundError, match='mmcv._ext'):
+        importlib.import_module('mmcv._ext')
+    assert 'operators: none' in describe_ops()
     (undecided / '_ext.py').write_text('nms = "the real one"')
     importlib.invalidate_caches()
-    assert ensure_mmcv_ops() == 'mmcv'
-    assert ensure_mmcv_ops('torchvision') == 'torchvision'  # the argument has the last word
-    module = sys.modules['mmcv.ops.nms']
-    assert 'force asks for it' in describe_ops() and callable(module.ext_module.nms)
-    assert ensure_mmcv_ops() == 'mmcv' and module.ext_module.nms == 'the real one'
-    monkeypatch.setenv('RES2NET_MM_OPS', '')
-    assert ensure_mmcv_ops() == 'mmcv'
-
-
-@pytest.mark.parametrize('given', ['cuda', 'MMCV', 'auto'])
-def test_other_choices_are_refused(undecided, monkeypatch, given):
-    with pytest.raises(ValueError, match=f"force must be 'mmcv' or 'torchvision'.*'{given}'"):
-        ensure_mmcv_ops(given)
-    monkeypatch.setenv('RES2NET_MM_OPS', given)
-    with pytest.raises(ValueError, match=f"RES2NET_MM_OPS must be .*'{given}'"):
+    monkeypatch.setenv('RES2NET_MM_OPS', 'torchvision')
+    assert 'RES2NET_MM_OPS asks for it' in describe_ops()
+    del sys.modules['mmcv._ext']
+    for value in ('', 'mmcv', 'off'):
+        monkeypatch.setenv('RES2NET_MM_OPS', value)
         ensure_mmcv_ops()
-    with pytest.raises(ValueError, match="got ''"):
-        ensure_mmcv_ops('')
-
-
-def test_without_mmcv(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'mmcv', None)
-    with pytest.raises(ModuleNotFoundError, match='mmcv'):
-        ensure_mmcv_ops()
+        assert "mmcv's compiled ones" in describe_ops()
+    for value in ('cuda', 'MMCV', 'auto'):
+        monkeypatch.setenv('RES2NET_MM_OPS', value)
+        with pytest.raises(ValueError, match=f"RES2NET_MM_OPS must be .*'{value}'"):
+            ensure_mmcv_ops()
 
 
 def test_operators_without_a_stand_in_say_so_when_called():
@@ -150,31 +130,22 @@ def test_signatures_fit_every_call_of_mmcv():
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
                 continue
             owner, name = node.func.value, node.func.attr
-            if getattr(owner, 'id', None) != 'ext_module' or name not in vars(mmcv._ext):
+            if getattr(owner, 'id', None) != 'ext_module' or name not in OPERATORS:
                 continue
             if any(isinstance(argument, ast.Starred) for argument in node.args):
                 continue  # in code for another framework
             keywords = {keyword.arg: None for keyword in node.keywords}
-            inspect.signature(vars(mmcv._ext)[name]).bind(*node.args, **keywords)
+            inspect.signature(OPERATORS[name]).bind(*node.args, **keywords)
             seen.add(name)
-    offered = {name for name in vars(mmcv._ext) if not name.startswith('_') and name != 'reason'}
-    assert offered - seen <= {'nms_match'} and len(seen) > 20
-
-
-def test_half_imported_packages_are_reported(undecided, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, 'mmdet.no_such.child', types.ModuleType('mmdet.no_such.child'))
-    ensure_mmcv_ops()
-    assert 'mmdet.no_such was imported before res2net_mm' in caplog.text
-    assert "'import res2net_mm' first" in caplog.text
+    assert set(OPERATORS) - seen <= {'nms_match'} and len(seen) > 20
 
 
 ORDER = """
-import importlib, json, sys, types, warnings
+import importlib, json, sys, warnings
 warnings.simplefilter('ignore')
-try:
-    importlib.import_module(sys.argv[1])
-except ImportError as error:
-    assert 'mmcv._ext' in str(error)
+for name in sys.argv[1].split(','):
+    importlib.import_module(name)
+    assert name == 'res2net_mm' or 'res2net_mm' not in sys.modules
 import res2net_mm
 import mmcv.ops, mmdet.apis, mmdet.models, mmseg.apis, mmseg.models
 import mmdet.registry, mmseg.registry, mmengine.registry
@@ -187,67 +158,58 @@ def is_stub(value):
 packages = ('mmcv', 'mmdet', 'mmseg')
 modules = {n: m for n, m in sys.modules.items() if n.partition('.')[0] in packages}
 stubs = [f'{n}.{k}' for n, m in modules.items() for k, v in vars(m).items() if is_stub(v)]
-unbound = [n for n in modules if '.' in n and not hasattr(modules[n.rpartition('.')[0]],
-                                                         n.rpartition('.')[2])]
-real = mmcv.ops
-names = [
-    ('mmcv.cnn.bricks.transformer', 'MultiScaleDeformableAttention'),
-    ('mmdet.structures.mask.structures', 'roi_align'),
-    ('mmdet.apis.inference', 'RoIPool'),
-    ('mmdet.models.layers.bbox_nms', 'batched_nms'),
-    ('mmdet.models.detectors.dino', 'MultiScaleDeformableAttention'),
-    ('mmseg.models.decode_heads.psa_head', 'PSAMask'),
-    ('mmseg.models.decode_heads.point_head', 'point_sample'),
-    ('mmseg.models.decode_heads.san_head', 'point_sample'),
-]
-wrong = [pair for pair in names if getattr(modules[pair[0]], pair[1]) is not getattr(real, pair[1])]
-for package in (mmdet, mmseg):  # under another name
-    if package.models.losses.focal_loss._sigmoid_focal_loss is not real.sigmoid_focal_loss:
-        wrong.append(package.__name__)
-lanes = modules.get('mmdet.models.dense_heads.clr_head.clr_head')  # in the onedl stack alone
-if lanes and lanes.nms is not real.line_nms:
-    wrong.append('lanes')
-if not callable(mmseg.models.decode_heads.san_head.get_uncertain_point_coords_with_randomness):
-    wrong.append('san_head')
-for name in ('MaskFormerHead', 'Mask2FormerHead'):
-    ours, theirs = (getattr(p, name) for p in (mmseg.models.decode_heads, mmdet.models.dense_heads))
-    if not issubclass(ours, theirs):
-        wrong.append(name)
 registered = {
     f'{package.__name__}.{kind}': sorted(getattr(package, kind).module_dict)
     for package in (mmdet.registry, mmseg.registry, mmengine.registry)
     for kind in ('MODELS', 'TASK_UTILS', 'DATASETS', 'TRANSFORMS', 'METRICS')
 }
-print(json.dumps([stubs, unbound, wrong, registered]))
+import torch
+boxes = torch.tensor([[0., 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]])
+kept = len(mmcv.ops.nms(boxes, torch.tensor([.9, .8, .7]), 0.5)[1])
+print(json.dumps([stubs, kept, registered]))
 """
-REGISTERED = [  # from modules all over the packages
-    ('mmdet.registry.MODELS', 'SingleRoIExtractor'),
-    ('mmdet.registry.MODELS', 'DINO'),
-    ('mmdet.registry.TRANSFORMS', 'PackDetInputs'),
-    ('mmdet.registry.METRICS', 'CocoMetric'),
-    ('mmseg.registry.MODELS', 'EncoderDecoder'),
-    ('mmengine.registry.MODELS', 'DCNv2'),
+FIRST = [
+    'res2net_mm',
+    'mmcv.ops',
+    'mmcv.ops.nms',
+    'mmdet.apis',
+    'mmdet.models',
+    'mmdet.engine.hooks.utils',
+    'mmseg.apis',
+    'mmseg.models',
+    'mmengine.runner,mmdet.models.dense_heads',
+    'mmseg.models.decode_heads,mmdet.apis',
 ]
+SLOW_ORDERS = FIRST[4:]
 
 
 @pytest.fixture(scope='module')
 def registries():
-    return []
+    return {}
 
 
-@pytest.mark.parametrize('first', ['mmdet.apis', 'mmseg.apis', 'mmseg.models', 'mmdet.models'])
-def test_import_order(registries, first):
-    """Whatever came first, everything ends up as if res2net_mm had.
-
-    The last one fails before, as all of them do on the original stack, and is tried again.
-    """
+@pytest.mark.parametrize(
+    'first', [pytest.param(f, marks=[pytest.mark.slow] * (f in SLOW_ORDERS)) for f in FIRST]
+)
+def test_import_order(registries, stack, first):
+    """Whatever comes first, everything ends up the same, with nothing repaired."""
     done = subprocess.run(
-        [sys.executable, '-c', ORDER, first], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, '-c', ORDER, first], cwd=ROOT, env=stack, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
-    assert 'start again' not in done.stderr
-    stubs, unbound, wrong, registered = json.loads(done.stdout.splitlines()[-1])
-    assert stubs == unbound == wrong == []
-    assert not [pair for pair in REGISTERED if pair[1] not in registered[pair[0]]]
-    registries.append(registered)
-    assert registered == registries[0]
+    assert done.returncode == 0, done.stderr[-3000:]
+    stubs, kept, registered = json.loads(done.stdout.splitlines()[-1])
+    assert stubs == [] and kept == 2
+    assert 'DINO' in registered['mmdet.registry.MODELS']
+    assert 'EncoderDecoder' in registered['mmseg.registry.MODELS']
+    assert registries.setdefault(stack['PYTHONPATH'], registered) == registered
+
+
+def test_a_start_without_mmcv_costs_nothing():
+    """Registering loads no module that Python has not loaded by itself."""
+    code = (
+        'import os, sys; before = set(sys.modules)\n'
+        f'exec(compile(open({finder.__file__!r}).read(), "finder", "exec"))\n'
+        'print(set(sys.modules) - before, sys.meta_path[0].finds)'
+    )
+    done = subprocess.run([sys.executable, '-S', '-c', code], capture_output=True, text=True)
+    assert done.stdout.split() == ['set()', 'mmcv._ext'], done.stderr

@@ -10,12 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-
-from res2net_mm.ops import ensure_mmcv_ops
-
-ensure_mmcv_ops(force='torchvision')
-
-from mmcv.ops import (  # noqa: E402
+from mmcv.ops import (
     PSAMask,
     RoIPool,
     roi_pool,

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torchvision
 
-from res2net_mm.ops import roi_align as module
-from res2net_mm.ops.roi_align import roi_align, roi_align_gradient
+from res2net_mm.ops.mmcv_ext import roi_align as module
+from res2net_mm.ops.mmcv_ext.roi_align import roi_align, roi_align_gradient
 
 CASES = {  # (N, C, H, W), sides of regions from and to, bins
     'many samples': ((2, 8, 20, 30), (-5, 90), (7, 7)),
@@ -157,7 +157,7 @@ def test_half_precision_is_refused_and_not_rounded(dtype):
 
 LOST = """
 import itertools, torch
-from res2net_mm.ops.roi_align import roi_align, roi_align_gradient
+from res2net_mm.ops.mmcv_ext.roi_align import roi_align, roi_align_gradient
 features = torch.ones(2, 3, 6, 6)
 grad = torch.ones(3, 3, 2, 2)
 good, swapped = [0, 1, 1, 5, 5], [1, 5, 1, 1, 5]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from .sampling import without_autocast
+from ..sampling import without_autocast
 
 _LARGEST = 2**25  # of the tensors made here; more than this is torchvision's work
 _LARGEST_GRADIENT = 2**23  # pixels of bins, which are sorted

@@ -10,9 +10,9 @@ import torch
 import torchvision
 from torch import Tensor
 
+from ..sampling import hide_outside
 from .boxes import compute_dtype
 from .roi_align import roi_align, roi_align_gradient
-from .sampling import hide_outside
 
 __all__ = [
     'deform_conv_backward_input',

@@ -1,0 +1,91 @@
+"""What stands in for ``mmcv._ext`` where mmcv came without compiled operators.
+
+mmcv's own Python code (``mmcv.ops``) runs unchanged over it. :mod:`.finder` puts it there.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torchvision
+from torch import Tensor
+
+from . import boxes, finder, kernels, plain
+
+OPERATORS: dict[str, Callable[..., Any]] = {
+    name: getattr(room, name) for room in (boxes, kernels, plain) for name in room.__all__
+}
+
+
+def ensure_mmcv_ops() -> None:
+    """Makes ``mmcv.ops`` work, with mmcv's compiled operators or without.
+
+    Compiled operators that load are used as they are. Where they are missing, or do not load (a
+    warning says why), a module backed by torchvision takes their place. ``RES2NET_MM_OPS`` decides
+    otherwise: ``torchvision`` takes the stand-in in any case, ``mmcv`` never, ``off`` leaves mmcv
+    as it is. ``import res2net_mm`` calls this; another call changes nothing.
+
+    Raises:
+        ValueError: ``RES2NET_MM_OPS`` is something else.
+        ImportError: It is ``mmcv``, and compiled operators are missing or broken.
+    """
+    chosen = finder.choice()
+    if chosen == 'mmcv':
+        try:
+            importlib.import_module(finder.EXTENSION)
+        except (ImportError, OSError) as error:
+            raise ImportError(
+                f"{finder.VARIABLE} asks for 'mmcv', but mmcv's compiled operators do not load: "
+                f'{error}'
+            ) from error
+    elif chosen != 'off':
+        finder.register()
+
+
+def operator_named(name: str) -> Callable[..., Any]:
+    """An operator of the stand-in.
+
+    Raises:
+        NotImplementedError: It has none of this name.
+    """
+    if name not in OPERATORS:
+        raise NotImplementedError(
+            f"mmcv's operator {name!r} has no stand-in: to use it, install mmcv built with its "
+            f'compiled operators ({describe_ops()})'
+        )
+    return OPERATORS[name]
+
+
+def uses_stand_in() -> bool:
+    """Whether something stands in for mmcv's compiled operators."""
+    # by name: the finder that Python started with is a copy of ours
+    return type(_extension()).__name__ == finder.StandIn.__name__
+
+
+def describe_ops() -> str:
+    """One line: which operators are in use, and why."""
+    try:
+        extension = _extension()
+    except (ImportError, OSError) as error:
+        return f'operators: none ({error})'
+    if uses_stand_in():
+        return f'operators: torchvision {torchvision.__version__} ({extension.reason})'
+    return f"operators: mmcv's compiled ones ({getattr(extension, '__file__', None) or 'no file'})"
+
+
+def compiled_modulated_deform_conv2d() -> Callable[..., Tensor]:
+    """mmcv's function of that name, over its compiled operators.
+
+    Raises:
+        ImportError: mmcv came without compiled operators, or something stands in for them.
+    """
+    if uses_stand_in():
+        raise ImportError(f'deformable convolution by mmcv is asked for, but {describe_ops()}')
+    return importlib.import_module('mmcv.ops').modulated_deform_conv2d
+
+
+def _extension() -> ModuleType:
+    return importlib.import_module(finder.EXTENSION)

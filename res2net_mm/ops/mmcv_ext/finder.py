@@ -1,0 +1,109 @@
+"""Finds ``mmcv._ext`` where mmcv came without it.
+
+Python itself imports this file when it starts (a ``.pth`` file of the wheel says so), so that
+programs which import mmcv, mmdet or mmseg first work too. It loads nothing until somebody asks for
+``mmcv._ext``, and the operators only when one is called: by then mmcv is complete.
+"""
+
+import os
+import sys
+
+EXTENSION = 'mmcv._ext'
+VARIABLE = 'RES2NET_MM_OPS'
+CHOICES = ('off', 'mmcv', 'torchvision')
+
+
+class StandIn(type(sys)):
+    """The module in the extension's place; ``reason`` says why it is there."""
+
+    def __getattr__(self, name: str) -> object:
+        # Python and tools look for names with an underscore in any module, and must not find them.
+        if name.startswith('_'):
+            raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
+        known = getattr(sys.modules.get('res2net_mm.ops.mmcv_ext'), 'OPERATORS', {})
+        if name in known:
+            setattr(self, name, known[name])
+            return known[name]
+
+        def operator(*args: object, **kwargs: object) -> object:
+            from res2net_mm.ops.mmcv_ext import operator_named
+
+            return operator_named(name)(*args, **kwargs)
+
+        return operator
+
+
+class Finder:
+    """Asks the other finders, and stands in for an extension that is missing or does not load.
+
+    It comes first, since Python's own finder raises at a broken extension.
+    """
+
+    finds = EXTENSION
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+        """The spec of ``mmcv._ext``; None for other modules, or where only mmcv's own will do."""
+        if name != EXTENSION or choice() in ('off', 'mmcv'):
+            return None
+        from importlib.machinery import ModuleSpec
+
+        if choice() == 'torchvision':
+            return ModuleSpec(name, Loader(None, f'{VARIABLE} asks for it'))
+        others = [f for f in sys.meta_path if f is not self and hasattr(f, 'find_spec')]
+        specs = (finder.find_spec(name, path, target) for finder in others)
+        found = next(filter(None, specs), None)
+        return ModuleSpec(name, Loader(found, "mmcv's compiled operators are not installed"))
+
+
+class Loader:
+    """Loads the extension that was found, or stands in for it."""
+
+    def __init__(self, found: object, reason: str) -> None:
+        self.found, self.reason = found, reason
+
+    def create_module(self, spec: object) -> object:
+        """The extension, or what stands in for it."""
+        if self.found is not None:
+            from importlib.util import module_from_spec
+
+            try:
+                module = module_from_spec(self.found)
+                self.found.loader.exec_module(module)
+                return module
+            except (ImportError, OSError) as error:
+                self.reason = f"mmcv's compiled operators do not load: {error}"
+                import logging
+
+                warn = logging.getLogger('res2net_mm').warning
+                warn('%s; torchvision stands in for them', self.reason)
+        module = StandIn(EXTENSION, 'Stands in for the compiled operators of mmcv.')
+        module.reason = self.reason
+        return module
+
+    def exec_module(self, module: object) -> None:
+        """Nothing is left to do."""
+
+
+def choice() -> str | None:
+    """What ``RES2NET_MM_OPS`` asks for, None where it is not set.
+
+    Raises:
+        ValueError: It is set to something else.
+    """
+    value = os.environ.get(VARIABLE) or None
+    if value not in (None, *CHOICES):
+        raise ValueError(
+            f'{VARIABLE} must be one of {", ".join(CHOICES)}, or be left out to use what is there; '
+            f'got {value!r}'
+        )
+    return value
+
+
+def register() -> None:
+    """Puts the finder in its place; once."""
+    if not any(getattr(finder, 'finds', None) == EXTENSION for finder in sys.meta_path):
+        sys.meta_path.insert(0, Finder())
+
+
+if os.environ.get(VARIABLE) != 'off':
+    register()

@@ -1,0 +1,116 @@
+"""README and docs: links resolve, commands parse, examples run, names exist."""
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+PAGES = [REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md'))]
+IDS = [page.name for page in PAGES]
+FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.DOTALL | re.MULTILINE)
+
+
+class Parsed(Exception):
+    """A tool understood its arguments."""
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and content of every block of code."""
+    return FENCE.findall(text)
+
+
+def commands(page: Path) -> list[str]:
+    """All calls of tools on a page, from blocks and from inline code, without redirections."""
+    text = page.read_text().replace('\\\n', ' ')
+    lines = [line for language, code in blocks(text) if not language for line in code.splitlines()]
+    inline = re.findall(r'`(python tools/[^`]+)`', FENCE.sub('', text))
+    calls = [line.split('  #')[0] for line in [*lines, *(' '.join(i.split()) for i in inline)]]
+    found = [re.sub(r'^torchrun --nproc_per_node \d+', 'python', call.strip()) for call in calls]
+    # a tool named without arguments is no call
+    return [call for call in found if re.match(r'python tools/\w+\.py .', call)]
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page, as they are made from its headings."""
+    titles = re.findall(r'^#+ (.+)', page.read_text(), re.MULTILINE)
+    return {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-') for title in titles}
+
+
+@pytest.mark.parametrize('page', PAGES, ids=IDS)
+def test_links_resolve(page):
+    for target in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+        if target.startswith('http'):
+            continue
+        file, _, anchor = target.partition('#')
+        linked = (page.parent / file).resolve() if file else page
+        assert linked.exists(), target
+        assert not anchor or anchor in headings(linked), target
+
+
+@pytest.mark.parametrize('page', PAGES, ids=IDS)
+def test_commands_parse(page, monkeypatch):
+    real = argparse.ArgumentParser.parse_args
+
+    def parse(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
+    for command in commands(page):
+        _, tool, *arguments = shlex.split(command)
+        monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+        with pytest.raises(Parsed):
+            try:
+                runpy.run_path(str(REPO / tool))['main']()
+            except SystemExit as error:
+                pytest.fail(f'{command}: status {error.code}')
+
+
+def test_the_front_door_has_commands():
+    assert len(commands(REPO / 'README.md')) >= 6
+
+
+@pytest.mark.parametrize('page', PAGES, ids=IDS)
+def test_examples_run(page, tmp_path, monkeypatch):
+    """Configs load, other Python runs; what needs published weights is marked, and compiles."""
+    from mmengine.config import Config
+
+    monkeypatch.chdir(REPO)
+    text = page.read_text()
+    for match in FENCE.finditer(text):
+        language, code = match.groups()
+        if language != 'python':
+            continue
+        if '_base_' in code:
+            Config.fromstring(code.replace("'configs/", f"'{REPO}/configs/"), '.py')
+        elif text[: match.start()].rstrip().endswith('<!-- needs weights -->'):
+            compile(code, page.name, 'exec')
+        else:
+            exec(compile(code, page.name, 'exec'), {})
+
+
+@pytest.mark.parametrize('page', PAGES, ids=IDS)
+def test_named_files_exist(page):
+    text = page.read_text()
+    names = re.findall(r'configs/(\w+\.(?:py|yml))', text)
+    names += [
+        n
+        for n in re.findall(r'`(\w+\.py)`', text)
+        if n.startswith(('mask_rcnn', 'sem_fpn', 'faster'))
+    ]
+    for name in names:
+        assert (REPO / 'configs' / name).exists(), name
+    for path in re.findall(
+        r'`((?:res2net_mm|backbones|weights|ops|data|evaluation|engine)/[\w/.]+)`', text
+    ):
+        inside = REPO / path if path.startswith('res2net_mm') else REPO / 'res2net_mm' / path
+        assert inside.exists(), path
+
+
+def test_the_front_door_is_short():
+    assert len((REPO / 'README.md').read_text().splitlines()) <= 220
