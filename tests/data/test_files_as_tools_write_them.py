@@ -196,6 +196,15 @@ def test_voc_images_of_any_suffix(tmp_path, suffix):
     assert sample['img'].shape == (HEIGHT, WIDTH, 3) and sample['img_path'].endswith(suffix)
 
 
+def test_another_spelling_of_a_class_is_told_before_training(tmp_path):
+    other = voc_xml(voc_object('Cat', (3, 4, 20, 30)))
+    write_voc(tmp_path, {**voc_annotations(2), 'a': other, 'b': other})
+    (summary,) = check_data(config(voc_dataset(tmp_path)))
+    (line,) = summary.warnings
+    assert line.startswith('name like a class: ') and "2 objects are named 'Cat'" in line
+    assert summary.per_class['cat'] == 2 and summary.other_classes == {'Cat': 2}
+
+
 def test_fractions_that_mmdet_cuts_off_are_told(tmp_path):
     fractional = voc_xml(voc_object('cat', (3.5, 4, 20, 30)))
     write_voc(tmp_path, {**voc_annotations(2), 'a': fractional, 'b': fractional})
