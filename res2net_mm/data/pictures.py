@@ -184,10 +184,6 @@ def _spread(items: Sequence) -> list:
 
 
 def _draw_image(tile: np.ndarray, part: Part, image: Image) -> None:
-    known = part.pictures.get(image.file)
-    if known and known.fault:
-        write_text(tile, 'cannot be shown', (8, 20))
-        return
     picture = cv2.imread(image.file, cv2.IMREAD_COLOR) if os.path.isfile(image.file) else None
     if picture is None:
         write_text(tile, 'cannot be shown', (8, 20))
