@@ -112,8 +112,8 @@ def read_backbone(
 def read_source(filename: str | Path, map_location: Any = None, *, trust: bool = False) -> dict:
     """Reads a checkpoint of any source so that networks can refuse it by its mark.
 
-    mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that is left out
-    unless the file is trusted. ``cfg``, which it writes itself, stays: it is text and no more.
+    mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that key is left out
+    unless the file is trusted. ``cfg``, which mmengine writes itself, stays: nothing runs it.
 
     Args:
         filename: As for :func:`locate`.

@@ -122,6 +122,14 @@ def test_a_checkpoint_names_no_file_to_remove(tmp_path, saved):
         assert theirs.exists() and named.exists() is not gone
 
 
+def test_the_log_file_holds_no_control_characters(tmp_path):
+    runner = toy_runner(tmp_path, 1)
+    runner.logger.warning('class %s', 'cat\x1b[2J')
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    assert 'class cat\\x1b[2J' in text and '\x1b' not in text
+
+
 def test_pickles_and_yaml_that_a_config_names_run_nothing(tmp_path):
     ran = tmp_path / 'ran'
     hostile = pickle.dumps(Call(os.system, (f'touch {ran}',)))
