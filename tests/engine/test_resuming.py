@@ -63,7 +63,7 @@ SCHEDULES = {
 def config(schedule='cosine', epochs=2, **more):
     cfg = Config(
         dict(
-            default_scope='mmengine',
+            default_scope='mmdet',
             model=dict(type='LineOfResuming'),
             train_dataloader=dict(
                 batch_size=2,
