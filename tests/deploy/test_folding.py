@@ -207,7 +207,7 @@ def test_a_block_in_two_places():
 
 
 def test_weights_that_a_type_cannot_hold_are_an_error():
-    net = res2net_mm.create_backbone('res2net50_v1b_26w_4s')
+    net = build('v1b')
     net.layer1[0].conv3.weight.data[0, 0] = 1e6
     optimize_for_inference(net, torch.bfloat16)
     with pytest.raises(ValueError, match=r'in dtype torch.float16 layer1.0.conv3.weight has'):
