@@ -13,6 +13,7 @@ from mmengine.logging import HistoryBuffer
 from running import memory_for
 
 from res2net_mm.weights import CheckpointError, convert_weights, read_checkpoint
+from res2net_mm.weights.reading import read_pickle
 
 MUCH = 1 << 30
 
@@ -88,7 +89,9 @@ def test_arrays_and_histories_of_the_same_bytes(tmp_path):
         assert len(read_checkpoint(path)) == 3
         same = {str(i): Same(array) for i in range(5000)}
         path.write_bytes(pickle.dumps(same, protocol))
-        assert 'of which it can hold but few' in refusal(path)
+        assert 'over and over' in refusal(path)
+        with memory_for(500), pytest.raises(CheckpointError, match='over and over'):
+            read_pickle(path.open('rb'))
     history = HistoryBuffer([1.0] * 10**5, [1] * 10**5)
     copies = []
     for _ in range(3000):
