@@ -243,8 +243,10 @@ def _rehearse(file: Any, size: int, pickles: int = 1) -> None:
 
 
 def _check_laid_out(loaded: Any, size: int, map_location: Any) -> None:
-    """Raises where tensors have many more values than the file, or none: of stride 0, or meta."""
+    """Raises where tensors have many more values than the file (of stride 0), or none (meta)."""
     tensors = {id(tensor): tensor for tensor in _tensors(loaded, set())}.values()
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        raise Refused('has sparse tensors, which no network here takes')
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if total > _VIEWS * size + _ANY[0]:
         raise Refused(f'has tensors of {total:,} bytes, of which it can hold but few')

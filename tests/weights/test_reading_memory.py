@@ -76,6 +76,10 @@ def test_tensors_that_repeat_a_value(tmp_path):
         torch.save(dict(state_dict=state), path)
         assert 'tensors of' in refusal(path)
         assert 'tensors of' in refusal(path, convert_weights, tmp_path / 'out.pth')
+    indices = torch.zeros(2, 1, dtype=torch.int64).expand(2, MUCH)
+    sparse = (torch.sparse_coo, (indices, torch.ones(1).expand(MUCH), torch.Size([5, 5])))
+    torch.save(dict(state_dict=dict(w=Call(torch._utils._rebuild_sparse_tensor, sparse))), path)
+    assert 'sparse' in refusal(path)
     shared = torch.arange(3.0)
     torch.save(dict(a=shared.expand(1000, 3), b=[shared.expand(2, 3)] * 9), path)
     assert read_checkpoint(path)['a'].sum() == 3000
