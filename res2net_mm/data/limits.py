@@ -6,6 +6,7 @@ import io
 import os
 import re
 import struct
+import warnings
 
 from PIL import Image
 
@@ -25,10 +26,13 @@ def check_pixels(source: bytes | str | os.PathLike, what: str) -> None:
     Raises:
         DataError: it has. A file that is no image passes: its decoder says what is wrong.
     """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            width, height = image.size
-            size, pixels = f'{width} x {height} px', width * height
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            with Image.open(file) as image:
+                width, height = image.size
+        size, pixels = f'{width} x {height} px', width * height
     except Image.DecompressionBombError as error:  # beyond Pillow's limit, which is for its decoder
         found = re.search(r'\d+', str(error))
         pixels = int(found[0]) if found else 0

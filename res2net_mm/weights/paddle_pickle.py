@@ -136,7 +136,7 @@ class Unpickler(pickle._Unpickler):
         return self.allowed[full]
 
 
-def read_paddle(file: Any, *, trust: bool = False, most: int | None = None) -> Any:
+def read_paddle(file: Any, *, trust: bool = False) -> Any:
     """Reads a pickle of a dict of numpy arrays.
 
     Args:
@@ -144,7 +144,6 @@ def read_paddle(file: Any, *, trust: bool = False, most: int | None = None) -> A
             there is.
         trust: Read with pickle, which runs whatever the file says; values that are no arrays are
             then left as they are.
-        most: Bytes that its arrays may have, of which many can be views of the same.
 
     Returns:
         The dict, with tensors for arrays. What is no dict comes as it is.
@@ -164,14 +163,7 @@ def read_paddle(file: Any, *, trust: bool = False, most: int | None = None) -> A
             f'keeps large arrays in pieces ({_IN_PIECES}), which are not put together here; load '
             'it in Paddle and save it with protocol=4'
         )
-    tensors: dict[Any, Any] = {}
-    total = 0
-    for key, value in saved.items():
-        tensors[key] = _tensor(key, value, trust)
-        total += getattr(tensors[key], 'nbytes', 0)
-        if most is not None and not trust and total > most:
-            raise Refused(f'has arrays of more than {most:,} bytes, of which it can hold but few')
-    return tensors
+    return {key: _tensor(key, value, trust) for key, value in saved.items()}
 
 
 def _tensor(key: Any, value: Any, trust: bool) -> Any:

@@ -99,6 +99,8 @@ def read_pickle(file: IO[bytes], encoding: str = 'ASCII') -> Any:
     unpickler = Unpickler(file, encoding=encoding)
     unpickler.allowed = _PLAIN
     try:
+        _rehearse(file, file.seek(0, os.SEEK_END) - file.seek(0))
+        file.seek(0)
         return _real(unpickler.load(), {})
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f'a pickle that the config names {_reason(error)}') from error
@@ -129,8 +131,10 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
             return _moved(_read_safetensors(path, content), map_location)
         legacy = _LEGACY.match(head)
         if re.match(rb'\x80[\x02-\x04]', head) and not legacy:
-            most = _VIEWS * size + _ANY[0]
-            return _moved(read_paddle(content, trust=trust, most=most), map_location)
+            if not trust:
+                _rehearse(content, size)
+                content.seek(0)
+            return _moved(read_paddle(content, trust=trust), map_location)
         if trust:
             return torch.load(path, map_location=map_location, weights_only=False)
         if head.startswith(_ZIP):
@@ -205,17 +209,14 @@ class _Nothing:
     def take(cls, values: tuple) -> int:
         """The lengths of values, within what there is room for."""
         length = sum(len(v) for v in values if hasattr(v, '__len__') and not isinstance(v, type))
-        for owner in cls.__mro__:
-            if 'room' in vars(owner):
-                owner.room -= length
-                if owner.room < 0:
-                    raise Refused('copies what it holds over and over, which would take all memory')
-                return length
+        cls.room -= length
+        if cls.room < 0:
+            raise Refused('copies what it holds over and over, which would take all memory')
         return length
 
 
 class _Rehearsal(Unpickler):
-    """Goes through a pickle of torch with nothing real in it, to see how much it would take."""
+    """Goes through a pickle with nothing real in it, to see how much it would take."""
 
     def __init__(self, file: Any, size: int) -> None:
         super().__init__(file, encoding='bytes')
@@ -242,8 +243,10 @@ def _rehearse(file: Any, size: int, pickles: int = 1) -> None:
 
 
 def _check_laid_out(loaded: Any, size: int, map_location: Any) -> None:
-    """Raises where tensors have many more values than the file, or none: of stride 0, or meta."""
+    """Raises where tensors have many more values than the file (of stride 0), or none (meta)."""
     tensors = {id(tensor): tensor for tensor in _tensors(loaded, set())}.values()
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        raise Refused('has sparse tensors, which no network here takes')
     total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     if total > _VIEWS * size + _ANY[0]:
         raise Refused(f'has tensors of {total:,} bytes, of which it can hold but few')

@@ -1,6 +1,7 @@
 """Images that would take all memory are refused by their headers."""
 
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -97,3 +98,8 @@ def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
     with pytest.raises(DataError, match='196,?000,?000|14000 x 14000'):
         check_pixels(path, 'aerial')
     check_pixels(b'no image', 'text')
+    monkeypatch.delenv('RES2NET_MM_MAX_PIXELS')
+    path.write_bytes(png(10_000))  # where Pillow warns
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        check_pixels(path, 'aerial')

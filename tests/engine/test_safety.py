@@ -72,6 +72,7 @@ def toy_runner(work_dir, epochs, **kwargs):
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', **kwargs)),
         experiment_name=f'{work_dir}_{epochs}',
         randomness=dict(seed=0),
+        default_scope='mmdet',  # other tests find it
     )
 
 

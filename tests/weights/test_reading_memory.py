@@ -13,6 +13,7 @@ from mmengine.logging import HistoryBuffer
 from running import memory_for
 
 from res2net_mm.weights import CheckpointError, convert_weights, read_checkpoint
+from res2net_mm.weights.reading import read_pickle
 
 MUCH = 1 << 30
 
@@ -75,6 +76,10 @@ def test_tensors_that_repeat_a_value(tmp_path):
         torch.save(dict(state_dict=state), path)
         assert 'tensors of' in refusal(path)
         assert 'tensors of' in refusal(path, convert_weights, tmp_path / 'out.pth')
+    indices = torch.zeros(2, 1, dtype=torch.int64).expand(2, MUCH)
+    sparse = (torch.sparse_coo, (indices, torch.ones(1).expand(MUCH), torch.Size([5, 5])))
+    torch.save(dict(state_dict=dict(w=Call(torch._utils._rebuild_sparse_tensor, sparse))), path)
+    assert 'sparse' in refusal(path)
     shared = torch.arange(3.0)
     torch.save(dict(a=shared.expand(1000, 3), b=[shared.expand(2, 3)] * 9), path)
     assert read_checkpoint(path)['a'].sum() == 3000
@@ -88,7 +93,9 @@ def test_arrays_and_histories_of_the_same_bytes(tmp_path):
         assert len(read_checkpoint(path)) == 3
         same = {str(i): Same(array) for i in range(5000)}
         path.write_bytes(pickle.dumps(same, protocol))
-        assert 'of which it can hold but few' in refusal(path)
+        assert 'over and over' in refusal(path)
+        with memory_for(500), pytest.raises(CheckpointError, match='over and over'):
+            read_pickle(path.open('rb'))
     history = HistoryBuffer([1.0] * 10**5, [1] * 10**5)
     copies = []
     for _ in range(3000):
