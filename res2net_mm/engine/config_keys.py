@@ -34,6 +34,8 @@ _ALWAYS = set(
     'type _scope_ _delete_ requires_grad priority convert_to_iter_based optimizer paramwise_cfg '
     'constructor'.split()
 )
+# settings that the model's classes read as they like
+_FREE = re.compile(r'model\.(train|test)_cfg(\.\w+)?')
 _CUTOFF = 0.85  # how alike a key of a file is to one of TOP that was meant
 _PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', __package__.partition('.')[0])
 
@@ -86,7 +88,7 @@ def check_arguments(cfg: Config) -> None:
     scope = cfg.get('default_scope')
     for path, node in _walk({key: cfg[key] for key in cfg if key in TOP}):
         classes = _classes(node.get('type'), scope) if isinstance(node, dict) else ()
-        if not classes:
+        if not classes and not (isinstance(node, dict) and _FREE.fullmatch(path)):
             continue
         names = set().union(*map(_arguments, classes))
         # whoever builds the class may read more, such as requires_grad of a norm_cfg
@@ -155,7 +157,7 @@ def _check_new_key(cfg: Config, prefix: str, node: Mapping[str, Any], key: str) 
         raise _unread(f'{prefix}.{key}', below)
     near = difflib.get_close_matches(key, node, 1, 0.7)
     mentioned = _mentioned(key, _roots(cfg))
-    if mentioned and near and re.fullmatch(r'model\.(train|test)_cfg(\.\w+)?', prefix):
+    if mentioned and near and _FREE.fullmatch(prefix):
         parts = [part for _, part in _walk(cfg.model) if isinstance(part, dict)]
         classes = [c for p in parts for c in _classes(p.get('type'), cfg.get('default_scope'))]
         files = {inspect.getsourcefile(base) for c in classes for base in c.__mro__[:-1]}

@@ -112,6 +112,13 @@ def test_variables_of_a_file_are_its_own_affair(tmp_path):
             load_config(path)
 
 
+def test_settings_of_a_model_in_a_file(shapes_config):
+    cfg = copy.deepcopy(shapes_config)
+    cfg.model.test_cfg.rcnn['score_thresh'] = cfg.model.test_cfg.rcnn.pop('score_thr')
+    with pytest.raises(ToolError, match='nothing reads model.test_cfg.rcnn.score_thresh'):
+        check_arguments(cfg)
+
+
 def test_a_wrapper_of_data_sets_has_no_data_root(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(
