@@ -30,7 +30,8 @@ def anchor_sizes(model: Mapping) -> tuple[str, np.ndarray] | None:
         assigner = (train_cfg or {}).get('assigner')
         if generator is None or not type_name(assigner).endswith('MaxIoUAssigner'):
             continue
-        levels = TASK_UTILS.build(dict(generator)).base_anchors
+        # a scope that an earlier run of this process left would not know mmdet's generators
+        levels = TASK_UTILS.build(dict(generator, _scope_='mmdet')).base_anchors
         corners = np.concatenate([level.numpy() for level in levels])
         return f'{key}.anchor_generator', corners[:, 2:4] - corners[:, :2]
     return None
