@@ -40,8 +40,8 @@ class Contender:
     deformable convolution) or ``resnet50`` (another network, for scale). Then come words:
 
     - ``fast``: ``optimize_for_inference``, as our tools run it;
-    - ``channels_last``: memory format of weights and images; with it, ours trains as in ``train.py``;
-    - ``bfloat16``, ``float16``: type of the computation, by autocast; with ``fast``, of the weights;
+    - ``channels_last``: memory format of weights and images; ours then trains as in ``train.py``;
+    - ``bfloat16``, ``float16``: type of the computation, by autocast; of the weights for ``fast``;
     - ``with_cp``, ``with_cp C2``, ``compile``: arguments of our backbone, with channels_last;
     - ``kept memory``: its process keeps freed memory, as it does for ``fast`` and our training.
 
@@ -234,7 +234,7 @@ def check_equal(
     difference = float('inf')
     if [t.shape for t in theirs] == [t.shape for t in reference]:
         pairs = [(a.double(), b.double()) for a, b in zip(theirs, reference, strict=True)]
-        largest = [(a - b).abs().max() / b.abs().max() for a, b in pairs]
+        largest = [(a - b).abs().max() / b.abs().max().clamp(min=1e-12) for a, b in pairs]
         difference = torch.stack(largest).max().item()  # NaN if any is, unlike Python's max
     if not difference <= bound:
         raise ToolError(

@@ -353,26 +353,10 @@ def distance_of_detections(a: Tensor, b: Tensor) -> float:
 
 
 class DetectorStep(Step):
-    """Losses, backward pass and a step of SGD.
-
-    Args:
-        model: It trains on ``data``.
-        data: A batch as a data loader gives it.
-        channels_last: Memory format of the weights.
-        operators: Gives a context for all that is computed.
-    """
+    """Losses, backward pass and a step of SGD; ``image`` is a batch as a data loader gives it."""
 
     rate = 1e-5
-
-    def __init__(
-        self,
-        model: nn.Module,
-        data: Mapping[str, Any],
-        channels_last: bool = False,
-        operators: Callable[[], Any] = nullcontext,
-    ) -> None:
-        super().__init__(model, data, channels_last)
-        self.operators = operators
+    operators: Callable[[], Any] = nullcontext  # a context for all that is computed
 
     def losses(self) -> dict[str, Tensor]:
         """Losses by name; ``loss`` is their sum."""
@@ -424,10 +408,12 @@ def prepare_step(
     else:
         train_convolutions(net)
     channels_last = name.endswith('channels_last') or (name == OURS and device == 'cpu')
-    operators = nullcontext if name == OURS else torchvision_kernels
     demo = require('mmdet.testing').demo_mm_inputs
     data = demo(batch, (3, *size), num_items=[BOXES] * batch, num_classes=80)
-    return DetectorStep(net.to(device), data, channels_last, operators)
+    step = DetectorStep(net.to(device), data, channels_last)
+    if name != OURS:
+        step.operators = torchvision_kernels
+    return step
 
 
 def _run_steps(args: argparse.Namespace) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def measure(
             processes[name] = stack.enter_context(own)
         # the first call: later ones reuse memory that the process has kept
         memory = {name: p.ask(_peak, settings.device) for name, p in processes.items()}
-        calls = {name: own.seconds for name, own in processes.items()}
+        calls = {name: partial(own.ask, _seconds) for name, own in processes.items()}
         times = interleave(calls, settings.rounds, warmup)
         takes = {n: partial(processes[n].ask, _profile, settings.device) for n in profiled}
         found = least_profiles(takes, profiles)
@@ -103,14 +103,8 @@ def measure(
 class OwnProcess:
     """A process that has prepared one call."""
 
-    keeps = False  # what tensors free
-
     def __init__(self, pool: ProcessPoolExecutor, name: str) -> None:
         self.pool, self.name = pool, name
-
-    def seconds(self) -> float:
-        """How long the call takes."""
-        return self.ask(_seconds)
 
     def ask(self, function: Callable[..., Any], *args: Any) -> Any:
         """What a function of a module returns in the process."""
@@ -134,6 +128,7 @@ def own_process(
 
 
 def _start(prepare: Callable[..., Any], args: tuple, threads: int, keep: bool) -> bool:
+    """Returns whether the process keeps what tensors free."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     keeps = keep and keep_freed_memory()

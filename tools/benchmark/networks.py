@@ -7,11 +7,10 @@ anything is timed: levels in inference; in training the loss and gradients of so
 from __future__ import annotations
 
 import argparse
-import copy
 import functools
 import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -71,14 +70,7 @@ _SMALL = 192  # pixels: gradients are compared on images with sides of at most t
 
 
 class Inference:
-    """The levels of an image, which comes in NCHW.
-
-    Args:
-        net: In evaluation mode; it gives levels as a sequence or a dict.
-        image: (N, 3, H, W); may be replaced.
-        channels_last: Memory format of weights and image; converting the image is part of the call.
-        autocast: Type of the computation; None means that of the weights.
-    """
+    """The levels of ``image``, which comes in NCHW: converting it is part of the call."""
 
     def __init__(
         self,
@@ -91,14 +83,17 @@ class Inference:
         self.net = net.to(memory_format=self.form) if channels_last else net
         self.image, self.autocast = image, autocast
 
-    def _autocast(self) -> AbstractContextManager:
-        typed = self.autocast is not None
-        return torch.autocast(self.image.device.type, self.autocast) if typed else nullcontext()
+    def levels(self) -> tuple[Tensor, ...]:
+        """C2 to C5, (N, C, H, W) each."""
+        image = self.image.contiguous(memory_format=self.form)
+        kind, typed = image.device.type, self.autocast is not None
+        with torch.autocast(kind, self.autocast) if typed else nullcontext():
+            levels = self.net(image)
+        return tuple(levels.values() if isinstance(levels, dict) else levels)
 
     def __call__(self) -> tuple[Tensor, ...]:
-        with torch.inference_mode(), self._autocast():
-            levels = self.net(self.image.contiguous(memory_format=self.form))
-        return tuple(levels.values() if isinstance(levels, dict) else levels)
+        with torch.inference_mode():
+            return self.levels()
 
     results = __call__
 
@@ -106,25 +101,13 @@ class Inference:
 class Step(Inference):
     """Forward pass, backward pass and a step of SGD; the loss is the sum of levels' mean squares.
 
-    Args:
-        net: It gives levels.
-        image: (N, 3, H, W); may be replaced.
-        channels_last: Memory format of weights and image.
-        autocast: Type of the forward pass; None means that of the weights.
-        norm_eval: Batch norm keeps its statistics.
+    Batch norm keeps its statistics with ``norm_eval``.
     """
 
     rate = 1e-4
 
-    def __init__(
-        self,
-        net: nn.Module,
-        image: Tensor,
-        channels_last: bool = False,
-        autocast: torch.dtype | None = None,
-        norm_eval: bool = False,
-    ) -> None:
-        super().__init__(net, image, channels_last, autocast)
+    def __init__(self, *args: Any, norm_eval: bool = False) -> None:
+        super().__init__(*args)
         self.net.train()
         for module in self.net.modules():
             if norm_eval and isinstance(module, _BatchNorm):
@@ -134,8 +117,7 @@ class Step(Inference):
 
     def forward(self) -> Tensor:
         """The loss."""
-        with self._autocast():
-            levels = self.net(self.image.contiguous(memory_format=self.form))
+        levels = self.levels()
         # an autocast level is squared in float32, a double one in double
         types = [torch.promote_types(level.dtype, torch.float32) for level in levels]
         # (the gradient of a mean is NCHW, which no layer after a backbone would give)
@@ -172,6 +154,7 @@ def make_call(
     """A contender's call: :class:`Inference`, or :class:`Step` with weights of a type."""
     build = BUILDERS[contender.source]
     net = build(variant, state, **contender.arguments).to(image.device, dtype)
+    net.eval()  # mmdet's returns None
     autocast = None if contender.dtype == torch.float32 else contender.dtype
     if contender.fast:
         net, autocast = optimize_for_inference(net, contender.dtype), None
@@ -181,7 +164,7 @@ def make_call(
         on_torchvision(net)
     if work == INFERENCE:
         return Inference(net, image, contender.channels_last, autocast)
-    return Step(net, image.to(dtype), contender.channels_last, autocast, norm_eval)
+    return Step(net, image.to(dtype), contender.channels_last, autocast, norm_eval=norm_eval)
 
 
 def prepare(
@@ -245,30 +228,24 @@ def compare(
     return apart
 
 
-def multiply_adds(net: nn.Module, shape: Sequence[int], train: bool = False) -> float:
-    """Multiply-adds of a network's convolutions in 1e9, as counted without data.
+@functools.cache
+def useful_work(source: str, work: str, variant: str, shape: tuple[int, ...]) -> float | None:
+    """Multiply-adds in 1e9 of the plain network, without padded channels and recomputation."""
+    training = work == TRAINING
+    if variant == DCN:  # without the interpolation of samples, most of its backward pass
+        macs = sum(stage.macs for stage in describe_stages(ours(variant), *shape[2:]))
+        return None if training else macs * shape[0] / 1e9
+    return multiply_adds(BUILDERS[source](variant, None), shape, training)
 
-    Args:
-        net: Not changed.
-        shape: Of the images, (N, C, H, W).
-        train: With those of the backward pass.
-    """
-    net = copy.deepcopy(net).to('meta').train(train)
+
+def multiply_adds(net: nn.Module, shape: Sequence[int], train: bool = False) -> float:
+    """Multiply-adds of convolutions in 1e9, as counted without data; ``train`` adds backward's."""
+    net = net.to('meta').train(train)
     with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
         levels = net(torch.empty(tuple(shape), device='meta'))
         if train:
             sum(level.sum() for level in levels).backward()
     return counter.get_total_flops() / 2e9
-
-
-@functools.cache
-def useful_work(source: str, work: str, variant: str, shape: Sequence[int]) -> float | None:
-    """Multiply-adds in 1e9 of the plain network, without padded channels and recomputation."""
-    if variant == DCN:  # without the interpolation of samples, which a backward pass is made of
-        net = ours(variant)
-        macs = sum(stage.macs for stage in describe_stages(net, *shape[2:])) * shape[0] / 1e9
-        return macs if work == INFERENCE else None
-    return multiply_adds(BUILDERS[source](variant, None), shape, train=work == TRAINING)
 
 
 def parse_sizes(words: Sequence[str], several: bool = True) -> list[tuple[int, int]]:
@@ -304,53 +281,40 @@ def group_name(size: Sequence[int], batch: int) -> str:
     return f'{batch}x3x{size[0]}x{size[1]}'
 
 
-# task -> default sizes, default batch
-_DEFAULTS: dict[str, tuple[list[str], int | list[int]]] = {
-    'backbone': (['512x512'], 1),
-    'sweep': (['256x256', '512x512', '800x1216'], [1, 2, 4]),
-    'train': (['320x320'], 2),
-    'dcn': (['320x320'], 2),
-}
-
-
 def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
     """Adds the options of a task."""
-    sizes, batch = _DEFAULTS[task]
-    several = ', one or several; or H W of one' if task in ('backbone', 'sweep') else ''
-    add_shape(parser, sizes, batch, several)
+    sizes = dict(backbone=['512x512'], sweep=['256x256', '512x512', '800x1216'])
+    batch = dict(backbone=1, sweep=[1, 2, 4])
+    add_shape(parser, sizes.get(task, ['320x320']), batch.get(task, 2))
+    parser.set_defaults(variant=VARIANT, peers=None, dtype=None, norm='fixed', part=INFERENCE)
     if task == 'dcn':
-        only = 'one of the two, with a profile of it (both)'
-        parser.add_argument('--part', choices=(INFERENCE, TRAINING), help=only)
+        text = 'one of the two, with a profile of it (both)'
+        parser.add_argument('--part', choices=(INFERENCE, TRAINING), default=None, help=text)
         parser.set_defaults(variant=DCN)
         return
-    table = CONTENDERS[TRAINING if task == 'train' else INFERENCE]
-    listed = ', '.join(repr(name) for name in table if not name.startswith('torchvision'))
-    default = ['mmdet', 'ours fast'] if task == 'sweep' else None
-    text = f'of {listed}; the first one is the yardstick '
-    text += '(mmdet and ours fast)' if default else "(all of the types but 'ours compile')"
     parser.add_argument('--variant', choices=tuple(CHOICES), default=VARIANT)
+    names = CONTENDERS[TRAINING if task == 'train' else INFERENCE]
+    default = ['mmdet', 'ours fast'] if task == 'sweep' else None
+    text = f'of {", ".join(n for n in names if "torchvision" not in n)}; the first one is the '
+    text += f'yardstick ({", ".join(default or ["all of the types, but not ours compile"])})'
     parser.add_argument('--peers', nargs='+', default=default, metavar='NAME', help=text)
-    types = [*dict.fromkeys(type_name(Contender(name).dtype) for name in table)]
     if task != 'sweep':
+        types = [*dict.fromkeys(type_name(Contender(name).dtype) for name in names)]
         text = 'types of the peers, where --peers does not name them (all)'
         parser.add_argument('--dtype', nargs='+', choices=types, default=types, help=text)
     if task == 'train':
         text = "statistics of batch norm: fixed as in detectors, or the batch's (fixed)"
         parser.add_argument('--norm', choices=('fixed', 'batch'), default='fixed', help=text)
+        parser.set_defaults(part=TRAINING)
 
 
-def add_shape(
-    parser: argparse.ArgumentParser, sizes: list[str], batch: int | list[int], more: str = ''
-) -> None:
+def add_shape(parser: argparse.ArgumentParser, sizes: list[str], batch: int | list[int]) -> None:
     """Adds ``--size`` and ``--batch``."""
-    text = f'of the images{more} ({" ".join(sizes)})'
+    text = f'of the images; H W of one, too ({" ".join(sizes)})'
     parser.add_argument('--size', nargs='+', default=sizes, metavar='HxW', help=text)
-    if isinstance(batch, int):
-        options, text = dict(type=int), f'images at a time ({batch})'
-    else:
-        options = dict(type=int, nargs='+')
-        text = f'images at a time, one or several, each at every size ({" ".join(map(str, batch))})'
-    parser.add_argument('--batch', default=batch, metavar='N', help=text, **options)
+    several = dict(nargs='+') if isinstance(batch, list) else {}
+    text = f'images at a time ({batch})'
+    parser.add_argument('--batch', type=int, default=batch, metavar='N', help=text, **several)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -363,19 +327,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ToolError: An argument does not make sense, a package is missing, or a contender computes
             something else than ours.
     """
-    task, variant = args.task, args.variant
+    task, variant, norm_eval = args.task, args.variant, args.norm == 'fixed'
     sizes = parse_sizes(args.size, several=task in ('backbone', 'sweep'))
     batches = args.batch if isinstance(args.batch, list) else [args.batch]
     check_batches(*batches)
-    works = dict(train=[TRAINING], dcn=[args.part] if getattr(args, 'part', None) else CONTENDERS)
-    given = getattr(args, 'peers', None), getattr(args, 'dtype', None)
     chosen = {}
-    for work in works.get(task, [INFERENCE]):
-        table = CONTENDERS[work]
-        if task == 'dcn':
-            table = [name for name in OF_DCN if name in table]
-        chosen[work] = choose(table, args.device, variant, *given)
-    state, norm_eval = make_state(variant), getattr(args, 'norm', 'fixed') == 'fixed'
+    for work in CONTENDERS if args.part is None else [args.part]:
+        names = [name for name in CONTENDERS[work] if task != 'dcn' or name in OF_DCN]
+        chosen[work] = choose(names, args.device, variant, args.peers, args.dtype)
+    state = make_state(variant)
     places = [(work, size, batch) for work in chosen for size in sizes for batch in batches]
     rows, profile = [], None
     for work, size, batch in places:
@@ -383,8 +343,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sides = [min(side, _SMALL) for side in size] if training else size
         image = normal_image(sides, max(batch, 2) if training else batch, args.device)
         apart = compare(contenders, work, variant, state, image, norm_eval)
+        first, *others = contenders
         # recomputing does nothing that is of another kind
-        profiled = [n for n in contenders if 'with_cp' not in n or n == next(iter(contenders))]
+        profiled = [first, *(name for name in others if 'with_cp' not in name)]
         found, profile = measure(
             {name: contender.keeps_memory for name, contender in contenders.items()},
             prepare,
@@ -392,20 +353,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             settings=args,
             profiled=profiled if len(places) == 1 else (),
         )
+        group = dict(train='', dcn=work).get(task, group_name(size, batch))
         for row in found:
             contender = contenders[row['name']]
             other = 'another network, for scale' if contender.rule is None else ''
-            row.update(
-                group=dict(train='', dcn=work).get(task, group_name(size, batch)),
-                size=list(size),
-                batch=batch,
-                dtype=type_name(contender.dtype),
-                gmacs=useful_work(
-                    'resnet50' if other else 'ours', work, variant, (batch, 3, *size)
-                ),
-                difference=apart[row['name']],
-                note=', '.join(filter(None, (other, row['note']))),
-            )
+            source = 'resnet50' if other else 'ours'
+            row.update(group=group, size=list(size), batch=batch)
+            row['dtype'] = type_name(contender.dtype)
+            row['gmacs'] = useful_work(source, work, variant, (batch, 3, *size))
+            row['difference'] = apart[row['name']]
+            row['note'] = ', '.join(filter(None, (other, row['note'])))
         rows += found
     at = f', {group_name(sizes[0], batches[0])}' if len(sizes) == 1 else ''
     statistics = 'fixed statistics' if norm_eval else 'statistics of the batch'
@@ -414,8 +371,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sweep=f'Inference of {variant} by size of image and batch',
         train=f'Training step of {variant}{at}, {statistics}',
         dcn=f'{variant}{at}',
-    )[task]
-    record = make_record(args, title, rows, profile)
+    )
+    record = make_record(args, title[task], rows, profile)
     if task == 'dcn':
         record['settings'][VARIABLE] = choose_way(torch.device(args.device))
     return record

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def make_call(
     way: str, part: str, batch: int, channels: int, side: int, channels_last: bool, device: str
 ) -> Callable[[], Any]:
-    """One pass of a way over the same random tensors; backward gives the gradients of all inputs."""
+    """One pass of a way over the same random tensors; backward gives all inputs' gradients."""
     generator = torch.Generator().manual_seed(0)
     form = torch.channels_last if channels_last else torch.contiguous_format
 

@@ -7,6 +7,7 @@ a row is, and compares rows of one group.
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ PAGE = """# Benchmarks
 
 makes this page from its records. A record is what the command below its table writes.
 
-In a table the work, the threads and the precision are the same for all rows. Contenders take turns
-within one run, each in a process of its own, and what they compute is compared before anything is
-timed. Ratios are of medians. *Kept memory* means a process that keeps freed memory, as our tools do
-on a CPU. Shares of a matrix product count the multiplications of direct convolutions. Profiles show
-where the time of short calls goes; to compare times, use the table above them.
+In a table the work and the threads are the same for all rows, and so is the precision where nothing
+else is named. Contenders take turns within one run, and what they compute is compared before
+anything is timed. Ratios are of medians. *Kept memory* means a process that keeps freed memory, as
+our tools do on a CPU. Shares of a matrix product count the multiplications of direct convolutions.
+Profiles show where the time of short calls goes; to compare times, use the table above them.
 """
 
 
@@ -160,13 +161,8 @@ def markdown(record: Record) -> str:
         types = {row['name']: row.get('dtype') for row in record['rows']}
         last = [name for name in profile if types[name] == types[yardstick]][-1]
         both = profile[yardstick], profile[last]
-        rows = [
-            [
-                'part',
-                *(f'share of {n}' for n in (yardstick, last)),
-                head[head.index(f'times as fast as {yardstick}')],
-            ]
-        ]
+        heads = (f'share of {yardstick}', f'share of {last}', f'times as fast as {yardstick}')
+        rows = [['part', *heads]]
         for part in {**both[0], **both[1]}:
             taken = [values.get(part, 0) for values in both]
             shares = [t / sum(of.values()) for t, of in zip(taken, both, strict=True)]
@@ -263,39 +259,32 @@ def lines_of(record: Record, rows: Sequence[Mapping[str, Any]]) -> Any:
     """Time over the size of the image and over the batch, all axes logarithmic."""
     from matplotlib.figure import Figure
 
-    points = [
-        dict(
-            row=row,
-            megapixels=row['size'][0] * row['size'][1] / 1e6,
-            batch=row['batch'],
-            at_batch=f'{row["name"]}, batch {row["batch"]}',
-            at_size=f'{row["name"]}, {row["size"][0]}x{row["size"][1]}',
-        )
-        for row in rows
-    ]
+    def batch(row: Mapping[str, Any]) -> str:
+        return f'batch {row["batch"]}'
+
+    def size(row: Mapping[str, Any]) -> str:
+        return 'x'.join(map(str, row['size']))
+
     names = [*dict.fromkeys(row['name'] for row in rows)]
     figure = Figure(figsize=(12, 4.5), layout='constrained')
     figure.suptitle(record['title'])
     panels = (
-        ('megapixels', 'at_batch', 'megapixels of an image'),
-        ('batch', 'at_size', 'images in a batch'),
+        ('megapixels of an image', lambda row: math.prod(row['size']) / 1e6, batch),
+        ('images in a batch', lambda row: row['batch'], size),
     )
-    for axes, (place, kind, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        for name in names:
-            lines = {}
-            for p in points:
-                if p['row']['name'] == name:
-                    lines.setdefault(p[kind], []).append((p[place], p['row']['median'] * 1e3))
-            for number, (text, line) in enumerate(lines.items()):
-                axes.plot(
-                    *zip(*sorted(line), strict=True),
-                    label=text,
-                    color=f'C{names.index(name) % 10}',
-                    linestyle=('-', '--', ':', '-.')[number % 4],
-                    marker='.',
-                )
+    for axes, (label, place, line_of) in zip(figure.subplots(1, 2), panels, strict=True):
+        kinds = [*dict.fromkeys(map(line_of, rows))]
+        lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+        for row in rows:
+            line = lines.setdefault((row['name'], line_of(row)), [])
+            line.append((place(row), row['median'] * 1e3))
+        for (name, kind), line in lines.items():
+            style = ('-', '--', ':', '-.')[kinds.index(kind) % 4]
+            color = f'C{names.index(name) % 10}'
+            points = zip(*sorted(line), strict=True)
+            axes.plot(*points, style, color=color, marker='.', label=f'{name}, {kind}')
         axes.set(xscale='log', yscale='log', xlabel=label, ylabel='ms')
-        places = sorted({p[place] for p in points})
+        places = sorted({place(row) for row in rows})
         axes.set_xticks(places, [f'{value:.2g}' for value in places])
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.3, which='both')

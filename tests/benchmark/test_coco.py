@@ -5,13 +5,15 @@ import json
 
 import numpy as np
 import pytest
+from benchmark import coco
 
-from res2net_mm.benchmark import coco
 from res2net_mm.engine.errors import ToolError
 
 
 def arguments(**given):
-    return argparse.Namespace(**dict(images=20, type='bbox', rounds=2, device='cpu') | given)
+    return argparse.Namespace(
+        **dict(images=20, type='bbox', rounds=2, device='cpu', task='coco') | given
+    )
 
 
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
