@@ -116,7 +116,7 @@ def test_record_of_detectors(config, photos):
 
 def test_profile_leaves_nothing_behind(runners):
     model = runners['ours'].model
-    detectors.TestLoop(runners['ours']).profile()
+    detectors.Loop(runners['ours']).profile()
     assert 'forward' not in vars(model.backbone)
     assert 'predict' not in vars(model.rpn_head)
     assert 'process' not in vars(runners['ours'].test_loop.evaluator)

@@ -43,14 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures both on one random set, after a comparison of their figures.
-
-    Returns:
-        The record.
-
-    Raises:
-        ToolError: An argument does not make sense, pycocotools is missing, or the figures differ.
-    """
+    """The record of both on one random set, after a comparison of their figures."""
     if args.images < 1:
         raise ToolError(f'--images must be at least 1, but is {args.images}')
     require('pycocotools')

@@ -79,11 +79,7 @@ def choose(
     names: Sequence[str] | None = None,
     dtypes: Sequence[str] | None = None,
 ) -> dict[str, Contender]:
-    """Contenders by name; without names, all of these types that run the variant on the device.
-
-    Raises:
-        ToolError: A name is unknown, occurs twice, or cannot run here; or no contender is left.
-    """
+    """Contenders by name; without names, all of these types that run the variant on the device."""
     kind = torch.device(device).type
     if names is not None and len({*names}) < len(names):
         raise ToolError(f'--peers must differ, but are {", ".join(names)}')

@@ -16,6 +16,7 @@ import argparse
 import copy
 import io
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -87,15 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures the contenders of a task after a comparison of what they compute.
-
-    Returns:
-        The record. In the test loop times are seconds an image, and the profile is of parts.
-
-    Raises:
-        ToolError: An argument or the config does not fit, mmdet is missing, or results differ.
-        FileNotFoundError: There is no such folder.
-    """
+    """The record of a task; of the test loop in seconds an image, with a profile of parts."""
     return _run_steps(args) if args.task == 'train_detector' else _run_loops(args)
 
 
@@ -105,6 +98,7 @@ def _run_loops(args: argparse.Namespace) -> dict[str, Any]:
         given = args.config, images, Path(folder), args.device
         yardstick = build(MMDET, *given)
         apart = {name: compare(name, yardstick, build(name, *given)) for name in (OURS, FAST)}
+        del yardstick
         keep = {name: name != MMDET for name in LOOPS}
         options = dict(settings=args, profiled=(MMDET, FAST), profiles=1, warmup=0)
         rows, profile = measure(keep, prepare_loop, *given, **options)
@@ -129,7 +123,7 @@ def _images(folder: Path | None, limit: int | None) -> list[Path]:
     return find_images(folder)[:limit]
 
 
-class TestLoop:
+class Loop:
     """One round of a Runner's test loop up to the figures."""
 
     def __init__(self, runner: Runner) -> None:
@@ -177,17 +171,13 @@ class TestLoop:
         return {name: seconds / count for name, seconds in taken.items()}
 
 
-def prepare_loop(name: str, config: str, images: list[Path], folder: Path, device: str) -> TestLoop:
+def prepare_loop(name: str, config: str, images: list[Path], folder: Path, device: str) -> Loop:
     """A contender's test loop."""
-    return TestLoop(build(name, config, images, folder, device))
+    return Loop(build(name, config, images, folder, device))
 
 
 def build(name: str, config: str, images: list[Path], folder: Path, device: str) -> Runner:
-    """A contender's Runner on images, with the weights in ``folder``; the first one makes them.
-
-    Raises:
-        ToolError: mmdet is missing, or the config is not of a two-stage detector on our Res2Net.
-    """
+    """A contender's Runner on images, with the weights in ``folder``; the first one makes them."""
     cfg = _load(config)
     _use_images(cfg, images, folder)
     cfg.log_level = 'ERROR'
@@ -259,11 +249,7 @@ def first_batches(runner: Runner) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def make_weights(runner: Runner, device: str = 'cpu') -> dict[str, Tensor]:
-    """Random weights for a detector, which is as sure as a trained one on its first image.
-
-    Raises:
-        ToolError: It has no classifier to scale.
-    """
+    """Random weights for a detector, which is as sure as a trained one on its first image."""
     init_default_scope('mmdet')
     model = copy.deepcopy(runner.model).to(device).eval()
     head = getattr(getattr(model, 'roi_head', None), 'bbox_head', None)
@@ -307,9 +293,6 @@ def compare(name: str, yardstick: Runner, other: Runner) -> float:
     Features and maps of the RPN are compared with their largest values; then, from the yardstick's
     proposals in both, scores, and boxes in shares of the longer side of the image. Which proposals
     there are is not compared: thousands are equally good but for rounding.
-
-    Raises:
-        ToolError: It is above 1e-3, or there are other detections.
     """
     worst = 0.0
     with tf32(False, False):
@@ -382,17 +365,14 @@ class DetectorStep(Step):
             losses['loss'].backward()
         trained = {name: p.grad for name, p in self.net.named_parameters() if p.grad is not None}
         gradients = [trained[name].clone() for name in GRADIENTS if name in trained]
-        return [loss.detach() for loss in losses.values()], gradients
+        found = [loss.detach() for name, loss in losses.items() if name.startswith('loss')]
+        return found, gradients  # without the accuracy, in which rounding makes steps
 
 
 def prepare_step(
     name: str, config: str, size: tuple[int, int], batch: int, device: str
 ) -> DetectorStep:
-    """A contender's training step, with the same weights and data at every call.
-
-    Raises:
-        ToolError: mmdet is missing, or the config is not of a detector of boxes on our Res2Net.
-    """
+    """A contender's training step, with the same weights and data at every call."""
     model = _load(config).model
     if 'mask_head' in (model.get('roi_head') or {}):
         raise ToolError('the config must be of a detector of boxes, without masks')
@@ -400,6 +380,9 @@ def prepare_step(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = MODELS.build(model)
+        logging.disable(logging.WARNING)  # a line for each weight
+        net.init_weights()
+        logging.disable(logging.NOTSET)
     randomise(net.backbone)
     if name != OURS:
         state = net.state_dict()

@@ -99,10 +99,7 @@ class Inference:
 
 
 class Step(Inference):
-    """Forward pass, backward pass and a step of SGD; the loss is the sum of levels' mean squares.
-
-    Batch norm keeps its statistics with ``norm_eval``.
-    """
+    """Forward and backward pass and a step of SGD; the loss is the sum of levels' mean squares."""
 
     rate = 1e-4
 
@@ -193,11 +190,7 @@ def compare(
     image: Tensor,
     norm_eval: bool = True,
 ) -> dict[str, float | None]:
-    """How far each contender's results are from ours; None for another network.
-
-    Raises:
-        ToolError: One is further than its bound.
-    """
+    """How far each contender's results are from ours; a ToolError if further than the bound."""
     given = work, variant, state, image, norm_eval
     exact = torch.float32 if work == INFERENCE else torch.float64
     references: dict[str, tuple[Tensor, ...]] = {}
@@ -249,11 +242,7 @@ def multiply_adds(net: nn.Module, shape: Sequence[int], train: bool = False) -> 
 
 
 def parse_sizes(words: Sequence[str], several: bool = True) -> list[tuple[int, int]]:
-    """Height and width of each size in ``800x1216 512x512``, or of the one in ``800 1216``.
-
-    Raises:
-        ToolError: It is something else, a size is less than 32 pixels, or there are too many.
-    """
+    """Height and width of each size in ``800x1216 512x512``, or of the one in ``800 1216``."""
     if len(words) == 2 and all(word.isdecimal() for word in words):
         words = ['x'.join(words)]
     sizes = []
@@ -318,15 +307,7 @@ def add_shape(parser: argparse.ArgumentParser, sizes: list[str], batch: int | li
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures the contenders of a task at each size and batch.
-
-    Returns:
-        The record, with a profile where it is of one size, batch and part.
-
-    Raises:
-        ToolError: An argument does not make sense, a package is missing, or a contender computes
-            something else than ours.
-    """
+    """The record of a task; with a profile where it is of one size, batch and part."""
     task, variant, norm_eval = args.task, args.variant, args.norm == 'fixed'
     sizes = parse_sizes(args.size, several=task in ('backbone', 'sweep'))
     batches = args.batch if isinstance(args.batch, list) else [args.batch]

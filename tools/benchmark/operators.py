@@ -43,14 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures both passes at each level, after a comparison of outputs and gradients.
-
-    Returns:
-        The record.
-
-    Raises:
-        ToolError: An argument does not make sense, or the ways do not give the same.
-    """
+    """The record of both passes at each level, after a comparison of outputs and gradients."""
     check_batches(args.batch)
     names = [name for name in WAYS if name != 'mmcv' or ensure_mmcv_ops() == 'mmcv']
     rows = []
