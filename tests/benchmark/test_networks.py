@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 import torchvision
-from benchmark import contenders, measure, networks, operators
+from benchmark import contenders, networks, operators
 from benchmark.contenders import DCN, VARIANT, Contender, choose, without_kept
-from benchmark.networks import INFERENCE, TRAINING
+from benchmark.networks import INFERENCE, TRAINING, Work
 from torch import nn
 
 from res2net_mm.engine.errors import ToolError
@@ -31,23 +31,6 @@ def one_thread():
 @pytest.fixture(scope='module')
 def state():
     return contenders.make_state(VARIANT)
-
-
-@pytest.fixture
-def here(monkeypatch):
-    """Contenders are measured in this process; the machine's rate is not."""
-
-    def measured(names, prepare, *args, settings, profiled=(), **options):
-        rows = []
-        for name in names:
-            call = prepare(name, *args)
-            times = [measure.seconds(call) for _ in range(settings.rounds)]
-            rows.append(dict(name=name, times=times, memory_mib=1.0, note='kept' * names[name]))
-        return rows, {name: dict(x=1.0) for name in profiled} or None
-
-    for module in (networks, operators):
-        monkeypatch.setattr(module, 'measure', measured)
-    monkeypatch.setattr(measure, 'matmul_gflops', lambda *args: 100.0)
 
 
 def test_names_describe_contenders():
@@ -114,7 +97,7 @@ def test_missing_package_is_named(monkeypatch, state):
 
 def call(name, work, state, batch=1, **options):
     image = contenders.normal_image(SIZE, batch)
-    return networks.make_call(Contender(name), work, VARIANT, state, image, **options)
+    return networks.make_call(Contender(name), Work(work, VARIANT, **options), state, image)
 
 
 @pytest.fixture(scope='module')
@@ -161,8 +144,8 @@ def test_ours_by_mmdets_rule_is_mmdet(state, levels):
 
 def test_difference_stops_the_benchmark(state, monkeypatch):
     image = contenders.normal_image(SIZE, 1)
-    given = [Contender('timm')], INFERENCE, VARIANT, state, image
-    apart = networks.compare({'timm': Contender('timm')}, *given[1:])
+    given = {'timm': Contender('timm')}, Work(INFERENCE, VARIANT), state, image
+    apart = networks.compare(*given)
     assert 0 < apart['timm'] < 1e-5
 
     def changed(variant, state):
@@ -174,7 +157,7 @@ def test_difference_stops_the_benchmark(state, monkeypatch):
     monkeypatch.setitem(contenders.BUILDERS, 'timm', changed)
     message = r"timm and ours \(first_block='official', float32\) .* differ by \d.*bound is 1e-05"
     with pytest.raises(ToolError, match=message):
-        networks.compare({'timm': Contender('timm')}, *given[1:])
+        networks.compare(*given)
 
 
 def test_difference_is_relative_to_the_largest_value():
@@ -298,7 +281,7 @@ def test_a_broken_weight_gradient_stops_the_benchmark(here, tool, monkeypatch):
 
 
 def test_prepared_step_is_of_the_whole_image():
-    step = networks.prepare('ours channels_last', TRAINING, VARIANT, (64, 96), 1, 'cpu', True)
+    step = networks.prepare('ours channels_last', Work(TRAINING, VARIANT), (64, 96), 1, 'cpu')
     assert step.image.shape == (1, 3, 64, 96)
     assert step.image.is_contiguous(memory_format=torch.channels_last)
     assert step.net.layer1[0].conv1.weight.grad.abs().sum() > 0
@@ -360,7 +343,7 @@ def test_other_offsets_stop_the_benchmark(monkeypatch):
         return original(self, x, offset + 0.01, mask)
 
     monkeypatch.setattr(contenders, '_by_torchvision', shifted)
-    given = INFERENCE, DCN, contenders.make_state(DCN), contenders.normal_image(SIZE, 1)
+    given = Work(INFERENCE, DCN), contenders.make_state(DCN), contenders.normal_image(SIZE, 1)
     with pytest.raises(ToolError, match='torchvision and ours .* do not compute'):
         networks.compare({'torchvision': Contender('torchvision')}, *given)
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.evaluation.coco import KINDS, evaluate
 
-from .contenders import require
+from .contenders import check_equal, require
 from .measure import make_record, measure
 
 BOUND = 1e-6
@@ -49,7 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     require('pycocotools')
     with tempfile.TemporaryDirectory() as folder:
         given = *write_set(Path(folder), args.images, args.type), args.type
-        difference = compare(by_pycocotools(*given), by_ours(*given))
+        figures = [[torch.tensor(by(*given))] for by in (by_pycocotools, by_ours)]
+        difference = check_equal('pycocotools', figures[0], 'ours', figures[1], BOUND)
         names = dict(pycocotools=False, ours=False)
         rows, _ = measure(names, prepare, *given, settings=args, warmup=0)
     for row in rows:
@@ -60,16 +62,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def prepare(name: str, *given: Any) -> partial:
     """One of the two evaluations."""
     return partial(by_ours if name == 'ours' else by_pycocotools, *given)
-
-
-def compare(theirs: list[float], ours: list[float]) -> float:
-    """The largest difference of two lists of the 12 figures; a ToolError if it is above 1e-6."""
-    difference = float(np.abs(np.subtract(theirs, ours)).max())
-    if not difference <= BOUND:
-        raise ToolError(
-            f"pycocotools' figures and ours differ by {difference:.1e}, more than {BOUND:.0e}"
-        )
-    return difference
 
 
 def by_pycocotools(truth: Path, results: Path, kind: str) -> list[float]:

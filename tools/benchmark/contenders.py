@@ -55,10 +55,9 @@ class Contender:
         self.source, *words = name.split()
         self.fast = 'fast' in words
         self.compiles = 'compile' in words
-        of_ours = {'channels_last', 'with_cp', 'compile'} & {*words} and self.source == 'ours'
-        self.as_trained = bool(of_ours)
-        self.channels_last = self.as_trained or bool({'channels_last'} & {*words})
-        self.channels_last |= self.source == 'resnet50'
+        trains = any(word in words for word in ('channels_last', 'with_cp', 'compile'))
+        self.as_trained = self.source == 'ours' and trains
+        self.channels_last = trains or self.source == 'resnet50'
         self.keeps_memory = self.fast or self.as_trained or name.endswith(KEPT)
         types = [getattr(torch, word) for word in words if word.endswith('float16')]
         self.dtype = types[0] if types else torch.float32

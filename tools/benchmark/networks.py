@@ -11,7 +11,7 @@ import functools
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,14 @@ BOUND, BOUND_OF_HALF, BOUND_OF_DCN = 1e-5, 3e-2, 1e-4  # of levels
 BOUND_OF_GRADIENTS, BOUND_OF_TIMED = 1e-6, 1e-2
 _COMPARED = 4  # first convolutions
 _SMALL = 192  # pixels: gradients are compared on images with sides of at most this
+
+
+class Work(NamedTuple):
+    """What is done with which network; batch norm that trains keeps its statistics, or not."""
+
+    kind: str  # INFERENCE or TRAINING
+    variant: str
+    norm_eval: bool = True
 
 
 class Inference:
@@ -141,58 +149,44 @@ class Step(Inference):
 
 def make_call(
     contender: Contender,
-    work: str,
-    variant: str,
+    work: Work,
     state: State,
     image: Tensor,
-    norm_eval: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Inference:
     """A contender's call: :class:`Inference`, or :class:`Step` with weights of a type."""
     build = BUILDERS[contender.source]
-    net = build(variant, state, **contender.arguments).to(image.device, dtype)
+    net = build(work.variant, state, **contender.arguments).to(image.device, dtype)
     net.eval()  # mmdet's returns None
     autocast = None if contender.dtype == torch.float32 else contender.dtype
     if contender.fast:
         net, autocast = optimize_for_inference(net, contender.dtype), None
-    if contender.as_trained and work == TRAINING:
+    if contender.as_trained and work.kind == TRAINING:
         train_convolutions(net)
     if contender.source == 'torchvision':
         on_torchvision(net)
-    if work == INFERENCE:
-        return Inference(net, image, contender.channels_last, autocast)
-    return Step(net, image.to(dtype), contender.channels_last, autocast, norm_eval=norm_eval)
+    given = net, image.to(dtype), contender.channels_last, autocast
+    return Inference(*given) if work.kind == INFERENCE else Step(*given, norm_eval=work.norm_eval)
 
 
 def prepare(
-    name: str,
-    work: str,
-    variant: str,
-    size: tuple[int, int],
-    batch: int,
-    device: str,
-    norm_eval: bool,
+    name: str, work: Work, size: tuple[int, int], batch: int, device: str
 ) -> Callable[[], object]:
     """A call that ran on a small image, so that what is loaded once and gradients are there."""
     small = normal_image((64, 64), 2, device)
-    call = make_call(Contender(name), work, variant, make_state(variant), small, norm_eval)
+    call = make_call(Contender(name), work, make_state(work.variant), small)
     call()
     image = normal_image(size, batch, device)
-    call.image = image.contiguous(memory_format=call.form) if work == TRAINING else image
+    call.image = image.contiguous(memory_format=call.form) if work.kind == TRAINING else image
     return call
 
 
 def compare(
-    contenders: dict[str, Contender],
-    work: str,
-    variant: str,
-    state: State,
-    image: Tensor,
-    norm_eval: bool = True,
+    contenders: dict[str, Contender], work: Work, state: State, image: Tensor
 ) -> dict[str, float | None]:
     """How far each contender's results are from ours; a ToolError if further than the bound."""
-    given = work, variant, state, image, norm_eval
-    exact = torch.float32 if work == INFERENCE else torch.float64
+    given = work, state, image
+    exact = torch.float32 if work.kind == INFERENCE else torch.float64
     references: dict[str, tuple[Tensor, ...]] = {}
     apart: dict[str, float | None] = {}
     for name, contender in tqdm(contenders.items(), desc='comparing', unit='contender'):
@@ -208,8 +202,8 @@ def compare(
                 references[rule] = make_call(plain, *given, exact).results()
             reference = references[rule]
             found = make_call(contender, *given).results()
-            if work == INFERENCE:
-                bound = BOUND_OF_DCN if variant == DCN else BOUND
+            if work.kind == INFERENCE:
+                bound = BOUND_OF_DCN if work.variant == DCN else BOUND
                 bound = bound if contender.dtype == torch.float32 else BOUND_OF_HALF
                 apart[name] = check_equal(name, found, label, reference, bound)
             elif contender.dtype != torch.float32:
@@ -222,13 +216,13 @@ def compare(
 
 
 @functools.cache
-def useful_work(source: str, work: str, variant: str, shape: tuple[int, ...]) -> float | None:
+def useful_work(source: str, work: Work, shape: tuple[int, ...]) -> float | None:
     """Multiply-adds in 1e9 of the plain network, without padded channels and recomputation."""
-    training = work == TRAINING
-    if variant == DCN:  # without the interpolation of samples, most of its backward pass
-        macs = sum(stage.macs for stage in describe_stages(ours(variant), *shape[2:]))
+    training = work.kind == TRAINING
+    if work.variant == DCN:  # without the interpolation of samples, most of its backward pass
+        macs = sum(stage.macs for stage in describe_stages(ours(DCN), *shape[2:]))
         return None if training else macs * shape[0] / 1e9
-    return multiply_adds(BUILDERS[source](variant, None), shape, training)
+    return multiply_adds(BUILDERS[source](work.variant, None), shape, training)
 
 
 def multiply_adds(net: nn.Module, shape: Sequence[int], train: bool = False) -> float:
@@ -313,35 +307,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     batches = args.batch if isinstance(args.batch, list) else [args.batch]
     check_batches(*batches)
     chosen = {}
-    for work in CONTENDERS if args.part is None else [args.part]:
-        names = [name for name in CONTENDERS[work] if task != 'dcn' or name in OF_DCN]
-        chosen[work] = choose(names, args.device, variant, args.peers, args.dtype)
+    for kind in CONTENDERS if args.part is None else [args.part]:
+        names = [name for name in CONTENDERS[kind] if task != 'dcn' or name in OF_DCN]
+        chosen[Work(kind, variant, norm_eval)] = choose(
+            names, args.device, variant, args.peers, args.dtype
+        )
     state = make_state(variant)
     places = [(work, size, batch) for work in chosen for size in sizes for batch in batches]
     rows, profile = [], None
     for work, size, batch in places:
-        contenders, training = chosen[work], work == TRAINING
+        contenders, training = chosen[work], work.kind == TRAINING
         sides = [min(side, _SMALL) for side in size] if training else size
         image = normal_image(sides, max(batch, 2) if training else batch, args.device)
-        apart = compare(contenders, work, variant, state, image, norm_eval)
+        apart = compare(contenders, work, state, image)
         first, *others = contenders
         # recomputing does nothing that is of another kind
         profiled = [first, *(name for name in others if 'with_cp' not in name)]
         found, profile = measure(
             {name: contender.keeps_memory for name, contender in contenders.items()},
             prepare,
-            *(work, variant, size, batch, args.device, norm_eval),
+            *(work, size, batch, args.device),
             settings=args,
             profiled=profiled if len(places) == 1 else (),
         )
-        group = dict(train='', dcn=work).get(task, group_name(size, batch))
+        group = dict(train='', dcn=work.kind).get(task, group_name(size, batch))
         for row in found:
             contender = contenders[row['name']]
             other = 'another network, for scale' if contender.rule is None else ''
             source = 'resnet50' if other else 'ours'
             row.update(group=group, size=list(size), batch=batch)
             row['dtype'] = type_name(contender.dtype)
-            row['gmacs'] = useful_work(source, work, variant, (batch, 3, *size))
+            row['gmacs'] = useful_work(source, work, (batch, 3, *size))
             row['difference'] = apart[row['name']]
             row['note'] = ', '.join(filter(None, (other, row['note'])))
         rows += found
