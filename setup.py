@@ -26,7 +26,9 @@ class BuildWithConfigs(build_py):
         for folder in ('configs', 'tools'):
             target = Path(self.build_lib, 'res2net_mm', '.mim', folder)
             shutil.rmtree(target, ignore_errors=True)  # of an earlier build, with files since gone
-            shutil.copytree(ROOT / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+            # the benchmark's contenders need what no user of a wheel has
+            ignored = shutil.ignore_patterns('__pycache__', 'benchmark', 'benchmark.py')
+            shutil.copytree(ROOT / folder, target, ignore=ignored)
         shutil.copy(ROOT / 'model-index.yml', target.parent)
         finder = ROOT / 'res2net_mm/ops/mmcv_ext/finder.py'
         shutil.copy(finder, Path(self.build_lib, '_res2net_mm_finder.py'))

@@ -17,42 +17,39 @@ from res2net_mm.engine.errors import ToolError, run_tool
 
 # task -> module, what it measures
 TASKS = {
-    'backbone': ('backbones', 'inference of backbones'),
-    'train': ('training', 'a training step of backbones, and of ours with_cp by stage'),
-    'dcn': ('deformable', "Res2NetDCN on our operator and on torchvision's"),
+    'backbone': ('networks', 'inference of backbones'),
+    'train': ('networks', 'a training step of backbones, and of ours with_cp by stage'),
+    'dcn': ('networks', "Res2NetDCN on our operator and on torchvision's"),
     'deform_conv': ('operators', 'deformable convolution alone, forward and backward'),
-    'sweep': ('sweep', 'inference over sizes of image and batch'),
+    'sweep': ('networks', 'inference over sizes of image and batch'),
     'detector': ('detectors', "images a second of a detector's test loop"),
-    'train_detector': ('detector_training', 'a training step of a detector'),
+    'train_detector': ('detectors', 'a training step of a detector'),
     'coco': ('coco', 'COCO evaluation against pycocotools'),
 }
 TABLES = 'tables'
 EXAMPLE = """example:
   python tools/benchmark.py backbone --size 800x1216 --rounds 20 --json docs/benchmarks/c.json
   python tools/benchmark.py sweep --chart sweep.png
-  python tools/benchmark.py tables docs/benchmarks/*.json --readme README.md
+  python tools/benchmark.py tables docs/benchmarks/*.json --out docs/benchmarks.md
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else list(argv)
     args = _parser(argv[0] if argv else '').parse_args(argv)
-    report = import_module('res2net_mm.benchmark.report')
+    report = import_module('benchmark.report')
     if args.task == TABLES:
-        table = report.readme_table([report.read_record(path) for path in args.records])
-        if args.readme is None:
-            print(table)
+        records = {path: report.read_record(path) for path in args.records}
+        if args.out is None:
+            print('\n\n'.join(report.markdown(record) for record in records.values()))
         else:
-            report.write_readme(args.readme, table)
-            print(f'{args.readme}: {len(args.records)} records')
+            _check_file('out', args.out, '.md')
+            report.write_page(args.out, records)
+            print(f'{args.out}: {len(records)} records')
         return
     _check(args)
     args.command = shlex.join(['python', 'tools/benchmark.py', *argv])
-    task = import_module(f'res2net_mm.benchmark.{TASKS[args.task][0]}')
-    record = task.run(args)
-    if 'machine' not in record:
-        measure = import_module('res2net_mm.benchmark.measure')
-        record = {**measure.circumstances(args), **record}
+    record = _module(args.task).run(args)
     print(report.format_record(record))
     if args.json:
         report.write_text(args.json, json.dumps(record, indent=1, default=str) + '\n')
@@ -60,16 +57,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         report.draw(record, args.chart)
 
 
+def _module(task: str):
+    return import_module(f'benchmark.{TASKS[task][0]}')  # the folder beside this file
+
+
 def _parser(chosen: str) -> argparse.ArgumentParser:
-    """Of all tasks; what one needs is imported for the chosen one alone."""
+    """Of all tasks; only what the chosen one needs is imported."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parts = parser.add_subparsers(dest='task', required=True, metavar='TASK')
-    for name, (module, text) in TASKS.items():
+    for name, (_, text) in TASKS.items():
         part = parts.add_parser(name, help=text, description=text)
         if name == chosen:
-            import_module(f'res2net_mm.benchmark.{module}').add_arguments(part)
+            _module(name).add_arguments(part, name)
         part.add_argument('--json', type=Path, metavar='FILE', help='the record, with all times')
         part.add_argument('--chart', type=Path, metavar='FILE.png')
         part.add_argument('--rounds', type=int, default=15, metavar='N', help='times of each (15)')
@@ -79,9 +80,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         part.add_argument('--device', default='cpu', help='such as cpu or cuda (cpu)')
     tables = parts.add_parser(TABLES, help='markdown of records: ratios, never a time')
     tables.add_argument('records', nargs='+', type=Path, metavar='FILE.json')
-    tables.add_argument(
-        '--readme', type=Path, metavar='FILE.md', help='file whose table is replaced by it'
-    )
+    tables.add_argument('--out', type=Path, metavar='FILE.md', help='a page of them, or print them')
     return parser
 
 
@@ -94,11 +93,8 @@ def _check(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ToolError(f'--{name} must be at least 1, but is {value}')
     for name, suffix in (('json', '.json'), ('chart', '.png')):
-        path = getattr(args, name)
-        if path is not None and path.suffix != suffix:
-            raise ToolError(f'--{name} must end in {suffix}, but is {path}')
-        if path is not None and not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-            raise ToolError(f'--{name} {path}: {path.parent} is no folder to write to')
+        if getattr(args, name) is not None:
+            _check_file(name, getattr(args, name), suffix)
     if args.device.partition(':')[0] not in ('cpu', 'cuda'):
         raise ToolError(f'--device must be cpu or cuda, but is {args.device}')
     try:
@@ -108,6 +104,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ToolError(f'--device {args.device} cannot be used: {reason}') from error
     if args.threads:
         torch.set_num_threads(args.threads)
+
+
+def _check_file(name: str, path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise ToolError(f'--{name} must end in {suffix}, but is {path}')
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise ToolError(f'--{name} {path}: {path.parent} is no folder to write to')
 
 
 if __name__ == '__main__':

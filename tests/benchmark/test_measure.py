@@ -1,102 +1,130 @@
-"""Order and number of what is timed, memory that is known, the machine."""
+"""Order and number of what is timed, memory that is known, profiles, processes, the machine."""
 
 import os
 import resource
 import signal
 import subprocess
 import sys
+import textwrap
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmark import measure
+from torch import nn
 
-from res2net_mm.benchmark import measure
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.ops.memory import can_keep_memory
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 def allocate(mib):
     return torch.ones(mib * 2**18)
 
 
-def keep_and_allocate(kept, mib):
+def prepare_allocation(name, mib, kept=1):
     tensor = allocate(kept)
     return lambda: (tensor, allocate(mib))
 
 
-def allocate_twice(mib):
-    """Pages that the second needed anew."""
+def page_faults(mib):
+    """Pages that a second tensor of this size needs anew."""
     allocate(mib)
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     allocate(mib)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 
 
-def allocate_if_few_faults(mib, most):
-    if allocate_twice(mib) < most:
-        allocate(3 * mib)
+def prepare_end(name):
+    return lambda: os.kill(os.getpid(), signal.SIGKILL)
 
 
-def end_itself():
-    os.kill(os.getpid(), signal.SIGKILL)
+class Sleeper:
+    """A call with a profile of its own."""
+
+    def __call__(self):
+        time.sleep(0.05)
+
+    def profile(self):
+        return dict(sleep=0.05)
+
+
+def prepare_sleep(name, more):
+    return Sleeper()
 
 
 def test_each_round_begins_with_the_next_call():
     log = []
-    calls = {name: lambda name=name: log.append(name) for name in 'abc'}
+    calls = {name: lambda name=name: log.append(name) or 1.0 for name in 'abc'}
     times = measure.interleave(calls, 4, warmup=2)
     assert ''.join(log) == 'abc' * 2 + 'abc' + 'bca' + 'cab' + 'abc'
-    assert {name: len(values) for name, values in times.items()} == dict(a=4, b=4, c=4)
+    assert times == dict(a=[1.0] * 4, b=[1.0] * 4, c=[1.0] * 4)
 
 
 def test_times_are_those_of_the_calls(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(measure, 'now', lambda device: clock[0])
+    monkeypatch.setattr(measure, 'timer', lambda: clock[0])
 
     def takes(*seconds):
         left = iter(seconds)
-        return lambda: clock.__setitem__(0, clock[0] + next(left))
+        return partial(measure.seconds, lambda: clock.__setitem__(0, clock[0] + next(left)))
 
     calls = dict(slow=takes(64, 4, 5), fast=takes(32, 1, 2))
     assert measure.interleave(calls, 2, warmup=1) == dict(slow=[4, 5], fast=[1, 2])
 
 
-def test_a_call_may_tell_its_seconds():
-    assert measure.interleave(dict(told=lambda: 3.5), 2) == dict(told=[3.5, 3.5])
-
-
-@pytest.mark.parametrize('wrong', [dict(rounds=0), dict(rounds=1, warmup=-1)])
-def test_numbers_of_rounds_are_checked(wrong):
-    name = list(wrong)[-1]
-    with pytest.raises(ValueError, match=f'{name} must be at least .*, but is {wrong[name]}'):
-        measure.interleave({}, **wrong)
+def test_rows_of_contenders():
+    settings = SimpleNamespace(rounds=2, device='cpu')
+    contenders = dict(a=False, b=True)
+    given = contenders, prepare_sleep, 'x'
+    rows, profile = measure.measure(*given, settings=settings, profiled=['b'], profiles=1)
+    assert [row['name'] for row in rows] == ['a', 'b'] and profile == dict(b=dict(sleep=0.05))
+    assert all(len(row['times']) == 2 and 0.05 <= min(row['times']) < 5 for row in rows)
+    kept = 'keeps freed memory' if can_keep_memory() else ''
+    assert [row['note'] for row in rows] == ['', kept]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='Linux tells memory')
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='needs Linux')
 def test_memory_is_what_a_call_allocates():
-    # the system counts pages in batches, and tells a little less or more
-    assert 63.5 < measure.peak_memory(allocate, 64) < 100
-    assert 63.5 < measure.peak_memory(keep_and_allocate, 200, 64, prepared=True) < 100
-    told = [measure.peak_memory(allocate_if_few_faults, 64, 1000, keep=k) for k in (False, True)]
-    assert told[0] < 150 and (told[1] > 191 or not can_keep_memory())
-    with pytest.raises(ToolError, match='measured the memory of end_itself was ended'):
-        measure.peak_memory(end_itself)
+    settings = SimpleNamespace(rounds=1, device='cpu')
+    for kept, keeps in ((1, True), (200, False)):
+        given = dict(x=keeps), prepare_allocation, 64, kept
+        (row,), _ = measure.measure(*given, settings=settings)
+        # the system counts pages in batches, and reports a little less or more
+        assert 63.5 < row['memory_mib'] < 100
+    for keeps in (False, True):
+        with measure.own_process('x', prepare_allocation, 'x', 1, keep=keeps) as process:
+            few = process.ask(page_faults, 64) < 1000
+            assert few is (keeps and can_keep_memory()) is process.keeps
 
 
-def test_no_figure_where_the_system_does_not_tell(monkeypatch, tmp_path):
+def test_process_that_is_killed_is_named():
+    with pytest.raises(ToolError, match='the process of victim was killed'):
+        measure.measure(
+            dict(victim=False), prepare_end, settings=SimpleNamespace(rounds=1, device='cpu')
+        )
+
+
+def test_no_figure_where_the_system_does_not_report_it(monkeypatch, tmp_path):
     monkeypatch.setattr(measure, '_CLEAR_REFS', tmp_path / 'none')
-    assert measure.peak_memory(allocate, 1) is None
+    calls = []
+    assert measure.peak_memory(lambda: calls.append(allocate(1))) is None and len(calls) == 1
 
 
 def test_rate_is_that_of_the_best_product(monkeypatch):
     gaps = iter([0, 9, 0, 2, 0, 0.5] + [0, 3] * 47)
     clock = [0.0]
 
-    def now(device):
+    def timer():
         clock[0] += next(gaps)
         return clock[0]
 
-    monkeypatch.setattr(measure, 'now', now)
+    monkeypatch.setattr(measure, 'timer', timer)
     assert measure.matmul_gflops(torch.float32) == 2 * 1024**3 / 0.5 / 1e9
 
 
@@ -106,7 +134,7 @@ def test_machine(monkeypatch):
     import timm
 
     monkeypatch.setattr(measure, 'matmul_gflops', lambda dtype, device: 7.0)
-    found = measure.machine('cpu', [torch.float32, torch.bfloat16])
+    found = measure.machine('cpu', ['float32', 'bfloat16'])
     assert found['matmul_gflops'] == dict(float32=7.0, bfloat16=7.0)
     assert found['gpu'] is None and found['threads'] == torch.get_num_threads()
     assert found['python'] == '.'.join(map(str, sys.version_info[:3]))
@@ -122,11 +150,109 @@ def test_machine(monkeypatch):
 
 
 def test_float32_is_exact_within():
-    before = measure._tf32()
+    def settings():
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    before = settings()
+    with measure.tf32(True, True):
+        with pytest.raises(KeyError), measure.tf32(False, False):
+            assert settings() == (False, False)
+            raise KeyError
+        assert settings() == (True, True)
+    assert settings() == before
+
+
+@pytest.mark.parametrize(
+    ('names', 'kind'),
+    [
+        (['aten::mkldnn_convolution', 'aten::_convolution', 'aten::conv2d'], 'convolution'),
+        (['mkldnn::_convolution_pointwise_'], 'convolution'),
+        (['aten::bmm'], 'convolution'),
+        (['aten::mm', '_Conv2dBackward', 'evaluate: _Conv2dBackward'], 'convolution, backward'),
+        (['aten::convolution_backward', 'ConvolutionBackward0'], 'convolution, backward'),
+        (['aten::mm', '_DeformConv'], 'deformable convolution'),
+        (['torchvision::deform_conv2d'], 'deformable convolution'),
+        (['aten::sort', '_DeformConvBackward'], 'deformable convolution, backward'),
+        (
+            ['torchvision::_deform_conv2d_backward', 'autograd::CppNode<vision::ops::X>'],
+            'deformable convolution, backward',
+        ),
+        (['aten::addmm', 'aten::linear'], 'linear'),
+        (['aten::mm', 'AddmmBackward0'], 'linear'),
+        (['aten::native_batch_norm'], 'batch norm'),
+        (['aten::clamp_min_', 'aten::relu_'], 'ReLU'),
+        (['aten::threshold_backward', 'ReluBackward0'], 'ReLU'),
+        (['aten::add_', 'Optimizer.step#SGD.step'], 'optimizer'),
+        (['aten::add_'], 'sum, split and concatenation'),
+        (['aten::cat', 'SplitBackward0'], 'sum, split and concatenation'),
+        (['aten::max_pool2d_with_indices', 'aten::max_pool2d'], 'pooling'),
+        (['aten::mul'], measure.REST),
+    ],
+)
+def test_kinds(names, kind):
+    event = None
+    for name in reversed(names):
+        event = SimpleNamespace(name=name, cpu_parent=event)
+    assert measure.kind_of(event) == kind
+
+
+def test_profile_of_a_step():
+    net = nn.Sequential(nn.Conv2d(8, 32, 3), nn.BatchNorm2d(32), nn.ReLU())
+    image = torch.rand(2, 8, 64, 64)
+    sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    calls = []
+
+    def step():
+        calls.append(None)
+        net(image).square().sum().backward()
+        sgd.step()
+
+    takes = dict(step=partial(measure.profile_kinds, step))
+    found = measure.least_profiles(takes, rounds=2)['step']
+    assert len(calls) == 2 and min(found.values()) > 0
+    kinds = {'optimizer', 'convolution, backward', 'convolution', 'batch norm', 'ReLU'}
+    assert {*found} >= kinds | {measure.REST}
+    assert found['convolution'] + found['convolution, backward'] > found['optimizer']
+
+
+def test_profile_is_that_of_the_shortest_call():
+    taken = iter([dict(a=3, b=1), dict(a=1, b=2), dict(a=9)])
+    takes = dict(x=lambda: next(taken))
+    assert measure.least_profiles(takes, rounds=3) == dict(x=dict(a=1, b=2))
+
+
+PARENT = """
+    import os, time
+    from benchmark.measure import own_process
+
+    if __name__ == '__main__':
+        with own_process('sleeper', eval, 'print') as process:
+            print(process.ask(os.getpid), flush=True)
+            time.sleep(600)
+"""
+
+
+def is_running(pid):
     try:
-        measure._set_tf32(True, True)
-        with measure.exact_float32():
-            assert measure._tf32() == (False, False)
-        assert measure._tf32() == (True, True)
-    finally:
-        measure._set_tf32(*before)
+        with open(f'/proc/{pid}/stat') as file:
+            return file.read().rpartition(')')[2].split()[0] != 'Z'
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
+def test_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / 'parent.py'
+    script.write_text(textwrap.dedent(PARENT))
+    paths = os.pathsep.join([str(REPO), str(REPO / 'tools')])
+    env = dict(os.environ, PYTHONPATH=paths)
+    command = [sys.executable, script]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+    child = int(parent.stdout.readline())
+    assert is_running(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while is_running(child) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not is_running(child)

@@ -1,4 +1,4 @@
-"""Tables, README and pictures of a record made by hand."""
+"""Tables, pages and pictures of a record made by hand."""
 
 import copy
 import json
@@ -6,8 +6,8 @@ import json
 import cv2
 import numpy as np
 import pytest
+from benchmark import report
 
-from res2net_mm.benchmark import report
 from res2net_mm.engine.errors import ToolError
 
 # medians 6, 2, 4, 16 seconds; quartiles 4 and 8, 1.5 and 2.5
@@ -76,9 +76,9 @@ def test_table_of_the_terminal():
     ]
 
 
-def test_table_of_the_readme_has_ratios_alone():
+def test_table_in_markdown_has_ratios_only():
     alone = dict(RECORD, rows=[dict(row, group='') for row in RECORD['rows'][:2]])
-    assert report.readme_table([RECORD, alone]).splitlines() == [
+    assert report.markdown(RECORD).splitlines() == [
         '**Inference of a net** (Abacus, avx2, 3 threads, torch 9.1; 2026-01-02)',
         '',
         '| at |  | times as fast as peer | spread | share of a matrix product | memory (MiB) '
@@ -90,7 +90,8 @@ def test_table_of_the_readme_has_ratios_alone():
         '| large | ours | 0.25 |  |  | 33 | slow |',
         '',
         '`python tools/benchmark.py backbone`',
-        '',
+    ]
+    assert report.markdown(alone).splitlines() == [
         '**Inference of a net** (Abacus, avx2, 3 threads, torch 9.1; 2026-01-02)',
         '',
         '|  | times as fast as peer | spread | share of a matrix product |',
@@ -105,12 +106,12 @@ def test_table_of_the_readme_has_ratios_alone():
     ]
 
 
-def test_profile_of_the_readme_is_of_the_last_one_of_the_type():
+def test_profile_in_markdown_is_of_the_last_one_of_the_type():
     times = dict(peer=dict(load=3, norm=1), other=dict(load=9), ours=dict(load=1.5, cache=0.5))
     times['half'] = dict(load=0.5)
     rows = [dict(RECORD['rows'][0], name=name, dtype='float32') for name in times]
     rows[-1]['dtype'] = 'bfloat16'
-    lines = report.readme_table([dict(RECORD, rows=rows, profile=times)]).splitlines()
+    lines = report.markdown(dict(RECORD, rows=rows, profile=times)).splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith('| part'))
     assert lines[first : first + 5] == [
         '| part | share of peer | share of ours | times as fast as peer |',
@@ -121,26 +122,17 @@ def test_profile_of_the_readme_is_of_the_last_one_of_the_type():
     ]
 
 
-@pytest.mark.parametrize('end', ['\n', '\r\n'])
-def test_readme_is_replaced_between_its_markers(tmp_path, end):
-    readme = tmp_path / 'README.md'
-    start, stop = report.MARKERS
-    readme.write_bytes(f'é{end}{start}{end}old{end}{stop}{end}after'.encode())
-    for table in ('| a |\n| b |', '| c |'):  # a second time too
-        report.write_readme(readme, table)
-        table = table.replace('\n', end)
-        wanted = f'é{end}{start}{end}{table}{end}{stop}{end}after'
-        assert readme.read_bytes() == wanted.encode()
-    assert [path.name for path in tmp_path.iterdir()] == ['README.md']
-
-
-@pytest.mark.parametrize('text', ['', '{0}', '{1} {0}', '{0} {1} {1}', '{0} {0} {1}'])
-def test_readme_without_its_markers_stays(tmp_path, text):
-    readme = tmp_path / 'README.md'
-    readme.write_text(text.format(*report.MARKERS))
-    with pytest.raises(ToolError, match='must have .*, each once'):
-        report.write_readme(readme, '| a |')
-    assert readme.read_text() == text.format(*report.MARKERS)
+def test_page_of_records(tmp_path):
+    folder, out = tmp_path / 'records', tmp_path / 'page.md'
+    folder.mkdir()
+    (folder / 'b.png').write_bytes(b'')
+    records = {folder / 'a.json': RECORD, folder / 'b.json': dict(RECORD, title='B')}
+    report.write_page(out, records)
+    text = out.read_text()
+    assert f'tables {folder}/*.json --out {out}\n' in text
+    assert [text.count(f'{report.markdown(record)}\n') for record in records.values()] == [1, 1]
+    assert '![B](records/b.png)' in text and text.count('![') == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['page.md', 'records']
 
 
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -195,14 +187,8 @@ def test_lines_of_a_sweep_are_the_medians(tmp_path, monkeypatch):
     ]
     record = dict(RECORD, rows=rows, task='sweep')
     figures = []
-    make = report._figure
-
-    def kept(*size):
-        made = make(*size)
-        figures.append(made[0])
-        return made
-
-    monkeypatch.setattr(report, '_figure', kept)
+    make = report.lines_of
+    monkeypatch.setattr(report, 'lines_of', lambda *args: figures.append(make(*args)) or figures[0])
     report.draw(record, tmp_path / 'sweep.png')
     assert cv2.imread(str(tmp_path / 'sweep.png')).std() > 1
     sizes, batches = (
@@ -219,8 +205,3 @@ def test_lines_of_a_sweep_are_the_medians(tmp_path, monkeypatch):
     assert batches['ours, 500x1000'] == [[1, 250], [2, 500]]
     for axes in figures[0].axes:
         assert axes.get_xscale() == axes.get_yscale() == 'log'
-
-
-def test_sizes_are_needed_for_a_sweep(tmp_path):
-    with pytest.raises(ToolError, match='needs rows of several sizes'):
-        report.draw_sweep([RECORD], tmp_path / 'sweep.png')

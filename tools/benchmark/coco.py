@@ -1,7 +1,7 @@
 """COCO evaluation of detections by pycocotools and by what our metric calls.
 
-Both do the same work within the time: read the json files of ground truth and results, match, and
-give the 12 figures. What pycocotools prints is thrown away. The sets are random.
+Both do the same work in the measured time: read the json files of ground truth and results, match,
+and give the 12 figures. What pycocotools prints is thrown away. The sets are random.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ import contextlib
 import io
 import json
 import tempfile
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..engine.errors import ToolError
-from ..evaluation.coco import KINDS, evaluate
-from .measure import circumstances, interleave
-from .peers import require
+from res2net_mm.engine.errors import ToolError
+from res2net_mm.evaluation.coco import KINDS, evaluate
+
+from .contenders import check_equal, require
+from .measure import make_record, measure
 
 BOUND = 1e-6
 CLASSES = 80
-SIZE = 640, 480  # width and height of the images
+SIZE = np.array([640, 480])  # width and height of the images
 OBJECTS = 7  # an image, on average
 DETECTIONS = 100  # an image
 # shares of objects that are small, medium, large, as in COCO, and ranges of their sides
@@ -35,66 +36,32 @@ CROWDS = 0.01
 _ANGLES = np.linspace(0, 2 * np.pi, 12, endpoint=False)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
     """Adds the options of the task."""
-    parser.add_argument(
-        '--images', type=int, default=5000, help='of the random set (5000, as val2017 has)'
-    )
+    text = 'of the random set (5000, as val2017 has)'
+    parser.add_argument('--images', type=int, default=5000, help=text)
     parser.add_argument('--type', choices=KINDS, default='bbox', help='what is matched (bbox)')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Times both on one random set, after a comparison of their figures.
-
-    Returns:
-        The record.
-
-    Raises:
-        ToolError: An argument does not make sense, pycocotools is missing, or the figures differ.
-    """
+    """The record of both on one random set, after a comparison of their figures."""
     if args.images < 1:
         raise ToolError(f'--images must be at least 1, but is {args.images}')
     require('pycocotools')
     with tempfile.TemporaryDirectory() as folder:
-        files = write_set(Path(folder), args.images, args.type)
-        calls: dict[str, Callable[[], list[float]]] = {
-            'pycocotools': partial(by_pycocotools, *files, args.type),
-            'ours': partial(by_ours, *files, args.type),
-        }
-        difference = compare(*(call() for call in calls.values()))  # which warms up, too
-        times = interleave(calls, args.rounds, warmup=0)
-    return dict(
-        task='coco',
-        title=f'COCO evaluation of {args.type}, {args.images} images',
-        yardstick='pycocotools',
-        rows=[
-            dict(
-                name=name,
-                times=times[name],
-                memory_mib=None,
-                gmacs=None,
-                difference=difference,
-                note='',
-            )
-            for name in calls
-        ],
-        profile=None,
-        **circumstances(args, ()),
-    )
+        given = *write_set(Path(folder), args.images, args.type), args.type
+        figures = [[torch.tensor(by(*given))] for by in (by_pycocotools, by_ours)]
+        difference = check_equal('pycocotools', figures[0], 'ours', figures[1], BOUND)
+        names = dict(pycocotools=False, ours=False)
+        rows, _ = measure(names, prepare, *given, settings=args, warmup=0)
+    for row in rows:
+        row['difference'] = difference
+    return make_record(args, f'COCO evaluation of {args.type}, {args.images} images', rows)
 
 
-def compare(theirs: list[float], ours: list[float]) -> float:
-    """The largest difference of two lists of the 12 figures.
-
-    Raises:
-        ToolError: It is above 1e-6.
-    """
-    difference = float(np.abs(np.subtract(theirs, ours)).max())
-    if not difference <= BOUND:
-        raise ToolError(
-            f"pycocotools' figures and ours differ by {difference:.1e}, more than {BOUND:.0e}"
-        )
-    return difference
+def prepare(name: str, *given: Any) -> partial:
+    """One of the two evaluations."""
+    return partial(by_ours if name == 'ours' else by_pycocotools, *given)
 
 
 def by_pycocotools(truth: Path, results: Path, kind: str) -> list[float]:
@@ -117,44 +84,27 @@ def by_ours(truth: Path, results: Path, kind: str) -> list[float]:
     return list(evaluate(content, json.loads(results.read_text()), kind).metrics().values())
 
 
-def write_set(folder: Path, images: int, kind: str, seed: int = 0) -> tuple[Path, Path]:
-    """Writes a random set as COCO has them: ground truth and results.
+def write_set(folder: Path, images: int, kind: str) -> tuple[Path, Path]:
+    """Writes a random set in COCO's format, and gives the paths of ground truth and results.
 
     Objects are of 80 classes, some much more frequent, and of small to large sizes; one in 100 is a
-    crowd. Of the 100 detections of an image the ones of highest score are objects moved by little,
-    some of them of another class; the others are nothing. Masks are polygons of 12 corners, those
+    crowd. An image has 100 detections: those with the highest scores are objects that were moved a
+    little, some with another class; the others hit nothing. Masks are polygons of 12 corners, those
     of results and crowds run-length encoded.
-
-    Args:
-        folder: That the files go into.
-        images: How many.
-        kind: ``'bbox'`` or ``'segm'``.
-        seed: Of the generator.
-
-    Returns:
-        Paths of the ground truth and of the results.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     frequency = 1 / np.arange(1, CLASSES + 1)
     frequency /= frequency.sum()
-    width, height = SIZE
     truth: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
     for image in range(1, images + 1):
         boxes = _boxes(rng, rng.poisson(OBJECTS))
         classes = rng.choice(CLASSES, len(boxes), p=frequency)
         crowds = rng.random(len(boxes)) < CROWDS
-        for box, category, crowd in zip(boxes, classes, crowds, strict=True):
-            truth.append(
-                {
-                    'id': len(truth) + 1,
-                    'image_id': image,
-                    'category_id': int(category) + 1,
-                    'iscrowd': int(crowd),
-                    **_shape(box, kind, encoded=bool(crowd)),
-                    'area': float(box[2] * box[3]),
-                }
-            )
+        for box, label, crowd in zip(boxes, classes, crowds, strict=True):
+            one = dict(id=len(truth) + 1, image_id=image, category_id=int(label) + 1)
+            one |= dict(iscrowd=int(crowd), area=float(box[2] * box[3]))
+            truth.append(one | _shape(box, kind, encoded=bool(crowd)))
         near = rng.integers(0, len(boxes), min(3 * len(boxes), DETECTIONS)) if len(boxes) else []
         noise = rng.exponential(0.12, len(near))
         scale = noise[:, None] * boxes[near][:, [2, 3, 2, 3]]
@@ -164,20 +114,15 @@ def write_set(folder: Path, images: int, kind: str, seed: int = 0) -> tuple[Path
         missing = DETECTIONS - len(near)
         found = np.concatenate([moved, _boxes(rng, missing)])
         found[:, 2:] = np.maximum(found[:, 2:], 2)
-        found[:, :2] = np.clip(found[:, :2], 0, np.array([width, height]) - 2)
-        found[:, 2:] = np.minimum(found[:, 2:], np.array([width, height]) - found[:, :2])
+        found[:, :2] = np.clip(found[:, :2], 0, SIZE - 2)
+        found[:, 2:] = np.minimum(found[:, 2:], SIZE - found[:, :2])
         labels = np.concatenate([guessed, rng.choice(CLASSES, missing, p=frequency)])
         sure = np.exp(-3 * noise) * rng.uniform(0.5, 1, len(near))
-        scores = np.concatenate([sure, 0.5 * rng.random(missing) ** 2])
-        results += [
-            {
-                'image_id': image,
-                'category_id': int(label) + 1,
-                'score': round(float(score), 6),
-                **_shape(box, kind, encoded=True),
-            }
-            for box, label, score in zip(found, labels, scores, strict=True)
-        ]
+        scores = np.concatenate([sure, 0.5 * rng.random(missing) ** 2]).round(6)
+        for box, label, score in zip(found, labels, scores, strict=True):
+            one = dict(image_id=image, category_id=int(label) + 1, score=float(score))
+            results.append(one | _shape(box, kind, encoded=True))
+    width, height = SIZE.tolist()
     content = dict(
         images=[dict(id=i, width=width, height=height) for i in range(1, images + 1)],
         categories=[dict(id=i, name=f'class {i}') for i in range(1, CLASSES + 1)],
@@ -193,7 +138,7 @@ def _boxes(rng: np.random.Generator, number: int) -> np.ndarray:
     """Boxes within the image, (number, 4): x, y, width, height."""
     ranges = SIDES[rng.choice(len(SHARES), number, p=SHARES)]
     sides = rng.uniform(*ranges.T[:, :, None], (number, 2))
-    return np.concatenate([rng.random((number, 2)) * (np.array(SIZE) - sides), sides], axis=1)
+    return np.concatenate([rng.random((number, 2)) * (SIZE - sides), sides], axis=1)
 
 
 def _shape(box: np.ndarray, kind: str, encoded: bool) -> dict[str, Any]:
@@ -206,5 +151,5 @@ def _shape(box: np.ndarray, kind: str, encoded: bool) -> dict[str, Any]:
     polygons = [(corners + (x, y)).round(2).ravel().tolist()]
     if not encoded:
         return dict(segmentation=polygons, bbox=[round(float(v), 2) for v in box])
-    rle = mask.frPyObjects(polygons, *SIZE[::-1])[0]
+    rle = mask.frPyObjects(polygons, *SIZE[::-1].tolist())[0]
     return dict(segmentation=dict(size=rle['size'], counts=rle['counts'].decode()))

@@ -5,17 +5,19 @@ import json
 
 import numpy as np
 import pytest
+from benchmark import coco
 
-from res2net_mm.benchmark import coco
 from res2net_mm.engine.errors import ToolError
 
 
 def arguments(**given):
-    return argparse.Namespace(**dict(images=20, type='bbox', rounds=2, device='cpu') | given)
+    return argparse.Namespace(
+        **dict(images=20, type='bbox', rounds=2, device='cpu', task='coco') | given
+    )
 
 
 @pytest.mark.parametrize('kind', ['bbox', 'segm'])
-def test_record_of_evaluations(kind):
+def test_record_of_evaluations(here, kind):
     pytest.importorskip('pycocotools')
     record = coco.run(arguments(type=kind))
     assert record['yardstick'] == 'pycocotools'
@@ -65,14 +67,17 @@ def test_random_set(tmp_path):
     assert 0 <= min(scores) and max(scores) <= 1
 
 
-def test_figures_that_differ_stop_it(monkeypatch):
-    assert coco.compare([0.5] * 12, [0.5] * 11 + [0.5 + 1e-7]) == pytest.approx(1e-7)
-    for other in (0.5 + 2e-6, float('nan')):
-        with pytest.raises(ToolError, match='differ by'):
-            coco.compare([0.5] * 12, [*[0.5] * 11, other])
-    monkeypatch.setattr(coco, 'by_ours', lambda *args: [0.1] * 12)
-    with pytest.raises(ToolError, match='pycocotools'):
-        coco.run(arguments())
+def test_figures_that_differ_stop_it(here, monkeypatch):
+    pytest.importorskip('pycocotools')
+    figures = coco.by_ours
+    for factor, offset in ((1 + 5e-6, 0), (1, float('nan'))):
+
+        def changed(*args, factor=factor, offset=offset):
+            return [figure * factor + offset for figure in figures(*args)]
+
+        monkeypatch.setattr(coco, 'by_ours', changed)
+        with pytest.raises(ToolError, match='pycocotools and ours do not compute the same'):
+            coco.run(arguments())
 
 
 def test_wrong_number_of_images():

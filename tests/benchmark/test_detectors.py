@@ -1,4 +1,4 @@
-"""The comparison of detectors: same outputs, every part measured, and what it refuses."""
+"""Test loops and training steps of detectors: the same results, and what is refused."""
 
 import argparse
 import copy
@@ -8,13 +8,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from benchmark import detectors
+from benchmark.detectors import LOOPS, MMDET, OURS, STEPS
 from mmdet.models.backbones import Res2Net as BuiltIn
 
 import res2net_mm
-from res2net_mm.benchmark import detectors
-from res2net_mm.benchmark.detector_weights import CANDIDATES, first_batches
-from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
+from res2net_mm.ops.memory import can_keep_memory
+from res2net_mm.ops.trained_conv import TrainedConv2d
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 CONFIG = f"""
@@ -58,7 +59,7 @@ def photos(tmp_path_factory) -> Path:
 def runners(config, photos, tmp_path_factory):
     folder = tmp_path_factory.mktemp('runners')
     images = sorted(photos.iterdir())
-    return detectors.build(load_config(config), images, folder, 'cpu')
+    return {n: detectors.build(n, str(config), images, folder, 'cpu') for n in LOOPS}
 
 
 def test_contenders(runners):
@@ -72,6 +73,8 @@ def test_contenders(runners):
     assert norms == {'mmdet': True, 'ours': True, 'ours fast': False}
     for runner in runners.values():
         assert len(runner.test_dataloader.dataset) == 4
+    states = [runners[name].model.state_dict() for name in (MMDET, OURS)]
+    assert all(value.equal(states[1][name]) for name, value in states[0].items())
 
 
 def test_detectors_are_as_sure_as_trained_ones(runners):
@@ -82,10 +85,10 @@ def test_detectors_are_as_sure_as_trained_ones(runners):
         lambda module, inputs, output: logits.append(output)
     )
     with torch.no_grad():
-        found = runner.model.test_step(next(first_batches(runner)))[0].pred_instances
+        found = runner.model.test_step(next(detectors.first_batches(runner)))[0].pred_instances
     hook.remove()
     passing = (logits[0].softmax(1)[:, :-1] > runner.model.test_cfg.rcnn.score_thr).sum().item()
-    assert passing == pytest.approx(CANDIDATES, rel=0.02)
+    assert passing == pytest.approx(detectors.CANDIDATES, rel=0.02)
     assert 20 <= len(found) <= 100 and len(found.labels.unique()) > 5
 
 
@@ -100,6 +103,8 @@ def test_record_of_detectors(config, photos):
         assert len(row['times']) == 2 and min(row['times']) > 0
     mmdet, ours, fast = (row['difference'] for row in record['rows'])
     assert mmdet == 0 < ours < 1e-3 and 0 < fast < 1e-3
+    notes = ['', *['keeps freed memory' * can_keep_memory()] * 2]
+    assert [row['note'] for row in record['rows']] == notes
     parts = {'data loading', 'evaluator', 'the rest', *detectors.PARTS} - {'mask_head'}
     assert set(record['profile']) == {'mmdet', 'ours fast'}
     for taken in record['profile'].values():
@@ -111,7 +116,7 @@ def test_record_of_detectors(config, photos):
 
 def test_profile_leaves_nothing_behind(runners):
     model = runners['ours'].model
-    detectors.profile(runners['ours'])
+    detectors.Loop(runners['ours']).profile()
     assert 'forward' not in vars(model.backbone)
     assert 'predict' not in vars(model.rpn_head)
     assert 'process' not in vars(runners['ours'].test_loop.evaluator)
@@ -129,31 +134,32 @@ def test_profile_leaves_nothing_behind(runners):
 )
 def test_weights_that_differ_stop_it(runners, name):
     model = runners['ours'].model
-    assert detectors.compare(runners['mmdet'], runners['ours']) < 1e-3
+    assert detectors.compare('ours', runners['mmdet'], runners['ours']) < 1e-3
     before = copy.deepcopy(model.state_dict())
     model.state_dict()[name].mul_(1.1)
     try:
-        with pytest.raises(ToolError, match='outputs of the detectors differ by'):
-            detectors.compare(runners['mmdet'], runners['ours'])
+        with pytest.raises(ToolError, match='of ours and mmdet differ|ours and mmdet do not'):
+            detectors.compare('ours', runners['mmdet'], runners['ours'])
     finally:
         model.load_state_dict(before)
 
 
 def test_distance_of_detections():
     """Order does not matter; another label, a missing detection or none at all do."""
+    distance = detectors.distance_of_detections
     a = torch.tensor([[0.1, 0.1, 0.5, 0.5, 0.9, 3.0], [0.2, 0.2, 0.4, 0.4, 0.7, 1.0]])
-    assert detectors._apart(a, a.flip(0)) == 0
+    assert distance(a, a.flip(0)) == 0
     moved = a.clone()
     moved[0, 2] += 0.01
-    assert detectors._apart(a, moved) == pytest.approx(0.01)
+    assert distance(a, moved) == pytest.approx(0.01)
     other = a.clone()
     other[1, 5] = 2
-    assert detectors._apart(a, other) == 1
-    assert detectors._apart(a, a[:1]) == 2 == detectors._apart(a[:1], a)
-    assert detectors._apart(a, a[:0]) == float('inf') and detectors._apart(a[:0], a[:0]) == 0
+    assert distance(a, other) == 1
+    assert distance(a, a[:1]) == 2 == distance(a[:1], a)
+    assert distance(a, a[:0]) == float('inf') and distance(a[:0], a[:0]) == 0
 
 
-def test_what_is_refused(photos, monkeypatch, tmp_path):
+def test_what_is_refused(config, photos, monkeypatch, tmp_path):
     images = sorted(photos.iterdir())[:1]
     for name, message in (
         ('faster_rcnn_r50.py', 'Res2Net of this package'),
@@ -161,11 +167,63 @@ def test_what_is_refused(photos, monkeypatch, tmp_path):
         ('retinanet_r2n50.py', 'Faster or Mask R-CNN'),
     ):
         with pytest.raises(ToolError, match=message):
-            detectors.build(load_config(name), images, tmp_path, 'cpu')
+            detectors.build(MMDET, name, images, tmp_path, 'cpu')
     monkeypatch.delenv('RES2NET_MM_DATA', raising=False)
     for given, message in (
         (dict(images=None, limit=None), '--images is needed'),
         (dict(images=photos, limit=0), '--limit must be at least 1, but is 0'),
     ):
         with pytest.raises(ToolError, match=message):
-            detectors.run(argparse.Namespace(config='', **given))
+            detectors.run(argparse.Namespace(config='', task='detector', **given))
+
+
+def prepared_step(name, config):
+    return detectors.prepare_step(name, str(config), (96, 128), 2, 'cpu')
+
+
+def test_steps_are_the_same(config):
+    gradients = {}
+    kinds = {MMDET: BuiltIn, OURS: res2net_mm.Res2Net}
+    for name in STEPS:
+        step = prepared_step(name, config)
+        assert type(step.net.backbone) is kinds[name.split()[0]]
+        trained = {type(m) for m in step.net.modules()}
+        assert (TrainedConv2d in trained) is (name == OURS)
+        losses = step.losses()
+        assert losses['loss_cls'] > 0 and losses['loss_rpn_bbox'] > 0
+        weight = step.net.backbone.layer2[0].conv1.weight
+        before = weight.detach().clone()
+        step()
+        assert not weight.equal(before)
+        gradients[name] = weight.grad.clone()  # what moves the weight is near to its rounding
+    for gradient in gradients.values():
+        assert (gradient - gradients[OURS]).norm() < 1e-3 * gradient.norm() != 0
+
+
+def training(config, **changes):
+    given = dict(config=str(config), size=['96x128'], batch=2, device='cpu', rounds=1)
+    return argparse.Namespace(task='train_detector', **given | changes)
+
+
+@pytest.mark.slow
+def test_record_of_steps(config):
+    record = detectors.run(training(config))
+    assert [row['name'] for row in record['rows']] == detectors.without_kept(STEPS, 'cpu')
+    assert record['yardstick'] == MMDET and record['title'].endswith('tiny.py, 2x3x96x128')
+    assert all(len(row['times']) == 1 and row['times'][0] > 0 for row in record['rows'])
+    for parts in record['profile'].values():
+        assert parts['convolution, backward'] > parts['batch norm'] > 0
+
+
+def test_steps_that_are_refused(config, monkeypatch):
+    with pytest.raises(ToolError, match='of boxes'):
+        detectors.run(training('mask_rcnn_r2n50.py'))
+    broken = 'res2net_mm.ops.trained_conv._weight_gradient'
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, lambda x, grad, weight, *places: torch.zeros_like(weight))
+        patch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: 'AVX2')  # where it is used
+        with pytest.raises(ToolError, match='mmdet and ours do not compute the same'):
+            detectors.run(training(config))
+    monkeypatch.setattr(detectors, 'BOUND_OF_LOSSES', 1e-9)
+    with pytest.raises(ToolError, match='mmdet.* and ours do not compute the same'):
+        detectors.run(training(config))
