@@ -39,6 +39,7 @@ from ..weights import (
 )
 from .classes import prediction_meta, warn
 from .errors import ToolError, one_line
+from .resuming import model_differences
 from .safety import use_safe_loading
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -371,6 +372,8 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     if broken := not_finite(model.state_dict(), known):
         raise CheckpointError(f'checkpoint {checkpoint}: {say_not_finite(broken)}')
     say_unknown_rules(model, loaded)
+    if line := model_differences(cfg, loaded.get('meta'), checkpoint):
+        warn(line)
     return model.eval(), loaded
 
 

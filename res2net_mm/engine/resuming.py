@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from mmengine.config import Config
@@ -32,6 +32,12 @@ _IDLE = set(
     'init_cfg test_cfg num_workers persistent_workers pin_memory prefetch_factor backend_args '
     'val_interval val_begin dynamic_intervals'.split()
 )
+# nor does what a trained model predicts depend on these
+_TRAINED_BY = _IDLE | set(
+    'pretrained train_cfg frozen_stages norm_eval with_cp requires_grad batch_augments '
+    'loss_weight'.split()
+)
+_BATCH_NORMS = {'BN', 'SyncBN', 'MMSyncBN'}  # the same once trained
 _SCHEDULE = ('optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg.max_')
 _MOST_SHOWN = 20
 _UNSET = 'not set'
@@ -61,7 +67,7 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
     """
     saved = read_config_text(meta.get('cfg'))
     way = f'start anew from its weights with load_from={checkpoint} and without --resume'
-    if not {'epoch', 'iter'} <= meta.keys():
+    if not all(isinstance(meta.get(key), int) for key in ('epoch', 'iter')):
         raise ToolError(
             f'{checkpoint} holds weights and no training to go on with: {way.split(" and ")[0]}'
         )
@@ -98,6 +104,41 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
     if length is not None and meta[unit] >= length:
         lines.append(f'nothing left to train: {meta[unit]} of {length} {unit}s are done')
     return lines
+
+
+def model_differences(cfg: Config, meta: Any, checkpoint: str) -> str | None:
+    """Where a config's model is not the one that a checkpoint was trained with.
+
+    Weights fit models that normalise images, place anchors or dilate convolutions in another way,
+    and then give wrong predictions.
+
+    Args:
+        cfg: The config to measure or predict with.
+        meta: Of the checkpoint.
+        checkpoint: Its name for the message.
+
+    Returns:
+        A line for the user; None where they agree, or the checkpoint does not tell.
+    """
+    saved = read_config_text(meta.get('cfg')) if isinstance(meta, Mapping) else {}
+    if not isinstance(saved.get('model'), dict):
+        return None
+    now = cfg.to_dict()
+    old, new = (
+        {'data_preprocessor': of.get('data_preprocessor'), **of['model']} for of in (saved, now)
+    )
+    found = [
+        f'{key}={_short(value[1])}, trained with {_short(value[0])}'
+        for key, value in _differences(old, new, 'model', _TRAINED_BY)
+        if not _BATCH_NORMS.issuperset(map(str, value))
+    ]
+    more = f'; and {len(found) - _MOST_SHOWN} more' if len(found) > _MOST_SHOWN else ''
+    return (
+        f'the model of the config is not the one that {checkpoint} was trained with, and its '
+        f'weights may not suit it: {"; ".join(found[:_MOST_SHOWN])}{more}'
+        if found
+        else None
+    )
 
 
 def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -180,17 +221,19 @@ def _changes(cfg: Config, saved: Mapping[str, Any]) -> Iterator[tuple[str, tuple
         yield from _differences(old, new, part)
 
 
-def _differences(old: Any, new: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _differences(
+    old: Any, new: Any, key: str, idle: Set[str] = _IDLE
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for name in [*old, *(name for name in new if name not in old)]:
-            if name not in _IDLE:
+            if name not in idle:
                 values = old.get(name, _UNSET), new.get(name, _UNSET)
-                yield from _differences(*values, f'{key}.{name}')
+                yield from _differences(*values, f'{key}.{name}', idle)
         return
     lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
     if lists and len(old) == len(new):
         for i, values in enumerate(zip(old, new, strict=True)):
-            yield from _differences(*values, f'{key}.{i}')
+            yield from _differences(*values, f'{key}.{i}', idle)
         return
     if key.endswith('.type'):  # with or without its scope
         old, new = (str(kind).rpartition('.')[2] for kind in (old, new))

@@ -52,7 +52,7 @@ from .config_checks import check_model
 from .config_keys import check_arguments
 from .errors import ToolError
 from .pictures import use_our_pictures
-from .resuming import check_resumption, fit_checkpoint, run_facts
+from .resuming import check_resumption, fit_checkpoint, model_differences, run_facts
 from .safety import check_arrays, keep_files_of_others, use_safe_loading
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 from .terminal import plain_record
@@ -192,6 +192,8 @@ class Runner(mmengine.runner.Runner):
                 self.logger.warning(line)
         if self.goes_on:
             fit_checkpoint(self, checkpoint)
+        elif strict and (line := model_differences(self.cfg, checkpoint.get('meta'), filename)):
+            self.logger.warning(line)
         return checkpoint
 
     def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
@@ -365,10 +367,12 @@ def _set_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
     """A resumed run has the seed of its checkpoint, known before samplers and workers start."""
     randomness = dict(cfg.get('randomness') or dict(seed=None))
     if checkpoint is not None:
-        meta = read_checkpoint(checkpoint, trust=trust).get('meta', {})
+        meta = read_checkpoint(checkpoint, trust=trust).get('meta')
+        meta = meta if isinstance(meta, dict) else {}
         for line in check_resumption(cfg, meta, checkpoint):
             _warn(line)
-        randomness['seed'] = meta.get('seed', randomness.get('seed'))
+        if isinstance(meta.get('seed'), int):
+            randomness['seed'] = meta['seed']
     if randomness.get('seed') is None:
         randomness['seed'] = sync_random_seed()
     cfg.randomness = randomness
