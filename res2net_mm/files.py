@@ -29,9 +29,8 @@ def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
         OSError: It cannot be written; the message names ``path``.
     """
     target = Path(path).resolve()
-    partial = target.with_name(
-        f'.{target.stem[:200]}.{secrets.token_hex(4)}.partial{target.suffix}'
-    )
+    stem = os.fsencode(target.stem)[:200].decode(errors='ignore')  # names may have 255 bytes
+    partial = target.with_name(f'.{stem}.{secrets.token_hex(4)}.partial{target.suffix}')
     try:
         yield partial
         if durable:
@@ -50,9 +49,12 @@ def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def remove_partial(folder: str | Path) -> None:
-    """Removes what killed processes left of :func:`writing` in a folder that nobody writes to."""
-    for partial in Path(folder).glob('.*.????????.partial*'):
+def remove_partial(folder: str | Path, suffix: str) -> None:
+    """Removes what killed processes left of :func:`writing` files of a suffix.
+
+    Nobody else may be writing such files in this folder.
+    """
+    for partial in Path(folder).glob(f'.*.????????.partial{suffix}'):
         partial.unlink(missing_ok=True)
 
 

@@ -65,7 +65,9 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
             os._exit(0)
     os.wait()
     assert len(os.listdir(tmp_path)) == 4
-    remove_partial(tmp_path)
+    remove_partial(tmp_path, '.json')
+    assert len(os.listdir(tmp_path)) == 4
+    remove_partial(tmp_path, '.pth')
     assert sorted(os.listdir(tmp_path)) == ['.bashrc', '.notes.partial', 'epoch_1.pth']
 
 
@@ -99,3 +101,9 @@ def test_a_full_disk_is_found_before_the_work(tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['图' * 80 + '.jpg', 'я' * 124 + '.png', 'a' * 251 + '.pth'])
+def test_long_names_can_be_written(tmp_path, name):
+    write_text(tmp_path / name, 'whole')
+    assert os.listdir(tmp_path) == [name]

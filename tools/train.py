@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from contextlib import ExitStack
 
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
@@ -71,7 +72,8 @@ def main() -> None:
     lines = on_first_rank(lambda: describe_run(cfg, check_data(cfg)))
     if is_main_process():
         print(lines, flush=True)
-    with hold_folder(cfg.work_dir):
+    with ExitStack() as stack:
+        on_first_rank(lambda: stack.enter_context(hold_folder(cfg.work_dir)))
         build_runner(cfg, args.trust_checkpoint).train()
 
 

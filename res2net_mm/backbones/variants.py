@@ -93,7 +93,7 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
         net.init_weights()
     finally:
         logger.removeFilter(_is_no_listing)
-    return net
+    return net.train()  # norm_eval takes effect here
 
 
 def _is_no_listing(record: logging.LogRecord) -> bool:

@@ -23,10 +23,10 @@ from .agreement import (
 )
 from .errors import DataError, alike, listed
 from .label_maps import SAMPLE, check_values, read_semantic
-from .nodes import Image, Node, Reading, Watch, find_nodes, type_name
+from .nodes import Image, Node, Reading, Watch, find_nodes
 from .readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
-from .sizes import RESIZE_REMEDY, read_header, resize_faults, unseen_turn
-from .transforms import CheckLabelMap, loader_of
+from .sizes import RESIZE_REMEDY, is_unseen_turn, read_header, resize_faults, unseen_turn
+from .transforms import CheckLabelMap, is_known_loader, loader_of
 
 _MOST_CLASSES_SHOWN = 12
 _ADJECTIVES = ('crowd', 'difficult')
@@ -317,7 +317,7 @@ def _check_resizing(node: Node, images: Sequence[Image]) -> None:
 def _load_sample(watch: _Noter, node: Node, images: Sequence[Image]) -> None:
     """Load some images, spread over the set, as the run does: a fault of all shows before it."""
     pipeline = node.config.get('pipeline') or ()
-    if not any(type_name(step).endswith('LoadImageFromFile') for step in pipeline):
+    if not any(map(is_known_loader, pipeline)):
         return
     load = loader_of(pipeline)
     for image in images[:: max(1, len(images) // SAMPLE)][:SAMPLE]:
@@ -328,7 +328,7 @@ def _load_sample(watch: _Noter, node: Node, images: Sequence[Image]) -> None:
         if loaded is None:
             continue
         stored, orientation = _header(image.file)
-        if orientation > 1 and stored == loaded['img_shape'][::-1]:
+        if is_unseen_turn(orientation, stored, loaded['img_shape'][::-1]):
             kind, what, remedy = unseen_turn(orientation)
             watch.warn(kind, image.file, what, remedy)
         size, _ = _header(image.label_map) if image.label_map else (None, 1)

@@ -116,6 +116,7 @@ class CocoWriter:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.left_out, self.notes = Tally(), Tally()
+        self.folded = {folded(known): known for known in reversed(self.classes or ())}
 
     def image(self, file: Path, folder: Path) -> tuple[int, int] | None:
         """Add an image below ``folder``. Its width and height, or None: it cannot be read."""
@@ -144,7 +145,8 @@ class CocoWriter:
         """
         x, y, width, height = box
         image = self.images[-1]
-        likely = next((c for c in self.classes or () if folded(c) == folded(name)), None)
+        exact = self.classes is None or name in self.classes
+        likely = None if exact else self.folded.get(folded(name))
         if self.merge and likely:
             name = likely
         if self.classes is not None and name not in self.classes:

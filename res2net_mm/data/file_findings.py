@@ -16,6 +16,7 @@ from .pixels import Part, Picture
 from .sizes import (
     RESIZE_KIND,
     RESIZE_REMEDY,
+    is_unseen_turn,
     only_swapped,
     resize_faults,
     size_fault,
@@ -119,7 +120,7 @@ def _check_size(watch: Collector, picture: Picture, image: Image, voc: bool) -> 
             return
         fault = size_fault(annotated, picture.size, picture.stored, picture.orientation)
         watch.error(fault[0], picture.file, *fault[1:])
-    elif picture.orientation > 1 and picture.stored == picture.size:
+    elif is_unseen_turn(picture.orientation, picture.stored, picture.size):
         kind, what, remedy = unseen_turn(picture.orientation)
         watch.warn(kind, picture.file, what, remedy)
 

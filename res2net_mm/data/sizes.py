@@ -89,6 +89,12 @@ def size_fault(
     )
 
 
+def is_unseen_turn(orientation: int, stored: Size | None, loaded: Size | None) -> bool:
+    """Whether EXIF turns an image and its size tells nothing of how it was loaded."""
+    told = orientation >= TURNED and stored is not None and stored[0] != stored[1]
+    return orientation > 1 and stored == loaded and not told
+
+
 def unseen_turn(orientation: int) -> tuple[str, str, str]:
     """Kind, description and remedy of an image that EXIF turns without changing its size."""
     return (

@@ -205,6 +205,11 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
         return f'{type(self).__name__}()'
 
 
+def is_known_loader(step: Any) -> bool:
+    """Whether a step loads images as :class:`LoadImageFromFile` does; others are the user's own."""
+    return type_name(step) in {*_LOADERS, f'{SCOPE}.LoadImageFromFile'}
+
+
 def loader_of(pipeline: Sequence) -> LoadImageFromFile:
     """Loads images as a pipeline does, but for what only changes their numbers.
 
@@ -212,7 +217,7 @@ def loader_of(pipeline: Sequence) -> LoadImageFromFile:
         pipeline: configs of transforms.
     """
     for step in pipeline:
-        if type_name(step).endswith('LoadImageFromFile'):
+        if is_known_loader(step):
             keys = (
                 'color_type', 'imdecode_backend', 'backend_args', 'file_client_args',
                 'ignore_empty',

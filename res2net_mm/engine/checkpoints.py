@@ -36,9 +36,10 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         super().before_train(runner)
         info = runner.message_hub.runtime_info
         if is_main_process() and _is_local(self.out_dir):
-            remove_partial(self.out_dir)
-        # what a kill left between saving and removing
-        self._remove([*info.get(_OUTDATED, ()), *info.get(_FORMER, ())])
+            remove_partial(self.out_dir, Path(self.filename_tmpl).suffix)
+        for key in (_OUTDATED, _FORMER):  # what a kill left between saving and removing
+            left = info.get(key)
+            self._remove(left if isinstance(left, list) else ())
         if self.save_best and runner.iter and self._lacks_validation(runner):
             runner.logger.info('validating the resumed checkpoint, which may not have been')
             runner.val_loop.run()
@@ -113,9 +114,12 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     @master_only
     def _remove(self, paths: Iterable[str | None]) -> None:
-        for path in {*paths} - {self.last_ckpt, *self._best().values(), None}:
-            if Path(path).parent != Path(self.out_dir):
-                continue  # of the run that this one was resumed from
+        """Removes checkpoints of this run; a resumed file can name any path."""
+        numbered = r'\d+'.join(map(re.escape, re.split('{.*?}', self.filename_tmpl)))
+        for path in {str(path) for path in paths} - {self.last_ckpt, *self._best().values()}:
+            own = Path(path).parent == Path(self.out_dir)
+            if not own or not re.fullmatch(f'(best_.+_)?{numbered}', Path(path).name):
+                continue
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
             elif self.file_backend.isdir(path):  # DeepSpeed's
@@ -159,7 +163,7 @@ def find_newest(cfg: Config, trust: bool = False) -> str | None:
     if hook.get('out_dir') and _is_local(hook['out_dir']):
         folder = Path(hook['out_dir'], work_dir.absolute().name)
     pattern = re.sub('{.*?}', '*', hook.get('filename_tmpl') or '{}.pth')
-    files = [file for file in folder.glob(pattern) if not file.name.startswith('best_')]
+    files = [file for file in folder.glob(pattern) if not file.name.startswith(('best_', '.'))]
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
     # first where it is now: a folder may have been moved
     named = [file for file in (folder / Path(noted).name, Path(noted)) if noted and file.is_file()]

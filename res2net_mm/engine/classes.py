@@ -222,13 +222,15 @@ def _difference(names: Sequence[str], data: Sequence[str]) -> str:
 
 def _map_labels(order: list[int], module: nn.Module, args: Any, output: Any) -> None:
     """A forward hook: predictions get the data set's labels, ``order[label]``, in place."""
-    table = torch.arange(_PANOPTIC)
+    table = torch.arange(max(_PANOPTIC, len(order) + 1))
     table[: len(order)] = torch.tensor(order)
     for sample in output if isinstance(output, list) else ():
-        for part in (sample.get(name) for name in sample.keys() if name.startswith('pred_')):
+        for name in [name for name in sample.keys() if name.startswith('pred_')]:
+            part = sample.get(name)
             for key in {'labels', 'data', 'sem_seg'} & set(part.keys()):
                 ids = part.get(key)
-                label = (ids % _PANOPTIC).long()
+                # a panoptic map holds instances too; other values above the labels are ignored ones
+                label = (ids % _PANOPTIC if name == 'pred_panoptic_seg' else ids).long()
                 setattr(part, key, (ids - label + table.to(ids.device)[label]).to(ids.dtype))
         logits = sample.get('seg_logits')
         if logits is not None and len(logits.data) == len(order):

@@ -25,14 +25,20 @@ def check_model(cfg: Config) -> None:
     """Raises a ToolError where parts of the model, its input and the data sets do not fit."""
     model = cfg.get('model') or {}
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    backbone = model.get('backbone')
+    ours = isinstance(backbone, dict) and backbone in our_backbones(cfg)
+    several = type_name(preprocessor).endswith('SegDataPreProcessor')  # any number of channels
+    channels = backbone.get('in_channels', 3) if several and ours else 3
     for key in ('mean', 'std'):
         values = preprocessor.get(key)
-        if isinstance(values, Sequence) and len(values) not in (1, 3):
+        if several and not ours or not isinstance(values, Sequence):
+            continue
+        if len(values) not in (1, channels):
             raise ToolError(
-                f'data_preprocessor.{key} has {len(values)} values: give 3, one a channel, or 1'
+                f'data_preprocessor.{key} has {len(values)} values: give {channels}, one a '
+                'channel, or 1'
             )
-    backbone = model.get('backbone')
-    if isinstance(backbone, dict) and backbone in our_backbones(cfg):
+    if ours:
         _check_channels(cfg, model, backbone)
         if backbone.get('in_channels', 3) == 1:
             _check_gray(cfg)
@@ -69,8 +75,11 @@ def check_training(cfg: Config, images: int) -> list[str]:
         _check_batch_norm(cfg, batch)
     warnings = []
     for name, schedule in schedules(cfg):
-        begin = schedule.get('begin', 0)
-        end = schedule.get('end', begin + schedule.get('T_max', math.inf))
+        begin = schedule.get('begin') or 0
+        whole = schedule.get('T_max')
+        end = schedule.get('end')
+        if end is None:
+            end = math.inf if whole is None else begin + whole
         kind = f'{name} ({schedule.get("type")})'
         if end <= begin:
             raise ToolError(f'{kind} ends at {end}, before it begins at {begin}: set {name}.end')
@@ -111,7 +120,8 @@ def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
         several = isinstance(neck, (list, tuple))
         path, first = ('model.neck.0', neck[0]) if several else ('model.neck', neck)
         if isinstance(first.get('in_channels'), (list, tuple)):
-            _fit(f'{path}.in_channels', first['in_channels'], levels, gives)
+            down = type_name(first) == 'YOLOV3Neck'  # from the highest level
+            _fit(f'{path}.in_channels', first['in_channels'], levels[:: -1 if down else 1], gives)
         width = None if several or type_name(neck) != 'FPN' else neck.get('out_channels')
         for name in ('rpn_head', 'bbox_head'):
             taken = (model.get(name) or {}).get('in_channels')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib.util
@@ -27,7 +28,7 @@ TOP = set(
     'default_hooks custom_hooks default_scope custom_imports load_from resume launcher work_dir '
     'env_cfg log_processor log_level visualizer randomness experiment_name model_wrapper_cfg '
     'sync_bn find_unused_parameters compile activation_checkpointing efficient_conv_bn_eval '
-    'strategy runner_type tta_model tta_pipeline'.split()
+    'strategy runner_type tta_model tta_pipeline checkpoint_classes'.split()
 )
 # ... and what is taken out before a class is called
 _ALWAYS = set(
@@ -92,7 +93,8 @@ def check_arguments(cfg: Config) -> None:
             continue
         names = set().union(*map(_arguments, classes))
         # whoever builds the class may read more, such as requires_grad of a norm_cfg
-        names |= {key for key in node.keys() - names if _mentioned(str(key), _roots(cfg))}
+        roots = _roots(cfg) + _sources(classes)
+        names |= {key for key in node.keys() - names if _mentioned(str(key), roots)}
         _check(path, node, names)
 
 
@@ -160,8 +162,7 @@ def _check_new_key(cfg: Config, prefix: str, node: Mapping[str, Any], key: str) 
     if mentioned and near and _FREE.fullmatch(prefix):
         parts = [part for _, part in _walk(cfg.model) if isinstance(part, dict)]
         classes = [c for p in parts for c in _classes(p.get('type'), cfg.get('default_scope'))]
-        files = {inspect.getsourcefile(base) for c in classes for base in c.__mro__[:-1]}
-        mentioned = _mentioned(key, tuple(sorted(map(Path, files))))
+        mentioned = _mentioned(key, _sources(classes))
     if not mentioned:
         raise _unread(f'{prefix}.{key}', [f'{prefix}.{name}' for name in near])
 
@@ -226,6 +227,15 @@ def _own_roots(cfg: Config) -> tuple[Path, ...]:
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     names = [imports] if isinstance(imports, str) else imports
     return _folders(*sorted({name.partition('.')[0] for name in names} - set(_PACKAGES)))
+
+
+def _sources(classes: Iterable[type]) -> tuple[Path, ...]:
+    """Files of classes and of what they inherit from."""
+    files = set()
+    for base in {base for cls in classes for base in cls.__mro__[:-1]}:
+        with contextlib.suppress(TypeError, OSError):  # built in, or typed in by hand
+            files.add(Path(inspect.getfile(base)))
+    return tuple(sorted(files))
 
 
 @functools.cache

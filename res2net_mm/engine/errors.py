@@ -28,7 +28,7 @@ USER_ERRORS = (ToolError, ValueError, OSError, ImportError, KeyError, NotImpleme
 # ... and an argument of a config that its class does not know
 _WRONG_ARGUMENT = re.compile(r'unexpected keyword argument|missing \d+ required')
 # ... and a full disk and memory that runs out, as torch reports them
-_NO_ROOM = re.compile('out of memory|No space left|unexpected pos|failed writing|allocate memory')
+NO_ROOM = re.compile('out of memory|No space left|unexpected pos|failed writing|allocate memory')
 
 
 def one_line(error: BaseException) -> str:
@@ -135,7 +135,7 @@ def _report(error: BaseException) -> int:
     elif (
         debug
         or not (isinstance(error, TypeError) and _WRONG_ARGUMENT.search(str(error)))
-        and not (isinstance(error, RuntimeError) and _NO_ROOM.search(message))
+        and not (isinstance(error, RuntimeError) and NO_ROOM.search(message))
     ):
         raise
     _say(f'error: {message}')

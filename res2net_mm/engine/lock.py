@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 
 from .errors import ToolError
@@ -26,8 +25,8 @@ LOCK = '.training'
 def hold_folder(folder: str | Path) -> Iterator[None]:
     """Keeps other training runs out of a work dir, from this block's start to its end.
 
-    The processes of a distributed run share it. It ends with the process, however that ends, and
-    workers that outlive a killed process do not hold it.
+    The first process of a distributed run holds it for all. It ends with the process, however that
+    ends, and workers that outlive a killed process do not hold it.
 
     Args:
         folder: The work dir; it is made.
@@ -35,7 +34,7 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
     Raises:
         ToolError: Another process trains there; the message names it.
     """
-    if fcntl is None or not is_main_process():
+    if fcntl is None:
         yield
         return
     folder = Path(folder)

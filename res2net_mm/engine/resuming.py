@@ -19,7 +19,9 @@ from mmengine.hooks import ParamSchedulerHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from ..data.nodes import type_name
 from ..registry import SCOPE
+from .config_checks import schedules
 from .errors import ToolError
 
 FACTS = 'res2net_mm_run'  # key in a checkpoint's meta: what its config does not say
@@ -45,7 +47,9 @@ _UNSET = 'not set'
 
 def run_facts(runner: Runner) -> dict[str, Any]:
     """What a checkpoint's ``meta`` holds for the run that goes on from it."""
-    return {FACTS: dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())}
+    facts = dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())
+    earlier = getattr(runner, 'earlier_lengths', [])
+    return {FACTS: dict(facts, earlier_lengths=earlier) if earlier else facts}
 
 
 def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> list[str]:
@@ -71,13 +75,13 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
         raise ToolError(
             f'{checkpoint} holds weights and no training to go on with: {way.split(" and ")[0]}'
         )
-    unit, length, before = _length(cfg), _run_length(cfg), _run_length(saved)
+    unit, length = _length(cfg), _run_length(cfg)
     if saved and _length(saved) != unit:
         raise ToolError(
             f'{checkpoint} was trained by {_length(saved)}s and the config trains by {unit}s '
             f'(train_cfg): {way}'
         )
-    _follow_length(cfg, unit, length, before)
+    _follow_length(cfg, unit, length, _earlier_lengths(meta, saved, length))
     changed = dict(_changes(cfg, saved))
     kinds = changed.get('optim_wrapper.optimizer.type')
     if kinds:
@@ -153,7 +157,9 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
             schedule depends on results.
     """
     meta = checkpoint['meta']
-    changed = dict(_changes(runner.cfg, read_config_text(meta.get('cfg'))))
+    saved = read_config_text(meta.get('cfg'))
+    runner.earlier_lengths = _earlier_lengths(meta, saved, _run_length(runner.cfg))
+    changed = dict(_changes(runner.cfg, saved))
     moved = _set_place(runner, meta, changed)
     pairs = _optimizers(runner, checkpoint)
     same_rates = all(
@@ -246,7 +252,7 @@ def _hooks(hooks: Any) -> list[dict]:
 
 
 def _averages(cfg: Mapping[str, Any]) -> bool:
-    return any(str(h.get('type')).endswith('EMAHook') for h in cfg.get('custom_hooks') or ())
+    return any(type_name(hook).endswith('EMAHook') for hook in cfg.get('custom_hooks') or ())
 
 
 def _length(cfg: Mapping[str, Any]) -> str:
@@ -259,15 +265,20 @@ def _run_length(cfg: Mapping[str, Any]) -> int | None:
     return (cfg.get('train_cfg') or {}).get(f'max_{_length(cfg)}s')
 
 
-def _follow_length(cfg: Config, unit: str, length: int | None, before: int | None) -> None:
+def _earlier_lengths(meta: Mapping[str, Any], saved: Mapping, length: int | None) -> list[int]:
+    """Lengths that the run had before; a config that was extended once still names the first."""
+    known = {*meta.get(FACTS, {}).get('earlier_lengths', ()), _run_length(saved)}
+    return sorted(known - {None, length})
+
+
+def _follow_length(cfg: Config, unit: str, length: int | None, earlier: list[int]) -> None:
     """Ends of schedules that were the end of the run follow it."""
-    schedulers = cfg.get('param_scheduler') or ()
-    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
+    for _, scheduler in schedules(cfg):
         by_epoch = scheduler.get('by_epoch', True)
-        if None in (before, length) or before == length or by_epoch is not (unit == 'epoch'):
+        if length is None or by_epoch is not (unit == 'epoch'):
             continue
         for key, begin in (('end', 0), ('T_max', scheduler.get('begin', 0))):
-            if scheduler.get(key) == before - begin:
+            if scheduler.get(key) in [before - begin for before in earlier]:
                 scheduler[key] = length - begin
 
 
@@ -285,6 +296,13 @@ def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any])
     if before is None:  # a file of another program
         other_data = any(key.startswith('train_dataloader') for key in changed)
         before = done // epoch if other_data and epoch and done % epoch == 0 else length
+    if done != epoch * before and FACTS not in meta and epoch and done % epoch == 0:
+        raise ToolError(
+            f'the checkpoint has epochs of {done // epoch} iterations behind it and the config '
+            f'makes them of {before}: the processes, the batch or the data differ, and this file '
+            'does not say which. Set them back, or start anew from its weights with '
+            'load_from, without --resume'
+        )
     if done != epoch * before:
         raise ToolError(
             f'the checkpoint was saved at iteration {done}, and the {epoch} epochs of {before} '

@@ -50,7 +50,7 @@ from .classes import SameClassesHook
 from .config import dataloaders, images_per_step, our_networks, pretrained
 from .config_checks import check_model
 from .config_keys import check_arguments
-from .errors import ToolError
+from .errors import NO_ROOM, ToolError
 from .pictures import use_our_pictures
 from .resuming import check_resumption, fit_checkpoint, model_differences, run_facts
 from .safety import check_arrays, keep_files_of_others, use_safe_loading
@@ -177,7 +177,7 @@ class Runner(mmengine.runner.Runner):
             ) from error
         model = self.model.module if is_model_wrapper(self.model) else self.model
         broken = not_finite(model.state_dict(), self.constants)
-        if self.cfg.get('resume'):
+        if self.goes_on:
             parts = {key: checkpoint.get(key) for key in ('ema_state_dict', 'optimizer')}
             broken += not_finite(parts, [f'ema_state_dict.module.{key}' for key in self.constants])
         if broken:
@@ -216,7 +216,9 @@ class Runner(mmengine.runner.Runner):
         try:
             with writing(target) as partial:
                 super().save_checkpoint(str(partial.parent), partial.name, *args, **kwargs)
-        except RuntimeError as error:  # torch's of a full disk
+        except RuntimeError as error:
+            if not NO_ROOM.search(str(error)):
+                raise
             raise ToolError(f'{target} could not be written: {error}') from error
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
@@ -348,8 +350,9 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
 
 
 def _checkpoint_to_resume(cfg: Config, resume: str | None, trust: bool) -> str | None:
-    if cfg.get('load_from') and '://' not in cfg.load_from and not Path(cfg.load_from).exists():
-        raise FileNotFoundError(f'load_from {cfg.load_from} of the config does not exist')
+    given = cfg.get('load_from')
+    if resume is None and given and '://' not in given and not Path(given).exists():
+        raise FileNotFoundError(f'load_from {given} of the config does not exist')
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     if resume == 'auto':

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
+from ..data.nodes import type_name
 from ..weights import read_source
 from ..weights.reading import read_pickle
 from ..weights.sources import HTTP, OPEN_MMLAB
@@ -61,13 +62,19 @@ def use_safe_loading(trust: bool = False) -> None:
 
 
 def check_arrays(cfg: Config) -> None:
-    """Raises where mmdet would run what is in the array that OpenImages' challenge set names.
+    """Raises where mmdet or mmseg would run what is in an array that a config names.
 
     Raises:
-        ToolError: The file holds objects, not numbers.
+        ToolError: The array of OpenImages' challenge set holds objects, not numbers; or images are
+            to be read with pickle.
     """
     for part in walk_dicts(list(cfg.values())):
-        if str(part.get('type')).endswith('OpenImagesChallengeDataset'):
+        if part.get('decode_backend') == 'pickle':  # mmseg's loaders of biomedical data
+            raise ToolError(
+                f"{type_name(part)} with decode_backend='pickle' runs code that is in the data; "
+                '--trust-checkpoint reads it all the same, if you trust its author'
+            )
+        if type_name(part).endswith('OpenImagesChallengeDataset'):
             path = Path(part.get('data_root') or '', part.get('hierarchy_file') or '')
             try:
                 np.load(path, allow_pickle=False)

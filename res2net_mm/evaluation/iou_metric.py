@@ -60,9 +60,9 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
                 where = sample.get('seg_map_path') or image_name(sample)
                 raise ValueError(f'the label map of {where} {error}') from error
             if not self.format_only:
-                # an image can be run as several crops, which have counts of their own
+                # several crops of an image differ in what is there or in what is predicted
                 path = sample.get('img_path')
-                self.name_last(sample, path and (path, *self.results[-1][3].tolist()))
+                self.name_last(sample, path and (path, *torch.cat(self.results[-1]).tolist()))
 
     @staticmethod
     def intersect_and_union(

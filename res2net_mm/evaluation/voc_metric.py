@@ -67,10 +67,11 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
             found = sample['pred_instances']
             check_finite(sample, bboxes=found['bboxes'], scores=found['scores'])
             super().process(data_batch, [sample])
-            truth, _ = self.results[-1]
-            # an image can be run as several crops, which have objects of their own
+            truth, boxes = self.results[-1]
+            # several crops of an image differ in what is there or in what is predicted
             path = sample.get('img_path', sample.get('img_id'))
-            self.name_last(sample, path and (path, truth['bboxes'].tobytes()))
+            arrays = (truth['bboxes'], *boxes)
+            self.name_last(sample, path and (path, *(array.tobytes() for array in arrays)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``mAP``, the mean of ``AP50`` and the like, and by class ``cat_AP50``.

@@ -206,9 +206,12 @@ COCO = {
     'text that is none': (
         first(segmentation={**RLE, 'counts': '~ä'}), error('mask broken', '0.jpg'),
     ),
-    'no run lengths': (first(segmentation={'size': [1, 2]}), error('mask broken', '0.jpg')),
+    'no run lengths': (
+        first(segmentation={'size': [1, 2]}), error('broken annotation', 'train.json'),
+    ),
     'for another size': (
-        first(segmentation={**RLE, 'size': [WIDTH, HEIGHT]}), error('mask size', '0.jpg'),
+        first(segmentation={**RLE, 'size': [WIDTH, HEIGHT]}),
+        error('broken annotation', 'train.json'),
     ),
     'two points': (first(segmentation=[[2, 3, 12, 15]]), error('mask broken', '0.jpg')),
     'odd coordinates': (

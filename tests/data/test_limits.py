@@ -88,6 +88,7 @@ def test_label_maps_and_masks(tmp_path):
             call()
 
 
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
     path = tmp_path / 'aerial.png'
     path.write_bytes(png(14_000))  # 196 million px, beyond what Pillow decodes

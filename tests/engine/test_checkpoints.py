@@ -217,7 +217,7 @@ def test_checkpoints_that_are_not_finite_are_refused(tmp_path, part):
         checkpoint[part]['state'][0]['momentum_buffer'][0] = math.nan
     torch.save(checkpoint, file)
     more = dict(load_from=str(file), resume=True)
-    run = runner(tmp_path, loop=dict(by_epoch=True, max_epochs=4), cfg=dict(resume=True), **more)
+    run = runner(tmp_path, loop=dict(by_epoch=True, max_epochs=4), **more)
     key = 'norm.running_mean' if part == 'state_dict' else 'optimizer.state.0.momentum_buffer'
     with pytest.raises(CheckpointError, match=f'epoch_3.pth: {key} has values'):
         run.train()

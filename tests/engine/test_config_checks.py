@@ -91,3 +91,20 @@ def test_batches_of_one_after_pooling():
         check_training(epochs, images=9)
     epochs.train_dataloader.drop_last = True
     assert check_training(epochs, images=9) == []
+
+
+def test_what_mmseg_and_mmengine_take_is_taken():
+    cfg = load_config(PSPNET, {'model.backbone.in_channels': 6})
+    cfg.model.data_preprocessor.update(mean=[1.0] * 6, std=[1.0] * 6)
+    check_model(cfg)
+    cfg.model.data_preprocessor.mean = [1.0] * 4
+    with pytest.raises(ToolError, match='mean has 4 values: give 6'):
+        check_model(cfg)
+    cfg = load_config(SHAPES)
+    down = dict(type='YOLOV3Neck', in_channels=[1024, 512, 256, 128])
+    cfg.model.neck = down  # from the highest level
+    for head in (cfg.model.rpn_head, cfg.model.roi_head):
+        head.pop('in_channels', None)
+    check_model(cfg)
+    cfg.param_scheduler = [dict(type='CosineAnnealingLR', T_max=None, begin=None, end=None)]
+    assert check_training(cfg, 100) == []

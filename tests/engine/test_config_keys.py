@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+from res2net_mm.engine.classes import KEY
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.config_keys import check_arguments, check_keys, check_options
 from res2net_mm.engine.errors import ToolError
@@ -129,3 +131,23 @@ def test_a_wrapper_of_data_sets_has_no_data_root(tmp_path):
     )
     with pytest.raises(ToolError, match=r'dataset.data_root.*dataset.datasets.0.data_root'):
         load_config(path, {'train_dataloader.dataset.data_root': 'x'})
+
+
+@pytest.mark.parametrize('value', ['data', 'names', ['disc', 'star']])
+def test_the_key_that_messages_of_classes_name_can_be_set(value):
+    assert load_config(SHAPES, {KEY: value})[KEY] == value
+
+
+class Popping(nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.width = kwargs.pop('gamma_quux')
+
+
+def test_what_a_class_of_the_users_pops_is_read(shapes_config):
+    cfg = copy.deepcopy(shapes_config)
+    cfg.model.neck = dict(type=Popping, gamma_quux=3)
+    check_arguments(cfg)
+    cfg.model.neck = dict(type=Popping, gama_quux=3)
+    with pytest.raises(ToolError, match='nothing reads model.neck.gama_quux'):
+        check_arguments(cfg)

@@ -319,3 +319,21 @@ def test_texts_of_configs_are_read_and_never_run(tmp_path):
     for text in (touch, 'a = open("x")', 'a = dict(b=print)', 'a = (', '-' * 10**5, None, 7):
         assert read_config_text(text) == {}
     assert not (tmp_path / 'x').exists()
+
+
+@pytest.mark.parametrize('schedule', SCHEDULES)
+def test_the_same_longer_run_is_resumed_again(run, schedule):
+    _, folder, _ = run(config(schedule))
+    once, first, _ = run(config(schedule, 4), folder / 'epoch_2.pth')
+    again, _, _ = run(config(schedule, 4), first / 'epoch_3.pth')
+    assert again == once[4:]
+
+
+def test_epochs_of_another_length_that_a_file_does_not_explain(run):
+    _, folder, _ = run(config())
+    old = read_checkpoint(folder / 'epoch_1.pth')
+    old['meta']['iter'] = 1
+    del old['meta']['res2net_mm_run']
+    torch.save(old, folder / 'old.pth')
+    with pytest.raises(ToolError, match='epochs of 1 iterations.*load_from'):
+        run(config(), folder / 'old.pth')

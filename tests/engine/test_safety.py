@@ -123,6 +123,27 @@ def test_a_checkpoint_names_no_file_to_remove(tmp_path, saved):
         assert theirs.exists() and named.exists() is not gone
 
 
+@pytest.mark.parametrize('key', ['outdated_ckpts', 'former_best_ckpts', 'best_ckpt'])
+@pytest.mark.parametrize('name', ['..', 'data', 'notes.pth', '5'])
+def test_a_resumed_run_removes_checkpoints_of_its_own_only(tmp_path, key, name):
+    folder = tmp_path / 'runs' / 'this'
+    runner = toy_runner(folder, 1, save_best='score', rule='greater', max_keep_ckpts=1)
+    (folder / 'data').mkdir()
+    (folder / 'notes.pth').touch()
+    (tmp_path / 'runs' / 'other.pth').touch()
+    hook = next(hook for hook in runner.hooks if isinstance(hook, CheckpointHook))
+    runner.call_hook('before_run')
+    path = f'{folder}/{name}'
+    value = path if key == 'best_ckpt' else 5 if name == '5' else [path]
+    runner.message_hub.update_info(key, value)
+    hook.before_train(runner)
+    if key == 'best_ckpt':
+        hook.best_ckpt_path = path
+        hook.after_val_epoch(runner, dict(score=1.0))
+    assert (folder / 'data').is_dir() and (folder / 'notes.pth').exists()
+    assert (tmp_path / 'runs' / 'other.pth').exists()
+
+
 def test_the_log_file_holds_no_control_characters(tmp_path):
     runner = toy_runner(tmp_path, 1)
     runner.logger.warning('class %s', 'cat\x1b[2J')

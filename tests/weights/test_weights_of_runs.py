@@ -28,6 +28,8 @@ def safe_loading():
     yield use_safe_loading
     CheckpointLoader._schemes = before
 
+RESUMABLE = dict(state_dict={}, message_hub={}, meta=dict(epoch=1, iter=4))
+
 
 def model_config(tmp_path, **init_cfg):
     backbone = dict(type='res2net_mm.Res2Net', **SMALL)
@@ -59,7 +61,7 @@ def test_arguments_of_a_tool_reach_the_weights(tmp_path):
     assert (backbone.init_cfg, backbone.frozen_stages, backbone.norm_eval) == (None, -1, False)
     trusting = prepare_config(cfg, trust=True).model.backbone.init_cfg
     assert trusting.trust is True and 'trust' not in cfg.model.backbone.init_cfg
-    torch.save(dict(state_dict={}, meta={}), tmp_path / 'epoch_1.pth')
+    torch.save(RESUMABLE, tmp_path / 'epoch_1.pth')
     resumed = prepare_config(cfg, resume=str(tmp_path / 'epoch_1.pth'))
     assert resumed.model.backbone.init_cfg is None
 
@@ -122,7 +124,7 @@ def test_resuming_from_nothing_starts_from_pretrained_weights(tmp_path):
     cfg.work_dir = str(tmp_path)
     pretrained = dict(cfg.model.backbone.init_cfg)
     assert prepare_config(cfg, resume='auto').model.backbone.init_cfg == pretrained
-    torch.save(dict(state_dict={}, meta={}), tmp_path / 'epoch_1.pth')
+    torch.save(RESUMABLE, tmp_path / 'epoch_1.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
     assert prepare_config(cfg, resume='auto').model.backbone.init_cfg is None
     cfg.update(resume=True, load_from=str(tmp_path / 'epoch_1.pth'))

@@ -6,6 +6,8 @@ mmcv's own Python code (``mmcv.ops``) runs unchanged over it. :mod:`.finder` put
 from __future__ import annotations
 
 import importlib
+import logging
+import sys
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -41,8 +43,14 @@ def ensure_mmcv_ops() -> None:
                 f"{finder.VARIABLE} asks for 'mmcv', but mmcv's compiled operators do not load: "
                 f'{error}'
             ) from error
-    elif chosen != 'off':
-        finder.register()
+    elif chosen != 'off' and finder.register():
+        late = {'mmcv.ops', 'mmdet.models', 'mmseg.models'} & sys.modules.keys()
+        if late and finder.EXTENSION not in sys.modules:
+            logging.getLogger('res2net_mm').warning(
+                '%s was imported before res2net_mm, and does without operators: import '
+                'res2net_mm first, or install its wheel, which has Python find them from the start',
+                ' and '.join(sorted(late)),
+            )
 
 
 def operator_named(name: str) -> Callable[..., Any]:

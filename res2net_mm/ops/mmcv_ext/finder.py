@@ -99,10 +99,12 @@ def choice() -> str | None:
     return value
 
 
-def register() -> None:
-    """Puts the finder in its place; once."""
-    if not any(getattr(finder, 'finds', None) == EXTENSION for finder in sys.meta_path):
+def register() -> bool:
+    """Puts the finder in its place, once; whether it was not there."""
+    there = any(getattr(finder, 'finds', None) == EXTENSION for finder in sys.meta_path)
+    if not there:
         sys.meta_path.insert(0, Finder())
+    return not there
 
 
 if os.environ.get(VARIABLE) != 'off':
