@@ -201,7 +201,7 @@ def _read_yolo(
         cut = [min(max(value, 0), size[i % 2]) for i, value in enumerate(values)]
         if max(abs(a - b) for a, b in zip(values, cut, strict=True)) >= 1:
             writer.notes.add('object that reached over the border of its image', where)
-            far = max(abs(a - b) for a, b in zip(values, cut, strict=True)) > 0.1 * max(size)
+            far = max(abs(a - b) for a, b in zip(values, cut, strict=True)) > 0.04 * max(size)
             formats['beyond'] += far and len(values) == 4
         xs, ys = cut[::2], cut[1::2]
         left, top, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)

@@ -24,7 +24,7 @@ ZERO_SIZE = 'zero-size'
 # class without objects is a mistake anyway; to have none of it to evaluate on is common.
 _LIKENESS_IN_TRAINING, LIKENESS = 0.6, 0.81
 _IGNORED = ('crowd', 'difficult')  # neither trained on nor counted as missed
-_FAR = 0.1  # share of the longer side that is no slip at the border any more
+_FAR = 0.04  # share of the longer side that is no slip at the border any more
 _BORDER = 1  # px by which a box may go beyond the image: rounding, and counting from 0 or 1
 _MOST_SIDE = 10_000_000  # px of an image
 _FEWEST = 5  # boxes that tell how boxes are written

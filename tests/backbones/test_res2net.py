@@ -302,6 +302,12 @@ def test_create_backbone_trains_batch_norm_unless_weights_are_loaded(tmp_path):
     source = str(tmp_path / 'weights.pth')
     nets += [create_backbone(name, pretrained=source, **a) for a in ({}, dict(norm_eval=False))]
     assert [net.norm_eval for net in nets] == [False, False, True, True, False]
+    for net in nets[3:]:  # as it is returned, in a loop that calls no train()
+        norms = [module for module in net.modules() if hasattr(module, 'running_var')]
+        before = [norm.running_mean.clone() for norm in norms]
+        net(torch.randn(2, 3, 64, 64))
+        kept = [norm.running_mean.equal(old) for norm, old in zip(norms, before, strict=True)]
+        assert set(kept) == {net.norm_eval}
 
 
 def test_init_weights():

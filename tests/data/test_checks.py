@@ -356,3 +356,15 @@ def test_real_coco(folder, prefix, classes, boxes, crowd):
     train, val, _ = check_data(cfg)
     assert (train.boxes, val.boxes) == boxes
     assert train.dropped.get('crowd', 0) == val.dropped.get('crowd', 0) == crowd and val.kept
+
+
+def test_files_that_a_loader_of_the_users_reads_are_its_own_affair(tmp_path):
+    """A loader whose name ends as ours does, on files that ours cannot decode."""
+    write_coco(tmp_path, coco_content())
+    for image in (tmp_path / 'train').iterdir():
+        image.write_bytes(b'\x93NUMPY, and no image')
+    pipeline = [{'type': 'mypackage.NpyLoadImageFromFile'}]
+    (summary,) = check_data(config(coco_dataset(tmp_path, pipeline=pipeline)))
+    assert summary.images == 3
+    pipeline = [{'type': 'LoadImageFromFile'}]
+    check_fails(config(coco_dataset(tmp_path, pipeline=pipeline)), '.jpg')

@@ -1,7 +1,6 @@
 """Images that would take all memory are refused by their headers."""
 
 import struct
-import warnings
 import zlib
 
 import numpy as np
@@ -88,7 +87,6 @@ def test_label_maps_and_masks(tmp_path):
             call()
 
 
-@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')
 def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
     path = tmp_path / 'aerial.png'
     path.write_bytes(png(14_000))  # 196 million px, beyond what Pillow decodes
@@ -100,7 +98,3 @@ def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
         check_pixels(path, 'aerial')
     check_pixels(b'no image', 'text')
     monkeypatch.delenv('RES2NET_MM_MAX_PIXELS')
-    path.write_bytes(png(10_000))  # where Pillow warns
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        check_pixels(path, 'aerial')

@@ -148,6 +148,7 @@ def test_what_a_class_of_the_users_pops_is_read(shapes_config):
     cfg = copy.deepcopy(shapes_config)
     cfg.model.neck = dict(type=Popping, gamma_quux=3)
     check_arguments(cfg)
-    cfg.model.neck = dict(type=Popping, gama_quux=3)
-    with pytest.raises(ToolError, match='nothing reads model.neck.gama_quux'):
+    other = 'gama' + '_quux'  # which this file, where the class is, does not hold
+    cfg.model.neck = {'type': Popping, other: 3}
+    with pytest.raises(ToolError, match=f'nothing reads model.neck.{other}'):
         check_arguments(cfg)

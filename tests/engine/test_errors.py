@@ -114,7 +114,13 @@ def test_what_is_ignored_stays_ignored(run):
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize('tool', sorted(file.stem for file in (REPO / 'tools').glob('*.py')))
+@pytest.mark.parametrize(
+    'tool',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ('train', 'eval_results')))
+        for name in sorted(file.stem for file in (REPO / 'tools').glob('*.py'))
+    ],
+)
 def test_an_interruption_of_the_imports_leaves_no_traceback(tool):
     command = [sys.executable, '-X', 'importtime', f'tools/{tool}.py', '--help']
     process = subprocess.Popen(

@@ -545,6 +545,11 @@ def test_iou_metric_measures_each_image_once(tmp_path):
         for part in (samples, [*samples, samples[0]])
     )
     assert repeated == pytest.approx(alone, nan_ok=True)
+    # two crops of one image without objects, of which one is predicted wrongly
+    right, wrong = (torch.full((1, 10, 30), label) for label in (0, 1))
+    truth = dict(gt_sem_seg=dict(data=right), img_path='whole.jpg')
+    crops = [dict(truth, pred_sem_seg=dict(data=found)) for found in (right, wrong)]
+    assert measured(build(f'{ROOM}.iou_metric.IoUMetric', names), crops)['aAcc'] == 50
     metric = build(f'{ROOM}.iou_metric.IoUMetric', names, output_dir=str(tmp_path))
     paths = ('x/1.jpg', 'y/1.jpg', 'y/1.png', 'x/1.jpg')
     for path in paths:
