@@ -47,9 +47,9 @@ def main() -> None:
     args = parser.parse_args()
     fast = fast_options(args)
     keep_freed_memory()
-    cfg = prepare_config(
-        load_config(args.config, args.cfg_options), work_dir=args.work_dir, launcher=args.launcher
-    )
+    cfg = load_config(args.config, args.cfg_options)
+    cfg.load_from, cfg.resume = None, False  # of the run that wrote the config
+    cfg = prepare_config(cfg, work_dir=args.work_dir, launcher=args.launcher)
     summaries = on_first_rank(check_data, cfg, splits=('test',))
     if is_main_process():
         print(f'{describe_device()}\n{format_summary(summaries)}', flush=True)
