@@ -37,6 +37,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         info = runner.message_hub.runtime_info
         if is_main_process() and _is_local(self.out_dir):
             remove_partial(self.out_dir, Path(self.filename_tmpl).suffix)
+            remove_partial(runner.work_dir, '')  # of the note
         for key in (_OUTDATED, _FORMER):  # what a kill left between saving and removing
             left = info.get(key)
             self._remove(left if isinstance(left, list) else ())
@@ -116,7 +117,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def _remove(self, paths: Iterable[str | None]) -> None:
         """Removes checkpoints of this run; a resumed file can name any path."""
         numbered = r'\d+'.join(map(re.escape, re.split('{.*?}', self.filename_tmpl)))
-        for path in {str(path) for path in paths} - {self.last_ckpt, *self._best().values()}:
+        named = {path for path in paths if isinstance(path, str)}
+        for path in named - {self.last_ckpt, *self._best().values()}:
             own = Path(path).parent == Path(self.out_dir)
             if not own or not re.fullmatch(f'(best_.+_)?{numbered}', Path(path).name):
                 continue
