@@ -61,6 +61,7 @@ def test_commands_parse(page, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
+    monkeypatch.syspath_prepend(REPO / 'tools')  # where Python finds what a tool imports
     for command in commands(page):
         _, tool, *arguments = shlex.split(command)
         monkeypatch.setattr(sys, 'argv', [tool, *arguments])
