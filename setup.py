@@ -46,7 +46,7 @@ setup(
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.6',  # allow-lists by name: checkpoints are read without running code
+        'torch>=2.7',  # torch.compiler.is_exporting; safe loading by names needs 2.6
         'torchvision',  # its operators stand in for mmcv's compiled ones
         'numpy',
         'tqdm',  # progress bars
