@@ -37,7 +37,10 @@ def check_pixels(source: bytes | str | os.PathLike, what: str) -> None:
         size = f'{pixels:,} px'
     except (OSError, SyntaxError, ValueError, struct.error):
         return
-    most = int(os.environ.get(MAX_PIXELS) or _MOST)
+    given = os.environ.get(MAX_PIXELS) or str(_MOST)
+    if not given.replace('_', '').isdecimal():
+        raise DataError(f'{MAX_PIXELS} must be a number of pixels, but is {given!r}')
+    most = int(given)
     if pixels > most:
         raise DataError(
             f'{what} has {size}, more than the {most:,} that are decoded here; cut it into parts, '

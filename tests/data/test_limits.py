@@ -97,4 +97,7 @@ def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
     with pytest.raises(DataError, match='196,?000,?000|14000 x 14000'):
         check_pixels(path, 'aerial')
     check_pixels(b'no image', 'text')
+    monkeypatch.setenv('RES2NET_MM_MAX_PIXELS', '10 GB')
+    with pytest.raises(DataError, match="RES2NET_MM_MAX_PIXELS must be .* '10 GB'"):
+        check_pixels(path, 'aerial')
     monkeypatch.delenv('RES2NET_MM_MAX_PIXELS')
