@@ -125,6 +125,7 @@ def test_mmdets_other_tools(stack, detector, tmp_path):
     assert 'Flops: ' in said
 
 
+@pytest.mark.slow
 def test_mmdets_inferencer(stack, detector, shapes, tmp_path):
     image = sorted((shapes / 'val').glob('*.jpg'))[0]
     said = run(stack, tmp_path, '-c', DETECT, *detector, image)

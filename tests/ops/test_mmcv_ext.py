@@ -180,7 +180,7 @@ FIRST = [
     'mmengine.runner,mmdet.models.dense_heads',
     'mmseg.models.decode_heads,mmdet.apis',
 ]
-SLOW_ORDERS = {*FIRST} - {'mmcv.ops', 'mmdet.apis'}
+SLOW_ORDERS = {*FIRST} - {'mmdet.apis'}
 
 
 @pytest.fixture(scope='module')
