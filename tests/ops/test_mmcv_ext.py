@@ -213,3 +213,13 @@ def test_a_start_without_mmcv_costs_nothing():
     )
     done = subprocess.run([sys.executable, '-S', '-c', code], capture_output=True, text=True)
     assert done.stdout.split() == ['set()', 'mmcv._ext'], done.stderr
+
+
+def test_a_package_imported_too_early_without_the_finder_is_named():
+    """As where Python did not start with the finder: mmseg.models then holds None for operators."""
+    code = (
+        'import sys; sys.meta_path = [f for f in sys.meta_path if not hasattr(f, "finds")]\n'
+        'import mmseg.models, res2net_mm'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and 'import res2net_mm first' in done.stderr, done.stderr[-2000:]

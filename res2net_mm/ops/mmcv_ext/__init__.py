@@ -43,13 +43,14 @@ def ensure_mmcv_ops() -> None:
                 f"{finder.VARIABLE} asks for 'mmcv', but mmcv's compiled operators do not load: "
                 f'{error}'
             ) from error
-    elif chosen != 'off' and finder.register():
-        late = {'mmcv.ops', 'mmdet.models', 'mmseg.models'} & sys.modules.keys()
-        if late and finder.EXTENSION not in sys.modules:
+    elif chosen != 'off' and (finder.register() or finder.late):
+        finder.late = False  # said once
+        early = {'mmcv.ops', 'mmdet.models', 'mmseg.models'} & sys.modules.keys()
+        if early and finder.EXTENSION not in sys.modules:
             logging.getLogger('res2net_mm').warning(
                 '%s was imported before res2net_mm, and does without operators: import '
                 'res2net_mm first, or install its wheel, which has Python find them from the start',
-                ' and '.join(sorted(late)),
+                ' and '.join(sorted(early)),
             )
 
 

@@ -107,5 +107,5 @@ def register() -> bool:
     return not there
 
 
-if os.environ.get(VARIABLE) != 'off':
-    register()
+# whether Python started without it
+late = os.environ.get(VARIABLE) != 'off' and register()
