@@ -17,7 +17,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 
 from mmengine.config import DictAction
 
-from res2net_mm.data.inspection import (
+from res2net_mm.data.check.inspection import (
     SPLITS,
     format_inspection,
     inspect_data,

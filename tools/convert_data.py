@@ -6,7 +6,7 @@ import signal
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
-from res2net_mm.data.convert import KINDS, masks2coco, voc2coco, yolo2coco
+from res2net_mm.data.convert.formats import KINDS, masks2coco, voc2coco, yolo2coco
 from res2net_mm.engine.errors import run_tool
 
 EXAMPLE = """examples:

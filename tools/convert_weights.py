@@ -1,4 +1,4 @@
-"""Converts published weights of any layout to this package's names, with their mark."""
+"""Converts published weights of any layout to this package's names, with their convention."""
 
 import argparse
 import signal
@@ -44,7 +44,7 @@ def main() -> None:
         trust=args.trust_checkpoint,
     )
     print(written)
-    if written.has_rule and 'first_block' not in written.mark:
+    if written.has_rule and 'first_block' not in written.convention:
         print(
             'its first-block rule is not known, and the file does not say one; --first-block says '
             "it: 'mmdet' for what mmdet's own Res2Net trained, 'official' for the authors'"

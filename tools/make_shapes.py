@@ -9,7 +9,7 @@ from collections.abc import Sequence
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
-from res2net_mm.data.shapes import draw_sheet, make_shapes
+from res2net_mm.data.synthetic.shapes import draw_sheet, make_shapes
 from res2net_mm.engine.errors import run_tool
 
 

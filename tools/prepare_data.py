@@ -6,8 +6,8 @@ import signal
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
-from res2net_mm.data.archives import DATA_SETS
-from res2net_mm.data.prepare import prepare_data
+from res2net_mm.data.prepare.archives import DATA_SETS
+from res2net_mm.data.prepare.sets import prepare_data
 from res2net_mm.engine.errors import run_tool
 
 EXAMPLE = """examples:

@@ -1,4 +1,4 @@
-"""What the backbones share: outputs, freezing, modes, initialisation, the mark of their weights."""
+"""What the backbones share: outputs, freezing, modes, initialisation, conventions of weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checks import check_choice
 from ..registry import WEIGHT_INITIALIZERS
-from .bottle2neck import Bottle2neck, check_choice
+from .bottle2neck import Bottle2neck
 from .frozen_norm import frozen_norm_warning
 from .layers import gains_by_channels_last
 
-MARK = 'res2net_mm'  # key of the mark in a state dict's _metadata and in a checkpoint's meta
+CONVENTION = 'res2net_mm'  # key in a state dict's _metadata and in a checkpoint's meta
 
 
 class Backbone(BaseModule):
@@ -50,7 +51,7 @@ class Backbone(BaseModule):
         super().__init__(default_init if init_cfg is None else init_cfg)
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual and init_cfg is None
-        self.register_state_dict_post_hook(_leave_mark)
+        self.register_state_dict_post_hook(_write_convention)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of the stages in ``out_indices``.
@@ -101,24 +102,27 @@ class Backbone(BaseModule):
         return found
 
     @property
-    def mark(self) -> dict[str, str]:
+    def convention(self) -> dict[str, str]:
         """The arguments that features depend on and weights do not show."""
         scales = {m.scales for m in self.modules() if isinstance(m, Bottle2neck)}
         has_rule = self.first_block is not None and scales != {1}
         return dict(dict(first_block=self.first_block) if has_rule else {}, style=self.style)
 
-    def check_mark(self, mark: Mapping[str, str], source: str = 'the state dict') -> None:
+    def check_convention(
+        self, convention: Mapping[str, str], source: str = 'the state dict'
+    ) -> None:
         """Raises ``ValueError`` naming what to set, where weights need another network.
 
         Args:
-            mark: Of the weights, see :attr:`mark`; {} fits every network.
+            convention: Of the weights, see :attr:`convention`; {} fits every network.
             source: What the weights are called in the message.
         """
-        differs = {k: v for k, v in self.mark.items() if mark.get(k, v) != v}
+        differs = {k: v for k, v in self.convention.items() if convention.get(k, v) != v}
         if differs:
             raise ValueError(
-                f'{source} needs {_arguments({k: mark[k] for k in differs})}, but the network has '
-                f'{_arguments(differs)}: set the former (same names and shapes, other features)'
+                f'{source} needs {_arguments({k: convention[k] for k in differs})}, but the '
+                f'network has {_arguments(differs)}: set the former (same names and shapes, other '
+                'features)'
             )
 
     def train(self, mode: bool = True) -> Backbone:
@@ -202,7 +206,7 @@ class Backbone(BaseModule):
     def _load_from_state_dict(
         self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: Any
     ) -> None:
-        self.check_mark(local_metadata.get(MARK, {}))
+        self.check_convention(local_metadata.get(CONVENTION, {}))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
@@ -213,8 +217,8 @@ def pretrained_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
     return [cfg for cfg in cfgs if isinstance(cfg, dict) and cfg.get('type') in kinds]
 
 
-def _leave_mark(module: Backbone, state: Mapping, prefix: str, local_metadata: dict) -> None:
-    local_metadata[MARK] = module.mark
+def _write_convention(module: Backbone, state: Mapping, prefix: str, local_metadata: dict) -> None:
+    local_metadata[CONVENTION] = module.convention
 
 
 def _arguments(values: Mapping[str, Any]) -> str:

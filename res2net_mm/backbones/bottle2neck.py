@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
@@ -13,24 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from ..checks import check_choice, check_positive
 from .compiling import run_compiled
 from .layers import conv_norm, join_groups, split_groups
 
 FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle')
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
-
-
-def check_choice(argument: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raises ``ValueError`` naming the argument, the rule and the value, unless it is a choice."""
-    if value not in choices:
-        allowed = ', '.join(repr(choice) for choice in choices)
-        raise ValueError(f'{argument} must be one of {allowed}, but got {value!r}')
-
-
-def check_positive(argument: str, value: Any) -> None:
-    """Raises ``ValueError`` naming the argument and the value, unless it is an integer > 0."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f'{argument} must be a positive integer, but got {value!r}')
 
 
 class Bottle2neck(BaseModule):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torchvision.ops import SqueezeExcitation as _SqueezeExcitation
 
+from ..checks import check_positive
 from ..registry import MODELS
-from .bottle2neck import check_positive
 
 
 @MODELS.register_module(force=True)

@@ -10,9 +10,10 @@ from typing import Any
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_positive
 from ..registry import MODELS
 from .base import Backbone
-from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck, check_choice, check_positive
+from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck
 from .layers import ConvNormSequential, conv_norm
 
 

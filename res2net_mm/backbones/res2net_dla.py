@@ -10,9 +10,10 @@ import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from torch import Tensor, nn
 
+from ..checks import check_choice, check_positive
 from ..registry import MODELS
 from .base import Backbone
-from .bottle2neck import Bottle2neck, check_choice, check_positive
+from .bottle2neck import Bottle2neck
 from .layers import ConvNormSequential
 
 

@@ -8,8 +8,8 @@ from mmengine.model import BaseModule
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..checks import check_choice
 from ..registry import MODELS
-from .bottle2neck import check_choice
 from .res2net import Res2Net
 
 

@@ -1,6 +1,6 @@
-from .checks import check_data, format_summary
+from .check.quick import check_data, format_summary
 from .errors import DataError
-from .shapes import make_shapes
+from .synthetic.shapes import make_shapes
 from .transforms import harden_dataset, harden_pipeline
 
 __all__ = [

@@ -18,9 +18,9 @@ from mmengine import fileio
 
 from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
-from .limits import check_pixels
-from .nodes import type_name
-from .sizes import only_swapped, read_header, size_fault
+from .sets.limits import check_pixels
+from .sets.nodes import type_name
+from .sets.sizes import only_swapped, read_header, size_fault
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 # 00 is a stuffed byte of the coded image, D0 to D7 are restarts within it, FF pads before a marker

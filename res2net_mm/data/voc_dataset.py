@@ -13,7 +13,7 @@ from mmdet.datasets import VOCDataset as MMDetVOCDataset
 from mmdet.datasets import XMLDataset as MMDetXMLDataset
 from mmengine import fileio
 
-from .voc import find_image, read_voc
+from .sets.voc import find_image, read_voc
 
 
 class _LooseFiles:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..backbones import Bottle2neck, Res2Net
-from ..backbones.bottle2neck import check_choice
 from ..backbones.layers import ConvNormSequential
 from ..backbones.res2net_dla import DLABottle2neck
+from ..checks import check_choice
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 from ..ops.fixed_conv import FixedConv2d, onednn_computes
 from ..ops.memory import keep_freed_memory

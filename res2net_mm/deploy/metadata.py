@@ -69,7 +69,7 @@ def describe(
     """The file's metadata: names -> texts, lists as json."""
     channels = in_channels(net.backbone)
     texts = {'package': f'res2net_mm {__version__}', 'variant': variant_of(net.backbone)}
-    texts |= net.backbone.mark
+    texts |= net.backbone.convention
     texts['input'] = _input_in_words(channels, **normalisation)
     for name, value in normalisation.items():
         if value is not None:
@@ -106,7 +106,7 @@ def in_channels(net: Backbone) -> int:
 
 def variant_of(net: Backbone) -> str:
     """Name of the variant that a network is, or its type and arguments as far as it shows them."""
-    shown, own = {**architecture_of(net.state_dict()), **net.mark}, _signature(net)
+    shown, own = {**architecture_of(net.state_dict()), **net.convention}, _signature(net)
     for name, args in VARIANTS.items():
         args = dict(args)
         kind = MODELS.get(args.pop('type', 'Res2Net'))
@@ -131,11 +131,11 @@ def variant_of(net: Backbone) -> str:
 
 
 def _signature(net: Backbone) -> Any:
-    """What features depend on beside the weights: every layer with its arguments, and the mark."""
+    """What features depend on besides the weights: the convention, every layer's arguments."""
     layers = []
     for name, module in net.named_modules():
         if isinstance(module, _BatchNorm):  # of one process or of several
             layers.append((name, module.num_features, module.eps))
         else:
             layers.append((name, type(module).__name__, module.extra_repr()))
-    return net.mark, layers
+    return net.convention, layers

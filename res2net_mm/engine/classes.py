@@ -17,10 +17,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
-from ..backbones.base import MARK
-from ..data.agreement import class_counts
-from ..data.errors import DataError, listed, nearest
-from ..data.nodes import Node, find_nodes, type_name
+from ..backbones.base import CONVENTION
+from ..checks import listed, nearest
+from ..data.check.agreement import class_counts
+from ..data.errors import DataError
+from ..data.sets.nodes import Node, find_nodes, type_name
 from .errors import ToolError
 
 KEY = 'checkpoint_classes'
@@ -111,7 +112,9 @@ class SameClassesHook(Hook):
 
     def _may_mislead(self, cfg: Config, checkpoint: Mapping) -> bool:
         """Whether names of a COCO set were possibly never held against its annotation file."""
-        if MARK in (checkpoint.get('meta') or {}):  # of this package's training, which does it
+        if CONVENTION in (
+            checkpoint.get('meta') or {}
+        ):  # of this package's training, which does it
             return False
         dataset = cfg.get(f'{self.split}_dataloader', {}).get('dataset')
         nodes = find_nodes(dataset, self.split, cfg.get('default_scope'))

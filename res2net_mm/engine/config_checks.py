@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import VISBACKENDS
 
-from ..data.nodes import find_nodes, type_name
+from ..data.sets.nodes import find_nodes, type_name
 from ..registry import MODELS
 from .config import dataloaders, our_backbones
 from .errors import ToolError

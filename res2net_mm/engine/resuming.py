@@ -19,7 +19,7 @@ from mmengine.hooks import ParamSchedulerHook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..data.nodes import type_name
+from ..data.sets.nodes import type_name
 from ..registry import SCOPE
 from .config_checks import schedules
 from .errors import ToolError

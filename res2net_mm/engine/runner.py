@@ -26,7 +26,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS, MODELS
 from mmengine.utils.dl_utils import set_multi_processing
 from torch import nn
 
-from ..backbones.base import MARK
+from ..backbones.base import CONVENTION
 from ..data.naming import name_failures
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
@@ -37,9 +37,9 @@ from ..weights import (
     CheckpointError,
     DownloadError,
     constants,
+    conventions_of,
     describe_partial_load,
     locate,
-    marks_of,
     not_finite,
     read_checkpoint,
     say_not_finite,
@@ -205,9 +205,9 @@ class Runner(mmengine.runner.Runner):
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Saves whole or not at all; ``meta`` holds the backbones' marks."""
-        marks = {MARK: marks_of(self.model)}
-        kwargs['meta'] = {**(kwargs.get('meta') or {}), **marks, **run_facts(self)}
+        """Saves whole or not at all; ``meta`` holds the backbones' conventions."""
+        conventions = {CONVENTION: conventions_of(self.model)}
+        kwargs['meta'] = {**(kwargs.get('meta') or {}), **conventions, **run_facts(self)}
         backends = (*args[:1], kwargs.get('file_client_args'), kwargs.get('backend_args'))
         if '://' in str(out_dir) or any(backends):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import CheckpointLoader, Runner
 
-from ..data.nodes import type_name
+from ..data.sets.nodes import type_name
 from ..weights import read_source
 from ..weights.reading import read_pickle
 from ..weights.sources import HTTP, OPEN_MMLAB

@@ -17,8 +17,8 @@ from torch import nn, ops
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from ..backbones import DCNV2, VARIANTS, Backbone, Bottle2neck, Res2NetDLA
-from ..backbones.bottle2neck import check_positive
 from ..backbones.res2net_dla import Tree
+from ..checks import check_positive
 from ..registry import MODELS
 from ..weights import SCHEME, ZOO
 

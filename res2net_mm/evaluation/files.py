@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.masks import FARTHEST, mask_runs
+from ..data.sets.masks import FARTHEST, mask_runs
 
 
 def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:

@@ -4,7 +4,7 @@ from .layouts import convert_state_dict
 from .loading import LoadReport, describe_partial_load, load_weights
 from .reading import CheckpointError, read_checkpoint
 from .saving import WrittenWeights, convert_weights
-from .sources import locate, marks_of, read_source, say_unknown_rules
+from .sources import conventions_of, locate, read_source, say_unknown_rules
 from .zoo import SCHEME, ZOO, Published
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     'describe_partial_load',
     'load_weights',
     'locate',
-    'marks_of',
+    'conventions_of',
     'not_finite',
     'read_checkpoint',
     'read_source',

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbones.base import MARK
+from ..backbones.base import CONVENTION
 from .paddle_pickle import PROGRAM_NAMES
 from .reading import CheckpointError
 
@@ -55,17 +55,17 @@ class Converted:
     """A state dict in this package's names, and where it came from.
 
     Attributes:
-        state: Names -> tensors. Its ``_metadata`` carries the mark, so that a network with other
-            arguments refuses it.
+        state: Names -> tensors. Its ``_metadata`` carries the convention, so that a network
+            with other arguments refuses it.
         layout: ``'mmdet'``, ``'official'``, ``'mmpretrain'`` or ``'paddle'``.
-        mark: What the weights are known to need of ``first_block`` and ``style``.
+        convention: What the weights are known to need of ``first_block`` and ``style``.
         dropped: Rule -> names that it dropped.
         licence: What a file of :func:`convert_weights` says of its weights' licence.
     """
 
     state: OrderedDict[str, Tensor]
     layout: str
-    mark: dict[str, str]
+    convention: dict[str, str]
     dropped: dict[str, list[str]]
     licence: str | None = None
 
@@ -105,19 +105,19 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
     raise CheckpointError(f'its weights lie in more than {_DEEPEST} dicts in each other')
 
 
-def read_mark(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-    """The mark that our saving left in a checkpoint for the backbone under a prefix."""
+def read_convention(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
+    """The convention that our saving left in a checkpoint for the backbone under a prefix."""
     metadata = getattr(unwrap(checkpoint), '_metadata', None)
     wrappers = ('', 'module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.')
     paths = [wrapper + prefix for wrapper in wrappers]
-    places = [(metadata, path.rstrip('.'), MARK) for path in paths]
-    for value, *keys in (*places, (checkpoint.get('meta'), MARK, prefix.rstrip('.'))):
+    places = [(metadata, path.rstrip('.'), CONVENTION) for path in paths]
+    for value, *keys in (*places, (checkpoint.get('meta'), CONVENTION, prefix.rstrip('.'))):
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         if value:
             pairs = value.items() if isinstance(value, Mapping) else [(None,)]
             if not all(isinstance(text, str) for pair in pairs for text in pair):
-                raise CheckpointError(f'its mark ({MARK}) must be a dict of strings')
+                raise CheckpointError(f'its convention ({CONVENTION}) must be a dict of strings')
             return dict(value)
     return {}
 
@@ -177,20 +177,24 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
             f'names in layout {layout} have no rule: {listing(unknown)}; is it a Res2Net?'
         )
     _add_counters(renamed)
-    mark = read_mark(checkpoint, prefix)
-    if not mark and LAYOUTS[layout]:
-        mark = dict(first_block=LAYOUTS[layout], style='pytorch')
-    leave_mark(renamed, mark)
+    convention = read_convention(checkpoint, prefix)
+    if not convention and LAYOUTS[layout]:
+        convention = dict(first_block=LAYOUTS[layout], style='pytorch')
+    write_convention(renamed, convention)
     meta = checkpoint.get('meta')
     licence = meta.get('licence') if isinstance(meta, Mapping) else None
-    return Converted(renamed, layout, mark, dropped, licence if isinstance(licence, str) else None)
+    return Converted(
+        renamed, layout, convention, dropped, licence if isinstance(licence, str) else None
+    )
 
 
-def leave_mark(state: OrderedDict[str, Tensor], mark: Mapping[str, str], path: str = '') -> None:
-    """Writes the mark of the backbone at ``path`` where a network's loading looks for it."""
+def write_convention(
+    state: OrderedDict[str, Tensor], convention: Mapping[str, str], path: str = ''
+) -> None:
+    """Writes the convention of the backbone at ``path`` where a network's loading looks for it."""
     metadata = OrderedDict(getattr(state, '_metadata', None) or {})
-    if mark:
-        metadata[path] = {**metadata.get(path, {}), MARK: dict(mark)}
+    if convention:
+        metadata[path] = {**metadata.get(path, {}), CONVENTION: dict(convention)}
     state._metadata = metadata
 
 

@@ -30,7 +30,7 @@ class LoadReport:
     Attributes:
         source: The file, address or name.
         layout: Layout of the file, as :func:`convert_state_dict` calls it.
-        first_block: Rule that the file needs; None where neither its layout nor a mark tells.
+        first_block: Rule that the file needs; None where neither its layout nor a convention tells.
         matched: Names that were loaded.
         missing: Names of the network that the file lacks: offsets of deformable convolutions.
         unexpected: Names of the file that the network lacks; none, or it would have been an error.
@@ -105,7 +105,7 @@ def load_weights(
         )
     name = 'the state dict' if isinstance(source, Mapping) else str(source)
     converted, entry = read_backbone(source, prefix, map_location, trust=trust)
-    mark = converted.mark
+    convention = converted.convention
     state = OrderedDict(converted.state)
     dropped = dict(converted.dropped)
     beyond = [key for key in state if _is_beyond(net, key)]
@@ -114,7 +114,7 @@ def load_weights(
         for key in beyond:
             del state[key]
     own = net.state_dict()
-    missing = check_fit(net, state, mark, name, converted.layout)
+    missing = check_fit(net, state, convention, name, converted.layout)
     matched = list(state)
     for key in missing:
         state[key] = torch.zeros_like(own[key])
@@ -122,12 +122,12 @@ def load_weights(
     return LoadReport(
         source=name,
         layout=converted.layout,
-        first_block=mark.get('first_block'),
+        first_block=convention.get('first_block'),
         matched=matched,
         missing=missing,
         dropped=dropped,
         licence=entry.licence if entry else converted.licence,
-        note='' if mark or not net.mark.get('first_block') else unknown_rule(net),
+        note='' if convention or not net.convention.get('first_block') else unknown_rule(net),
     )
 
 
@@ -205,14 +205,18 @@ def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: 
 
 
 def check_fit(
-    net: Backbone, state: Mapping[str, Tensor], mark: Mapping[str, str], name: str, layout: str
+    net: Backbone,
+    state: Mapping[str, Tensor],
+    convention: Mapping[str, str],
+    name: str,
+    layout: str,
 ) -> list[str]:
     """Checks that a network takes weights exactly.
 
     Args:
         net: The network.
         state: The weights in its names.
-        mark: What they need of ``first_block`` and ``style``.
+        convention: What they need of ``first_block`` and ``style``.
         name: What the weights are called in an error.
         layout: Their layout, for an error.
 
@@ -234,7 +238,7 @@ def check_fit(
         differs = {k: v for k, v in needs.items() if has.get(k, v) != v}
         if has['type'] == 'Res2NetDCN' and needs['type'] == 'Res2Net':
             del differs['type']  # which takes plain weights
-        differs |= {k: v for k, v in mark.items() if net.mark.get(k, v) != v}
+        differs |= {k: v for k, v in convention.items() if net.convention.get(k, v) != v}
         lists = [f'missing: {listing(missing)}', f'unexpected: {listing(unexpected)}']
         lists.append(
             'other shapes: '
@@ -245,14 +249,14 @@ def check_fit(
         )
         advice = ', '.join(f'{k}={v!r}' for k, v in differs.items())
         if advice:
-            now = {**has, **net.mark}
+            now = {**has, **net.convention}
             now = ', '.join(f'{k}={now.get(k)!r}' for k in differs)
             advice = f' Set {advice} (the network has {now}).'
         raise CheckpointError(
             f'{name} (layout {layout}) does not fit the network, and nothing was loaded.{advice} '
             f'[{detail}]'
         )
-    net.check_mark(mark, name)
+    net.check_convention(convention, name)
     for key, value in state.items():
         reason = _unfit(key, value, own[key])
         if reason:

@@ -22,7 +22,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.structures import InstanceData
 
-from ..backbones.base import MARK
+from ..backbones.base import CONVENTION
 from .paddle_pickle import (
     NUMPY,
     PLAIN,
@@ -291,7 +291,7 @@ def _read_safetensors(path: Path, content: mmap.mmap) -> dict[str, Any]:
     length = int.from_bytes(content[:8], 'little')
     strings = json.loads(content[8 : 8 + length]).get('__metadata__') or {}
     meta = {key: strings[key] for key in ('licence',) if key in strings}
-    meta |= {MARK: json.loads(strings[MARK])} if MARK in strings else {}
+    meta |= {CONVENTION: json.loads(strings[CONVENTION])} if CONVENTION in strings else {}
     return dict(state_dict=state, meta=meta)
 
 

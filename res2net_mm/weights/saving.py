@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ..backbones import VARIANTS, Backbone
-from ..backbones.base import MARK
-from ..backbones.bottle2neck import FIRST_BLOCK_RULES, check_choice
+from ..backbones.base import CONVENTION
+from ..backbones.bottle2neck import FIRST_BLOCK_RULES
+from ..checks import check_choice
 from ..files import writing
 from ..registry import MODELS
 from .architecture import architecture_of
-from .layouts import leave_mark, listing
+from .layouts import listing, write_convention
 from .loading import check_fit, load_weights
 from .reading import CheckpointError
 from .sources import read_backbone
@@ -37,7 +38,7 @@ class WrittenWeights:
         variants: Names of ``list_backbones()`` that the weights fit.
         arch: Arguments of the backbone, as far as weights tell.
         layout: Layout of the source.
-        mark: ``first_block`` and ``style``; empty where nothing tells them.
+        convention: ``first_block`` and ``style``; empty where nothing tells them.
         has_rule: Whether networks of this kind differ in ``first_block``.
         parameters: Number of values without batch norm's statistics.
         tensors: Number of tensors.
@@ -49,7 +50,7 @@ class WrittenWeights:
     variants: list[str]
     arch: dict[str, Any]
     layout: str
-    mark: dict[str, str]
+    convention: dict[str, str]
     has_rule: bool
     parameters: int
     tensors: int
@@ -59,7 +60,7 @@ class WrittenWeights:
     def __str__(self) -> str:
         arguments = {k: v for k, v in self.arch.items() if k != 'type'}
         if self.has_rule:
-            arguments['first_block'] = self.mark.get('first_block', 'not known')
+            arguments['first_block'] = self.convention.get('first_block', 'not known')
         names = ' or '.join(self.variants) or 'no published variant'
         lines = [
             f'{names}: {self.arch["type"]}, '
@@ -80,12 +81,12 @@ def convert_weights(
     prefix: str | None = None,
     trust: bool = False,
 ) -> WrittenWeights:
-    """Writes the backbone in a file of any layout in this package's names, with its mark.
+    """Writes the backbone in a file of any layout in this package's names, with its convention.
 
     Args:
         source: As for :func:`load_weights`.
         out: File to write, .safetensors or .pth; the beginning of its sha256 is put into its name.
-        first_block: The rule, where neither the layout nor a mark tells it.
+        first_block: The rule, where neither the layout nor a convention tells it.
         prefix: What the names of the backbone begin with; None finds ``backbone.``.
         trust: Read the source with pickle, which runs code that is in it.
 
@@ -104,16 +105,16 @@ def convert_weights(
     if first_block is not None:
         check_choice('first_block', first_block, FIRST_BLOCK_RULES)
     converted, entry = read_backbone(source, prefix, trust=trust)
-    mark = converted.mark
+    convention = converted.convention
     if first_block is not None:
-        if mark.get('first_block', first_block) != first_block:
+        if convention.get('first_block', first_block) != first_block:
             raise ValueError(
-                f'{source} is known to need first_block={mark["first_block"]!r}, but first_block '
-                f'is {first_block!r}: leave it out'
+                f'{source} is known to need first_block={convention["first_block"]!r}, but '
+                f'first_block is {first_block!r}: leave it out'
             )
-        mark = {'style': 'pytorch', **mark, 'first_block': first_block}
+        convention = {'style': 'pytorch', **convention, 'first_block': first_block}
     state = OrderedDict((key, value.clone().contiguous()) for key, value in converted.state.items())
-    variants = [name for name, args in VARIANTS.items() if _fits(args, mark, state)]
+    variants = [name for name, args in VARIANTS.items() if _fits(args, convention, state)]
     arch = architecture_of(state)
     args = VARIANTS[variants[0]] if variants else _buildable(arch)
     if not variants and not _fits(args, {}, state):
@@ -121,15 +122,18 @@ def convert_weights(
             f'{source} holds no network that this package builds: {arch}, with batch norm and '
             'without plugins'
         )
-    net = _build(args, mark)
-    if first_block is not None and 'first_block' not in net.mark:
+    net = _build(args, convention)
+    if first_block is not None and 'first_block' not in net.convention:
         raise ValueError(f'{source} is of a kind that has no first-block rule: leave it out')
     licence = entry.licence if entry else converted.licence
     licence = dict(licence=licence) if licence else {}
-    check_fit(net, state, mark, str(source), converted.layout)
+    check_fit(net, state, convention, str(source), converted.layout)
 
     content = _serialised(
-        out.suffix, state, mark, dict(source=Path(source).name, layout=converted.layout, **licence)
+        out.suffix,
+        state,
+        convention,
+        dict(source=Path(source).name, layout=converted.layout, **licence),
     )
     final = out.with_name(f'{out.stem}-{hashlib.sha256(content).hexdigest()[:8]}{out.suffix}')
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,8 +148,8 @@ def convert_weights(
         variants=variants,
         arch=arch,
         layout=converted.layout,
-        mark=mark,
-        has_rule='first_block' in net.mark,
+        convention=convention,
+        has_rule='first_block' in net.convention,
         parameters=sum(parameter.numel() for parameter in net.parameters()),
         tensors=len(state),
         dropped=converted.dropped,
@@ -154,16 +158,18 @@ def convert_weights(
 
 
 def _serialised(
-    suffix: str, state: OrderedDict[str, Tensor], mark: dict[str, str], origin: dict[str, str]
+    suffix: str, state: OrderedDict[str, Tensor], convention: dict[str, str], origin: dict[str, str]
 ) -> bytes:
-    marks = {'': mark} if mark else {}
+    conventions = {'': convention} if convention else {}
     if suffix == '.safetensors':
         from safetensors.torch import save
 
-        return save(dict(state), metadata={'format': 'pt', MARK: json.dumps(marks), **origin})
-    leave_mark(state, mark)
+        return save(
+            dict(state), metadata={'format': 'pt', CONVENTION: json.dumps(conventions), **origin}
+        )
+    write_convention(state, convention)
     buffer = BytesIO()
-    torch.save(dict(meta={MARK: marks, **origin}, state_dict=state), buffer)
+    torch.save(dict(meta={CONVENTION: conventions, **origin}, state_dict=state), buffer)
     return buffer.getvalue()
 
 
@@ -174,20 +180,25 @@ def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
     return {**arch, **lengths, 'out_indices': range(stages)} if stages != 4 else dict(arch)
 
 
-def _build(args: Mapping[str, Any], mark: Mapping[str, str]) -> Backbone:
+def _build(args: Mapping[str, Any], convention: Mapping[str, str]) -> Backbone:
     args = dict(args)
     backbone = MODELS.get(args.pop('type', 'Res2Net'))
     accepted = backbone.arguments()  # DLA, of one form, takes none of it
-    return backbone(**{**args, **{k: v for k, v in mark.items() if k in accepted}})
+    return backbone(**{**args, **{k: v for k, v in convention.items() if k in accepted}})
 
 
-def _fits(args: Mapping[str, Any], mark: Mapping[str, str], state: Mapping[str, Tensor]) -> bool:
-    """Whether the network has these names and shapes, and its own rule is the mark's."""
+def _fits(
+    args: Mapping[str, Any], convention: Mapping[str, str], state: Mapping[str, Tensor]
+) -> bool:
+    """Whether the network has these names and shapes, and its own rule is the convention's."""
     with torch.device('meta'):
         try:
             net = _build(args, {})
         except ValueError:
             return False
     own = {key: value.shape for key, value in net.state_dict().items()}
-    same_rule = net.mark.items() >= {k: v for k, v in mark.items() if k in net.mark}.items()
+    same_rule = (
+        net.convention.items()
+        >= {k: v for k, v in convention.items() if k in net.convention}.items()
+    )
     return same_rule and own == {key: value.shape for key, value in state.items()}

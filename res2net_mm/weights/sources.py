@@ -1,4 +1,4 @@
-"""Where weights come from: names, addresses and files, and the marks of whole models."""
+"""Where weights come from: names, addresses and files, and the conventions of whole models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mmengine.runner.checkpoint import get_external_models, get_mmcls_models, ge
 from torch import nn
 
 from ..backbones import Backbone
-from ..backbones.base import MARK
+from ..backbones.base import CONVENTION
 from .download import fetch, sha256_of
-from .layouts import Converted, convert, leave_mark, read_mark, unwrap
+from .layouts import Converted, convert, read_convention, unwrap, write_convention
 from .reading import CheckpointError, read_checkpoint
 from .zoo import SCHEME, ZOO, Published
 
@@ -51,8 +51,7 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
     name = text.removeprefix(SCHEME)
     if text.startswith(SCHEME) and name not in ZOO:
         raise ValueError(
-            f'{text}: no published weights of this name in res2net_mm.weights.ZOO'
-            f'{_near(name, ZOO)}'
+            f'{text}: no published weights of this name in res2net_mm.weights.ZOO{_near(name, ZOO)}'
         )
     if text.startswith(SCHEME) or (name in ZOO and not Path(text).exists()):
         entry = ZOO[name]
@@ -103,14 +102,14 @@ def read_backbone(
     path, entry = locate(source)
     checkpoint = read_checkpoint(path, map_location, trust=trust)
     converted = _convert(checkpoint, prefix, source)
-    if entry is not None and not converted.mark:  # mmdet's names, which do not tell
-        converted = replace(converted, mark=_mark(entry))
-        leave_mark(converted.state, converted.mark)
+    if entry is not None and not converted.convention:  # mmdet's names, which do not tell
+        converted = replace(converted, convention=_convention(entry))
+        write_convention(converted.state, converted.convention)
     return converted, entry
 
 
 def read_source(filename: str | Path, map_location: Any = None, *, trust: bool = False) -> dict:
-    """Reads a checkpoint of any source so that networks can refuse it by its mark.
+    """Reads a checkpoint of any source so that networks can refuse it by its convention.
 
     mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that key is left out
     unless the file is trusted. ``cfg``, which mmengine writes itself, stays: nothing runs it.
@@ -139,33 +138,35 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
         if not isinstance(checkpoint.get('state_dict'), Mapping):
             return _bare(checkpoint)
         meta = checkpoint.get('meta')
-        paths = meta.get(MARK) if isinstance(meta, Mapping) else None
+        paths = meta.get(CONVENTION) if isinstance(meta, Mapping) else None
         paths = [str(path) for path in paths] if isinstance(paths, Mapping) else []
-        marks = {path: read_mark(checkpoint, path) for path in paths}
-        checkpoint['state_dict'] = _marked(_bare(checkpoint['state_dict']), marks)
+        conventions = {path: read_convention(checkpoint, path) for path in paths}
+        checkpoint['state_dict'] = _with_conventions(_bare(checkpoint['state_dict']), conventions)
         return checkpoint
     state = unwrap(checkpoint)
     whole = any(key.startswith('backbone.') for key in state) and entry.layout == 'mmdet'
     if whole:
-        state = _marked(state, {'backbone': _mark(entry)})
+        state = _with_conventions(state, {'backbone': _convention(entry)})
     else:
-        state = _marked(_convert(checkpoint, None, filename).state, {'': _mark(entry)})
+        state = _with_conventions(
+            _convert(checkpoint, None, filename).state, {'': _convention(entry)}
+        )
     return dict(meta=checkpoint.get('meta') or {}, state_dict=state)
 
 
 def say_unknown_rules(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Warns where the checkpoint of a whole model does not say the rule of a backbone in it."""
     for path, module in model.named_modules():
-        if not isinstance(module, Backbone) or 'first_block' not in module.mark:
+        if not isinstance(module, Backbone) or 'first_block' not in module.convention:
             continue
-        if not read_mark(checkpoint, path.removeprefix('module.')):
+        if not read_convention(checkpoint, path.removeprefix('module.')):
             MMLogger.get_current_instance().warning(f'checkpoint: {unknown_rule(module)}')
 
 
-def marks_of(model: nn.Module) -> dict[str, dict[str, str]]:
-    """Paths of the backbones in a model -> their marks, for a checkpoint's ``meta``."""
+def conventions_of(model: nn.Module) -> dict[str, dict[str, str]]:
+    """Paths of the backbones in a model -> their conventions, for a checkpoint's ``meta``."""
     return {
-        path.removeprefix('module.'): module.mark
+        path.removeprefix('module.'): module.convention
         for path, module in model.named_modules()
         if isinstance(module, Backbone)
     }
@@ -175,7 +176,7 @@ def unknown_rule(net: Backbone) -> str:
     """What to say where nothing tells the first-block rule of weights."""
     return (
         f'the file does not say its first-block rule; the network has first_block='
-        f'{net.first_block!r}. If mmdet trained it with its own Res2Net, set first_block=\'mmdet\''
+        f"{net.first_block!r}. If mmdet trained it with its own Res2Net, set first_block='mmdet'"
     )
 
 
@@ -189,18 +190,18 @@ def _convert(checkpoint: Mapping[str, Any], prefix: str | None, source: str | Pa
         raise CheckpointError(f'{source}: {error}') from error
 
 
-def _mark(entry: Published) -> dict[str, str]:
+def _convention(entry: Published) -> dict[str, str]:
     return dict(first_block=entry.rule, style='pytorch')
 
 
-def _marked(
-    state: Mapping[str, Any], marks: Mapping[str, Mapping[str, str]]
+def _with_conventions(
+    state: Mapping[str, Any], conventions: Mapping[str, Mapping[str, str]]
 ) -> OrderedDict[str, Any]:
-    marked = OrderedDict(state)
-    marked._metadata = getattr(state, '_metadata', None)
-    for path, mark in marks.items():
-        leave_mark(marked, mark, path)
-    return marked
+    written = OrderedDict(state)
+    written._metadata = getattr(state, '_metadata', None)
+    for path, convention in conventions.items():
+        write_convention(written, convention, path)
+    return written
 
 
 def _bare(state: Mapping[str, Any]) -> Mapping[str, Any]:

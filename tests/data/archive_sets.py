@@ -15,9 +15,9 @@ from PIL import Image
 from scipy.io import savemat
 from weights.file_server import FileServer
 
-from res2net_mm.data.archives import Count, DataSet
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.prepare import prepare_data
+from res2net_mm.data.prepare.archives import Count, DataSet
+from res2net_mm.data.prepare.sets import prepare_data
 from res2net_mm.weights import download
 
 NOISE = np.random.default_rng(0).bytes(200_000)

@@ -23,8 +23,8 @@ from written_sets import (
     write_voc,
 )
 
-from res2net_mm.data.findings import Findings
-from res2net_mm.data.inspection import Inspection
+from res2net_mm.data.check.findings import Findings
+from res2net_mm.data.check.inspection import Inspection
 
 PIPELINE = [
     {'type': 'LoadImageFromFile'},

@@ -22,9 +22,9 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.checks import check_data
+from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.inspection import inspect_data
 
 TRAIN = 'train_dataloader.dataset'
 

@@ -30,7 +30,7 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.checks import SplitSummary, check_data, format_summary
+from res2net_mm.data.check.quick import SplitSummary, check_data, format_summary
 from res2net_mm.data.transforms import harden_dataset
 
 DATA = os.environ.get('RES2NET_MM_DATA')

@@ -32,9 +32,9 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.checks import check_data
-from res2net_mm.data.convert import voc2coco
-from res2net_mm.data.convert_writer import image_size
+from res2net_mm.data.check.quick import check_data
+from res2net_mm.data.convert.formats import voc2coco
+from res2net_mm.data.convert.writer import image_size
 from res2net_mm.data.errors import DataError
 
 REPO = Path(__file__).resolve().parents[2]

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from written_sets import HEIGHT, WIDTH, write_image
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.convert import masks2coco, yolo2coco
+from res2net_mm.data.convert.formats import masks2coco, yolo2coco
 from res2net_mm.data.errors import DataError
 
 

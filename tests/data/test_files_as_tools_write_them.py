@@ -34,9 +34,9 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.checks import check_data, format_summary
-from res2net_mm.data.inspection import inspect_data
-from res2net_mm.data.pictures import draw_inspection
+from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.pictures import draw_inspection
+from res2net_mm.data.check.quick import check_data, format_summary
 from res2net_mm.data.transforms import harden_dataset
 
 BIG = 10**400

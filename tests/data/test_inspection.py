@@ -14,11 +14,11 @@ from PIL import Image
 from planting import MAKERS, coco_config, found, maps_config, told, voc_config
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.anchors import anchor_sizes, best_ious, resize_factors
-from res2net_mm.data.checks import check_data
-from res2net_mm.data.inspection import format_inspection, inspect_data, write_inspection
-from res2net_mm.data.masks import check_mask, mask_runs
-from res2net_mm.data.pictures import size_figure
+from res2net_mm.data.check.anchors import anchor_sizes, best_ious, resize_factors
+from res2net_mm.data.check.inspection import format_inspection, inspect_data, write_inspection
+from res2net_mm.data.check.pictures import size_figure
+from res2net_mm.data.check.quick import check_data
+from res2net_mm.data.sets.masks import check_mask, mask_runs
 
 DATA = os.environ.get('RES2NET_MM_DATA')
 real_data_wanted = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')

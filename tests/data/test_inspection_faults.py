@@ -33,8 +33,8 @@ from planting import (
 from written_sets import HEIGHT, WIDTH, coco_box
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data.check.inspection import inspect_data
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.inspection import inspect_data
 
 
 def deep(path: Path) -> None:

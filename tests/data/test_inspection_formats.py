@@ -27,7 +27,7 @@ from planting import (
 from written_sets import HEIGHT, WIDTH, voc_object, voc_xml
 
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
-from res2net_mm.data.inspection import inspect_data
+from res2net_mm.data.check.inspection import inspect_data
 
 
 def photo(*objects: str, size: str | None = None) -> Callable[[Path, Config], None]:

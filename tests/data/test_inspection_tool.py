@@ -15,15 +15,15 @@ from mmengine import Config
 from planting import WITH_MASKS, coco_config, told
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.errors import DataError
-from res2net_mm.data.findings import Finding
-from res2net_mm.data.inspection import (
+from res2net_mm.data.check.findings import Finding
+from res2net_mm.data.check.inspection import (
     format_inspection,
     inspect_data,
     make_folder,
     write_inspection,
 )
-from res2net_mm.data.pictures import draw_inspection, size_figure
+from res2net_mm.data.check.pictures import draw_inspection, size_figure
+from res2net_mm.data.errors import DataError
 
 SHAPES = ('disc', 'square', 'triangle', 'star')
 

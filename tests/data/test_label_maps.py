@@ -13,8 +13,8 @@ from PIL import Image
 from written_sets import CLASSES, check_fails, config, semantic_dataset, write_label_maps
 
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
-from res2net_mm.data.checks import check_data, format_summary
-from res2net_mm.data.label_maps import SAMPLE, _value_counts
+from res2net_mm.data.check.quick import check_data, format_summary
+from res2net_mm.data.sets.label_maps import SAMPLE, _value_counts
 
 DATA = os.environ.get('RES2NET_MM_DATA')
 real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from running import memory_for
 
-from res2net_mm.data.convert import masks2coco
+from res2net_mm.data.convert.formats import masks2coco
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.label_maps import _value_counts
-from res2net_mm.data.limits import check_pixels
+from res2net_mm.data.sets.label_maps import _value_counts
+from res2net_mm.data.sets.limits import check_pixels
 from res2net_mm.data.transforms import LoadImageFromFile
 
 SIDE = 30_000

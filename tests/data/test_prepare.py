@@ -25,9 +25,10 @@ from archive_sets import (
 from PIL import Image
 from weights.file_server import FileServer
 
-from res2net_mm.data import prepare, unpack
-from res2net_mm.data.archives import ADE20K, CITYSCAPES, COCO, VOC, DataSet
-from res2net_mm.data.prepare import prepare_data
+from res2net_mm.data.prepare import sets as prepare
+from res2net_mm.data.prepare import unpack
+from res2net_mm.data.prepare.archives import ADE20K, CITYSCAPES, COCO, VOC, DataSet
+from res2net_mm.data.prepare.sets import prepare_data
 from res2net_mm.weights import DownloadError
 
 

@@ -25,9 +25,9 @@ from archive_sets import (
 )
 from weights.file_server import FileServer
 
-from res2net_mm.data import prepare
-from res2net_mm.data.archives import COCO, VOC, DataSet
-from res2net_mm.data.prepare import prepare_data
+from res2net_mm.data.prepare import sets as prepare
+from res2net_mm.data.prepare.archives import COCO, VOC, DataSet
+from res2net_mm.data.prepare.sets import prepare_data
 from res2net_mm.weights import DownloadError
 from res2net_mm.weights.download import fetch
 

@@ -16,8 +16,8 @@ from archive_sets import (
 )
 from weights.file_server import FileServer
 
-from res2net_mm.data import prepare
-from res2net_mm.data.archives import COCO, DATA_SETS, DataSet
+from res2net_mm.data.prepare import sets as prepare
+from res2net_mm.data.prepare.archives import COCO, DATA_SETS, DataSet
 
 
 @pytest.fixture

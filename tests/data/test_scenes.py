@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from res2net_mm.data import scenes
+from res2net_mm.data.synthetic import scenes
 
 
 @pytest.mark.parametrize('size', [(224, 224), (320, 240)])

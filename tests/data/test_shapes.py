@@ -183,7 +183,12 @@ def test_segmentation_of_masks_by_hand():
     corner = np.zeros((6, 7), bool)
     corner[1:5, 2] = corner[4, 2:6] = True
     assert sorted(zip(*[iter(shapes._segmentation(corner)[0])] * 2, strict=True)) == [
-        (2, 1), (2, 5), (3, 1), (3, 4), (6, 4), (6, 5),
+        (2, 1),
+        (2, 5),
+        (3, 1),
+        (3, 4),
+        (6, 4),
+        (6, 5),
     ]
     ring = np.ones((5, 5), bool)
     ring[2, 2] = False
@@ -224,13 +229,19 @@ def test_mmdet_reads_the_same_boxes_from_both_layouts(made, split):
     meta = {'classes': scenes.CLASSES}
     root = str(made.root)
     coco = CocoDataset(
-        data_root=root, ann_file=f'annotations/instances_{split}.json', metainfo=meta,
-        data_prefix={'img': f'{split}/'}, filter_cfg={'filter_empty_gt': True, 'min_size': 12},
+        data_root=root,
+        ann_file=f'annotations/instances_{split}.json',
+        metainfo=meta,
+        data_prefix={'img': f'{split}/'},
+        filter_cfg={'filter_empty_gt': True, 'min_size': 12},
         pipeline=[],
     )
     voc = VOCDataset(
-        data_root=f'{root}/voc', ann_file=f'ImageSets/Main/{split}.txt', metainfo=meta,
-        data_prefix={'sub_data_root': ''}, pipeline=[],
+        data_root=f'{root}/voc',
+        ann_file=f'ImageSets/Main/{split}.txt',
+        metainfo=meta,
+        data_prefix={'sub_data_root': ''},
+        pipeline=[],
     )
     expected = read_json(made.root, split)
     assert len(coco) == len(voc) == COUNTS[split]
@@ -257,8 +268,10 @@ def test_mmdet_pipeline_reads_polygons_and_rle(made):
     from mmdet.datasets.transforms import LoadAnnotations
 
     coco = CocoDataset(
-        data_root=str(made.root), ann_file='annotations/instances_val.json',
-        metainfo={'classes': scenes.CLASSES}, data_prefix={'img': 'val/'},
+        data_root=str(made.root),
+        ann_file='annotations/instances_val.json',
+        metainfo={'classes': scenes.CLASSES},
+        data_prefix={'img': 'val/'},
         pipeline=[LoadImageFromFile(), LoadAnnotations(with_mask=True)],
     )
     areas = np.concatenate([item['gt_masks'].masks.sum((1, 2)) for item in coco])
@@ -318,8 +331,15 @@ def test_a_foreign_folder_is_never_touched(tmp_path):
     assert (tmp_path / 'photo.jpg').read_text() == (tmp_path / 'file').read_text() == 'mine'
 
 
-@pytest.mark.parametrize('name', ['val/100001.jpg', 'semseg/train/000002.png',
-                                  'voc/Annotations/000001.xml', 'annotations/instances_val.json'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'val/100001.jpg',
+        'semseg/train/000002.png',
+        'voc/Annotations/000001.xml',
+        'annotations/instances_val.json',
+    ],
+)
 def test_a_set_with_missing_files_is_noticed_and_can_be_repaired(tmp_path, name):
     whole = digests(make_shapes(tmp_path / 'set', train=2, val=1).root)
     (tmp_path / 'set' / name).unlink()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from written_sets import CLASSES, check_fails, coco_content, coco_dataset, config, write_coco
 
-from res2net_mm.data.checks import check_data
-from res2net_mm.data.inspection import inspect_data
-from res2net_mm.data.sizes import resize_faults
+from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.quick import check_data
+from res2net_mm.data.sets.sizes import resize_faults
 
 SIZES = [(2000, 3), (3, 2000), (2000, 40), (1, 1), (1334, 1), (1333, 1), (60, 40)]
 

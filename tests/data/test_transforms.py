@@ -52,7 +52,9 @@ def thumbnail_exif() -> bytes:
     """An EXIF block, orientation 6, whose second directory points to a whole JPEG."""
     small = encoded(noise(3, size=(8, 8)), 'JPEG')
     entry = lambda tag, kind, value: (  # noqa: E731
-        tag.to_bytes(2, 'little') + kind.to_bytes(2, 'little') + (1).to_bytes(4, 'little')
+        tag.to_bytes(2, 'little')
+        + kind.to_bytes(2, 'little')
+        + (1).to_bytes(4, 'little')
         + value.to_bytes(4, 'little')
     )
     first = (1).to_bytes(2, 'little') + entry(0x0112, 3, 6) + (26).to_bytes(4, 'little')
@@ -67,9 +69,9 @@ WHOLE = {
     'grey.jpg': lambda: encoded(noise(1), 'JPEG'),
     'cmyk.jpg': lambda: encoded(noise(4), 'JPEG', mode='CMYK'),
     'progressive.jpg': lambda: encoded(noise(3), 'JPEG', progressive=True),
-    'restarts.jpg': lambda: cv2.imencode(
-        '.jpg', noise(3), [cv2.IMWRITE_JPEG_RST_INTERVAL, 1]
-    )[1].tobytes(),
+    'restarts.jpg': lambda: cv2.imencode('.jpg', noise(3), [cv2.IMWRITE_JPEG_RST_INTERVAL, 1])[
+        1
+    ].tobytes(),
     'thumbnail.jpg': lambda: encoded(noise(3), 'JPEG', exif=thumbnail_exif()),
     'colour.png': lambda: encoded(noise(3), 'PNG'),
     'rgba.png': lambda: encoded(noise(4), 'PNG'),

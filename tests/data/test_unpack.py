@@ -13,7 +13,7 @@ from archive_sets import NOISE, files_below, pack
 from running import memory_for
 
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.unpack import unpack
+from res2net_mm.data.prepare.unpack import unpack
 
 
 def unpacked(archive: Path) -> None:

@@ -23,10 +23,10 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.checks import check_data
+from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
+from res2net_mm.data.sets.voc import VocObject, read_voc
 from res2net_mm.data.transforms import harden_dataset
-from res2net_mm.data.voc import VocObject, read_voc
 
 DATA = os.environ.get('RES2NET_MM_DATA')
 real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')

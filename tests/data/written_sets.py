@@ -10,7 +10,7 @@ import pytest
 from mmengine import Config
 from PIL import Image
 
-from res2net_mm.data.checks import check_data
+from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
 
 CLASSES = ('cat', 'dog', 'horse')

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.structures import InstanceData, PixelData
 from test_segmentation_tools import CONFIG as SEGMENTOR
 
-from res2net_mm.backbones.base import MARK
+from res2net_mm.backbones.base import CONVENTION
 from res2net_mm.engine import classes
 from res2net_mm.engine.classes import SameClassesHook, label_order, prediction_meta
 from res2net_mm.engine.config import load_config
@@ -81,7 +81,10 @@ def test_label_order(names, data, order):
 def write_checkpoint(path, names, mark=True):
     meta = {'dataset_meta': dict(classes=names)} if names else {}
     torch.save(
-        dict(state_dict={'weight': torch.ones(1)}, meta={**meta, **({MARK: {}} if mark else {})}),
+        dict(
+            state_dict={'weight': torch.ones(1)},
+            meta={**meta, **({CONVENTION: {}} if mark else {})},
+        ),
         path,
     )
     return str(path)
@@ -163,7 +166,7 @@ def use(names, split, *, data=SHAPES, mark=True, dataset='CocoDataset', **config
     model = torch.nn.Identity()
     runner = SimpleNamespace(cfg=cfg, model=model, **{f'{split}_dataloader': loader})
     meta = dict(dataset_meta=dict(classes=names)) if names else {}
-    checkpoint = dict(meta={**meta, **({MARK: {}} if mark else {})})
+    checkpoint = dict(meta={**meta, **({CONVENTION: {}} if mark else {})})
     SameClassesHook(split).after_load_checkpoint(runner, checkpoint)
     return model._forward_hooks
 

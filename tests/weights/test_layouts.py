@@ -88,7 +88,7 @@ def test_round_trip(variant, writer):
         made = writer == 'paddle' and key.endswith('num_batches_tracked')
         assert value.equal(ours[key]) if made else value is ours[key], key
     assert converted.layout == layout
-    assert converted.mark == (dict(first_block=rule, style='pytorch') if rule else {})
+    assert converted.convention == (dict(first_block=rule, style='pytorch') if rule else {})
     assert converted.dropped == dropped
     assert list(written) == list(before) and all(written[k] is before[k] for k in before)
     # every name of the file is accounted for, and once
@@ -96,7 +96,9 @@ def test_round_trip(variant, writer):
     assert len(written) == len(ours) - made + sum(map(len, dropped.values()))
 
     again = convert(converted.state)
-    assert again.layout == 'mmdet' and again.dropped == {} and again.mark == converted.mark
+    assert (
+        again.layout == 'mmdet' and again.dropped == {} and again.convention == converted.convention
+    )
     assert again.state.keys() == converted.state.keys()
     assert all(again.state[key] is value for key, value in converted.state.items())
     assert convert_state_dict(written)[1] == layout
@@ -168,7 +170,7 @@ def test_wrapped(writer, wrapper):
     bare, wrapped = convert(written), convert(WRAPPERS[wrapper](written))
     assert list(wrapped.state) == list(bare.state)
     assert all(value.equal(bare.state[key]) for key, value in wrapped.state.items())
-    for attribute in ('layout', 'mark', 'dropped'):
+    for attribute in ('layout', 'convention', 'dropped'):
         assert getattr(wrapped, attribute) == getattr(bare, attribute)
 
 
@@ -231,7 +233,7 @@ def test_names_that_two_layouts_share_tell_no_rule():
     ):
         written = other_layouts.official(small_state(**args))
         converted = convert({k: v for k, v in written.items() if not k.startswith('fc.')})
-        assert (converted.layout, converted.mark, converted.dropped) == (layout, mark, {})
+        assert (converted.layout, converted.convention, converted.dropped) == (layout, mark, {})
 
 
 @pytest.mark.parametrize('writer', ['official', 'paddle'])
@@ -243,14 +245,14 @@ def test_backbone_of_other_names_in_a_model(writer, prefix):
     program = written.pop(f'{prefix}StructuredToParameterName@@', None)
     converted = convert(written | {'neck.bias': torch.ones(1)}, prefix)
     layout, rule, dropped = WRITERS[writer]
-    assert (converted.layout, converted.mark['first_block']) == (layout, rule)
+    assert (converted.layout, converted.convention['first_block']) == (layout, rule)
     assert converted.dropped == {
         'rest of the model around the backbone': ['neck.bias'],
         'classifier': [prefix + key for key in dropped['classifier']],
     }
     assert set(converted.state) == set(ours) and (program is None) == (writer == 'official')
     if prefix == 'backbone.':
-        assert convert(written | {'neck.bias': torch.ones(1)}).mark == converted.mark
+        assert convert(written | {'neck.bias': torch.ones(1)}).convention == converted.convention
 
 
 def refuses(net, source, words):
@@ -298,7 +300,7 @@ def test_rule_of_our_own_models_is_kept(rule):
     model.backbone, wrapper.module = Res2Net(**SMALL, first_block=rule), model
     for source in (model.backbone, model, wrapper):
         state = source.state_dict()
-        assert convert(state).mark == dict(first_block=rule, style='pytorch')
+        assert convert(state).convention == dict(first_block=rule, style='pytorch')
         for other in RULES - {rule}:
             net = Res2Net(**SMALL, first_block=other)
             with pytest.raises(ValueError, match=f"needs first_block='{rule}', but"):

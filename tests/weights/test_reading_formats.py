@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from res2net_mm.backbones import Res2Net
 from res2net_mm.weights import CheckpointError, convert_state_dict, read_checkpoint
-from res2net_mm.weights.layouts import read_mark
+from res2net_mm.weights.layouts import read_convention
 
 NAMES = 'StructuredToParameterName@@'
 ARRAYS = {
@@ -226,7 +226,7 @@ def test_safetensors(tmp_path):
     mark = {'': dict(first_block='paddle', style='pytorch')}
     path.write_bytes(save(state, dict(format='pt', res2net_mm=json.dumps(mark))))
     read = read_checkpoint(path)
-    assert read['meta'] == dict(res2net_mm=mark) and read_mark(read) == mark['']
+    assert read['meta'] == dict(res2net_mm=mark) and read_convention(read) == mark['']
     assert read['state_dict'].keys() == state.keys()
     for key, value in state.items():
         assert read['state_dict'][key].equal(value) and read['state_dict'][key].dtype == value.dtype

@@ -13,7 +13,7 @@ from mmengine.runner import CheckpointLoader
 from references import randomise
 
 from res2net_mm import Res2Net, create_backbone
-from res2net_mm.backbones.base import MARK
+from res2net_mm.backbones.base import CONVENTION
 from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.infer import Predictor
@@ -27,6 +27,7 @@ def safe_loading():
     before = dict(CheckpointLoader._schemes)
     yield use_safe_loading
     CheckpointLoader._schemes = before
+
 
 RESUMABLE = dict(state_dict={}, message_hub={}, meta=dict(epoch=1, iter=4))
 
@@ -206,9 +207,9 @@ def test_checkpoints_of_the_runner_say_their_rule(tmp_path, safe_loading, monkey
     path = saved(tmp_path, first_block='paddle')
     content = torch.load(path, weights_only=True)
     mark = dict(first_block='paddle', style='pytorch')
-    assert content['meta'][MARK] == {'backbone': mark}
-    assert content['state_dict']._metadata['backbone'][MARK] == mark
-    assert not [key for key in content['state_dict'] if MARK in key]
+    assert content['meta'][CONVENTION] == {'backbone': mark}
+    assert content['state_dict']._metadata['backbone'][CONVENTION] == mark
+    assert not [key for key in content['state_dict'] if CONVENTION in key]
     report = load_weights(Res2Net(**SMALL, first_block='paddle'), path)
     assert (report.first_block, report.layout) == ('paddle', 'mmdet')
     with pytest.raises(ValueError, match="epoch_1.pth.*first_block='paddle'.*has first_block='off"):

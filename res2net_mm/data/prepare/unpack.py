@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 
 from tqdm import tqdm
 
-from .errors import DataError
+from ..errors import DataError
 
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError,

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
 
-from ..files import writing
-from .errors import DataError, listed
-from .nodes import Watch
+from ...checks import listed
+from ...files import writing
+from ..errors import DataError
+from ..sets.nodes import Watch
 
 ERROR, WARNING = 'error', 'warning'
 _MOST_EXAMPLES = 3

@@ -19,11 +19,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import writing
-from ..weights.download import digest_of, fetch
+from ...checks import listed, nearest
+from ...files import writing
+from ...weights.download import digest_of, fetch
+from ..errors import DataError
+from ..sets.limits import check_pixels
 from .archives import DATA_SETS, Archive, Count, DataSet, Part
-from .errors import DataError, listed, nearest
-from .limits import check_pixels
 from .unpack import disk_errors, unpack
 
 _WORK = '.prepare'  # in the set's folder, which may lie on a disk of its own

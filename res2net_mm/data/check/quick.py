@@ -11,6 +11,13 @@ from typing import Any
 import numpy as np
 from mmengine import Config
 
+from ...checks import alike, listed
+from ..errors import DataError
+from ..sets.label_maps import SAMPLE, check_values, read_semantic
+from ..sets.nodes import Image, Node, Reading, Watch, find_nodes
+from ..sets.readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
+from ..sets.sizes import RESIZE_REMEDY, is_unseen_turn, read_header, resize_faults, unseen_turn
+from ..transforms import CheckLabelMap, is_known_loader, loader_of
 from .agreement import (
     check_evaluators,
     check_num_classes,
@@ -21,12 +28,6 @@ from .agreement import (
     measured_by_file,
     model_of,
 )
-from .errors import DataError, alike, listed
-from .label_maps import SAMPLE, check_values, read_semantic
-from .nodes import Image, Node, Reading, Watch, find_nodes
-from .readers import OTHER_CLASSES, ZERO_SIZE, read_coco, read_voc_set, report_missing
-from .sizes import RESIZE_REMEDY, is_unseen_turn, read_header, resize_faults, unseen_turn
-from .transforms import CheckLabelMap, is_known_loader, loader_of
 
 _MOST_CLASSES_SHOWN = 12
 _ADJECTIVES = ('crowd', 'difficult')

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import DataError
+from ..errors import DataError
 
 #: mmdet looks for ``.jpg`` alone; the others are tried in this order where there is none.
 IMAGE_SUFFIXES = (

@@ -15,11 +15,11 @@ import cv2
 import numpy as np
 from PIL import Image as PillowImage
 
-from .errors import DataError
+from ..errors import DataError
+from ..sets.masks import check_mask
+from ..sets.nodes import Image, Object
 from .findings import ERROR, Findings
-from .masks import check_mask
-from .nodes import Image, Object
-from .object_findings import count_classes, object_sizes
+from .objects import count_classes, object_sizes
 from .pixels import Part
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import Any
 
 from mmengine import Config
 
-from .errors import DataError, listed
-from .nodes import Node, type_name
-from .readers import load_coco
+from ...checks import listed
+from ..errors import DataError
+from ..sets.nodes import Node, type_name
+from ..sets.readers import load_coco
 
 # parts of a model whose classes are not the data set's
 _OTHER_CLASSES = {

@@ -11,7 +11,8 @@ import numpy as np
 from mmengine.fileio import list_dir_or_file
 from PIL import Image as PillowImage
 
-from .errors import DataError, listed, nearest
+from ...checks import listed, nearest
+from ..errors import DataError
 from .limits import check_pixels
 from .nodes import STRICT, Image, Node, Reading, Watch, read_list
 from .readers import report_missing

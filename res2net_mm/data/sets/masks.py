@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import DataError
+from ..errors import DataError
 
 _FEWEST = 6  # coordinates of a polygon
 FARTHEST = 10  # times the image's sides from it that a polygon may go

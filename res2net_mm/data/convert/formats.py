@@ -18,11 +18,11 @@ import yaml
 from PIL import Image
 from pycocotools import mask as rle
 
-from .convert_writer import CocoWriter, Converted, image_files
-from .errors import DataError
-from .limits import check_pixels
-from .readers import written_as_corners
-from .voc import find_image, read_voc
+from ..errors import DataError
+from ..sets.limits import check_pixels
+from ..sets.readers import written_as_corners
+from ..sets.voc import find_image, read_voc
+from .writer import CocoWriter, Converted, image_files
 
 KINDS = ('instances', 'binary', 'labels')
 _FARTHEST_SHARE = 2  # of the image's sides that a YOLO coordinate may be; beyond, it is in pixels

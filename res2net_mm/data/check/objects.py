@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..sets.masks import MASK_ERRORS, MASK_REMEDIES, check_mask
+from ..sets.nodes import Image, Object
+from ..sets.readers import ZERO_SIZE
 from .anchors import LEAST_IOU, anchor_sizes, best_ious, resize_factors
 from .findings import Collector
-from .masks import MASK_ERRORS, MASK_REMEDIES, check_mask
-from .nodes import Image, Object
 from .pixels import Part, progress
-from .readers import ZERO_SIZE
 
 #: Share of the boxes without an anchor from which it is told.
 MOST_WITHOUT_ANCHOR = 0.1

@@ -9,7 +9,7 @@ import struct
 
 from PIL import Image
 
-from .errors import DataError
+from ..errors import DataError
 
 MAX_PIXELS = 'RES2NET_MM_MAX_PIXELS'
 _MOST = 1 << 29  # 1.6 GB of colours; OpenCV's own limit is twice that, Pillow's a third

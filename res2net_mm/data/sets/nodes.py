@@ -14,7 +14,8 @@ from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
 from mmengine.utils import is_abs
 
-from .errors import DataError, listed
+from ...checks import listed
+from ..errors import DataError
 
 _KINDS = {'CocoDataset': 'coco', 'XMLDataset': 'voc', 'BaseSegDataset': 'semantic'}
 # modules whose ways of reading the readers here reproduce

@@ -12,7 +12,8 @@ from typing import Any
 
 import mmcv
 
-from .errors import DataError, folded, listed, nearest
+from ...checks import folded, listed, nearest
+from ..errors import DataError
 from .limits import check_pixels
 from .nodes import STRICT, Image, Node, Object, Reading, Watch, missing_files, read_list
 from .voc import find_image, read_voc

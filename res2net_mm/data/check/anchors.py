@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .nodes import type_name
+from ..sets.nodes import type_name
 
 #: The least IoU with which mmdet's RPN gives an object an anchor (``min_pos_iou``).
 LEAST_IOU = 0.3

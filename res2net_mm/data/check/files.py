@@ -9,11 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from .findings import Collector
-from .label_maps import check_map, check_variety, values_are_labels
-from .nodes import Image
-from .pixels import Part, Picture
-from .sizes import (
+from ..sets.label_maps import check_map, check_variety, values_are_labels
+from ..sets.nodes import Image
+from ..sets.sizes import (
     RESIZE_KIND,
     RESIZE_REMEDY,
     is_unseen_turn,
@@ -22,6 +20,8 @@ from .sizes import (
     size_fault,
     unseen_turn,
 )
+from .findings import Collector
+from .pixels import Part, Picture
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 

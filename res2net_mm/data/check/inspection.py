@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from mmengine import Config
 
-from ..columns import side_by_side
-from ..files import writing
+from ...columns import side_by_side
+from ...files import writing
+from ..errors import DataError
+from ..sets.nodes import Image, Node
+from ..sets.readers import loads_masks, report_missing
 from .agreement import evaluators_of, ignored_by_metrics, ignored_labels, model_of
-from .checks import SplitSummary, format_summary, source_of, walk
-from .errors import DataError
-from .file_findings import check_files, check_maps, check_pictures, check_splits
+from .files import check_files, check_maps, check_pictures, check_splits
 from .findings import Collector, Findings
-from .nodes import Image, Node
-from .object_findings import (
+from .objects import (
     check_anchors,
     check_classes,
     check_most_objects,
@@ -29,7 +29,7 @@ from .object_findings import (
 )
 from .pictures import COCO_BINS, draw_inspection, size_figure
 from .pixels import Known, Part, look_at_pixels
-from .readers import loads_masks, report_missing
+from .quick import SplitSummary, format_summary, source_of, walk
 
 SPLITS = ('train', 'val', 'test')
 FILES = ('sheet.jpg', 'sizes.png', 'findings.csv')
@@ -60,9 +60,9 @@ def inspect_data(
 ) -> Inspection:
     """Look at all data of an mmdet or mmseg config: annotations, images, masks and label maps.
 
-    What the quick :func:`~res2net_mm.data.checks.check_data` looks at, every image and label map
-    decoded, and what only all of it tells. A fault with which training ends or learns what is
-    wrong is an error; one that training passes over safely is a warning.
+    Covers what the quick :func:`~res2net_mm.data.check.quick.check_data` covers, decodes every
+    image and label map, and finds what only the whole set shows. A fault that ends training or
+    teaches it something wrong is an error; one that training passes over safely is a warning.
 
     Args:
         cfg: the config.

@@ -13,8 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..files import check_writable, write_text
-from .errors import DataError, alike, folded, listed
+from ...checks import alike, folded, listed
+from ...files import check_writable, write_text
+from ..errors import DataError
 
 SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'))
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .errors import DataError
-from .label_maps import count_values
-from .nodes import Image, Node, missing_files
-from .sizes import read_header
-from .transforms import LoadImageFromFile, loader_of
+from ..errors import DataError
+from ..sets.label_maps import count_values
+from ..sets.nodes import Image, Node, missing_files
+from ..sets.sizes import read_header
+from ..transforms import LoadImageFromFile, loader_of
 
 _PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24  # where a PNG tells its bits a sample
 

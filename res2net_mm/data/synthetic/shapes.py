@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from .pictures import tile_up, write_text
+from ..check.pictures import tile_up, write_text
 from .scenes import CLASSES, SIZE_BINS, Scene, draw_scene, size_bin, tight_box
 
 SPLITS = ('train', 'val')
