@@ -1,13 +1,13 @@
-"""Detections and objects judged: right, or which kind of error.
+"""Judges detections and objects: right, or which kind of error.
 
-Kinds of errors as in TIDE (Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection
-Errors", arXiv 2008.08115, section 2.2): from the overlap of a false detection with the objects, at
-IoU 0.5 (foreground) and 0.1 (background).
+The kinds of errors are TIDE's (Bolya et al., "TIDE: A General Toolbox for Identifying Object
+Detection Errors", arXiv 2008.08115, section 2.2). They follow from the overlap of a false detection
+with the objects, at IoU 0.5 (foreground) and 0.1 (background).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import mask as coco_mask
 
-from .coco import MAX_DETS, as_rle
+from .coco import MAX_DETS, shape_of
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 RIGHT, IGNORED = 'right', 'ignored'
@@ -29,16 +29,17 @@ _CODES = {name: code for code, name in enumerate((RIGHT, IGNORED, *FALSE))}
 class Judged:
     """Every detection and object of a set, judged at IoU 0.5.
 
-    Images are in the order of their ids; in each, detections are by score, best first.
+    Images are in the order of their ids; the detections of an image are ordered by score, best
+    first.
 
     Attributes:
         images: Image ids.
         classes: Category ids, ascending.
         sources: (D,) position of each detection in the results.
         image: (D,) index of its image; likewise ``label`` of its class, ``score``.
-        verdict: (D,) index in ``('right', 'ignored', *FALSE)``; ignored are those on crowds.
-        target: (D,) the object that it finds, or would but for its one fault; else -1.
-        confused: (D,) the object that it stands for whatever the class, one to one; else -1.
+        verdict: (D,) index in ``('right', 'ignored', *FALSE)``; those on crowds are ignored.
+        target: (D,) the object it finds, or would find but for its one fault; else -1.
+        confused: (D,) the object it stands for, whatever the class, one to one; else -1.
         object_sources: (G,) position of each object in the annotations.
         object_image: (G,) index of its image; likewise ``object_label`` of its class.
         counted: (G,) False for crowds.
@@ -79,30 +80,29 @@ class Judged:
     def ap(self, fixed: str | None = None) -> float:
         """AP at IoU 0.5, the mean of all classes, as if there were no error of one kind.
 
-        An error of localisation or of class becomes right if its object is not found otherwise; of
-        several with one object the best scored; the rest, and errors of the other kinds, are
-        gone; missed objects are no longer asked for.
+        An error of localisation or class becomes right if its object is not found otherwise; of
+        several with one object, the best scored one does. The rest of them, and all errors of the
+        other kinds, are removed; missed objects are no longer asked for.
 
         Args:
-            fixed: A kind of error; None leaves all.
+            fixed: A kind of error; None keeps all.
 
         Returns:
-            0 to 1; -1 where there is no object.
+            0 to 1; -1 if there is no object.
         """
-        right = self.are(RIGHT)
-        kept = self.verdict != _CODES[IGNORED]
-        label = self.label
+        right, kept, label = self.are(RIGHT), ~self.are(IGNORED), self.label.copy()
         objects = np.bincount(self.object_label[self.counted], minlength=len(self.classes))
         asked = objects
         if fixed == MISSED:
             asked = objects - np.bincount(self.object_label[self.missed], minlength=len(objects))
         elif fixed is not None:
             errors = self.are(fixed)
-            kept = kept & ~errors
-            if fixed in FALSE[:2]:
-                errors[errors] = ~self.found[self.target[errors]]  # each has a target
-                best = _first_of_each(self.target, self.score, errors)
-                right, kept, label = right.copy(), kept.copy(), label.copy()
+            kept &= ~errors
+            if fixed in FALSE[:2]:  # each has a target
+                errors = np.flatnonzero(errors)
+                errors = errors[~self.found[self.target[errors]]]
+                errors = errors[np.argsort(-self.score[errors], kind='stable')]
+                best = errors[np.unique(self.target[errors], return_index=True)[1]]
                 right[best] = kept[best] = True
                 label[best] = self.object_label[self.target[best]]
         aps = []
@@ -113,25 +113,25 @@ class Judged:
         return float(np.mean(aps)) if aps else -1.0
 
     def confusion(self) -> np.ndarray:
-        """(K + 1, K + 1) of counts: rows the class of the object, columns the predicted one.
+        """(K + 1, K + 1) of counts: rows are the object's class, columns the predicted one.
 
         The last row is false detections on background, the last column objects not detected.
-        Detections of the right class come first, then what is left, whatever its class, best
-        scored first; each at IoU 0.5 or more, one object a detection.
+        Detections of the right class come first, then the others, best scored first; each at IoU
+        0.5 or more, one object a detection.
         """
         size = len(self.classes)
         table = np.zeros((size + 1, size + 1), dtype=int)
-        use = self.verdict != _CODES[IGNORED]
-        known = use & (self.confused >= 0)
+        used, known = ~self.are(IGNORED), self.confused >= 0
+        known &= used
         np.add.at(table, (self.object_label[self.confused[known]], self.label[known]), 1)
-        np.add.at(table[size], self.label[use & ~known], 1)
+        np.add.at(table[size], self.label[used & ~known], 1)
         left = self.counted.copy()
         left[self.confused[known]] = False
         np.add.at(table[:, size], self.object_label[left], 1)
         return table
 
     def by_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """How many objects are not found and how many detections false, by image: (I,) each."""
+        """Numbers of objects not found and of false detections by image: (I,) each."""
         size = len(self.images)
         lost = np.bincount(self.object_image[self.counted & ~self.found], minlength=size)
         return lost, np.bincount(self.image[self.false], minlength=size)
@@ -151,72 +151,62 @@ def judge(
         annotations: Content of a COCO annotation file.
         results: In COCO's result format.
         kind: ``'bbox'`` or ``'segm'``.
-        score: Detections below it do not exist.
+        score: Detections with a lower score are left out.
         max_dets: How many detections of an image and class count.
     """
-    sizes = {image['id']: image for image in annotations['images']}
-    images = sorted(sizes)
+    entries = annotations['annotations']
+    images = sorted(annotations['images'], key=lambda image: image['id'])
     classes = sorted(category['id'] for category in annotations['categories'])
-    label = {key: k for k, key in enumerate(classes)}
+    label_of = {key: k for k, key in enumerate(classes)}
     objects, detections = defaultdict(list), defaultdict(list)
-    for i, annotation in enumerate(annotations['annotations']):
-        if annotation['category_id'] in label:
+    for i, annotation in enumerate(entries):
+        if annotation['category_id'] in label_of:
             objects[annotation['image_id']].append(i)
-    for i, result in enumerate(results):
-        if result['score'] >= score and result['category_id'] in label:
-            detections[result['image_id']].append(i)
+    for i in sorted(range(len(results)), key=lambda i: -results[i]['score']):
+        if results[i]['score'] >= score and results[i]['category_id'] in label_of:
+            detections[results[i]['image_id']].append(i)
 
-    columns: dict[str, list[np.ndarray]] = defaultdict(list)
-    start = 0
+    parts, start = [], 0
     for number, image in enumerate(images):
-        theirs = [annotations['annotations'][i] for i in objects[image]]
-        truth = np.array([label[a['category_id']] for a in theirs], dtype=int)
-        crowd = np.array([bool(a.get('iscrowd')) for a in theirs], dtype=bool)
-        ours = [results[i] for i in detections[image]]
-        scores = np.array([r['score'] for r in ours], dtype=float)
-        labels = np.array([label[r['category_id']] for r in ours], dtype=int)
-        order = _best(labels, scores, max_dets)
-        overlaps = _overlaps([ours[i] for i in order], theirs, crowd, kind, sizes[image])
-        verdict, target, confused, found, missed = _judge(overlaps, labels[order], truth, crowd)
-        columns['sources'].append(np.array(detections[image], dtype=int)[order])
-        columns['image'].append(np.full(len(order), number))
-        columns['label'].append(labels[order])
-        columns['score'].append(scores[order])
-        columns['verdict'].append(verdict)
-        columns['target'].append(np.where(target >= 0, target + start, -1))
-        columns['confused'].append(np.where(confused >= 0, confused + start, -1))
-        columns['object_sources'].append(np.array(objects[image], dtype=int))
-        columns['object_image'].append(np.full(len(truth), number))
-        columns['object_label'].append(truth)
-        columns['counted'].append(~crowd)
-        columns['found'].append(found)
-        columns['missed'].append(missed)
-        start += len(truth)
-    return Judged(images, classes, **{key: np.concatenate(v) for key, v in columns.items()})
-
-
-def _best(labels: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
-    """Indices by score, best first, at most so many of a class."""
-    order = np.argsort(-scores, kind='stable')
-    if len(order) <= most:
-        return order
-    kept = [order[labels[order] == k][:most] for k in np.unique(labels)]
-    mask = np.zeros(len(scores), dtype=bool)
-    mask[np.concatenate(kept)] = True
-    return order[mask[order]]
-
-
-def _overlaps(
-    ours: list[Mapping], theirs: list[Mapping], crowd: np.ndarray, kind: str, image: Mapping
-) -> np.ndarray:
-    """(D, G): IoU; with a crowd the part of the detection that is in it."""
-    if not ours or not theirs:
-        return np.zeros((len(ours), len(theirs)))
-    if kind == 'bbox':
-        shapes = [np.array([entry['bbox'] for entry in part], float) for part in (ours, theirs)]
-    else:
-        shapes = [[as_rle(e['segmentation'], image) for e in part] for part in (ours, theirs)]
-    return np.asarray(coco_mask.iou(*shapes, crowd.astype(int).tolist()))
+        theirs = objects[image['id']]
+        seen: Counter[int] = Counter()
+        ours = []
+        for i in detections[image['id']]:
+            seen[results[i]['category_id']] += 1
+            if seen[results[i]['category_id']] <= max_dets:
+                ours.append(i)
+        truth = np.array([label_of[entries[i]['category_id']] for i in theirs], dtype=int)
+        crowd = np.array([bool(entries[i].get('iscrowd')) for i in theirs], dtype=bool)
+        labels = np.array([label_of[results[i]['category_id']] for i in ours], dtype=int)
+        overlaps = np.zeros((len(ours), len(theirs)))
+        if overlaps.size:  # IoU; with a crowd, the part of the detection that is in it
+            shapes = (
+                [shape_of(table[i], kind, image) for i in which]
+                for table, which in ((results, ours), (entries, theirs))
+            )
+            if kind == 'bbox':
+                shapes = (np.array(boxes, float) for boxes in shapes)
+            overlaps = np.asarray(coco_mask.iou(*shapes, crowd.astype(int).tolist()))
+        verdict, target, confused, found, missed = _judge(overlaps, labels, truth, crowd)
+        part = dict(
+            sources=np.array(ours, dtype=int),
+            image=np.full(len(ours), number),
+            label=labels,
+            score=np.array([results[i]['score'] for i in ours], dtype=float),
+            verdict=verdict,
+            target=np.where(target >= 0, target + start, -1),
+            confused=np.where(confused >= 0, confused + start, -1),
+            object_sources=np.array(theirs, dtype=int),
+            object_image=np.full(len(theirs), number),
+            object_label=truth,
+            counted=~crowd,
+            found=found,
+            missed=missed,
+        )
+        parts.append(part)
+        start += len(theirs)
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return Judged([image['id'] for image in images], classes, **joined)
 
 
 def _judge(
@@ -229,7 +219,7 @@ def _judge(
     same = labels[:, None] == truth
     real = same & ~crowd
     near = overlaps >= FOREGROUND
-    for d in np.flatnonzero((near & same).any(1)):  # as COCO matches
+    for d in np.flatnonzero((near & same).any(1)):  # matched as COCO does
         free = _nearest(overlaps[d], near[d] & real[d] & ~found)
         if free >= 0:
             verdict[d], target[d], found[free] = _CODES[RIGHT], free, True
@@ -237,12 +227,12 @@ def _judge(
             verdict[d] = _CODES[IGNORED]
     confused = target.copy()
     taken = found | crowd
-    for d in np.flatnonzero((verdict > _CODES[IGNORED]) & (near & ~taken).any(1)):
+    left = verdict > _CODES[IGNORED]
+    for d in np.flatnonzero(left):
         free = _nearest(overlaps[d], near[d] & ~taken)
         if free >= 0:
             confused[d], taken[free] = free, True
 
-    open_ = verdict > _CODES[IGNORED]
     if len(truth):
         own = np.where(real, overlaps, -1.0)
         other = np.where(~same & ~crowd, overlaps, -1.0)
@@ -253,30 +243,20 @@ def _judge(
             ('duplicate', own_most >= FOREGROUND, None),
             ('class and localisation', other_most >= BACKGROUND, None),
         ):
-            chosen = open_ & applies
+            chosen = left & applies
             verdict[chosen] = _CODES[name]
             if objects is not None:
                 target[chosen] = objects[chosen]
-            open_ &= ~applies
+            left &= ~applies
     missed = ~crowd & ~found
     missed[target[target >= 0]] = False
     return verdict, target, confused, found, missed
 
 
 def _nearest(overlaps: np.ndarray, allowed: np.ndarray) -> int:
-    """The allowed object of most overlap, the last of equal ones as with COCO; -1 if none is."""
-    choices = np.flatnonzero(allowed)
-    if not len(choices):
-        return -1
-    values = overlaps[choices][::-1]
-    return int(choices[len(choices) - 1 - values.argmax()])
-
-
-def _first_of_each(target: np.ndarray, score: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Indices of the best scored detection of each target."""
-    chosen = np.flatnonzero(among)
-    chosen = chosen[np.argsort(-score[chosen], kind='stable')]
-    return chosen[np.unique(target[chosen], return_index=True)[1]]
+    """The allowed object with the largest overlap, the last of equal ones as in COCO, or -1."""
+    choices = np.flatnonzero(allowed)[::-1]
+    return int(choices[overlaps[choices].argmax()]) if len(choices) else -1
 
 
 def _interpolated(right: np.ndarray, objects: int) -> float:

@@ -330,10 +330,10 @@ def test_mistakes_are_one_line(written, monkeypatch, capsys):
     (written / 'images' / '4.png').unlink()
     for more, part in (
         (('--images', written / 'images'), '4.png does not exist'),
-        (('--images', written / 'gone'), 'gone is no folder'),
-        (('--metric', 'segm'), 'annotations[0] has no segmentation: score with --metric bbox'),
+        (('--images', written / 'gone'), 'gone is not a folder'),
+        (('--metric', 'segm'), 'annotations[0]: it has no segmentation; score with --metric bbox'),
         (('--score', '2'), '--score must be from 0 to 1, but is 2.0'),
-        (('--out', written / 'truth.json'), 'truth.json cannot be written: it is no folder'),
+        (('--out', written / 'truth.json'), 'truth.json cannot be written'),
     ):
         status, _, error = call(monkeypatch, capsys, *arguments(written, *more))
         assert status == 1 and part in error and error.count('\n') == 1, error

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from random_sets import NAMES, random_set
 
 from res2net_mm.evaluation.coco import evaluate
-from res2net_mm.evaluation.files import read_annotations, read_results
+from res2net_mm.evaluation.coco_files import read_annotations, read_results
 
 REPO = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, PYTHONPATH=str(REPO))
@@ -263,21 +263,22 @@ def change(**values):
 
 BOX = {'bbox': [1, 2, 3]}
 WRONG = {
-    'cut off': (lambda r: json.dumps(r)[:-40], ('is not json', 'cut off', 'line 1')),
-    'empty': (lambda r: '', ('is not json: it is empty',)),
-    'thousands of digits': (lambda r: f'[{"9" * 5000}]', ('is not json', '5000 digits')),
-    'text': (lambda r: 'AP is 0.5', ('is not json', 'line 1 column 1')),
+    'cut off': (lambda r: json.dumps(r)[:-40], ('not valid JSON', 'line 1')),
+    'empty': (lambda r: '', ('not valid JSON', 'line 1 column 1')),
+    'thousands of digits': (lambda r: f'[{"9" * 5000}]', ('not valid JSON', '5000 digits')),
+    'text': (lambda r: 'AP is 0.5', ('not valid JSON', 'line 1 column 1')),
     'dict': (lambda r: {'results': r}, ('must be a list', "['results']")),
-    'numbers': (lambda r: [1, 2], ('entry 0', 'must be a dict')),
-    'image': (change(image_id=77), ('1 have', 'image_id', ': 77')),
+    'numbers': (lambda r: [1, 2], ('entry 0: must be a dict',)),
+    'image': (change(image_id=77), ('1 detections', 'image_id', ': 77')),
     'string': (change(image_id='9'), ('image_id', "'9'")),
-    'class': (change(category_id=2), ('1 have', 'category_id', ': 2')),
-    'score': (change(score=float('nan')), ('score of entry 0 is nan',)),
-    'word': (change(score='high'), ('score of entry 0 is high',)),
+    'list': (change(image_id=[9]), ('entry 0: image_id', '[9]')),
+    'class': (change(category_id=2), ('1 detections', 'category_id', ': 2')),
+    'score': (change(score=float('nan')), ('entry 0: score', 'finite', 'nan')),
+    'word': (change(score='high'), ('entry 0: score', 'finite', "'high'")),
     'box': (change(**BOX), ('entry 0: bbox must be 4 finite numbers', '[1, 2, 3]')),
-    'digits': (change(score=10**400), ('score of entry 0 is 1000',)),
-    'nested': (lambda r: '[' * 100_000, ('nested too deep',)),
-    'key': (lambda r: [{'image_id': 9}], ("1 of 1 have no 'category_id'",)),
+    'digits': (change(score=10**400), ('entry 0: score', 'finite', '1000')),
+    'nested': (lambda r: '[' * 100_000, ('not valid JSON', 'recursion')),
+    'key': (lambda r: [{'image_id': 9}], ("entry 0: it has no 'category_id'",)),
 }
 
 
@@ -299,7 +300,10 @@ def test_other_mistakes_are_one_line(written, monkeypatch, capsys):
     masks[3]['segmentation']['size'] = [10, 20]
     (written / 'small.json').write_text(json.dumps(masks))
     for args, part in (
-        ((boxes, truth, '--metric', 'segm'), "have no 'segmentation'; score them with --metric"),
+        (
+            (boxes, truth, '--metric', 'segm'),
+            "entry 0: it has no 'segmentation'; score with --metric bbox",
+        ),
         (
             (written / 'small.json', truth, '--metric', 'segm'),
             'entry 3: the mask has size [10, 20',
@@ -327,10 +331,10 @@ WRONG_TRUTH = {
     'crowd': (alter('annotations', iscrowd='yes'), "iscrowd must be 0 or 1, but is 'yes'"),
     'list': (alter('annotations', image_id=[1]), 'image_id must be a number, but is [1]'),
     'ids': (alter('images', id='one'), 'id of images are numbers and texts'),
-    'name': (alter('categories', name=None), 'the name of categories[0] is None'),
-    'images': (lambda truth: truth['images'].clear(), 'have no image'),
+    'name': (alter('categories', name=None), 'categories[0]: name must be a text, but is None'),
+    'images': (lambda truth: truth['images'].clear(), 'it has no image'),
     'polygon': (odd, 'a polygon must be 3 or more x, y'),
-    'none': (alter('annotations', segmentation=None), 'annotations[0] has no segmentation'),
+    'none': (alter('annotations', segmentation=None), 'annotations[0]: it has no segmentation'),
     'number': (alter('annotations', segmentation=5), 'must be polygons or a run-length encoding'),
     'size': (
         alter('annotations', segmentation=dict(size=[3, 3], counts=[9])),

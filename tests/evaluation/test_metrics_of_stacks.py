@@ -374,7 +374,7 @@ def test_recall_of_three_in_five_reaches_six_tenths():
 
 def test_voc_mode():
     """mmdet's default is taken and said; what is no mode is refused."""
-    with pytest.raises(ValueError, match="eval_mode of VOCMetric must be '11points'"):
+    with pytest.raises(ValueError, match="eval_mode of VOCMetric must be .*'12points'"):
         build(f'{ROOM}.voc_metric.VOCMetric', ('cat',), eval_mode='12points')
     sets = voc_set(7)
     ours = measured(
@@ -533,7 +533,7 @@ def test_iou_metric(ignore, arguments):
 def test_label_that_is_no_class_is_named():
     samples = list(label_samples(3, 11, 11))
     metric = build(f'{ROOM}.iou_metric.IoUMetric', tuple('abcdefghijk'))
-    with pytest.raises(ValueError, match='0.png holds the id 11.*set ignore_index'):
+    with pytest.raises(ValueError, match='0.png.* the id 11.*set ignore_index'):
         metric.process({}, samples)
 
 
@@ -567,7 +567,7 @@ def test_samples_that_iou_metric_cannot_measure():
     with pytest.raises(ValueError, match='0.jpg has no label map'):
         metric.process({}, [without])
     smaller = dict(sample, gt_sem_seg=dict(data=sample['gt_sem_seg']['data'][:, :10]))
-    with pytest.raises(ValueError, match=r'0.png is of \(10, 30\) pixels'):
+    with pytest.raises(ValueError, match=r'0.png.* \(10, 30\) pixels'):
         metric.process({}, [smaller])
     logits = torch.zeros(11, 20, 30)
     logits[3, 4, 5] = float('nan')
