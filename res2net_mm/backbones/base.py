@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_choice
+from ..ops.internals import makes_graph
 from ..registry import WEIGHT_INITIALIZERS
 from .bottle2neck import Bottle2neck
 from .frozen_norm import frozen_norm_warning
@@ -65,7 +66,7 @@ class Backbone(BaseModule):
         Returns:
             One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
         """
-        if not (torch.compiler.is_compiling() or torch.jit.is_tracing()) and self._norm_is_due:
+        if not makes_graph() and self._norm_is_due:
             self._check_norm()
         if not gains_by_channels_last(x, self):
             return self._levels(x)

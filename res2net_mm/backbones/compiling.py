@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ..ops.internals import allow_recompiles, makes_graph
+
 # Blocks of a network that differ in shapes or in what they do, in training and in evaluation
 _FAMILIES = 64
 _failures: list[str] = []
@@ -16,7 +18,7 @@ _failures: list[str] = []
 
 def run_compiled(function: Callable, *args: Any) -> Any:
     """``function(*args)``, compiled; as it is, after one warning, where compiling fails."""
-    if _failures or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if _failures or makes_graph():
         return function(*args)
     from torch._dynamo.exc import TorchDynamoException
 
@@ -34,7 +36,6 @@ def run_compiled(function: Callable, *args: Any) -> Any:
 
 @lru_cache
 def _compile(function: Callable) -> Callable:
-    config = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, _FAMILIES)
-    # of open sizes Inductor's C++ code fails at the cascade (PyTorch 2.11)
+    allow_recompiles(_FAMILIES)
+    # With dynamic shapes, Inductor's generated C++ does not compile for the cascade (PyTorch 2.11)
     return torch.compile(function, dynamic=False)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..ops.trained_conv import TrainedConv2d, is_transformed, trained_conv2d
+from ..ops.internals import is_transformed, makes_graph
 
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
@@ -23,7 +24,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     where gradients are computed at all.
     """
     if (
-        type(conv) not in (nn.Conv2d, TrainedConv2d)
+        type(conv) is not nn.Conv2d
         or conv.padding_mode != 'zeros'
         or not _is_constant(norm, conv.weight.dtype)
         or not torch.is_grad_enabled()
@@ -39,7 +40,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
     shift = (0 if conv.bias is None else conv.bias) - norm.running_mean
     bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
     weight = conv.weight * scale[:, None, None, None]
-    return trained_conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 def gains_by_channels_last(x: Tensor, net: nn.Module) -> bool:
@@ -88,7 +89,7 @@ def _strides_are_slow(x: Tensor) -> bool:
 
 def _is_watched(x: Tensor) -> bool:
     """Whether a graph is made of what is done to a tensor, or it stands for several."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing() or is_transformed(x)
+    return makes_graph() or is_transformed(x)
 
 
 def _contiguous(grad: Tensor) -> Tensor:

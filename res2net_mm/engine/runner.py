@@ -31,8 +31,7 @@ from ..data.naming import name_failures
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
 from ..files import writing
-from ..ops.fixed_conv import onednn_computes
-from ..ops.trained_conv import train_convolutions
+from ..ops.internals import onednn_computes
 from ..weights import (
     CheckpointError,
     DownloadError,
@@ -82,7 +81,7 @@ class Runner(mmengine.runner.Runner):
             return built if self.distributed else revert_sync_batchnorm(built)
         # what oneDNN's convolutions and RoIAlign take without a copy
         built = revert_sync_batchnorm(built).to(memory_format=torch.channels_last)
-        return train_convolutions(built)
+        return built
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wraps the model for distributed training; mmengine's default needs a CUDA device."""

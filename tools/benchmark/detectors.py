@@ -41,7 +41,6 @@ from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import FastHook
 from res2net_mm.engine.infer import classes_of, find_images
 from res2net_mm.engine.runner import build_runner, prepare_config
-from res2net_mm.ops.trained_conv import train_convolutions
 from res2net_mm.registry import SCOPE
 
 from .contenders import KEPT, check_equal, randomise, require, torchvision_kernels, without_kept
@@ -388,8 +387,6 @@ def prepare_step(
         state = net.state_dict()
         net = _mmdets(model, lambda: MODELS.build(model))
         net.load_state_dict(state)
-    else:
-        train_convolutions(net)
     channels_last = name.endswith('channels_last') or (name == OURS and device == 'cpu')
     demo = require('mmdet.testing').demo_mm_inputs
     data = demo(batch, (3, *size), num_items=[BOXES] * batch, num_classes=80)

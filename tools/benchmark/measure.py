@@ -48,7 +48,7 @@ KINDS = {
     'convolution': r'conv|^aten::(bmm|mm|matmul|baddbmm)$',
     'batch norm': r'batch_?norm',
     'ReLU': r'relu|clamp_min|threshold',
-    'pooling': r'pool|^aten::(maximum|bitwise_and_)$',  # ops/rectified_pool.py
+    'pooling': r'pool',
     'sum, split and concatenation': r'^aten::(add_?|cat)$|(add|split|cat)backward',
 }
 _CLEAR_REFS = Path('/proc/self/clear_refs')

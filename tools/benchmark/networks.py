@@ -24,7 +24,6 @@ from res2net_mm.engine.errors import ToolError
 from res2net_mm.evaluation.complexity import describe_stages
 from res2net_mm.ops import DeformConv2d
 from res2net_mm.ops.deform_conv import VARIABLE, choose_way
-from res2net_mm.ops.trained_conv import train_convolutions
 
 from .contenders import (
     BUILDERS,
@@ -161,8 +160,6 @@ def make_call(
     autocast = None if contender.dtype == torch.float32 else contender.dtype
     if contender.fast:
         net, autocast = optimize_for_inference(net, contender.dtype), None
-    if contender.as_trained and work.kind == TRAINING:
-        train_convolutions(net)
     if contender.source == 'torchvision':
         on_torchvision(net)
     given = net, image.to(dtype), contender.channels_last, autocast
