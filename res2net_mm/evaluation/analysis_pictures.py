@@ -92,15 +92,15 @@ def draw_worst(
         axes.imshow(pixels)
         title = f'{Path(image["file_name"]).name}: {lost[number]} missed, {false[number]} false'
         axes.set_title(title, fontsize=_TYPE)
-        for g in np.flatnonzero((judged.object_image == number) & judged.counted):
-            shape = annotations['annotations'][judged.object_sources[g]]
-            style = (_FOUND, '') if judged.found[g] else (_LOST, names[judged.object_label[g]])
-            _outline(axes, shape, analysis.scores.kind, image, *style)
-        for d in np.flatnonzero((judged.image == number) & judged.false):
-            kind = next(kind for kind in FALSE if judged.are(kind)[d])
-            text = f'{names[judged.label[d]]} {judged.score[d]:.2f}: {kind}'
-            shape = results[judged.sources[d]]
-            _outline(axes, shape, analysis.scores.kind, image, _FALSE, text)
+        for o in judged.objects:
+            if o.image == number and not o.crowd:
+                shape = annotations['annotations'][o.source]
+                style = (_FOUND, '') if o.found else (_LOST, names[o.label])
+                _outline(axes, shape, analysis.scores.kind, image, *style)
+        for d in judged.detections:
+            if d.image == number and d.false:
+                text = f'{names[d.label]} {d.score:.2f}: {d.verdict}'
+                _outline(axes, results[d.source], analysis.scores.kind, image, _FALSE, text)
         axes.set(xlim=(0, pixels.shape[1]), ylim=(pixels.shape[0], 0))
     return save_figure(figure, out)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,60 +23,77 @@ RIGHT, IGNORED = 'right', 'ignored'
 # in the order in which they are looked for
 FALSE = ('localisation', 'class', 'duplicate', 'background', 'class and localisation')
 MISSED = 'missed'
-_CODES = {name: code for code, name in enumerate((RIGHT, IGNORED, *FALSE))}
+
+
+@dataclass(slots=True, eq=False)
+class Object:
+    """An object of the ground truth.
+
+    Attributes:
+        source: Its position in the annotations.
+        image: Index of its image; likewise ``label`` of its class.
+        crowd: Whether it is a crowd, which nothing has to find.
+        found: Whether a detection is right about it.
+        missed: Neither found nor the target of an error of localisation or class.
+    """
+
+    source: int
+    image: int
+    label: int
+    crowd: bool
+    found: bool = False
+    missed: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Detection:
+    """A detection.
+
+    Attributes:
+        source: Its position in the results.
+        image: Index of its image; likewise ``label`` of its class.
+        score: Its score.
+        verdict: ``'right'``, ``'ignored'`` (it is on a crowd) or one of ``FALSE``.
+        target: The object it finds, or would find but for its one fault.
+        confused: The object it stands for, whatever the class, one to one.
+    """
+
+    source: int
+    image: int
+    label: int
+    score: float
+    verdict: str = 'background'
+    target: Object | None = None
+    confused: Object | None = None
+
+    @property
+    def false(self) -> bool:
+        """Whether it is an error of any kind."""
+        return self.verdict in FALSE
 
 
 @dataclass(frozen=True)
 class Judged:
     """Every detection and object of a set, judged at IoU 0.5.
 
-    Images are in the order of their ids; the detections of an image are ordered by score, best
-    first.
-
     Attributes:
-        images: Image ids.
+        images: Image ids, ascending.
         classes: Category ids, ascending.
-        sources: (D,) position of each detection in the results.
-        image: (D,) index of its image; likewise ``label`` of its class, ``score``.
-        verdict: (D,) index in ``('right', 'ignored', *FALSE)``; those on crowds are ignored.
-        target: (D,) the object it finds, or would find but for its one fault; else -1.
-        confused: (D,) the object it stands for, whatever the class, one to one; else -1.
-        object_sources: (G,) position of each object in the annotations.
-        object_image: (G,) index of its image; likewise ``object_label`` of its class.
-        counted: (G,) False for crowds.
-        found: (G,) whether a detection is right about it.
-        missed: (G,) neither found nor the target of an error of localisation or class.
+        detections: By image, then by score, best first.
+        objects: By image.
     """
 
     images: list[int]
     classes: list[int]
-    sources: np.ndarray
-    image: np.ndarray
-    label: np.ndarray
-    score: np.ndarray
-    verdict: np.ndarray
-    target: np.ndarray
-    confused: np.ndarray
-    object_sources: np.ndarray
-    object_image: np.ndarray
-    object_label: np.ndarray
-    counted: np.ndarray
-    found: np.ndarray
-    missed: np.ndarray
-
-    def are(self, verdict: str) -> np.ndarray:
-        """Which detections have a verdict: (D,) of bool."""
-        return self.verdict == _CODES[verdict]
-
-    @property
-    def false(self) -> np.ndarray:
-        """Which detections are errors of any kind: (D,) of bool."""
-        return self.verdict > _CODES[IGNORED]
+    detections: list[Detection]
+    objects: list[Object]
 
     def counts(self) -> dict[str, int]:
         """How many errors there are of each kind."""
-        counts = {kind: int(self.are(kind).sum()) for kind in FALSE}
-        return {**counts, MISSED: int(self.missed.sum())}
+        counts = Counter(d.verdict for d in self.detections)
+        return {kind: counts[kind] for kind in FALSE} | {
+            MISSED: sum(o.missed for o in self.objects)
+        }
 
     def ap(self, fixed: str | None = None) -> float:
         """AP at IoU 0.5, the mean of all classes, as if there were no error of one kind.
@@ -90,26 +108,23 @@ class Judged:
         Returns:
             0 to 1; -1 if there is no object.
         """
-        right, kept, label = self.are(RIGHT), ~self.are(IGNORED), self.label.copy()
-        objects = np.bincount(self.object_label[self.counted], minlength=len(self.classes))
-        asked = objects
-        if fixed == MISSED:
-            asked = objects - np.bincount(self.object_label[self.missed], minlength=len(objects))
-        elif fixed is not None:
-            errors = self.are(fixed)
-            kept &= ~errors
-            if fixed in FALSE[:2]:  # each has a target
-                errors = np.flatnonzero(errors)
-                errors = errors[~self.found[self.target[errors]]]
-                errors = errors[np.argsort(-self.score[errors], kind='stable')]
-                best = errors[np.unique(self.target[errors], return_index=True)[1]]
-                right[best] = kept[best] = True
-                label[best] = self.object_label[self.target[best]]
-        aps = []
-        for k in np.flatnonzero(objects):
-            mine = np.flatnonzero(kept & (label == k))
-            order = mine[np.argsort(-self.score[mine], kind='stable')]
-            aps.append(_interpolated(right[order], int(asked[k])))
+        best: dict[Object, Detection] = {}
+        if fixed in FALSE[:2]:  # each has a target
+            for d in sorted(self.detections, key=lambda d: -d.score):
+                if d.verdict == fixed and not d.target.found:
+                    best.setdefault(d.target, d)
+        ranked: dict[int, list[tuple[float, bool]]] = defaultdict(list)
+        for d in self.detections:
+            if d.target is not None and best.get(d.target) is d:
+                ranked[d.target.label].append((d.score, True))
+            elif d.verdict not in (IGNORED, fixed):
+                ranked[d.label].append((d.score, d.verdict == RIGHT))
+        objects = [o for o in self.objects if not o.crowd]
+        asked = Counter(o.label for o in objects if not (fixed == MISSED and o.missed))
+        aps = [
+            _interpolated([right for _, right in sorted(ranked[k], key=lambda r: -r[0])], asked[k])
+            for k in sorted({o.label for o in objects})
+        ]
         return float(np.mean(aps)) if aps else -1.0
 
     def confusion(self) -> np.ndarray:
@@ -121,20 +136,21 @@ class Judged:
         """
         size = len(self.classes)
         table = np.zeros((size + 1, size + 1), dtype=int)
-        used, known = ~self.are(IGNORED), self.confused >= 0
-        known &= used
-        np.add.at(table, (self.object_label[self.confused[known]], self.label[known]), 1)
-        np.add.at(table[size], self.label[used & ~known], 1)
-        left = self.counted.copy()
-        left[self.confused[known]] = False
-        np.add.at(table[:, size], self.object_label[left], 1)
+        for d in self.detections:
+            if d.verdict != IGNORED:
+                table[d.confused.label if d.confused else size, d.label] += 1
+        seen = {d.confused for d in self.detections}
+        for o in self.objects:
+            if not o.crowd and o not in seen:
+                table[o.label, size] += 1
         return table
 
     def by_image(self) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of objects not found and of false detections by image: (I,) each."""
+        lost = [o.image for o in self.objects if not (o.crowd or o.found)]
+        false = [d.image for d in self.detections if d.false]
         size = len(self.images)
-        lost = np.bincount(self.object_image[self.counted & ~self.found], minlength=size)
-        return lost, np.bincount(self.image[self.false], minlength=size)
+        return tuple(np.bincount(np.array(part, int), minlength=size) for part in (lost, false))
 
 
 def judge(
@@ -156,112 +172,83 @@ def judge(
     """
     entries = annotations['annotations']
     images = sorted(annotations['images'], key=lambda image: image['id'])
+    number = {image['id']: i for i, image in enumerate(images)}
     classes = sorted(category['id'] for category in annotations['categories'])
-    label_of = {key: k for k, key in enumerate(classes)}
-    objects, detections = defaultdict(list), defaultdict(list)
-    for i, annotation in enumerate(entries):
-        if annotation['category_id'] in label_of:
-            objects[annotation['image_id']].append(i)
-    for i in sorted(range(len(results)), key=lambda i: -results[i]['score']):
-        if results[i]['score'] >= score and results[i]['category_id'] in label_of:
-            detections[results[i]['image_id']].append(i)
-
-    parts, start = [], 0
-    for number, image in enumerate(images):
-        theirs = objects[image['id']]
-        seen: Counter[int] = Counter()
-        ours = []
-        for i in detections[image['id']]:
-            seen[results[i]['category_id']] += 1
-            if seen[results[i]['category_id']] <= max_dets:
-                ours.append(i)
-        truth = np.array([label_of[entries[i]['category_id']] for i in theirs], dtype=int)
-        crowd = np.array([bool(entries[i].get('iscrowd')) for i in theirs], dtype=bool)
-        labels = np.array([label_of[results[i]['category_id']] for i in ours], dtype=int)
-        overlaps = np.zeros((len(ours), len(theirs)))
-        if overlaps.size:  # IoU; with a crowd, the part of the detection that is in it
-            shapes = (
-                [shape_of(table[i], kind, image) for i in which]
-                for table, which in ((results, ours), (entries, theirs))
-            )
+    label = {key: k for k, key in enumerate(classes)}
+    objects: list[list[Object]] = [[] for _ in images]
+    for i, a in enumerate(entries):
+        if a['category_id'] in label and a['image_id'] in number:
+            image = number[a['image_id']]
+            crowd = bool(a.get('iscrowd'))
+            objects[image].append(Object(i, image, label[a['category_id']], crowd))
+    detections: list[list[Detection]] = [[] for _ in images]
+    counts: Counter[tuple[int, int]] = Counter()
+    for i, r in sorted(enumerate(results), key=lambda item: -item[1]['score']):
+        if r['score'] >= score and r['category_id'] in label and r['image_id'] in number:
+            place = number[r['image_id']], label[r['category_id']]
+            counts[place] += 1
+            if counts[place] <= max_dets:
+                detections[place[0]].append(Detection(i, *place, float(r['score'])))
+    for image, ours, theirs in zip(images, detections, objects, strict=True):
+        if ours and theirs:
+            shapes = [
+                [shape_of(table[one.source], kind, image) for one in part]
+                for table, part in ((results, ours), (entries, theirs))
+            ]
             if kind == 'bbox':
-                shapes = (np.array(boxes, float) for boxes in shapes)
-            overlaps = np.asarray(coco_mask.iou(*shapes, crowd.astype(int).tolist()))
-        verdict, target, confused, found, missed = _judge(overlaps, labels, truth, crowd)
-        part = dict(
-            sources=np.array(ours, dtype=int),
-            image=np.full(len(ours), number),
-            label=labels,
-            score=np.array([results[i]['score'] for i in ours], dtype=float),
-            verdict=verdict,
-            target=np.where(target >= 0, target + start, -1),
-            confused=np.where(confused >= 0, confused + start, -1),
-            object_sources=np.array(theirs, dtype=int),
-            object_image=np.full(len(theirs), number),
-            object_label=truth,
-            counted=~crowd,
-            found=found,
-            missed=missed,
-        )
-        parts.append(part)
-        start += len(theirs)
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    return Judged([image['id'] for image in images], classes, **joined)
+                shapes = [np.array(boxes, float) for boxes in shapes]
+            # IoU; with a crowd, the part of the detection that is in it
+            overlaps = np.asarray(coco_mask.iou(*shapes, [int(o.crowd) for o in theirs]))
+            _judge(overlaps, ours, theirs)
+        targets = {d.target for d in ours}
+        for o in theirs:
+            o.missed = not (o.crowd or o in targets)
+    ids = [image['id'] for image in images]
+    return Judged(ids, classes, [*chain(*detections)], [*chain(*objects)])
 
 
-def _judge(
-    overlaps: np.ndarray, labels: np.ndarray, truth: np.ndarray, crowd: np.ndarray
-) -> tuple[np.ndarray, ...]:
-    """Verdict, target and confused object of the detections of an image; found, missed objects."""
-    verdict = np.full(len(labels), _CODES['background'])
-    target = np.full(len(labels), -1)
-    found = np.zeros(len(truth), dtype=bool)
-    same = labels[:, None] == truth
-    real = same & ~crowd
+def _judge(overlaps: np.ndarray, ours: list[Detection], theirs: list[Object]) -> None:
+    """Sets verdict, target and confused object of the detections of an image, and found objects."""
+    crowd = np.array([o.crowd for o in theirs])
+    same = np.array([d.label for d in ours])[:, None] == np.array([o.label for o in theirs])
     near = overlaps >= FOREGROUND
+    taken = crowd.copy()
     for d in np.flatnonzero((near & same).any(1)):  # matched as COCO does
-        free = _nearest(overlaps[d], near[d] & real[d] & ~found)
-        if free >= 0:
-            verdict[d], target[d], found[free] = _CODES[RIGHT], free, True
+        free = _nearest(overlaps[d], near[d] & same[d] & ~taken)
+        if free is not None:
+            taken[free] = theirs[free].found = True
+            ours[d].verdict = RIGHT
+            ours[d].target = ours[d].confused = theirs[free]
         elif (near[d] & same[d] & crowd).any():
-            verdict[d] = _CODES[IGNORED]
-    confused = target.copy()
-    taken = found | crowd
-    left = verdict > _CODES[IGNORED]
-    for d in np.flatnonzero(left):
+            ours[d].verdict = IGNORED
+    for d in np.flatnonzero((overlaps >= BACKGROUND).any(1)):
+        detection = ours[d]
+        if not detection.false:
+            continue
         free = _nearest(overlaps[d], near[d] & ~taken)
-        if free >= 0:
-            confused[d], taken[free] = free, True
-
-    if len(truth):
-        own = np.where(real, overlaps, -1.0)
-        other = np.where(~same & ~crowd, overlaps, -1.0)
-        own_most, other_most = own.max(1), other.max(1)
-        for name, applies, objects in (
-            ('localisation', (own_most >= BACKGROUND) & (own_most < FOREGROUND), own.argmax(1)),
-            ('class', other_most >= FOREGROUND, other.argmax(1)),
-            ('duplicate', own_most >= FOREGROUND, None),
-            ('class and localisation', other_most >= BACKGROUND, None),
-        ):
-            chosen = left & applies
-            verdict[chosen] = _CODES[name]
-            if objects is not None:
-                target[chosen] = objects[chosen]
-            left &= ~applies
-    missed = ~crowd & ~found
-    missed[target[target >= 0]] = False
-    return verdict, target, confused, found, missed
+        if free is not None:
+            taken[free], detection.confused = True, theirs[free]
+        own = np.where(same[d] & ~crowd, overlaps[d], -1)
+        other = np.where(same[d] | crowd, -1, overlaps[d])
+        if BACKGROUND <= own.max() < FOREGROUND:
+            detection.verdict, detection.target = 'localisation', theirs[own.argmax()]
+        elif other.max() >= FOREGROUND:
+            detection.verdict, detection.target = 'class', theirs[other.argmax()]
+        elif own.max() >= FOREGROUND:
+            detection.verdict = 'duplicate'
+        elif other.max() >= BACKGROUND:
+            detection.verdict = 'class and localisation'
 
 
-def _nearest(overlaps: np.ndarray, allowed: np.ndarray) -> int:
-    """The allowed object with the largest overlap, the last of equal ones as in COCO, or -1."""
+def _nearest(overlaps: np.ndarray, allowed: np.ndarray) -> int | None:
+    """The allowed object with the largest overlap; the last of equal ones, as in COCO."""
     choices = np.flatnonzero(allowed)[::-1]
-    return int(choices[overlaps[choices].argmax()]) if len(choices) else -1
+    return int(choices[overlaps[choices].argmax()]) if len(choices) else None
 
 
-def _interpolated(right: np.ndarray, objects: int) -> float:
+def _interpolated(right: Sequence[bool], objects: int) -> float:
     """COCO's AP: the mean of the best precision at a recall of at least 0, 0.01, ... 1."""
-    if not objects or not len(right):
+    if not objects or not right:
         return 0.0
     hits = np.cumsum(right)
     precision = hits / np.arange(1, len(right) + 1)

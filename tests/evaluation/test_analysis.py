@@ -5,6 +5,7 @@ import json
 import os
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -80,12 +81,8 @@ def test_every_detection_has_its_verdict(made):
     judged = judge(truth, results, 'bbox')
     assert judged.images == [1, 4, 6] and judged.classes == [DOG, CAT]
     order = list(DETECTIONS)[::-1]
-    verdicts = {
-        order[source]: verdict
-        for verdict in ('right', 'ignored', *FALSE)
-        for source in judged.sources[judged.are(verdict)]
-    }
-    assert verdicts == dict(
+    found = {order[d.source]: d for d in judged.detections}
+    assert {name: d.verdict for name, d in found.items()} == dict(
         ignored='ignored',
         a='right',
         twice='duplicate',
@@ -97,12 +94,11 @@ def test_every_detection_has_its_verdict(made):
         h='right',
     )
     names = list(OBJECTS)
-    assert {names[i] for i in judged.object_sources[judged.found]} == {'a', 'f', 'h'}
-    assert {names[i] for i in judged.object_sources[judged.missed]} == {'d', 'e'}
-    targets = {order[judged.sources[d]]: judged.target[d] for d in range(len(order))}
-    assert names[judged.object_sources[targets['off']]] == 'b'
-    assert names[judged.object_sources[targets['wrong']]] == 'c'
-    assert targets['nothing'] == targets['both'] == targets['twice'] == -1
+    assert {names[o.source] for o in judged.objects if o.found} == {'a', 'f', 'h'}
+    assert {names[o.source] for o in judged.objects if o.missed} == {'d', 'e'}
+    assert names[found['off'].target.source] == 'b'
+    assert names[found['wrong'].target.source] == 'c'
+    assert {found[name].target for name in ('nothing', 'both', 'twice')} == {None}
 
 
 def test_what_ap_gains_without_an_error(made):
@@ -177,22 +173,22 @@ def test_judged_ap_is_cocos(kind):
     assert judged.ap() == pytest.approx(expected, abs=1e-12)
     counts = judged.counts()
     assert sum(map(bool, counts.values())) == 6, 'every kind is there'
-    ends = judged.are('right').sum() + judged.are('ignored').sum() + judged.false.sum()
-    assert ends == len(judged.verdict) and judged.are('ignored').any()
+    verdicts = Counter(d.verdict for d in judged.detections)
+    assert verdicts['ignored'] and set(verdicts) == {'right', 'ignored', *FALSE}
     table = judged.confusion()
     objects = [a for a in annotations['annotations'] if not a['iscrowd']]
     for k, key in enumerate(judged.classes):
         assert table[k].sum() == sum(a['category_id'] == key for a in objects)
-        seen = (judged.label == k) & ~judged.are('ignored')
-        assert table[:, k].sum() == seen.sum()
-    assert np.trace(table) == judged.are('right').sum()
+        seen = [d for d in judged.detections if d.label == k and d.verdict != 'ignored']
+        assert table[:, k].sum() == len(seen)
+    assert np.trace(table) == verdicts['right']
 
 
 def test_at_most_max_dets_of_an_image_and_class(made):
     truth, results = made
     judged = judge(truth, results, 'bbox', max_dets=3)
     order = list(DETECTIONS)[::-1]
-    assert {order[i] for i in judged.sources} == {'ignored', 'a', 'twice', 'h'}
+    assert {order[d.source] for d in judged.detections} == {'ignored', 'a', 'twice', 'h'}
 
 
 # the tool
