@@ -24,9 +24,9 @@ KINDS = tuple(FIELDS)
 class Scores:
     """Precision and recall of a set of detections.
 
-    Averages leave out what has no ground truth, and are -1 (as in COCO) where nothing has any. They
-    use the largest of ``max_dets``, except for ``AP`` of all classes, which uses 100 where that is
-    among them, as pycocotools does (where it is not, pycocotools gives -1).
+    Averages leave out what has no ground truth, and are -1 (as in COCO) if nothing has any. They
+    use the largest of ``max_dets``, except for ``AP`` of all classes, which uses 100 if that is
+    among them, as pycocotools does (if it is not, pycocotools gives -1).
 
     Attributes:
         kind: ``'bbox'`` or ``'segm'``.
@@ -58,17 +58,19 @@ class Scores:
         ``max_dets`` None is the largest. -1 if ``iou`` is not among the thresholds.
         """
         thresholds = self.iou_thrs >= 0 if iou is None else np.isclose(self.iou_thrs, iou)
-        column = -1 if max_dets is None else self.max_dets.index(max_dets)
-        part = self.precision[thresholds, :, :, self.sizes.index(size), column]
-        return _mean(part if category is None else part[..., self._column(category)])
+        return _mean(self.precision[thresholds][self._where(category, size, max_dets)])
 
     def ar(
         self, max_dets: int | None = None, category: int | None = None, size: str = 'all'
     ) -> float:
         """Average recall with at most ``max_dets`` detections an image; None is the largest."""
-        column = -1 if max_dets is None else self.max_dets.index(max_dets)
-        part = self.recall[:, :, self.sizes.index(size), column]
-        return _mean(part if category is None else part[:, self._column(category)])
+        return _mean(self.recall[self._where(category, size, max_dets)])
+
+    def _where(self, category: int | None, size: str, max_dets: int | None) -> tuple:
+        """Index of the last three axes: K, A, M."""
+        k = slice(None) if category is None else list(self.categories).index(category)
+        m = -1 if max_dets is None else self.max_dets.index(max_dets)
+        return ..., k, self.sizes.index(size), m
 
     def figures(self, category: int | None = None) -> dict[str, float]:
         """AP, AP50, AP75, AP_small, ..., AR_1, ..., AR_small, ... of all classes or of one."""
@@ -94,9 +96,6 @@ class Scores:
 
     def _headline(self) -> float:
         return self.ap(max_dets=MAX_DETS[-1] if MAX_DETS[-1] in self.max_dets else None)
-
-    def _column(self, category: int) -> int:
-        return list(self.categories).index(category)
 
 
 def metric_names(max_dets: Sequence[int], sizes: Iterable[str] = COCO_SIZES) -> list[str]:
@@ -165,12 +164,6 @@ def evaluate(
         [e for e in part or [] if e['image_id'] in entries and e['category_id'] in names]
         for part in (annotations.get('annotations'), results)
     )
-    if agnostic:  # pycocotools takes one class after the other, which decides ties
-        objects, results = (
-            [{**e, 'category_id': 1} for e in sorted(part, key=lambda e: e['category_id'])]
-            for part in (objects, results)
-        )
-        names = {1: 'all'}
     truth = COCO(
         dict(
             images=[{**image, 'id': numbers[key]} for key, image in entries.items()],
@@ -199,6 +192,7 @@ def evaluate(
         print_function=lambda *_: None,
     )
     run.params.catIds = list(names)
+    run.params.useCats = int(not agnostic)
     run.params.imgIds = list(numbers.values())
     run.params.maxDets = list(limits)
     if iou_thrs is not None:
@@ -207,7 +201,7 @@ def evaluate(
     run.accumulate()
     return Scores(
         kind=kind,
-        categories=names,
+        categories={1: 'all'} if agnostic else names,
         iou_thrs=run.params.iouThrs,
         sizes=('all', *sizes),
         max_dets=limits,

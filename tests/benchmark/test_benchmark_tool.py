@@ -70,7 +70,7 @@ def test_whole_run(tool, tmp_path, capsys):
         (['backbone', '--device', 'abacus'], '--device must be cpu or cuda, but is abacus'),
         (['backbone', '--rounds', '0'], '--rounds must be at least 1, but is 0'),
         (['backbone', '--threads', '0'], '--threads must be at least 1, but is 0'),
-        (['backbone', '--json', 'none/record.json'], 'none is no folder to write to'),
+        (['backbone', '--json', 'none/record.json'], 'none is not a writable folder'),
         (['backbone', '--json', 'record.png'], '--json must end in .json'),
         (['sweep', '--batch', '2', '2'], 'no two the same'),
         (['train', '--size', '64x64', '96x96'], '--size must be one'),
