@@ -99,13 +99,9 @@ def analyse(
     kind: str,
     score: float = 0.3,
 ) -> Analysis:
-    """Scores and judges the detections of a set.
+    """Scores and judges detections, given as for :func:`~.coco.evaluate`.
 
-    Args:
-        annotations: Content of a COCO annotation file.
-        results: In COCO's result format.
-        kind: ``'bbox'`` or ``'segm'``.
-        score: Least score of the detections in confusions and worst images.
+    ``score`` is the least score of the detections in confusions and worst images.
     """
     scores = evaluate(annotations, results, kind, sizes=SIZE_BINS)
     images = {image['id'] for image in annotations['images']}

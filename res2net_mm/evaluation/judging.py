@@ -161,14 +161,9 @@ def judge(
     score: float = 0.0,
     max_dets: int = MAX_DETS[-1],
 ) -> Judged:
-    """Judges detections and objects.
+    """Judges detections and objects, given as for :func:`~.coco.evaluate`.
 
-    Args:
-        annotations: Content of a COCO annotation file.
-        results: In COCO's result format.
-        kind: ``'bbox'`` or ``'segm'``.
-        score: Detections with a lower score are left out.
-        max_dets: How many detections of an image and class count.
+    Detections below ``score`` are left out.
     """
     entries = annotations['annotations']
     images = sorted(annotations['images'], key=lambda image: image['id'])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +14,8 @@ PROPOSALS = 1000
 MASKS = 100
 
 
-@dataclass(frozen=True)
-class ModelCost:
-    """What a model costs.
-
-    Attributes:
-        trained: Number of trained parameters.
-        params: Number of all parameters.
-        gflops: Multiply-adds of one image, in 1e9.
-    """
+class ModelCost(NamedTuple):
+    """Trained parameters, all parameters, and multiply-adds of one image in 1e9."""
 
     trained: int
     params: int
