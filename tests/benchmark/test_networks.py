@@ -45,7 +45,9 @@ def call(name, work, state, batch=1, **options):
 @pytest.fixture(scope='module')
 def levels(state):
     """Of every contender of float32, for one image."""
-    chosen = choose(networks.CONTENDERS[INFERENCE], 'cpu', VARIANT, None, ['float32'])
+    chosen = choose(
+        networks.CONTENDERS[INFERENCE], Work(INFERENCE, VARIANT), 'cpu', dtypes=['float32']
+    )
     return {name: call(name, INFERENCE, state)() for name in chosen}
 
 
