@@ -14,6 +14,8 @@ from typing import Any
 from ..backbones import VARIANTS
 
 SCHEME = 'res2net://'
+# the normalisation of all published weights: RGB, 0 to 255
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NON_COMMERCIAL = 'CC BY-NC-SA 4.0 (non-commercial)'
 
 

@@ -11,6 +11,9 @@ from PIL import Image as PillowImage
 
 from .nodes import type_name
 
+# ranges of an object's area in square pixels, lower bound in, upper bound out
+COCO_SIZES = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, 1e10)}
+
 TURNED = 5  # from this EXIF orientation on, width and height change places
 _ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 # what Pillow raises at headers that it cannot read

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..sets.sizes import COCO_SIZES as SIZE_BINS
+
 CLASSES = ('disc', 'square', 'triangle', 'star')
-#: COCO's bins of an object's area in pixels: lower bound in, upper bound out.
-SIZE_BINS = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, math.inf)}
 SIDES = (12, 200)
 MAX_OBJECTS = 8
 MIN_VISIBLE = 0.5
