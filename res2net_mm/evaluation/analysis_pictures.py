@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.sets.limits import check_pixels
+from ..data.sets.images import check_pixels
 from ..files import writing
 from .analysis import Analysis
 from .coco import as_rle

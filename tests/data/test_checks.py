@@ -30,7 +30,8 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.check.quick import SplitSummary, check_data, format_summary
+from res2net_mm.data.check.quick import check_data
+from res2net_mm.data.check.summary import SplitSummary, format_summary
 from res2net_mm.data.transforms import harden_dataset
 
 DATA = os.environ.get('RES2NET_MM_DATA')
@@ -200,7 +201,7 @@ def test_ground_truth_keeps_what_training_drops(voc):
         'val: 3 images, 7 boxes (cat 2, dog 3, horse 2); '
         '1 zero-size box (odd) kept in the ground truth',
         f'WARNING: val: split overlap: {voc}/JPEGImages/photo.0.jpg: it is trained on: what is '
-        'measured on it says nothing, and 2 more; take it out of one of the two splits',
+        'measured on it says nothing, and 2 more; remove it from one of the two splits',
         'test: the same as val',
     ]
 
@@ -234,9 +235,8 @@ def test_wrappers_are_opened_and_their_parts_added(coco):
     assert (summary.images, summary.boxes) == (9, 27)
     broken = copy.deepcopy(wrapped)
     broken['dataset']['datasets'][1]['dataset'] = {**part, 'ann_file': 'gone.json'}
-    check_fails(
-        config(broken), 'train_dataloader.dataset.dataset.datasets.1.dataset.ann_file', 'gone.json'
-    )
+    key = 'train_dataloader.dataset.dataset.datasets.1.dataset.ann_file'
+    check_fails(config(broken), 'gone.json', where=key)
 
 
 @pytest.mark.parametrize('kind', ['mmdet.CocoDataset', 'class', 'subclass'])

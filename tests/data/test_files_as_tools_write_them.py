@@ -36,7 +36,8 @@ from written_sets import (
 import res2net_mm  # noqa: F401  mmdet needs its operators
 from res2net_mm.data.check.inspection import inspect_data
 from res2net_mm.data.check.pictures import draw_inspection
-from res2net_mm.data.check.quick import check_data, format_summary
+from res2net_mm.data.check.quick import check_data
+from res2net_mm.data.check.summary import format_summary
 from res2net_mm.data.transforms import harden_dataset
 
 BIG = 10**400
@@ -77,13 +78,13 @@ RIGHT = {
 WRONG = {
     'image_id as text': (each('annotations', image_id=lambda a: str(a['image_id'])), 'image_id'),
     'category_id as text': (annotation(category_id='7'), 'category_id'),
-    'infinite width': (image(width=float('inf')), 'image 0 is inf'),
+    'infinite width': (image(width=float('inf')), 'image 0: it is inf'),
     'width of 400 digits': (image(width=BIG), 'no image is'),
     'width true': (image(width=True), 'width is True'),
     'NUL in a name': (image(file_name='a\0.jpg'), 'file_name'),
     'box of 400 digits': (annotation(bbox=[2, 3, BIG, 12]), 'bbox is [2, 3, 9'.replace('9', '1')),
     'backslash': (image(file_name='sub\\0.jpg'), 'write /'),
-    'capital suffix': (image(file_name='0.JPG'), 'where 0.jpg is'),
+    'capital suffix': (image(file_name='0.JPG'), '0.jpg is there'),
     'another size': (image(width=2 * WIDTH, height=2 * HEIGHT), '0.jpg: it has 60 x 40 px'),
     'one file twice': (
         lambda content: content['images'].append({**content['images'][0], 'id': 77}),
@@ -129,7 +130,7 @@ def test_what_is_wrong_is_named_by_both_checks(tmp_path, form):
 def test_a_json_that_mmdet_cannot_read_is_named(tmp_path, encoded, said):
     file = write_coco(tmp_path, coco_content())
     file.write_bytes(encoded(file.read_text()))
-    check_fails(config(coco_dataset(tmp_path)), f'{file} is not valid JSON', said)
+    check_fails(config(coco_dataset(tmp_path)), 'JSON', said, where=file)
 
 
 def test_warnings_are_printed_a_line_a_kind(tmp_path):
@@ -216,7 +217,7 @@ def test_fractions_that_mmdet_cuts_off_are_told(tmp_path):
 def test_a_list_with_a_byte_order_mark_is_named(tmp_path):
     names = write_voc(tmp_path, voc_annotations(2))
     names.write_text(names.read_text(), encoding='utf-8-sig')
-    check_fails(config(voc_dataset(tmp_path)), str(names), 'byte order mark')
+    check_fails(config(voc_dataset(tmp_path)), 'byte order mark', where=names)
     names.write_bytes(b'photo.0\r\nphoto.1\r\n')  # Windows' line ends
     assert check_data(config(voc_dataset(tmp_path)))[0].images == 2
 
@@ -281,7 +282,7 @@ def test_a_missing_image_is_looked_for_by_other_suffixes(tmp_path):
     write_voc(tmp_path, voc_annotations(2))
     folder = tmp_path / 'JPEGImages'
     (folder / 'photo.1.jpg').rename(folder / 'photo.1.gif')
-    check_fails(config(voc_dataset(tmp_path)), 'photo.1.jpg', 'where photo.1.gif is')
+    check_fails(config(voc_dataset(tmp_path)), 'photo.1.jpg', 'photo.1.gif is there')
 
 
 def test_label_maps_are_compared_with_their_images_before_training(tmp_path):
@@ -292,7 +293,8 @@ def test_label_maps_are_compared_with_their_images_before_training(tmp_path):
         'data_prefix': {'img_path': 'photos/train', 'seg_map_path': 'maps/train'},
         'pipeline': LOAD,
     }  # fmt: skip
-    check_fails(config(dataset, scope='mmseg'), 'a.png has 60 x 40 px', '40 x 60 px')
+    cfg = config(dataset, scope='mmseg')
+    check_fails(cfg, '60 x 40 px', '40 x 60 px', where=tmp_path / 'maps/train/a.png')
 
 
 def test_the_sheet_shows_images_as_the_pipeline_loads_them(tmp_path: Path):

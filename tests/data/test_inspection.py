@@ -15,10 +15,11 @@ from planting import MAKERS, coco_config, found, maps_config, told, voc_config
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
 from res2net_mm.data.check.anchors import anchor_sizes, best_ious, resize_factors
-from res2net_mm.data.check.inspection import format_inspection, inspect_data, write_inspection
+from res2net_mm.data.check.inspection import inspect_data
 from res2net_mm.data.check.pictures import size_figure
 from res2net_mm.data.check.quick import check_data
-from res2net_mm.data.sets.masks import check_mask, mask_runs
+from res2net_mm.data.check.report import format_inspection, write_inspection
+from res2net_mm.data.sets.masks import mask_fault, mask_runs
 
 DATA = os.environ.get('RES2NET_MM_DATA')
 real_data_wanted = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
@@ -52,7 +53,7 @@ def test_the_synthetic_set_has_no_fault(shapes, shapes_config):
         maps_config(shapes, '{}', 'semseg/{}', names, 255, '.jpg'),
     ):
         inspection = inspect_data(cfg)
-        assert told(inspection) == [] and len(inspection.parts) == 2
+        assert told(inspection) == [] and len(inspection.sets) == 2
 
 
 @real_data_wanted
@@ -201,8 +202,8 @@ def test_run_lengths_are_those_of_pycocotools(seed):
     np.testing.assert_array_equal(mask_runs(rle['counts'].decode()), runs)
     if seed:
         box = [0, 0, 130, 70]
-        assert check_mask({'size': [70, 130], 'counts': runs.tolist()}, box, 130, 70) is None
-        assert check_mask({**rle, 'size': [70, 130]}, box, 130, 70) is None
+        assert mask_fault({'size': [70, 130], 'counts': runs.tolist()}, box, 130, 70) is None
+        assert mask_fault({**rle, 'size': [70, 130]}, box, 130, 70) is None
 
 
 RESIZES = [

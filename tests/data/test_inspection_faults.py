@@ -71,7 +71,7 @@ COCO = {
     ),
     'other classes in val': (
         options(val_dataloader__dataset__metainfo__classes=('cat', 'dog')),
-        error('classes', 'val_dataloader.dataset', 'val'),
+        error('classes', 'val_dataloader.dataset.metainfo.classes', 'val'),
     ),
     'num_classes': (
         options(model__roi_head__bbox_head__num_classes=80), error('classes', 'model', ''),
@@ -82,9 +82,9 @@ COCO = {
     ),
     'annotation file': (
         options(train_dataloader__dataset__ann_file='gone.json'),
-        error('files', TRAIN),
+        error('files', f'{TRAIN}.ann_file'),
     ),
-    'no json': (file('val.json', half), error('files', 'val_dataloader.dataset', 'val')),
+    'no json': (file('val.json', half), error('files', 'val.json', 'val')),
     'image missing': (file('train/1.jpg', Path.unlink), error('images missing', '1.jpg')),
     'image not listed': (
         file('val/9.jpg', noise), warning('image not listed', '9.jpg', 'val'),
@@ -153,7 +153,7 @@ COCO = {
     ),
     'a list for an image id': (
         content(lambda c: c['images'][3].update(id=[30])),
-        error('broken image', 'train.json') | warning('image not listed', '3.jpg')
+        error('broken image entry', 'train.json') | warning('image not listed', '3.jpg')
         | warning('annotation of no image', 'train.json'),
     ),
     **{
@@ -261,11 +261,11 @@ COCO = {
     ),
     'metric': (
         options(val_evaluator={'type': 'CocoMetric', 'ann_file': 'gone.json'}),
-        error('metric', 'val_evaluator', 'val'),
+        error('metric', 'val_evaluator.ann_file', 'val'),
     ),
     'no boxes': (
         content(lambda c: c['annotations'].clear()),
-        error('nothing usable', TRAIN) | warning('class without objects', CLASSES_KEY)
+        error('nothing usable', f'{TRAIN}.ann_file') | warning('class without objects', CLASSES_KEY)
         | warning('class never trained', 'val_dataloader.dataset.metainfo.classes', 'val'),
     ),
     'own reader': (
@@ -299,7 +299,7 @@ def test_all_faults_of_a_set_are_found_at_once(tmp_path):
         COCO[name][0](tmp_path, cfg)
     findings = inspect_data(cfg).findings
     assert found(findings) == set().union(*(COCO[name][1] for name in names))
-    severities = [group.severity for group in findings.groups()]
+    severities = [group[0].severity for group in findings.groups()]
     assert severities == sorted(severities) and findings.errors == 7
     assert findings.verdict == 'not fit to train: 7 errors'
 
@@ -309,14 +309,14 @@ def test_findings_name_value_and_place(tmp_path):
     for item in (0, 1, 3, 4):
         edit(tmp_path, lambda c, i=item: c['annotations'][i].update(bbox=[2, 3, 0, 12]))
     (group,) = inspect_data(cfg).findings.groups()
-    assert (group.count, len(group.examples)) == (4, 3)
-    assert group.examples[0] == (
-        f'{tmp_path}/train/0.jpg: annotation 0 (cat), box 2, 3, 2, 15: it has no width or height, '
-        'so that it is not trained on'
-    )
+    assert (len(group), len(group.examples)) == (4, 3)
+    finding = group[0]
+    assert finding.file == str(tmp_path / 'train/0.jpg')
+    assert 'annotation 0 (cat), box 2, 3, 2, 15' in finding.what
+    assert group.examples[0] == f'{finding.file}: {finding.what}'
     text = str(group).split('\n')
     assert text[0] == 'WARNING train: zero-size box (4)' and text[4] == '    ... and 1 more'
-    assert text[5] == '    what to do: annotate the object again, or remove it'
+    assert text[5] == f'    what to do: {finding.remedy}'
 
 
 def test_a_misspelt_class_comes_with_the_likely_one(tmp_path):
@@ -349,7 +349,7 @@ def test_masks_are_looked_at_where_they_are_used(tmp_path):
     cfg.val_evaluator = {'type': 'CocoMetric', 'metric': ['bbox', 'segm']}
     # to measure the same data in two ways is not to look at it twice
     inspection = inspect_data(cfg)
-    assert [part.split for part in inspection.parts] == ['train', 'val']
+    assert [part.split for part in inspection.sets] == ['train', 'val']
     assert found(inspection.findings) == error('mask broken', '0.jpg', 'val')
     assert found(inspect_data(cfg, ['test']).findings) == set()
 

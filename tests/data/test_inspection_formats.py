@@ -79,7 +79,7 @@ VOC = {
     ),
     'a list that is no text': (
         file('train.txt', lambda f: f.write_bytes(b'\xff\xfe\x80')),
-        error('files', TRAIN)
+        error('files', 'train.txt')
         | {('warning', 'image not listed', 'val', f'photo.{i}.jpg') for i in range(4)},
     ),
     'broken xml': (

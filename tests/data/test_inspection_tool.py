@@ -15,15 +15,10 @@ from mmengine import Config
 from planting import WITH_MASKS, coco_config, told
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data.check.findings import Finding
-from res2net_mm.data.check.inspection import (
-    format_inspection,
-    inspect_data,
-    make_folder,
-    write_inspection,
-)
+from res2net_mm.data.check.inspection import inspect_data
 from res2net_mm.data.check.pictures import draw_inspection, size_figure
-from res2net_mm.data.errors import DataError
+from res2net_mm.data.check.report import format_inspection, make_folder, write_inspection
+from res2net_mm.data.errors import DataError, Finding
 
 SHAPES = ('disc', 'square', 'triangle', 'star')
 
@@ -69,12 +64,12 @@ def test_the_sheet_shows_images_with_findings_first_and_marked(tmp_path, faulty,
 
 def test_an_error_is_marked_red_and_masks_are_drawn(tmp_path, shapes):
     inspection = inspect_data(coco_config(shapes, '{}/', SHAPES))
-    file = inspection.parts[1].used[3].file
+    file = inspection.sets[1].used[3].file
     inspection.findings.append(Finding('error', 'some kind', 'val', file, 'it', 'do'))
     sheet = draw_inspection(inspection, tmp_path / 'sheet.jpg')
     assert sheet[0, 0].tolist() == [40, 40, 230] and sheet[0, 400].tolist() == [0, 0, 0]
     # within the largest object, half of each pixel is the colour of its class
-    image = inspection.parts[1].used[3]
+    image = inspection.sets[1].used[3]
     plain = cv2.resize(cv2.imread(file), (240, 240), interpolation=cv2.INTER_AREA)
     semantic = cv2.imread(file.replace('/val/', '/semseg/val/').replace('.jpg', '.png'), 0)
     masks = cv2.resize(semantic, (240, 240), interpolation=cv2.INTER_NEAREST)

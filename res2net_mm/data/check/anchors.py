@@ -1,9 +1,8 @@
-"""The sizes that objects have in training, and those of the anchors that look for them."""
+"""The sizes of anchors, and the factors by which training resizes objects."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,26 +13,26 @@ LEAST_IOU = 0.3
 
 
 def anchor_sizes(model: Mapping) -> tuple[str, np.ndarray] | None:
-    """Where a model's anchors are set, and their sizes.
+    """The anchors of a model.
 
     Args:
-        model: its config.
+        model: Its config.
 
     Returns:
-        Key in the config, and (N, 2) widths and heights in px; None where objects are not given
-        anchors by their IoU.
+        Where the config sets them, and (N, 2) widths and heights in px; None if objects do not get
+        their anchors by IoU.
     """
     from mmdet.registry import TASK_UTILS
 
-    for key, head, train_cfg in _heads(model):
-        generator = head.get('anchor_generator')
-        assigner = (train_cfg or {}).get('assigner')
-        if generator is None or not type_name(assigner).endswith('MaxIoUAssigner'):
-            continue
-        # a scope that an earlier run of this process left would not know mmdet's generators
-        levels = TASK_UTILS.build(dict(generator, _scope_='mmdet')).base_anchors
-        corners = np.concatenate([level.numpy() for level in levels])
-        return f'{key}.anchor_generator', corners[:, 2:4] - corners[:, :2]
+    training = model.get('train_cfg') or {}
+    for name, own in (('rpn_head', training.get('rpn') or {}), ('bbox_head', training)):
+        head = model.get(name)
+        generator = head.get('anchor_generator') if isinstance(head, Mapping) else None
+        if generator and type_name(own.get('assigner')).endswith('MaxIoUAssigner'):
+            # with the scope of an earlier run of this process, mmdet's generators are unknown
+            levels = TASK_UTILS.build(dict(generator, _scope_='mmdet')).base_anchors
+            corners = np.concatenate([level.numpy() for level in levels])
+            return f'model.{name}.anchor_generator', corners[:, 2:4] - corners[:, :2]
     return None
 
 
@@ -41,7 +40,7 @@ def resize_factors(pipeline: Sequence, sizes: np.ndarray) -> np.ndarray:
     """By how much a training pipeline enlarges images: the middle of what it may do.
 
     Args:
-        pipeline: configs of transforms; the first that resizes counts.
+        pipeline: Configs of transforms; the first that resizes counts.
         sizes: (N, 2) widths and heights of the images in px.
 
     Returns:
@@ -51,39 +50,26 @@ def resize_factors(pipeline: Sequence, sizes: np.ndarray) -> np.ndarray:
     step = next(_resizes(pipeline), None)
     if step is None:
         return np.ones_like(sizes)
-    factor = step.get('scale_factor')
-    if factor is not None and step.get('scale') is None:
-        return np.ones_like(sizes) * factor
     scale = step.get('scale', step.get('scales'))
-    if isinstance(scale, list | tuple) and isinstance(scale[0], list | tuple):
-        wanted = np.mean(scale, axis=0)
-    else:
-        wanted = np.ones(2) * scale
-    wanted = wanted * np.mean(step.get('ratio_range') or 1)
+    if scale is None:
+        return np.ones_like(sizes) * step['scale_factor']
+    wanted = np.ones(2) * np.mean(step.get('ratio_range') or 1)
+    # several scales count with their mean
+    wanted *= np.mean(scale, axis=0) if np.ndim(scale) == 2 else scale
     if not step.get('keep_ratio', False):
         return wanted / sizes
-    # the largest at which neither side is longer than it may be
-    long_side, short_side = sizes.max(1), sizes.min(1)
-    factors = np.minimum(wanted.max() / long_side, wanted.min() / short_side)
+    # the largest factor with which neither side is too long
+    factors = np.minimum(wanted.max() / sizes.max(1), wanted.min() / sizes.min(1))
     return np.repeat(factors[:, None], 2, axis=1)
 
 
 def best_ious(boxes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
-    """(N,) the IoU of boxes (N, 2) with the best of anchors (M, 2), both about the same centre."""
+    """(N,) IoU of boxes (N, 2) with the best of anchors (M, 2), both with the same centre."""
     best = np.zeros(len(boxes))
     for anchor in np.unique(anchors, axis=0):
         shared = np.minimum(boxes, anchor).prod(1)
         best = np.maximum(best, shared / (boxes.prod(1) + anchor.prod() - shared))
     return best
-
-
-def _heads(model: Mapping) -> Iterator[tuple[str, Mapping, Any]]:
-    """Where the heads with anchors are, their configs, and those of their training."""
-    train_cfg = model.get('train_cfg') or {}
-    for name, training in (('rpn_head', train_cfg.get('rpn')), ('bbox_head', train_cfg)):
-        head = model.get(name)
-        if isinstance(head, Mapping):
-            yield f'model.{name}', head, training
 
 
 def _resizes(pipeline: Sequence) -> Iterator[Mapping]:
