@@ -1,5 +1,5 @@
 from .check.quick import check_data
-from .check.summary import format_summary
+from .check.survey import format_summary
 from .errors import DataError
 from .synthetic.shapes import make_shapes
 from .transforms import harden_dataset, harden_pipeline

@@ -17,10 +17,10 @@ import numpy as np
 from mmengine import fileio
 
 from ..registry import SCOPE, TRANSFORMS
-from .errors import WARNING, DataError
-from .sets.images import check_pixels, read_header
+from .errors import DataError
+from .findings import WARNING
+from .sets.images import check_pixels, read_header, size_fault
 from .sets.nodes import type_name
-from .sets.sizes import size_fault
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 # 00 is a stuffed byte of the coded image, D0 to D7 are restarts inside it, FF pads before a marker
@@ -38,13 +38,9 @@ _TOLERANT_DATASETS = {
 # transforms that choose from a list: one more would be another choice
 _ALTERNATIVES = ('TestTimeAug', 'RandomChoice')
 _OF_EACH_BOX = (
-    'gt_bboxes',
-    'gt_bboxes_labels',
-    'gt_ignore_flags',
-    'gt_masks',
-    'gt_keypoints',
+    'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks', 'gt_keypoints',
     'gt_instances_ids',
-)
+)  # fmt: skip
 
 
 @TRANSFORMS.register_module()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,20 @@ import pytest
 import torch
 from mmengine import Config
 from PIL import Image
-from written_sets import CLASSES, check_fails, config, semantic_dataset, write_label_maps
+from written_sets import (
+    CLASSES,
+    DATA,
+    check_fails,
+    config,
+    real_data,
+    semantic_dataset,
+    write_label_maps,
+)
 
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
 from res2net_mm.data.check.quick import SAMPLE, check_data
-from res2net_mm.data.check.summary import format_summary
+from res2net_mm.data.check.survey import format_summary
 from res2net_mm.data.sets.label_maps import count_values
-
-DATA = os.environ.get('RES2NET_MM_DATA')
-real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
 
 TRAIN = 'train_dataloader.dataset'
 

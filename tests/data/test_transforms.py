@@ -15,6 +15,7 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
 from PIL import Image
+from written_sets import DATA, real_data
 
 import res2net_mm  # noqa: F401  registers the scope
 from res2net_mm.data.errors import DataError
@@ -26,9 +27,6 @@ from res2net_mm.data.transforms import (
     harden_pipeline,
     truncation,
 )
-
-DATA = os.environ.get('RES2NET_MM_DATA')
-real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
 
 OUR_LOADER = 'res2net_mm.LoadImageFromFile'
 OUR_DROP = 'res2net_mm.DropEmptyBoxes'

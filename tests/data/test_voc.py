@@ -1,19 +1,21 @@
-"""VOC files: loose ones are read, in the check and in training; mistakes are told."""
+"""VOC files: loose ones are read, in the check and in training; mistakes are named."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS, DefaultScope
+from planting import noise
 from written_sets import (
+    DATA,
     HEIGHT,
     WIDTH,
     check_fails,
     config,
+    real_data,
     voc_annotations,
     voc_dataset,
     voc_object,
@@ -23,31 +25,24 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data.check.inspection import inspect_data
 from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
 from res2net_mm.data.sets.voc import VocObject, read_voc
 from res2net_mm.data.transforms import harden_dataset
 
-DATA = os.environ.get('RES2NET_MM_DATA')
-real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
-
 TRAIN = 'train_dataloader.dataset'
+
+
 LOADING = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
 
 
-@pytest.fixture
-def voc(tmp_path: Path) -> Path:
-    write_voc(tmp_path, voc_annotations())
-    write_voc(tmp_path, voc_annotations(2), 'val')
-    return tmp_path
+LOAD = [{'type': 'LoadImageFromFile'}]
 
 
 def build(dataset: dict) -> object:
     with DefaultScope.overwrite_default_scope('mmdet'):
         return DATASETS.build(ConfigDict(dataset))
-
-
-# ---- reading
 
 
 def test_what_tools_write():
@@ -110,9 +105,6 @@ def test_what_cannot_be_read(text, said):
         read_voc(text.encode(), 'a.xml')
     assert said in caught.value.what and caught.value.where == 'a.xml'
     assert '\n' not in str(caught.value)
-
-
-# ---- training
 
 
 @pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.XMLDataset'])
@@ -221,9 +213,6 @@ def test_empty_boxes_of_real_files_do_not_reach_training(split, name):
     check_empty_boxes(dataset, split, name)
 
 
-# ---- mistakes
-
-
 def test_voc_files_missing(voc):
     cfg = config(voc_dataset(voc, ann_file='gone.txt'))
     check_fails(cfg, 'gone.txt', where=f'{TRAIN}.ann_file')
@@ -294,3 +283,42 @@ def test_no_usable_voc_box(voc):
     check_fails(config(voc_dataset(voc)), 'no usable box', where=f'{TRAIN}.ann_file')
     write_voc(voc, {})
     check_fails(config(voc_dataset(voc)), f'{TRAIN}', 'no usable image')
+
+
+@pytest.mark.parametrize('suffix', ['.tif', '.tiff', '.webp', '.TIF', '.png', '.JPEG'])
+def test_voc_images_of_any_suffix(tmp_path, suffix):
+    write_voc(tmp_path, voc_annotations(2))
+    for file in sorted((tmp_path / 'JPEGImages').iterdir()):
+        file.unlink()
+        noise(file.with_suffix(suffix))
+    dataset = voc_dataset(tmp_path, pipeline=LOAD)
+    assert not check_data(config(dataset))[0].warnings
+    assert not inspect_data(config(dataset), workers=1).findings.errors
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        sample = DATASETS.build(harden_dataset(dataset))[0]
+    assert sample['img'].shape == (HEIGHT, WIDTH, 3) and sample['img_path'].endswith(suffix)
+
+
+def test_another_spelling_of_a_class_is_told_before_training(tmp_path):
+    other = voc_xml(voc_object('Cat', (3, 4, 20, 30)))
+    write_voc(tmp_path, {**voc_annotations(2), 'a': other, 'b': other})
+    (summary,) = check_data(config(voc_dataset(tmp_path)))
+    (line,) = summary.warnings
+    assert line.startswith('name like a class: ') and "2 objects are named 'Cat'" in line
+    assert summary.per_class['cat'] == 2 and summary.other_classes == {'Cat': 2}
+
+
+def test_fractions_that_mmdet_cuts_off_are_told(tmp_path):
+    fractional = voc_xml(voc_object('cat', (3.5, 4, 20, 30)))
+    write_voc(tmp_path, {**voc_annotations(2), 'a': fractional, 'b': fractional})
+    (summary,) = check_data(config(voc_dataset(tmp_path)))
+    (line,) = summary.warnings
+    assert line.startswith('fractional coordinates: ') and 'a.xml' in line and '1 more' in line
+
+
+def test_a_list_with_a_byte_order_mark_is_named(tmp_path):
+    names = write_voc(tmp_path, voc_annotations(2))
+    names.write_text(names.read_text(), encoding='utf-8-sig')
+    check_fails(config(voc_dataset(tmp_path)), 'byte order mark', where=names)
+    names.write_bytes(b'photo.0\r\nphoto.1\r\n')  # Windows' line ends
+    assert check_data(config(voc_dataset(tmp_path)))[0].images == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from PIL import Image
 
 from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
+
+DATA = os.environ.get('RES2NET_MM_DATA')
+real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
 
 CLASSES = ('cat', 'dog', 'horse')
 WIDTH, HEIGHT = 60, 40

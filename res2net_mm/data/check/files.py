@@ -8,15 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from ..errors import DataError, Finding, error, raised, warning
-from ..sets.images import IMAGE_SUFFIXES
+from ..findings import Finding, caught, error, of_split, raised, warning
+from ..sets.images import IMAGE_SUFFIXES, resize_faults, size_fault, unseen_turn
 from ..sets.label_maps import check_map, check_variety, values_are_labels
 from ..sets.records import Image, check_missing
-from ..sets.sizes import resize_faults, size_fault, unseen_turn
-from .findings import of_split
 from .pixels import CheckedSet
-
-_COUNTS_MORE = 'as it is, it counts for more than others'
 
 
 def check_files(part: CheckedSet) -> Iterator[Finding]:
@@ -34,7 +30,6 @@ def check_files(part: CheckedSet) -> Iterator[Finding]:
                     'image listed twice',
                     files[-1],
                     f'the set has it {len(files)} times, by its list or by a link to a folder',
-                    f'remove it there; {_COUNTS_MORE}',
                 )
     yield from _check_pictures(part)
     yield from _check_maps(part)
@@ -50,15 +45,10 @@ def _check_pictures(part: CheckedSet) -> Iterator[Finding]:
     thin = resize_faults(part.node.pipeline, {size for size in sizes.values() if all(size)})
     for image in part.used:
         if sizes[image.file] in thin:
-            fault = DataError(
-                thin[sizes[image.file]],
-                image.file,
-                'remove it from the annotations, or cut it into parts',
-            )
-            yield error('image that cannot be resized', fault)
+            yield error('image that cannot be resized', image.file, thin[sizes[image.file]])
         picture = part.pictures.get(image.file)
         if picture and picture.fault:
-            yield error('image unreadable', picture.fault)
+            yield caught('image unreadable', picture.fault)
         if not (picture and picture.size):
             continue
         annotated = image.width, image.height
@@ -73,7 +63,6 @@ def _check_pictures(part: CheckedSet) -> Iterator[Finding]:
                 image.file,
                 f'its samples have more than 8 bits (mode {picture.header.mode}), of which '
                 'training sees the upper 8',
-                'look whether they show enough (contact sheet); if not, write 8 bits yourself',
             )
 
 
@@ -89,7 +78,7 @@ def _check_maps(part: CheckedSet) -> Iterator[Finding]:
         if label_map.fault:
             coloured = label_map.header.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
             kind = 'coloured label map' if coloured else 'label map unreadable'
-            yield error(kind, label_map.fault)
+            yield caught(kind, label_map.fault)
             continue
         if label_map.header.deep:
             yield warning(
@@ -97,16 +86,10 @@ def _check_maps(part: CheckedSet) -> Iterator[Finding]:
                 file,
                 f'its mode is {label_map.header.mode}; of values above 255, only the lower 8 bits '
                 'are loaded',
-                'write it with 8 bits per pixel',
             )
         if picture and picture.size and picture.size != label_map.size:
             size, wanted = (f'{w} x {h} px' for w, h in (label_map.size, picture.size))
-            fault = DataError(
-                f'it has {size}, its image {wanted}',
-                file,
-                'write the map for the image as it is loaded',
-            )
-            yield error('label map of another size', fault)
+            yield error('label map of another size', file, f'it has {size}, its image {wanted}')
         if compared:
             counts = label_map.counts
             yield from raised(
@@ -118,7 +101,6 @@ def _check_maps(part: CheckedSet) -> Iterator[Finding]:
                     file,
                     'all of its pixels have the value that is ignored, so nothing of it is trained '
                     'on or measured',
-                    'label it, or remove it from the set',
                 )
     readable = sum(label_map.fault is None for label_map in part.maps.values())
     if compared and readable:
@@ -138,12 +120,7 @@ def check_copies(part: CheckedSet) -> Iterator[Finding]:
             continue
         other, file = first.setdefault(content, (place, image.file))
         if other != place:
-            yield warning(
-                'same content twice',
-                image.file,
-                f'it is pixel for pixel {file}',
-                f'keep one of them; {_COUNTS_MORE}',
-            )
+            yield warning('same content twice', image.file, f'it is pixel for pixel {file}')
 
 
 def check_left_over(part: CheckedSet, everything: Sequence[CheckedSet]) -> Iterator[Finding]:
@@ -157,18 +134,11 @@ def check_left_over(part: CheckedSet, everything: Sequence[CheckedSet]) -> Itera
     }
     folders = {os.path.dirname(os.path.normpath(image.file)) for image in part.listed}
     for file in _left_over(folders, known):
-        yield warning(
-            'image not listed',
-            file,
-            'no split of the config lists it',
-            'list and annotate it, if it was meant to be; as it is, it is not used',
-        )
+        yield warning('image not listed', file, 'no split of the config lists it')
     maps = {os.path.dirname(os.path.normpath(i.label_map)) for i in part.listed if i.label_map}
     for file in _left_over(maps - folders, known):
         if file.endswith(part.node.option('seg_map_suffix')):
-            yield warning(
-                'label map without image', file, 'it is not used', 'add its image, or remove it'
-            )
+            yield warning('label map without image', file, 'it is not used')
 
 
 def check_splits(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
@@ -190,7 +160,6 @@ def check_splits(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
                     'split overlap',
                     image.file,
                     f'it is {copy}trained on: what is measured on it says nothing',
-                    'remove it from one of the two splits',
                 )
                 yield from of_split(part.split, [found])
 

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from mmengine import Config
 
-from ..errors import DataError, warning
-from .anchors import anchor_sizes
+from ..errors import DataError
+from ..findings import Findings, of_split, warning
 from .files import check_copies, check_files, check_left_over, check_splits
-from .findings import Findings, of_split
-from .objects import check_anchors, check_classes, check_most_objects, check_objects, trained_sizes
-from .pixels import CheckedSet, Known, look_at_pixels
-from .summary import SplitSummary
-from .survey import Survey
+from .objects import (
+    anchor_sizes,
+    check_anchors,
+    check_classes,
+    check_most_objects,
+    check_objects,
+    trained_sizes,
+)
+from .pixels import CheckedSet, look_at_pixels
+from .survey import SplitSummary, Survey
 
 SPLITS = ('train', 'val', 'test')
 
@@ -58,19 +63,18 @@ def inspect_data(
         raise DataError(
             f'the config has no data to check ({wanted})', remedy='name splits that it has'
         )
-    survey = Survey(cfg)
+    survey = Survey(cfg, splits)
     # all splits: an image that another split lists is not left over
     found = list(survey.read(SPLITS))
     summaries = [summary for summary in survey.summaries if summary.split in splits]
     # if two splits are the same, the first is looked at, whichever was asked for
     asked = {*splits, *(summary.same_as for summary in summaries)}
     findings = Findings(finding for finding in found if finding.split in {'', *asked})
-    parts = _merge([part for part in survey.sets if part.split in asked])
-    known: Known = {}
+    parts = [part for part in survey.sets if part.split in asked]
     for part in parts:
         images = [image.file for image in part.used]
         maps = [image.label_map for image in part.used if image.label_map]
-        look_at_pixels(part, images, maps, known, workers, bar=True)
+        look_at_pixels(part, images, maps, workers, bar=True)
         for check in (check_files, check_copies, check_objects):
             findings.extend(of_split(part.split, check(part)))
         findings.extend(of_split(part.split, check_left_over(part, survey.sets)))
@@ -82,7 +86,6 @@ def inspect_data(
                 'not checked',
                 f'{summary.split}_dataloader.dataset',
                 f'{name} reads its annotations in its own way, or not from local files',
-                'check this data yourself',
             )
             findings.extend(of_split(summary.split, [unread]))
     if not any(summary.unchecked for summary in summaries if summary.split == 'train'):
@@ -92,22 +95,3 @@ def inspect_data(
     if anchors:
         findings.extend(of_split('train', check_anchors(boxes, *anchors)))
     return Inspection(findings.once(), summaries, parts, anchors and anchors[1], factor)
-
-
-def _merge(parts: Sequence[CheckedSet]) -> list[CheckedSet]:
-    """Without the second of two splits that measure the same data by different metrics."""
-    kept: list[CheckedSet] = []
-    for part in parts:
-        twins = [
-            other
-            for other in kept
-            if 'train' not in (part.split, other.split)
-            and part.split != other.split
-            and part.node.config == other.node.config
-        ]
-        for twin in twins[:1]:
-            twin.masks |= part.masks
-            twin.ignored |= part.ignored
-        if not twins:
-            kept.append(part)
-    return kept

@@ -8,30 +8,21 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ...checks import listed
-from ..errors import DataError, Finding, error, warning
+from ..findings import Finding, error, of_split, warning
 from ..sets.masks import MASK_ERRORS, mask_fault
+from ..sets.nodes import type_name
 from ..sets.records import IGNORED, ZERO_SIZE, Image, Object
-from .anchors import LEAST_IOU, best_ious, resize_factors
-from .findings import of_split
 from .pixels import CheckedSet, progress
 
+_LEAST_IOU = 0.3  # with which mmdet's RPN gives an object an anchor (min_pos_iou)
 _MOST_WITHOUT_ANCHOR = 0.1  # share of the boxes
 _MOST_NAMES = 3  # classes that get a finding each
-_ANNOTATE = 'annotate the object again, or remove it'
-_REASONS = {  # why an object is not trained on -> kind, what, remedy
-    'not finite': ('box not finite', 'a side is infinite or no number', _ANNOTATE),
-    ZERO_SIZE: ('zero-size box', 'it has no width or height', _ANNOTATE),
-    'outside the image': (
-        'box outside the image',
-        'it is completely outside the image',
-        'look whether the image is the one that was annotated; if so, remove the object',
-    ),
-    'under 1 px': (
-        'box under 1 px',
-        'a side is under 1 px',
-        'look whether coordinates are in pixels; if so, remove the object',
-    ),
-    'without area': ('object without area', "its 'area' is 0", "write its area in px to 'area'"),
+_REASONS = {  # why an object is not trained on -> kind of the finding, and what is wrong
+    'not finite': ('box not finite', 'a side is infinite or no number'),
+    ZERO_SIZE: ('zero-size box', 'it has no width or height'),
+    'outside the image': ('box outside the image', 'it is completely outside the image'),
+    'under 1 px': ('box under 1 px', 'a side is under 1 px'),
+    'without area': ('object without area', "its 'area' is 0"),
 }
 
 
@@ -53,7 +44,6 @@ def check_objects(part: CheckedSet) -> Iterator[Finding]:
                     'object twice',
                     image.file,
                     f'{" and ".join(titles[:2])} are one box of class {name}',
-                    'remove all but one; the others count as objects that are not found',
                 )
 
 
@@ -62,25 +52,18 @@ def _check_box(voc: bool, image: Image, item: Object) -> Iterator[Finding]:
     if item.reason == ZERO_SIZE and (x2 < x1 or y2 < y1):
         kind = 'swapped corners' if voc else 'negative size'
         what = 'its corners are swapped' if voc else 'its width or height is negative'
-        what += ', so the object is trained as background'
-        remedy = 'write xmin < xmax and ymin < ymax' if voc else 'write the box as [x, y, w, h]'
+        yield warning(kind, image.file, f'{item}: {what}, so the object is trained as background')
     elif item.reason in _REASONS:
-        kind, what, remedy = _REASONS[item.reason]
-        what += ', so it is not trained on'
-    else:
-        return
-    yield warning(kind, image.file, f'{item}: {what}', remedy)
+        kind, what = _REASONS[item.reason]
+        yield warning(kind, image.file, f'{item}: {what}, so it is not trained on')
 
 
 def _check_mask(image: Image, item: Object) -> Iterator[Finding]:
     fault = mask_fault(item.segmentation, item.box, int(image.width), int(image.height))
     if fault:
-        kind, what, remedy = fault
-        what = f'{item.where} ({item.name}): {what}'
-        if kind in MASK_ERRORS:
-            yield error(kind, DataError(what, image.file, remedy))
-        else:
-            yield warning(kind, image.file, what, remedy)
+        kind, what = fault
+        make = error if kind in MASK_ERRORS else warning
+        yield make(kind, image.file, f'{item.where} ({item.name}): {what}')
 
 
 def check_classes(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
@@ -88,32 +71,20 @@ def check_classes(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
     found = {split: count_classes(parts, split) for split in ('train', 'val', 'test')}
     thing = 'pixel' if any(part.maps for part in parts) else 'object'
     empty = [name for name, count in found['train'].items() if not count]
-    yield from _name_classes(
-        'train',
-        f'class without {thing}s',
-        empty,
-        f'the training set has no {thing} of it',
-        'add images of it, or remove it from the classes; as it is, it is not learnt',
-    )
+    what = f'the training set has no {thing} of it'
+    yield from _name_classes('train', f'class without {thing}s', empty, what)
     for split in ('val', 'test'):
-        yield from _name_classes(
-            split,
-            'class never trained',
-            [name for name in empty if found[split].get(name)],
-            f'there are {thing}s of it here, none in the training set',
-            'move images of it to the training set; as it is, none of it will be found',
-        )
+        measured = [name for name in empty if found[split].get(name)]
+        what = f'there are {thing}s of it here, none in the training set'
+        yield from _name_classes(split, 'class never trained', measured, what)
 
 
-def _name_classes(
-    split: str, kind: str, names: list[str], what: str, remedy: str
-) -> Iterator[Finding]:
+def _name_classes(split: str, kind: str, names: list[str], what: str) -> Iterator[Finding]:
     """A warning for each of ``names`` if they are few, else one for all."""
     key = f'{split}_dataloader.dataset.metainfo.classes'
     if len(names) > _MOST_NAMES:
         names = [f'{len(names):,} classes ({listed(names, 10)})']
-    found = (warning(kind, key, f'{name}: {what}', remedy) for name in names)
-    return of_split(split, found)
+    return of_split(split, (warning(kind, key, f'{name}: {what}') for name in names))
 
 
 def count_classes(parts: Sequence[CheckedSet], split: str) -> dict[str, int]:
@@ -155,7 +126,6 @@ def check_most_objects(part: CheckedSet, model: Mapping) -> Iterator[Finding]:
                 image.file,
                 f'it has {len(image.boxes):,} objects, the detector returns at most {most:,} '
                 f'({key})',
-                f'raise {key}, and the number that the metric counts (100 in COCO)',
             )
 
 
@@ -179,16 +149,84 @@ def check_anchors(boxes: np.ndarray, key: str, anchors: np.ndarray) -> Iterator[
         key: Where the anchors are set.
         anchors: (M, 2) their sizes in px.
     """
-    missed = best_ious(boxes, anchors) < LEAST_IOU
+    missed = best_ious(boxes, anchors) < _LEAST_IOU
     if missed.mean() > _MOST_WITHOUT_ANCHOR:
         sides = np.sqrt(anchors.prod(1))
         yield warning(
             'objects without anchor',
             key,
             f'{missed.mean():.0%} of {len(boxes):,} boxes have no anchor with an IoU of '
-            f'{LEAST_IOU} or more: as trained they have '
+            f'{_LEAST_IOU} or more: as trained they have '
             f'{np.median(np.sqrt(boxes[missed].prod(1))):.0f} px (median), the anchors '
             f'{sides.min():.0f} to {sides.max():.0f} px',
-            f'set {key}.scales or ratios to the sizes of the objects (sizes.png), or the scale '
-            'that training resizes to',
         )
+
+
+def anchor_sizes(model: Mapping) -> tuple[str, np.ndarray] | None:
+    """The anchors of a model.
+
+    Args:
+        model: Its config.
+
+    Returns:
+        Where the config sets them, and (N, 2) widths and heights in px; None if objects do not get
+        their anchors by IoU.
+    """
+    from mmdet.registry import TASK_UTILS
+
+    training = model.get('train_cfg') or {}
+    for name, own in (('rpn_head', training.get('rpn') or {}), ('bbox_head', training)):
+        head = model.get(name)
+        generator = head.get('anchor_generator') if isinstance(head, Mapping) else None
+        if generator and type_name(own.get('assigner')).endswith('MaxIoUAssigner'):
+            # with the scope of an earlier run of this process, mmdet's generators are unknown
+            levels = TASK_UTILS.build(dict(generator, _scope_='mmdet')).base_anchors
+            corners = np.concatenate([level.numpy() for level in levels])
+            return f'model.{name}.anchor_generator', corners[:, 2:4] - corners[:, :2]
+    return None
+
+
+def resize_factors(pipeline: Sequence, sizes: np.ndarray) -> np.ndarray:
+    """By how much a training pipeline enlarges images: the middle of what it may do.
+
+    Args:
+        pipeline: Configs of transforms; the first that resizes counts.
+        sizes: (N, 2) widths and heights of the images in px.
+
+    Returns:
+        (N, 2) factors of the width and the height.
+    """
+    sizes = np.asarray(sizes, np.float64)
+    step = next(_resizes(pipeline), None)
+    if step is None:
+        return np.ones_like(sizes)
+    scale = step.get('scale', step.get('scales'))
+    if scale is None:
+        return np.ones_like(sizes) * step['scale_factor']
+    wanted = np.ones(2) * np.mean(step.get('ratio_range') or 1)
+    # several scales count with their mean
+    wanted *= np.mean(scale, axis=0) if np.ndim(scale) == 2 else scale
+    if not step.get('keep_ratio', False):
+        return wanted / sizes
+    # the largest factor with which neither side is too long
+    factors = np.minimum(wanted.max() / sizes.max(1), wanted.min() / sizes.min(1))
+    return np.repeat(factors[:, None], 2, axis=1)
+
+
+def best_ious(boxes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+    """(N,) IoU of boxes (N, 2) with the best of anchors (M, 2), both with the same centre."""
+    best = np.zeros(len(boxes))
+    for anchor in np.unique(anchors, axis=0):
+        shared = np.minimum(boxes, anchor).prod(1)
+        best = np.maximum(best, shared / (boxes.prod(1) + anchor.prod() - shared))
+    return best
+
+
+def _resizes(pipeline: Sequence) -> Iterator[Mapping]:
+    for step in pipeline:
+        if isinstance(step, list | tuple):
+            yield from _resizes(step)
+        elif isinstance(step, Mapping):
+            if 'Resize' in type_name(step) and {'scale', 'scales', 'scale_factor'} & set(step):
+                yield step
+            yield from _resizes(step.get('transforms') or ())

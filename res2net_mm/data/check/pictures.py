@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from ..errors import ERROR, DataError, Finding
+from ..errors import DataError
+from ..findings import ERROR, Finding
+from ..sets.coco import COCO_SIZES
 from ..sets.label_maps import read_map
 from ..sets.masks import read_mask
 from ..sets.records import Image, Object
-from ..sets.sizes import COCO_SIZES
 from .inspection import Inspection
 from .objects import count_classes, object_sizes
 from .pixels import CheckedSet

@@ -44,7 +44,8 @@ class CheckedSet:
     listed: list[Image]  # all its images
     used: list[Image]  # those that the run uses
     masks: bool  # whether the run uses the masks of objects
-    ignored: dict[str, int]  # where a segmentor or its metrics set an ignored label -> the label
+    # where a segmentor or its metrics set the label that they ignore -> the label
+    ignored: dict[str, int] = field(default_factory=dict)
     pictures: dict[str, Picture] = field(default_factory=dict)  # the images that exist, by path
     maps: dict[str, Picture] = field(default_factory=dict)  # the label maps, likewise
 
@@ -61,10 +62,6 @@ class CheckedSet:
     def labels(self) -> set[int]:
         """The values in these label maps that are not ignored."""
         return set(np.flatnonzero(self.count_values()).tolist()) - set(self.ignored.values())
-
-
-# way of loading -> path -> what is there
-Known = dict[tuple, dict[str, Picture]]
 
 
 def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
@@ -99,41 +96,33 @@ def look_at_pixels(
     part: CheckedSet,
     images: Sequence[str],
     maps: Sequence[str],
-    known: Known,
     workers: int | None = None,
     bar: bool = False,
 ) -> None:
-    """Decodes images and label maps of a dataset.
+    """Decodes images and label maps of a dataset, and sets its ``pictures`` and ``maps``.
 
     Args:
-        part: The dataset, whose ``pictures`` and ``maps`` are set.
+        part: The dataset.
         images: Files; those that do not exist are passed over.
         maps: Likewise.
-        known: What was looked at before in the same way, and is not again; it is added to.
         workers: Threads; by default one per processor, but at most 16.
         bar: Whether to show the progress.
     """
     load, reduce = part.loader, bool(part.node.option('reduce_zero_label'))
 
     def look_at_all(
-        what: str, files: Sequence[str], way: tuple, look: Callable[[str], Picture]
+        what: str, files: Sequence[str], look: Callable[[str], Picture]
     ) -> dict[str, Picture]:
-        seen = known.setdefault(way, {})
         absent = set(missing_files(files))
         there = [file for file in dict.fromkeys(files) if file not in absent]
-        new = [file for file in there if file not in seen]
         # threads are enough: decoding and hashing happen outside of Python
         pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
-        with pool, closing(pool.map(look, new)) as pictures:  # closing drops what is not yet done
-            shown = progress(pictures, f'{part.split} {what}', len(new)) if bar else pictures
-            seen |= {picture.file: picture for picture in shown}
-        return {file: seen[file] for file in there}
+        with pool, closing(pool.map(look, there)) as pictures:  # closing drops what is not yet done
+            shown = progress(pictures, f'{part.split} {what}', len(there)) if bar else pictures
+            return {picture.file: picture for picture in shown}
 
-    way = load.color_type, load.imdecode_backend
-    part.pictures = look_at_all('images', images, way, lambda file: look_at_image(file, load))
-    part.maps = look_at_all(
-        'label maps', maps, ('map', reduce), lambda file: look_at_map(file, reduce)
-    )
+    part.pictures = look_at_all('images', images, lambda file: look_at_image(file, load))
+    part.maps = look_at_all('label maps', maps, lambda file: look_at_map(file, reduce))
 
 
 def progress(items: Iterable, title: str, total: int) -> Iterable:

@@ -6,13 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from mmengine import Config
 
-from ..errors import ERROR, Finding
+from ..findings import ERROR, Finding, Findings, of_split
 from ..transforms import is_known_loader
 from .files import check_files, check_splits
-from .findings import Findings, of_split
-from .pixels import CheckedSet, Known, look_at_pixels
-from .summary import SplitSummary
-from .survey import Survey
+from .pixels import CheckedSet, look_at_pixels
+from .survey import SplitSummary, Survey
 
 #: Images and label maps of a dataset that are decoded, spread over it.
 SAMPLE = 16
@@ -38,7 +36,7 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
         DataError: Files are missing or do not parse; the classes of the config, the annotations,
             the splits and the model disagree; or there is no usable box.
     """
-    survey = Survey(cfg)
+    survey = Survey(cfg, splits)
     warnings = Findings()
     for finding in _look(survey, splits):
         if finding.severity == ERROR:
@@ -65,10 +63,9 @@ def _look_at_sample(part: CheckedSet) -> None:
         [image.label_map for image in part.used if image.label_map] if loads or part.ignored else []
     )
     maps = [file for file in maps if file.lower().endswith(_READABLE)]
-    known: Known = {}
     most = SAMPLE
     while True:
-        look_at_pixels(part, _spread(images, SAMPLE), _spread(maps, most), known)
+        look_at_pixels(part, _spread(images, SAMPLE), _spread(maps, most))
         if most >= len(maps) or len(part.labels()) > 1:
             return
         most *= 4

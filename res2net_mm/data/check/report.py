@@ -12,11 +12,11 @@ import numpy as np
 from ...columns import side_by_side
 from ...files import writing
 from ..errors import DataError
-from ..sets.sizes import COCO_SIZES
+from ..sets.coco import COCO_SIZES
 from .inspection import Inspection
 from .objects import count_classes, object_sizes
 from .pictures import draw_inspection, object_sides, size_figure
-from .summary import format_summary
+from .survey import format_summary
 
 _MOST_SHOWN = 3  # image sizes and modes of a split
 

@@ -11,7 +11,8 @@ from reprlib import repr as brief  # what a file holds may be long
 from typing import Any
 
 from ...checks import listed, nearest
-from ..errors import DataError, Finding, error, raised, warning
+from ..errors import DataError
+from ..findings import Finding, error, raised, warning
 from .nodes import Node
 from .records import (
     BORDER,
@@ -24,6 +25,8 @@ from .records import (
     count_others,
 )
 
+#: Square roots, in px, of the areas that divide COCO's small, medium and large objects.
+COCO_SIZES = (32, 96)
 _MOST_SIDE = 10_000_000  # px of an image
 # By how much an object may be larger than its box: rounding.
 _MOST_AREA = 1.1
@@ -68,10 +71,7 @@ def read_coco(
             if image is None:
                 stray += 1
                 yield warning(
-                    'annotation of no image',
-                    file,
-                    f'{title} is of an image that is not listed',
-                    'add the image to the list, or remove the annotation; it is not used',
+                    'annotation of no image', file, f'{title} is of an image that is not listed'
                 )
                 continue
             if annotation['category_id'] not in names:
@@ -80,7 +80,6 @@ def read_coco(
                     file,
                     f'{title} has category_id {brief(annotation["category_id"])}, which no '
                     'category has',
-                    'add the category, or correct the annotation; it is not used',
                 )
             if name not in classes:
                 image.other_classes[str(name)] += 1
@@ -96,13 +95,12 @@ def read_coco(
             _count_formats(formats, annotation['bbox'], image)
             yield from check_border(image, item)
     if written_as_corners(formats):
-        fault = DataError(
+        yield error(
+            'boxes written as corners',
+            file,
             f'all of its {formats["boxes"]:,} boxes would be inside their images as '
             f'[x1, y1, x2, y2], but as [x, y, width, height] {formats["beyond"]:,} go beyond them',
-            file,
-            'write them as [x, y, width, height]',
         )
-        yield error('boxes written as corners', fault)
     found = list(images.values())
     yield from _check_doubled(found, file)
     yield from check_names(found, classes, count_others(found), likeness=1)
@@ -163,13 +161,12 @@ def _by_id(
         except DataError as fault:
             yield _broken(what, file, title, fault)
     for number in (number for number, count in counts.items() if count > 1):
-        fault = DataError(f'{name} id {number} occurs twice', file, 'number them anew')
-        yield error('doubled id', fault)
+        yield error('doubled id', file, f'{name} id {number} occurs twice')
     return made
 
 
 def _broken(what: str, file: str, title: str, fault: DataError) -> Finding:
-    return error(f'broken {what}', DataError(f'{title}: {fault.what}', file, fault.remedy))
+    return error(f'broken {what}', file, f'{title}: {fault.what}', fault.remedy)
 
 
 def _image(entry: dict, folder: str) -> Image:
@@ -236,7 +233,6 @@ def _check_area(annotation: dict, image: Image, title: str) -> Iterator[Finding]
             'area beyond its box',
             image.file,
             f'{title} has area {brief(annotation["area"])}, its box {width * height:g} px',
-            'write the number of its pixels, by which AP by size is counted',
         )
 
 
@@ -250,15 +246,11 @@ def _check_doubled(images: Sequence[Image], file: str) -> Iterator[Finding]:
             continue
         kind, what = 'image listed twice', f'{len(same)} images of {file} are this file'
         if all(Counter(image.boxes) == Counter(same[0].boxes) for image in same):
-            remedy = 'remove all but one; as it is, it counts for more than others'
-            yield warning(kind, name, what, remedy)
+            yield warning(kind, name, what)
         else:
-            fault = DataError(
-                f'{what}: what is annotated in one is background in the other',
-                name,
-                'give all annotations of the file one image_id, and remove the other images',
-            )
-            yield error(kind, fault)
+            what += ': what is annotated in one is background in the other'
+            remedy = 'give all annotations of the file one image_id, and remove the other images'
+            yield error(kind, name, what, remedy)
 
 
 def _match_categories(node: Node, classes: Sequence[str], names: list[str], file: str) -> None:

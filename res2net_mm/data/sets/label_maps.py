@@ -12,7 +12,8 @@ from mmengine.fileio import list_dir_or_file
 from PIL import Image as PillowImage
 
 from ...checks import listed, nearest
-from ..errors import DataError, Finding, raised, warning
+from ..errors import DataError
+from ..findings import Finding, raised, warning
 from .images import check_pixels
 from .nodes import Node, read_list
 from .records import Image, Reading, check_missing
@@ -49,7 +50,6 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None
                     'suffix in another case',
                     os.path.join(folder, name),
                     f'it does not end in img_suffix={image_suffix!r}, so it is not used',
-                    'rename it',
                 )
     if not names:
         suffixes = Counter(os.path.splitext(name)[1] for name in there).most_common()

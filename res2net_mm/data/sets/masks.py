@@ -77,10 +77,8 @@ def read_mask(segmentation: Any, width: int, height: int) -> tuple[dict, str]:
 
 def mask_fault(
     segmentation: Any, box: Sequence[float], width: int, height: int
-) -> tuple[str, str, str] | None:
-    """Kind, description and remedy of what is wrong with a mask; None if nothing is.
-
-    Kinds in :data:`MASK_ERRORS` end training, or teach it something wrong.
+) -> tuple[str, str] | None:
+    """The kind of finding and what is wrong with a mask; None if nothing is.
 
     Args:
         segmentation: As in :func:`read_mask`.
@@ -93,31 +91,22 @@ def mask_fault(
     try:
         rle, dropped = read_mask(segmentation, width, height)
     except DataError as fault:
-        return 'mask broken', fault.what, 'write the mask again, or remove the object'
+        return 'mask broken', fault.what
     x1, y1, x2, y2 = box
     if not coco_mask.area(rle):
-        if isinstance(segmentation, dict) or min(x2 - x1, y2 - y1) >= 2:
-            return 'mask empty', 'it covers no pixel', 'draw the mask, or remove the object'
-        return (
-            'thin mask',
-            'it covers no pixel',
-            'nothing, or remove the object: its box is trained on, its mask says background',
-        )
+        thin = not isinstance(segmentation, dict) and min(x2 - x1, y2 - y1) < 2
+        return 'thin mask' if thin else 'mask empty', 'it covers no pixel'
     x, y, w, h = (float(side) for side in coco_mask.toBbox(rle))
     wanted = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
     away = max(abs(a - b) for a, b in zip(wanted, (x, y, x + w, y + h), strict=True))
     if away > max(_SLACK, _SLACK_SHARE * max(x2 - x1, y2 - y1)):
         corners = ', '.join(f'{side:g}' for side in (x, y, x + w, y + h))
-        return (
-            'mask unlike its box',
-            f'its corners are {corners}, those of the box {", ".join(f"{s:g}" for s in box)}',
-            'look which of the two is right (contact sheet), and write the other again',
-        )
-    remedy = 'nothing, or remove the polygon: the others of the object are used'
-    return ('polygon dropped', dropped, remedy) if dropped else None
+        said = ', '.join(f'{side:g}' for side in box)
+        return 'mask unlike its box', f'its corners are {corners}, those of the box {said}'
+    return ('polygon dropped', dropped) if dropped else None
 
 
-#: Kinds of faults that are errors.
+#: The kinds with which training ends, or learns something wrong.
 MASK_ERRORS = ('mask broken', 'mask empty')
 
 

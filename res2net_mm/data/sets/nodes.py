@@ -30,17 +30,11 @@ _KNOWN_READERS = {
 
 @dataclass(frozen=True)
 class Node:
-    """The config of one dataset, wrappers removed, and its place.
+    """The config of one dataset, wrappers removed."""
 
-    Attributes:
-        key: Its place, such as ``train_dataloader.dataset.datasets.0``.
-        config: Its part of the config.
-        cls: The class that its ``type`` names; None if no registry knows it.
-    """
-
-    key: str
+    key: str  # its place, such as train_dataloader.dataset.datasets.0
     config: Mapping
-    cls: type | None
+    cls: type | None  # the class that its type names; None if no registry knows it
 
     @property
     def name(self) -> str:

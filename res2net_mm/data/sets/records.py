@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ...checks import folded, listed, nearest
-from ..errors import DataError, Finding, error, warning
+from ..findings import Finding, error, warning
 
 ZERO_SIZE = 'zero-size'
 #: Reasons that keep an object from being trained on, but not from being looked at.
@@ -23,21 +23,13 @@ BORDER = 1
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One annotated object of a known class.
-
-    Attributes:
-        name: Its class.
-        box: Corners x1, y1, x2, y2 in px, counted from 0; NaN if nobody looks at the box.
-        where: Which annotation of its file it is.
-        reason: Why it is not used; None if it is.
-        segmentation: COCO's polygons or run lengths.
-    """
+    """One annotated object of a known class."""
 
     name: str
-    box: tuple[float, float, float, float]
-    where: str
-    reason: str | None
-    segmentation: Any = None
+    box: tuple[float, float, float, float]  # corners in px, counted from 0; NaN if not looked at
+    where: str  # which annotation of its file it is
+    reason: str | None  # why it is not used; None if it is
+    segmentation: Any = None  # COCO's polygons or run lengths
 
     def __str__(self) -> str:
         return f'{self.where} ({self.name}), box {", ".join(f"{side:g}" for side in self.box)}'
@@ -45,23 +37,14 @@ class Object:
 
 @dataclass
 class Image:
-    """One image of a dataset as its annotations describe it.
-
-    Attributes:
-        file: Its path.
-        width: Width in px; 0 if the annotations do not say.
-        height: Likewise.
-        label_map: Path of the label map for semantic segmentation.
-        objects: The objects of known classes.
-        other_classes: Names that are no class -> number of objects.
-    """
+    """One image of a dataset as its annotations describe it."""
 
     file: str
-    width: int = 0
+    width: int = 0  # in px; 0 if the annotations do not say
     height: int = 0
-    label_map: str | None = None
-    objects: list[Object] = field(default_factory=list)
-    other_classes: Counter[str] = field(default_factory=Counter)
+    label_map: str | None = None  # file of the labels for semantic segmentation
+    objects: list[Object] = field(default_factory=list)  # those of known classes
+    other_classes: Counter[str] = field(default_factory=Counter)  # name -> objects
 
     @property
     def boxes(self) -> list[str]:
@@ -101,7 +84,6 @@ def check_border(image: Image, item: Object) -> Iterator[Finding]:
             image.file,
             f'{item}: it goes {image.beyond(item.box):g} px beyond the {image.width} x '
             f'{image.height} px of the image',
-            'nothing, if the border cuts objects; else look whether boxes and image agree',
         )
 
 
@@ -118,7 +100,6 @@ def check_names(
                 next(image.file for image in images if name in image.other_classes),
                 f'{count:,} objects are named {name!r} (did you mean {likely!r}?), which is no '
                 'class, so they are not used',
-                'write the name like the others, or leave it if it is intended',
             )
 
 
@@ -155,10 +136,8 @@ def check_missing(
         remedy = 'add them, or remove them from the list'
     names = listed(map(os.path.basename, missing), 3)
     for file in missing:
-        yield error(
-            f'{what} missing',
-            DataError(f'it is missing, {count} are ({names}){_likely(file)}', file, remedy),
-        )
+        reason = f'it is missing, {count} are ({names}){_likely(file)}'
+        yield error(f'{what} missing', file, reason, remedy)
     return missing
 
 

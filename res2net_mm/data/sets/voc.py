@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import mmcv
 
 from ...checks import listed, nearest
-from ..errors import DataError, Finding, error, raised, warning
+from ..errors import DataError
+from ..findings import Finding, caught, error, raised, warning
 from .images import IMAGE_SUFFIXES, check_pixels
 from .nodes import Node, read_list
 from .records import (
@@ -36,17 +37,12 @@ _CLASSES_REMEDY = 'write the names as the files do'
 
 @dataclass(frozen=True)
 class VocObject:
-    """One ``<object>``.
-
-    Attributes:
-        name: Its class.
-        corners: x1, y1, x2, y2 in px as written, counted from 1; whole numbers are integers.
-        difficult: Whether it is neither trained on nor counted as missed.
-    """
+    """One ``<object>``."""
 
     name: str
+    # x1, y1, x2, y2 in px as written, counted from 1; whole numbers are integers
     corners: tuple[float, float, float, float]
-    difficult: bool
+    difficult: bool  # neither trained on nor counted as missed
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -115,7 +111,7 @@ def read_voc_set(
     for i, name in enumerate(names, 1):
         if not name.strip() or name != name.strip():
             what = f'line {i} is {name!r}, but must be the name of an image without suffix'
-            yield error('blank in a list', DataError(what, file, 'remove the blank'))
+            yield error('blank in a list', file, what)
     names = [name.strip() for name in names if name.strip()]
     image_folder, xml_folder = _folders(node)
     xml_files = [os.path.join(xml_folder, f'{name}.xml') for name in names]
@@ -135,7 +131,7 @@ def read_voc_set(
             try:
                 yield from _read_objects(image, xml_file, classes, least)
             except DataError as fault:
-                yield error('broken annotation', fault)
+                yield caught('broken annotation', fault)
     likeness = _LIKENESS_IN_TRAINING if training else LIKENESS
     yield from raised('classes', _match_names, node, classes, images, file, likeness)
     yield from check_names(images, classes, count_others(images), LIKENESS)
@@ -177,11 +173,7 @@ def _read_objects(
     image.width, image.height = size or (0, 0)
     if any(obj.corners != obj.box for obj in objects):
         yield warning(
-            'fractional coordinates',
-            xml_file,
-            'mmdet cuts the fractions off VOC coordinates',
-            'nothing, if a pixel makes no difference; else train on what voc2coco writes, which '
-            'keeps them',
+            'fractional coordinates', xml_file, 'mmdet cuts the fractions off VOC coordinates'
         )
     for i, obj in enumerate(objects, 1):
         if obj.name not in classes:

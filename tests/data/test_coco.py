@@ -1,17 +1,18 @@
-"""Every mistake the look at detection data finds: its message says what, where, and what to do.
-
-Those of VOC files are in ``test_voc.py``.
-"""
+"""COCO sets: what mmdet reads is read; every mistake is named, with its place and the remedy."""
 
 from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mmengine.registry import DATASETS, DefaultScope
 from written_sets import (
     CLASSES,
+    HEIGHT,
+    WIDTH,
     check_fails,
     coco_box,
     coco_content,
@@ -29,11 +30,104 @@ from res2net_mm.data.errors import DataError
 TRAIN, VAL = 'train_dataloader.dataset', 'val_dataloader.dataset'
 
 
-@pytest.fixture
-def coco(tmp_path: Path) -> Path:
-    write_coco(tmp_path, coco_content())
-    write_coco(tmp_path, coco_content(2), 'val')
-    return tmp_path
+BIG = 10**400
+
+
+LOAD = [{'type': 'LoadImageFromFile'}]
+
+
+def each(part: str, **change: Callable[[dict], object]) -> Callable[[dict], object]:
+    def edit(content: dict) -> None:
+        for item in content[part]:
+            item.update({key: value(item) for key, value in change.items()})
+
+    return edit
+
+
+def image(**parts: object) -> Callable[[dict], object]:
+    return lambda content: content['images'][0].update(parts)
+
+
+def text_ids(content: dict) -> None:
+    each('images', id=lambda i: str(i['id']))(content)
+    each('annotations', image_id=lambda a: str(a['image_id']))(content)
+
+
+def numbered_from_0(content: dict) -> None:
+    each('categories', id=lambda c: (c['id'] - 7) // 5)(content)
+    each('annotations', category_id=lambda a: (a['category_id'] - 7) // 5)(content)
+
+
+RIGHT = {
+    'ids as texts': text_ids,
+    'categories from 0': numbered_from_0,
+    'no iscrowd': lambda content: [a.pop('iscrowd') for a in content['annotations']],
+}
+
+
+def first_annotation(**parts: object) -> Callable[[dict], object]:
+    return lambda content: content['annotations'][0].update(parts)
+
+
+WRONG = {
+    'image_id as text': (each('annotations', image_id=lambda a: str(a['image_id'])), 'image_id'),
+    'category_id as text': (first_annotation(category_id='7'), 'category_id'),
+    'infinite width': (image(width=float('inf')), 'image 0: it is inf'),
+    'width of 400 digits': (image(width=BIG), 'no image is'),
+    'width true': (image(width=True), 'width is True'),
+    'NUL in a name': (image(file_name='a\0.jpg'), 'file_name'),
+    'box of 400 digits': (
+        first_annotation(bbox=[2, 3, BIG, 12]),
+        'bbox is [2, 3, 1',
+    ),
+    'backslash': (image(file_name='sub\\0.jpg'), 'write /'),
+    'capital suffix': (image(file_name='0.JPG'), '0.jpg is there'),
+    'another size': (image(width=2 * WIDTH, height=2 * HEIGHT), '0.jpg: it has 60 x 40 px'),
+    'one file twice': (
+        lambda content: content['images'].append({**content['images'][0], 'id': 77}),
+        '0.jpg: 2 images of',
+    ),
+}
+
+
+@pytest.mark.parametrize('form', RIGHT)
+def test_what_mmdet_reads_is_read(tmp_path, form):
+    content = coco_content()
+    RIGHT[form](content)
+    write_coco(tmp_path, content)
+    (summary,) = check_data(config(coco_dataset(tmp_path, pipeline=LOAD)))
+    assert summary.per_class == dict.fromkeys(CLASSES, 3) and not summary.warnings
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = DATASETS.build(coco_dataset(tmp_path))
+    labels = [one['bbox_label'] for i in range(3) for one in dataset.get_data_info(i)['instances']]
+    assert labels == [0, 1, 2] * 3
+
+
+@pytest.mark.parametrize('form', WRONG)
+def test_what_is_wrong_is_named_by_both_checks(tmp_path, form):
+    content = coco_content()
+    write_coco(tmp_path, content)
+    change, said = WRONG[form]
+    change(content)
+    (tmp_path / 'train.json').write_text(json.dumps(content))
+    cfg = config(coco_dataset(tmp_path, pipeline=LOAD))
+    message = check_fails(cfg, said)
+    assert len(message) < 500
+    assert inspect_data(cfg, workers=1).findings.errors
+
+
+@pytest.mark.parametrize(
+    'encoded, said',
+    [
+        (lambda text: text.encode('utf-8-sig'), 'BOM'),
+        (lambda text: text.encode('utf-16'), 'utf-8'),
+        (lambda text: text.replace('"width": 60', f'"width": {"9" * 5000}').encode(), '5000'),
+    ],
+)
+def test_a_json_that_mmdet_cannot_read_is_named(tmp_path, encoded, said):
+    file = write_coco(tmp_path, coco_content())
+    file.write_bytes(encoded(file.read_text()))
+    check_fails(config(coco_dataset(tmp_path)), 'JSON', said, where=file)
 
 
 def changed(root: Path, **parts: object) -> dict:
@@ -49,9 +143,6 @@ def annotation(root: Path, remove: str = '', **parts: object) -> dict:
     annotations[0].pop(remove, None)
     annotations[0].update(parts)
     return changed(root, annotations=annotations)
-
-
-# ---- files and folders
 
 
 def test_annotation_file_missing(coco):
@@ -120,9 +211,6 @@ def test_images_in_folders_of_folders(coco):
         image['file_name'] = f'a/../a/b/{image["file_name"]}'
     (summary,) = check_data(config(changed(coco, images=images)))
     assert summary.images == 3
-
-
-# ---- a COCO file's content
 
 
 def test_not_json(coco):
@@ -232,9 +320,6 @@ def test_masks_wanted_and_not_there(coco):
     annotations[0]['segmentation'] = dict(size=[10**9, 10**9], counts=[10**18])
     changed(coco, annotations=annotations)
     check_fails(config(dataset), 'annotation 0', '[1000000000, 1000000000]')
-
-
-# ---- classes
 
 
 def test_a_misspelt_class(coco):
@@ -364,9 +449,6 @@ def test_a_model_that_is_none(coco):
         inspect_data(cfg)
     cfg.model = {'test_cfg': 3, 'decode_head': 3}
     inspect_data(cfg)
-
-
-# ---- metrics
 
 
 def test_a_metric_with_the_file_of_another_set(coco):
