@@ -1,5 +1,4 @@
-from .check.quick import check_data
-from .check.survey import format_summary
+from .check.quick import check_data, format_summary
 from .errors import DataError
 from .synthetic.shapes import make_shapes
 from .transforms import harden_dataset, harden_pipeline

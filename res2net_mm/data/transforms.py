@@ -19,8 +19,9 @@ from mmengine import fileio
 from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
 from .findings import WARNING
-from .sets.images import check_pixels, read_header, size_fault
+from .sets.images import check_pixels, read_header
 from .sets.nodes import type_name
+from .sets.sizes import size_fault
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 # 00 is a stuffed byte of the coded image, D0 to D7 are restarts inside it, FF pads before a marker
@@ -202,11 +203,7 @@ def is_known_loader(step: Any) -> bool:
 
 
 def loader_of(pipeline: Sequence) -> LoadImageFromFile:
-    """Loads images as a pipeline does, without what only changes the type of their values.
-
-    Args:
-        pipeline: Configs of transforms.
-    """
+    """Loads images as the configs of a pipeline say, in the type that they are stored in."""
     step = next(filter(is_known_loader, pipeline), {})
     return LoadImageFromFile(**{k: v for k, v in step.items() if k not in ('type', 'to_float32')})
 
@@ -274,9 +271,6 @@ def harden_dataset(dataset: Mapping) -> dict:
 
     Replaces mmdet's VOC datasets by ours, which read annotation files on which theirs fail.
     Datasets in ``test_mode`` keep their empty boxes: ground truth is not altered.
-
-    Args:
-        dataset: A dataloader's ``dataset``.
     """
     new = copy.deepcopy(dataset)
     if 'pipeline' in dataset:

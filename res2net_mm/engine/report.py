@@ -10,7 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 
-from ..data.check.survey import SplitSummary, format_summary
+from ..data.check.quick import SplitSummary, format_summary
 from ..ops.mmcv_ext import describe_ops
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import SCHEME

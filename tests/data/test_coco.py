@@ -186,7 +186,7 @@ def test_images_missing(coco):
     check_fails(
         config(coco_dataset(coco, data_prefix={'img': ''})),
         f'all 3 images listed by {TRAIN}.ann_file',
-        '(0.jpg, 1.jpg, 2.jpg)',
+        '0.jpg, 1.jpg, 2.jpg',
         f'--cfg-options {TRAIN}.data_root=',
         where=coco / '0.jpg',
     )

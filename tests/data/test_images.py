@@ -1,4 +1,4 @@
-"""Headers of images: too many pixels are refused, sizes are compared with the pipeline."""
+"""Headers of images: what they say, and that images which would take all memory are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import struct
 import zlib
 
 import cv2
-import mmcv.transforms
 import numpy as np
 import pytest
 from PIL import Image
@@ -14,7 +13,7 @@ from running import memory_for
 
 from res2net_mm.data.convert.formats import masks2coco
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.sets.images import check_pixels, resize_faults
+from res2net_mm.data.sets.images import ORIENTATION, Header, check_pixels, read_header
 from res2net_mm.data.sets.label_maps import count_values
 from res2net_mm.data.transforms import LoadImageFromFile
 
@@ -107,54 +106,34 @@ def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
     monkeypatch.delenv('RES2NET_MM_MAX_PIXELS')
 
 
-SIZES = [(2000, 3), (3, 2000), (2000, 40), (1, 1), (1334, 1), (1333, 1), (60, 40)]
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
+def test_what_a_header_says(tmp_path, suffix):
+    path = tmp_path / f'photo.{suffix}'
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new('RGB', (9, 8)).save(path, exif=exif)
+    wanted = Header((9, 8), 72, 'RGB', 6)
+    assert read_header(path) == read_header(str(path)) == read_header(path.read_bytes()) == wanted
 
 
-@pytest.mark.parametrize('scale', [(96, 96), (1333, 800), (64, 32), 96])
-@pytest.mark.parametrize('keep_ratio', [True, False])
-def test_the_sizes_that_fail_are_those_that_mmcv_fails_at(scale, keep_ratio):
-    step = {'type': 'Resize', 'scale': scale, 'keep_ratio': keep_ratio}
-    failing = set()
-    for width, height in SIZES:
-        resize = mmcv.transforms.Resize(scale=scale, keep_ratio=keep_ratio)
-        try:
-            resize({'img': np.zeros((height, width, 3), np.uint8)})
-        except cv2.error:
-            failing.add((width, height))
-    found = resize_faults([{'type': 'LoadImageFromFile'}, step], SIZES)
-    assert found.keys() == failing
-    if scale in ((96, 96), 96):
-        assert failing == ({*SIZES[:2], *SIZES[4:6]} if keep_ratio else set())
+def test_depth_transparency_and_pages(tmp_path):
+    path = tmp_path / 'image.png'
+    cv2.imwrite(str(path), np.zeros((8, 9, 3), np.uint16))
+    assert read_header(path).deep and read_header(path).mode == 'RGB'
+    Image.new('RGBA', (9, 8)).save(path)
+    assert read_header(path) == Header((9, 8), 72, 'RGBA', alpha=True)
+    pages = [Image.new('L', (9, 8)), Image.new('L', (7, 6))]
+    pages[0].save(tmp_path / 'pages.tif', save_all=True, append_images=pages[1:])
+    assert read_header(tmp_path / 'pages.tif').pages == 2
 
 
-@pytest.mark.parametrize(
-    'step, fails',
-    [
-        ({'type': 'mmdet.Resize', 'scale': (200, 200), 'keep_ratio': True}, True),  # 0.3 px
-        ({'type': 'Resize', 'scale': (400, 400), 'keep_ratio': True}, False),  # 0.6 px
-        ({'type': 'Resize', 'scale': (200, 200)}, False),
-        ({'type': 'RandomResize', 'scale': [(400, 400), (200, 300)], 'keep_ratio': True}, True),
-        ({'type': 'RandomResize', 'scale': (400, 400), 'keep_ratio': True}, False),
-        (
-            {'type': 'RandomResize', 'scale': (400, 400), 'ratio_range': (0.5, 2),
-             'keep_ratio': True}, True,
-        ),
-        (
-            {'type': 'RandomChoiceResize', 'scales': [(400, 400), (200, 200)],
-             'keep_ratio': True}, True,
-        ),
-        (
-            {'type': 'RandomChoiceResize', 'scales': [200], 'resize_type': 'ResizeShortestEdge',
-             'keep_ratio': True}, False,
-        ),
-        (
-            {'type': 'RandomChoice', 'transforms': [
-                [{'type': 'Resize', 'scale': (400, 400), 'keep_ratio': True}],
-                [{'type': 'Resize', 'scale': (200, 200), 'keep_ratio': True}]]}, True,
-        ),
-    ],
-)  # fmt: skip
-def test_the_smallest_scale_counts(step, fails):
-    assert bool(resize_faults([step], [(2000, 3)])) is fails
-    # of what is cut out before, the size is not known
-    assert not resize_faults([{'type': 'RandomCrop', 'crop_size': (3, 3)}, step], [(2000, 3)])
+def test_no_header(tmp_path):
+    (tmp_path / 'text.png').write_text('text')
+    for source in (
+        tmp_path / 'text.png',
+        tmp_path / 'none.png',
+        tmp_path,
+        b'',
+        b'\x89PNG\r\n\x1a\n',
+    ):
+        assert read_header(source) == Header()

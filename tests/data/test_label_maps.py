@@ -20,8 +20,7 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
-from res2net_mm.data.check.quick import SAMPLE, check_data
-from res2net_mm.data.check.survey import format_summary
+from res2net_mm.data.check.quick import SAMPLE, check_data, format_summary
 from res2net_mm.data.sets.label_maps import count_values
 
 TRAIN = 'train_dataloader.dataset'

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ..findings import Finding, caught, error, of_split, raised, warning
-from ..sets.images import IMAGE_SUFFIXES, resize_faults, size_fault, unseen_turn
+from ..sets.images import IMAGE_SUFFIXES
 from ..sets.label_maps import check_map, check_variety, values_are_labels
 from ..sets.records import Image, check_missing
+from ..sets.sizes import resize_faults, size_fault, unseen_turn
 from .pixels import CheckedSet
 
 

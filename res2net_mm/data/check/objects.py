@@ -142,13 +142,7 @@ def trained_sizes(parts: Sequence[CheckedSet]) -> tuple[np.ndarray, float]:
 
 
 def check_anchors(boxes: np.ndarray, key: str, anchors: np.ndarray) -> Iterator[Finding]:
-    """Objects that no anchor resembles.
-
-    Args:
-        boxes: (N, 2) sizes in px, as trained.
-        key: Where the anchors are set.
-        anchors: (M, 2) their sizes in px.
-    """
+    """Objects, (N, 2) px as trained, that no anchor, (M, 2) px and set in ``key``, resembles."""
     missed = best_ious(boxes, anchors) < _LEAST_IOU
     if missed.mean() > _MOST_WITHOUT_ANCHOR:
         sides = np.sqrt(anchors.prod(1))
@@ -163,14 +157,9 @@ def check_anchors(boxes: np.ndarray, key: str, anchors: np.ndarray) -> Iterator[
 
 
 def anchor_sizes(model: Mapping) -> tuple[str, np.ndarray] | None:
-    """The anchors of a model.
+    """Where a model's config sets its anchors, and their (N, 2) widths and heights in px.
 
-    Args:
-        model: Its config.
-
-    Returns:
-        Where the config sets them, and (N, 2) widths and heights in px; None if objects do not get
-        their anchors by IoU.
+    None if objects do not get their anchors by IoU.
     """
     from mmdet.registry import TASK_UTILS
 

@@ -15,14 +15,14 @@ import cv2
 import numpy as np
 
 from ..errors import DataError
-from ..findings import ERROR, Finding
-from ..sets.coco import COCO_SIZES
+from ..findings import ERROR, WARNING, Finding
 from ..sets.label_maps import read_map
 from ..sets.masks import read_mask
 from ..sets.records import Image, Object
+from ..sets.sizes import COCO_SIDES
 from .inspection import Inspection
 from .objects import count_classes, object_sizes
-from .pixels import CheckedSet
+from .pixels import CheckedSet, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,15 +53,8 @@ def draw_inspection(inspection: Inspection, out: str | Path) -> np.ndarray:
     A red edge marks an image with an error, an orange one an image with a warning; the findings
     stand below it. Objects that are not trained on are red.
 
-    Args:
-        inspection: What was found.
-        out: The picture to write.
-
     Returns:
         (H, W, 3) the picture, in OpenCV's order of colours.
-
-    Raises:
-        OSError: It cannot be written.
     """
     tiles = []
     for part, image, findings in _chosen(inspection):
@@ -118,11 +111,11 @@ def object_sides(inspection: Inspection, split: str) -> np.ndarray:
 
 def _draw_sizes(axes: object, inspection: Inspection) -> None:
     sizes = {split: object_sides(inspection, split) for split in inspection.splits}
-    everything = np.concatenate([*sizes.values(), COCO_SIZES])
+    everything = np.concatenate([*sizes.values(), COCO_SIDES])
     edges = np.geomspace(max(everything.min(), 0.5), everything.max() * 1.01, 41)
     for split, values in sizes.items():
         axes.hist(values, edges, histtype='stepfilled', alpha=0.5, label=f'{split} {len(values):,}')
-    for limit in COCO_SIZES:
+    for limit in COCO_SIDES:
         axes.axvline(limit, color='black', linestyle='--', linewidth=1)
     if inspection.anchors is not None:
         sides = np.unique(np.sqrt(inspection.anchors.prod(1)).round(1)) / inspection.factor
@@ -130,7 +123,7 @@ def _draw_sizes(axes: object, inspection: Inspection) -> None:
             name = {'label': 'anchors'} if not i else {}
             axes.axvline(side, color='tab:red', linestyle=':', linewidth=1, **name)
     title = 'objects; dashed: {} and {} px, between small, medium and large of COCO'
-    axes.set(title=title.format(*COCO_SIZES), xlabel='square root of the area, px')
+    axes.set(title=title.format(*COCO_SIDES), xlabel='square root of the area, px')
     axes.set_ylabel('objects')
     axes.set_xscale('log', base=2)
     axes.xaxis.set_major_formatter('{x:g}')
@@ -153,13 +146,13 @@ def _chosen(inspection: Inspection) -> Iterator[tuple[CheckedSet, Image, list[Fi
             key = finding.split, image_of[finding.split, name][1].file
             found[key].append(finding)
             by_kind[finding.severity, finding.kind].append(key)
-    errors, warnings = (
-        [keys for (severity, _), keys in by_kind.items() if (severity == ERROR) is wanted]
-        for wanted in (True, False)
+    faulty = dict.fromkeys(
+        key
+        for severity in (ERROR, WARNING)
+        for key in _by_turns(keys for (s, _), keys in by_kind.items() if s == severity)
     )
-    faulty = dict.fromkeys([*_by_turns(errors), *_by_turns(warnings)])
     clean = [
-        _spread([(part, image, []) for image in part.used if (part.split, image.file) not in found])
+        spread([(part, i, []) for i in part.used if (part.split, i.file) not in found], _TILES)
         for part in inspection.sets
     ]
     others = list(islice(_by_turns(clean), _TILES - min(_MOST_MARKED, len(faulty))))
@@ -171,12 +164,6 @@ def _chosen(inspection: Inspection) -> Iterator[tuple[CheckedSet, Image, list[Fi
 def _by_turns(lists: Iterable[Sequence]) -> Iterator:
     """The first of each, then the second of each, ..."""
     return filter(None, chain.from_iterable(zip_longest(*lists)))
-
-
-def _spread(items: Sequence) -> Sequence:
-    """At most as many as a sheet holds, evenly from first to last."""
-    step = max(1, len(items) / _TILES)
-    return [items[int(i * step)] for i in range(min(_TILES, len(items)))]
 
 
 def _draw_image(tile: np.ndarray, part: CheckedSet, image: Image) -> None:

@@ -101,9 +101,11 @@ def look_at_pixels(
 ) -> None:
     """Decodes images and label maps of a dataset, and sets its ``pictures`` and ``maps``.
 
+    Files that do not exist are passed over.
+
     Args:
         part: The dataset.
-        images: Files; those that do not exist are passed over.
+        images: Files.
         maps: Likewise.
         workers: Threads; by default one per processor, but at most 16.
         bar: Whether to show the progress.
@@ -123,6 +125,12 @@ def look_at_pixels(
 
     part.pictures = look_at_all('images', images, lambda file: look_at_image(file, load))
     part.maps = look_at_all('label maps', maps, lambda file: look_at_map(file, reduce))
+
+
+def spread(items: Sequence, most: int) -> list:
+    """At most ``most`` of ``items``, evenly from first to last."""
+    step = max(1, len(items) / most)
+    return [items[int(i * step)] for i in range(min(most, len(items)))]
 
 
 def progress(items: Iterable, title: str, total: int) -> Iterable:

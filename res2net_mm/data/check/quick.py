@@ -9,7 +9,7 @@ from mmengine import Config
 from ..findings import ERROR, Finding, Findings, of_split
 from ..transforms import is_known_loader
 from .files import check_files, check_splits
-from .pixels import CheckedSet, look_at_pixels
+from .pixels import CheckedSet, look_at_pixels, spread
 from .survey import SplitSummary, Survey
 
 #: Images and label maps of a dataset that are decoded, spread over it.
@@ -47,6 +47,16 @@ def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) ->
     return survey.summaries
 
 
+def format_summary(summaries: Sequence[SplitSummary]) -> str:
+    """The summaries as text: a line for each split, and for each of its warnings."""
+    lines = []
+    for summary in summaries:
+        twin = any(earlier.split == summary.same_as for earlier in summaries)
+        lines.append(f'{summary.split}: {f"the same as {summary.same_as}" if twin else summary}')
+        lines += [f'WARNING: {summary.split}: {warning}' for warning in summary.warnings]
+    return '\n'.join(lines)
+
+
 def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
     yield from survey.read(splits)
     for part in survey.sets:
@@ -57,19 +67,12 @@ def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
 
 def _look_at_sample(part: CheckedSet) -> None:
     """Decodes some files; where their label maps show a single class, more and more of them."""
-    loads = any(map(is_known_loader, part.node.pipeline))  # else it is a loader of the user's
-    images = [image.file for image in part.used] if loads else []
-    maps = (
-        [image.label_map for image in part.used if image.label_map] if loads or part.ignored else []
-    )
+    loads = any(map(is_known_loader, part.node.pipeline))  # else the user has their own loader
+    images = [image.file for image in part.used if loads]
+    maps = [image.label_map for image in part.used if image.label_map and (loads or part.ignored)]
     maps = [file for file in maps if file.lower().endswith(_READABLE)]
     most = SAMPLE
-    while True:
-        look_at_pixels(part, _spread(images, SAMPLE), _spread(maps, most))
-        if most >= len(maps) or len(part.labels()) > 1:
-            return
+    look_at_pixels(part, spread(images, most), spread(maps, most))
+    while part.ignored and most < len(maps) and len(part.labels()) < 2:
         most *= 4
-
-
-def _spread(files: Sequence[str], most: int) -> Sequence[str]:
-    return files[:: max(1, len(files) // most)]
+        look_at_pixels(part, spread(images, SAMPLE), spread(maps, most))

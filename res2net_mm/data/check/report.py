@@ -12,11 +12,11 @@ import numpy as np
 from ...columns import side_by_side
 from ...files import writing
 from ..errors import DataError
-from ..sets.coco import COCO_SIZES
+from ..sets.sizes import COCO_SIDES
 from .inspection import Inspection
 from .objects import count_classes, object_sizes
 from .pictures import draw_inspection, object_sides, size_figure
-from .survey import format_summary
+from .quick import format_summary
 
 _MOST_SHOWN = 3  # image sizes and modes of a split
 
@@ -26,7 +26,7 @@ def format_inspection(inspection: Inspection) -> str:
     detection = any(part.node.kind != 'semantic' for part in inspection.sets)
     blocks = []
     if inspection.sets:
-        low, high = COCO_SIZES
+        low, high = COCO_SIDES
         objects = ['objects', f'to {low} px', f'to {high} px', 'larger', 'least side']
         objects = [*objects, 'most on one'] if detection else []
         rows = [['split', 'images', *objects, 'image sizes', 'modes']]
@@ -84,7 +84,7 @@ def _row(inspection: Inspection, split: str, detection: bool) -> list[str]:
     objects = []
     if detection:
         sides = object_sides(inspection, split)
-        bins = np.bincount(np.digitize(sides, COCO_SIZES), minlength=3)
+        bins = np.bincount(np.digitize(sides, COCO_SIDES), minlength=3)
         least = min(object_sizes(part)[0].min(initial=np.inf) for part in parts)
         most = max((len(image.boxes) for part in parts for image in part.used), default=0)
         objects = [f'{len(sides):,}', *(f'{count:,}' for count in bins)]

@@ -18,15 +18,7 @@ from ..sets.label_maps import read_semantic
 from ..sets.nodes import Node, find_nodes
 from ..sets.records import IGNORED, ZERO_SIZE, Image, Reading, count_others
 from ..sets.voc import read_voc_set
-from .agreement import (
-    check_evaluators,
-    check_num_classes,
-    check_same_classes,
-    evaluators_of,
-    ignored_labels,
-    measures_masks,
-    model_of,
-)
+from . import agreement
 from .pixels import CheckedSet
 
 _OTHER_CLASSES = 'other classes'
@@ -55,12 +47,9 @@ class SplitSummary:
     warnings: list[str] = field(default_factory=list)
 
     def count(self, images: Sequence[Image], stray: int, detection: bool) -> None:
-        """Fills in the figures.
+        """Counts the images that the run uses and, for ``detection``, the boxes in them.
 
-        Args:
-            images: Those that the run uses.
-            stray: Objects of images that are not listed.
-            detection: Whether there are boxes to count.
+        ``stray`` objects belong to images that are not listed.
         """
         self.images = len(images)
         if not detection:
@@ -117,20 +106,19 @@ class SplitSummary:
 class Survey:
     """The data of a config, as its annotations describe it.
 
-    Attributes:
-        model: The model's config.
-        summaries: What each split amounts to, once it is read.
-        sets: The datasets that could be read.
+    Args:
+        cfg: The config.
+        asked: The splits whose metrics count.
     """
 
     def __init__(self, cfg: Config, asked: Sequence[str]) -> None:
         self.cfg, self.asked = cfg, asked
-        self.model = model_of(cfg)
-        self.summaries: list[SplitSummary] = []
-        self.sets: list[CheckedSet] = []
+        self.model = agreement.model_of(cfg)
+        self.summaries: list[SplitSummary] = []  # one for each split that was read
+        self.sets: list[CheckedSet] = []  # the datasets that could be read
 
     def read(self, splits: Sequence[str]) -> Iterator[Finding]:
-        """Reads the annotations of ``splits``; those that the config does not have are skipped.
+        """Reads the annotations of the ``splits`` that the config has.
 
         Yields:
             What is wrong with the annotations, and what does not agree with them.
@@ -140,7 +128,7 @@ class Survey:
             dataset = (self.cfg.get(f'{split}_dataloader') or {}).get('dataset')
             if dataset is None:
                 continue
-            evaluators = list(evaluators_of(self.cfg, split))
+            evaluators = list(agreement.evaluators_of(self.cfg, split))
             # results that are only written, not measured, need no ground truth
             annotated = split == 'train' or not any(e.get('format_only') for _, e in evaluators)
             # whether the ground truth that is measured by comes from a file, not from the dataset
@@ -159,11 +147,13 @@ class Survey:
             if split in self.asked:
                 for part in self.sets:
                     if part.split == (twin.split if twin else split):
-                        part.masks |= measures_masks(evaluators)
-                        part.ignored |= dict(ignored_labels(self.model, evaluators))
-            yield from of_split(split, raised('metric', check_evaluators, nodes, evaluators))
+                        part.masks |= agreement.measures_masks(evaluators)
+                        part.ignored |= dict(agreement.ignored_labels(self.model, evaluators))
+            yield from of_split(
+                split, raised('metric', agreement.check_evaluators, nodes, evaluators)
+            )
         if self.sets:
-            yield from raised('classes', check_num_classes, self.model, self.sets[0])
+            yield from raised('classes', agreement.check_num_classes, self.model, self.sets[0])
 
     def _read_split(
         self, summary: SplitSummary, nodes: list[Node], annotated: bool, by_file: bool
@@ -202,7 +192,7 @@ class Survey:
             masks = loads_masks(node.pipeline)
             part = CheckedSet(split, node, summary.classes, reading.images, images, masks)
             self.sets.append(part)
-            yield from raised('classes', check_same_classes, self.sets[0], part)
+            yield from raised('classes', agreement.check_same_classes, self.sets[0], part)
         if read:
             detection = any(node.kind in ('coco', 'voc') for node in nodes)
             summary.left_out = dict(left_out)
@@ -212,16 +202,6 @@ class Survey:
             )
             if not used or (detection and annotated and not summary.boxes):
                 yield _unusable(summary, nodes)
-
-
-def format_summary(summaries: Sequence[SplitSummary]) -> str:
-    """The summaries as text: a line for each split, and for each of its warnings."""
-    lines = []
-    for summary in summaries:
-        twin = any(earlier.split == summary.same_as for earlier in summaries)
-        lines.append(f'{summary.split}: {f"the same as {summary.same_as}" if twin else summary}')
-        lines += [f'WARNING: {summary.split}: {warning}' for warning in summary.warnings]
-    return '\n'.join(lines)
 
 
 def _read(

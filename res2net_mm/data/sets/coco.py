@@ -13,23 +13,12 @@ from typing import Any
 from ...checks import listed, nearest
 from ..errors import DataError
 from ..findings import Finding, error, raised, warning
+from . import records
 from .nodes import Node
-from .records import (
-    BORDER,
-    Image,
-    Object,
-    Reading,
-    box_fault,
-    check_border,
-    check_names,
-    count_others,
-)
+from .records import Image, Object, Reading
 
-#: Square roots, in px, of the areas that divide COCO's small, medium and large objects.
-COCO_SIZES = (32, 96)
 _MOST_SIDE = 10_000_000  # px of an image
-# By how much an object may be larger than its box: rounding.
-_MOST_AREA = 1.1
+_MOST_AREA = 1.1  # share of its box that an object may cover: rounding
 _FAR = 0.04  # of the image's longer side: a box beyond the border by more is no slip
 _FEWEST = 5  # boxes that show how boxes are written
 
@@ -37,12 +26,9 @@ _FEWEST = 5  # boxes that show how boxes are written
 def read_coco(
     node: Node, classes: Sequence[str], annotated: bool = True
 ) -> Generator[Finding, None, Reading]:
-    """A dataset that mmdet's ``CocoDataset`` reads.
+    """A dataset that mmdet's ``CocoDataset`` reads; ``classes`` are those it is used with.
 
-    Args:
-        node: The dataset.
-        classes: The names that it is used with.
-        annotated: False if the file may lack annotations.
+    Without ``annotated``, the file may lack annotations.
 
     Raises:
         DataError: A file or folder is missing, or the file is no COCO file.
@@ -93,7 +79,7 @@ def read_coco(
             yield from _check_area(annotation, image, title)
         if item.reason != 'marked ignore':
             _count_formats(formats, annotation['bbox'], image)
-            yield from check_border(image, item)
+            yield from records.check_border(image, item)
     if written_as_corners(formats):
         yield error(
             'boxes written as corners',
@@ -103,7 +89,7 @@ def read_coco(
         )
     found = list(images.values())
     yield from _check_doubled(found, file)
-    yield from check_names(found, classes, count_others(found), likeness=1)
+    yield from records.check_names(found, classes, records.count_others(found), likeness=1)
     return Reading(found, stray)
 
 
@@ -194,7 +180,7 @@ def _object(annotation: dict, name: str, title: str, image: Image, masks: bool) 
         raise DataError(f'bbox is {brief(box)}', remedy='write it as [x, y, width, height]')
     x, y, width, height = box
     corners = (x, y, x + width, y + height)
-    reason = box_fault(corners, image)
+    reason = records.box_fault(corners, image)
     if reason is None and (width < 1 or height < 1):
         reason = 'under 1 px'
     if reason is None and _number(annotation, 'area') <= 0:
@@ -222,8 +208,8 @@ def _count_formats(formats: Counter[str], bbox: Sequence[float], image: Image) -
         formats['boxes'] += 1
         # corners taken for sizes go far beyond the image; objects near its size a little
         far = image.beyond((x, y, x + width, y + height))
-        formats['beyond'] += far > max(BORDER, _FAR * max(image.width, image.height))
-        formats['corners'] += width > x and height > y and image.beyond(bbox) <= BORDER
+        formats['beyond'] += far > max(records.BORDER, _FAR * max(image.width, image.height))
+        formats['corners'] += width > x and height > y and image.beyond(bbox) <= records.BORDER
 
 
 def _check_area(annotation: dict, image: Image, title: str) -> Iterator[Finding]:
@@ -300,11 +286,7 @@ def _key(item: dict, key: str) -> Any:
 
 
 def _find(annotation: dict, key: str, known: Mapping) -> Any:
-    """What an id refers to, or None.
-
-    Raises:
-        DataError: It is a text but known as a number, or the other way round.
-    """
+    """What an id refers to, or None; raises if it is a text for what is known by a number."""
     value = _key(annotation, key)
     if value in known:
         return known[value]

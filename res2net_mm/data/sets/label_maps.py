@@ -22,10 +22,6 @@ from .records import Image, Reading, check_missing
 def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None, Reading]:
     """The images that mmseg's ``BaseSegDataset`` lists, and their label maps.
 
-    Args:
-        node: The dataset.
-        classes: The names that it is used with.
-
     Raises:
         DataError: A file or folder is missing, or there is no image.
     """

@@ -15,6 +15,7 @@ FARTHEST = 10
 _FEWEST = 6  # coordinates of a polygon
 # how far a mask's own box may be from the annotated one: px, or a share of the box's longer side
 _SLACK, _SLACK_SHARE = 3, 0.1
+_POLYGON = 'one needs an even number of coordinates, at least 6'
 _TEXT = 'its run lengths are no text that COCO writes'
 
 
@@ -80,11 +81,7 @@ def mask_fault(
 ) -> tuple[str, str] | None:
     """The kind of finding and what is wrong with a mask; None if nothing is.
 
-    Args:
-        segmentation: As in :func:`read_mask`.
-        box: Corners of its object's box in px.
-        width: Of the image, in px.
-        height: Likewise.
+    Takes what :func:`read_mask` does, and the corners of the object's ``box`` in px.
     """
     from pycocotools import mask as coco_mask
 
@@ -132,11 +129,7 @@ def _usable_polygons(polygons: Any, sides: int) -> tuple[list, str]:
     if any(abs(value) > FARTHEST * sides for part in polygons for value in part):
         raise DataError('a coordinate is far outside the image')  # drawing it takes the memory
     good = [part for part in polygons if len(part) % 2 == 0 and len(part) >= _FEWEST]
-    bad = [len(part) for part in polygons if len(part) % 2 or len(part) < _FEWEST]
-    faults = ' and '.join(
-        f'one has {count} coordinates, {"an odd number" if count % 2 else "fewer than 3 points"}'
-        for count in bad[:2]
-    )
     if not good:
-        raise DataError(f'none of its polygons can be used: {faults or "it has none"}')
-    return good, faults
+        raise DataError(f'none of its {len(polygons)} polygons can be used: {_POLYGON}')
+    bad = len(polygons) - len(good)
+    return good, f'{bad} of its {len(polygons)} polygons cannot be used: {_POLYGON}' if bad else ''

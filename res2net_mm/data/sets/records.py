@@ -90,7 +90,7 @@ def check_border(image: Image, item: Object) -> Iterator[Finding]:
 def check_names(
     images: Sequence[Image], classes: Sequence[str], others: Mapping[str, int], likeness: float
 ) -> Iterator[Finding]:
-    """Warns of ``others``, names that are no class, if they are nearly that of a class."""
+    """Warns of names of ``others``, which are no class, that are almost the name of a class."""
     known = {name for image in images for name in image.boxes} if others else ()
     for name, count in others.items():
         likely = nearest(name, classes, likeness)
@@ -136,7 +136,7 @@ def check_missing(
         remedy = 'add them, or remove them from the list'
     names = listed(map(os.path.basename, missing), 3)
     for file in missing:
-        reason = f'it is missing, {count} are ({names}){_likely(file)}'
+        reason = f'it is missing ({count}: {names}){_likely(file)}'
         yield error(f'{what} missing', file, reason, remedy)
     return missing
 
@@ -166,9 +166,9 @@ def missing_files(files: Sequence[str]) -> list[str]:
 def _likely(file: str) -> str:
     """Why a file may be missing: it is there under another name."""
     if os.path.lexists(file):
-        return ', something of its name is there, but no file'
+        return ', though something of that name is there, but no file'
     if '\\' in file:
-        return ', \\ separates no folders here: write /'
+        return ': \\ separates no folders here, write /'
     folder, name = os.path.split(file)
     try:
         there = os.listdir(folder or os.curdir)

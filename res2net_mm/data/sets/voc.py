@@ -14,19 +14,10 @@ import mmcv
 from ...checks import listed, nearest
 from ..errors import DataError
 from ..findings import Finding, caught, error, raised, warning
+from . import records
 from .images import IMAGE_SUFFIXES, check_pixels
 from .nodes import Node, read_list
-from .records import (
-    LIKENESS,
-    Image,
-    Object,
-    Reading,
-    box_fault,
-    check_border,
-    check_missing,
-    check_names,
-    count_others,
-)
+from .records import Image, Object, Reading
 
 # Training on a class without objects is a mistake anyway, so a name less like it is a misspelling
 # there; evaluating on such a class is common.
@@ -84,10 +75,7 @@ def read_voc(
 
 
 def find_image(stem: str, exists: Callable[[str], bool]) -> str:
-    """The image of an annotation: ``stem`` with the first suffix that ``exists``, else ``.jpg``.
-
-    mmdet only looks for ``.jpg``.
-    """
+    """The image of an annotation: ``stem`` with the first suffix that ``exists``, else ``.jpg``."""
     suffixes = (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES))
     found = (stem + suffix for suffix in suffixes if exists(stem + suffix))
     return next(found, stem + IMAGE_SUFFIXES[0])
@@ -96,12 +84,7 @@ def find_image(stem: str, exists: Callable[[str], bool]) -> str:
 def read_voc_set(
     node: Node, classes: Sequence[str], training: bool
 ) -> Generator[Finding, None, Reading]:
-    """A dataset that mmdet's ``XMLDataset``, or ours, reads.
-
-    Args:
-        node: The dataset.
-        classes: The names that it is used with.
-        training: Whether it is trained on.
+    """A dataset that mmdet's ``XMLDataset``, or ours, reads; ``classes`` are those it is used with.
 
     Raises:
         DataError: A list or folder is missing.
@@ -115,7 +98,7 @@ def read_voc_set(
     names = [name.strip() for name in names if name.strip()]
     image_folder, xml_folder = _folders(node)
     xml_files = [os.path.join(xml_folder, f'{name}.xml') for name in names]
-    missing = set((yield from check_missing(xml_files, 'annotation files', file, node.key)))
+    missing = set((yield from records.check_missing(xml_files, 'annotation files', file, node.key)))
     present = set(os.listdir(image_folder))
     least = (node.config.get('filter_cfg') or {}).get('bbox_min_size')
     images = []
@@ -132,9 +115,9 @@ def read_voc_set(
                 yield from _read_objects(image, xml_file, classes, least)
             except DataError as fault:
                 yield caught('broken annotation', fault)
-    likeness = _LIKENESS_IN_TRAINING if training else LIKENESS
+    likeness = _LIKENESS_IN_TRAINING if training else records.LIKENESS
     yield from raised('classes', _match_names, node, classes, images, file, likeness)
-    yield from check_names(images, classes, count_others(images), LIKENESS)
+    yield from records.check_names(images, classes, records.count_others(images), records.LIKENESS)
     return Reading(images)
 
 
@@ -180,14 +163,14 @@ def _read_objects(
             image.other_classes[obj.name] += 1
             continue
         box = x1, y1, x2, y2 = tuple(side - 1 for side in obj.box)  # VOC counts pixels from 1
-        reason = box_fault(box, image)
+        reason = records.box_fault(box, image)
         if reason is None and obj.difficult:
             reason = 'difficult'
         if reason is None and least is not None and min(x2 - x1, y2 - y1) < least:
             reason = f'under {least} px'
         item = Object(obj.name, box, f'object {i}', reason)
         image.objects.append(item)
-        yield from check_border(image, item)
+        yield from records.check_border(image, item)
 
 
 def _match_names(
@@ -195,7 +178,7 @@ def _match_names(
 ) -> None:
     """Raises a DataError if the objects have none of the classes, or one is misspelt."""
     found = {item.name for image in images for item in image.objects}
-    others = count_others(images)
+    others = records.count_others(images)
     shown = listed((f'{name} ({count:,})' for name, count in others.most_common()), 10)
     if others and not found:
         raise DataError(
