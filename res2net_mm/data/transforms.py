@@ -31,6 +31,10 @@ _JPEG_END = 0xD9
 _REPLACE = 'replace the file or remove it from the annotations'
 
 _LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
+# all but to_float32
+_LOADER_OPTIONS = (
+    'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty',
+)  # fmt: skip
 _TOLERANT_DATASETS = {
     f'{scope}{name}': f'{SCOPE}.data.voc_dataset.{name}'
     for scope in ('', 'mmdet.')
@@ -205,7 +209,7 @@ def is_known_loader(step: Any) -> bool:
 def loader_of(pipeline: Sequence) -> LoadImageFromFile:
     """Loads images as the configs of a pipeline say, in the type that they are stored in."""
     step = next(filter(is_known_loader, pipeline), {})
-    return LoadImageFromFile(**{k: v for k, v in step.items() if k not in ('type', 'to_float32')})
+    return LoadImageFromFile(**{key: step[key] for key in _LOADER_OPTIONS if key in step})
 
 
 def truncation(content: bytes) -> str | None:

@@ -25,6 +25,7 @@ from res2net_mm.data.transforms import (
     LoadImageFromFile,
     harden_dataset,
     harden_pipeline,
+    loader_of,
     truncation,
 )
 
@@ -476,6 +477,14 @@ def test_pipelines_within_transforms():
     for alternatives in (tta['transforms'], choice['transforms']):
         assert [types(part) for part in alternatives[:2]] == [[OUR_LOADER], ['LoadAnnotations']]
     assert isinstance(branch, ConfigDict)
+
+
+def test_a_loader_is_made_of_a_step_of_an_inherited_config():
+    """mmengine adds ``_scope_`` to what ``_base_ = 'mmdet::...'`` brings."""
+    step = {**DETECTION[0], '_scope_': 'mmdet', 'to_float32': True, 'color_type': 'grayscale'}
+    loader = loader_of([{'type': 'Other'}, step])
+    assert (loader.color_type, loader.to_float32) == ('grayscale', False)
+    assert loader_of([]).color_type == 'color'
 
 
 def test_datasets_below_wrappers():

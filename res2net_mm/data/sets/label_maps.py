@@ -28,17 +28,16 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None
     yield from raised('classes', _check_own_classes, node, classes)
     image_suffix, map_suffix = node.option('img_suffix'), node.option('seg_map_suffix')
     folder, map_folder = node.prefix('img_path'), node.prefix('seg_map_path')
-    try:
-        there = [*list_dir_or_file(folder, list_dir=False, recursive=True)]
-    except OSError as fault:  # a link to itself
-        raise DataError(
-            f'it cannot be listed ({fault})', folder, 'remove what is broken'
-        ) from fault
     if node.config.get('ann_file'):
         source = node.annotation_file()
         names = [line.strip() for line in read_list(source)]
     else:
         source = folder
+        try:
+            there = [*list_dir_or_file(folder, list_dir=False, recursive=True)]
+        except OSError as fault:  # a link to itself
+            what = f'it cannot be listed ({fault})'
+            raise DataError(what, folder, 'remove what is broken') from fault
         names = sorted(n[: -len(image_suffix)] for n in there if n.endswith(image_suffix))
         for name in there:
             if name.lower().endswith(image_suffix.lower()) and not name.endswith(image_suffix):
@@ -47,14 +46,14 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None
                     os.path.join(folder, name),
                     f'it does not end in img_suffix={image_suffix!r}, so it is not used',
                 )
-    if not names:
-        suffixes = Counter(os.path.splitext(name)[1] for name in there).most_common()
-        raise DataError(
-            f'it gives no image ending in img_suffix={image_suffix!r}; {folder} holds '
-            f'{listed(f"{count} {suffix}" for suffix, count in suffixes) or "nothing"}',
-            source,
-            f'set the suffix, for example --cfg-options {node.key}.img_suffix=.png',
-        )
+        if not names:
+            suffixes = Counter(os.path.splitext(name)[1] for name in there).most_common()
+            shown = listed(f'{count} {suffix}' for suffix, count in suffixes)
+            raise DataError(
+                f'none of its files ends in img_suffix={image_suffix!r} ({shown or "no file"})',
+                folder,
+                f'set the suffix, for example --cfg-options {node.key}.img_suffix=.png',
+            )
     images = [
         Image(
             os.path.join(folder, name + image_suffix),
