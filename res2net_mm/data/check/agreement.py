@@ -16,14 +16,8 @@ from .pixels import CheckedSet
 
 # parts of a model whose classes are not those of the data set
 _OTHER_CLASSES = {
-    'backbone',
-    'data_preprocessor',
-    'init_cfg',
-    'neck',
-    'reid',
-    'rpn_head',
-    'semantic_head',
-}
+    'backbone', 'data_preprocessor', 'init_cfg', 'neck', 'reid', 'rpn_head', 'semantic_head',
+}  # fmt: skip
 
 
 def check_same_classes(first: CheckedSet, other: CheckedSet) -> None:
