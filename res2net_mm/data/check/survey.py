@@ -234,10 +234,12 @@ def _used(images: list[Image], node: Node, left_out: Counter[str]) -> list[Image
 
 
 def _unusable(summary: SplitSummary, nodes: list[Node]) -> Finding:
+    read = [node for node in nodes if node.kind]
+    files = ', '.join(repr(node.config.get('ann_file')) for node in read)
     return error(
         'nothing usable',
-        ', '.join(f'{node.key}.ann_file' for node in nodes if node.kind),
-        f'no usable {"box" if summary.images else "image"} (boxes: '
+        ', '.join(f'{node.key}.ann_file' for node in read),
+        f'no usable {"box" if summary.images else "image"} in {files} (boxes: '
         f'{_counted(summary.dropped) or "none"}; images left out by filter_cfg: '
         f'{_counted(summary.left_out) or "none"})',
         'give it annotations with boxes of some size, of the classes of the config',
