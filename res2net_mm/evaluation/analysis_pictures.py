@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.errors import DataError
-from ..data.sets.limits import check_pixels
+from ..data.sets.images import check_pixels
 from .analysis import Analysis
 from .coco import shape_of
 from .curves import save_figure

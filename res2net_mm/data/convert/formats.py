@@ -19,8 +19,8 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ..errors import DataError
-from ..sets.limits import check_pixels
-from ..sets.readers import written_as_corners
+from ..sets.coco import written_as_corners
+from ..sets.images import check_pixels
 from ..sets.voc import find_image, read_voc
 from .writer import CocoWriter, Converted, image_files
 

@@ -23,7 +23,7 @@ from ...checks import listed, nearest
 from ...files import writing
 from ...weights.download import digest_of, fetch
 from ..errors import DataError
-from ..sets.limits import check_pixels
+from ..sets.images import check_pixels
 from .archives import DATA_SETS, Archive, Count, DataSet, Part
 from .unpack import disk_errors, unpack
 
