@@ -17,7 +17,7 @@ from torch import nn
 
 from ..backbones import Backbone
 from ..backbones.base import CONVENTION
-from .download import fetch, sha256_of
+from .download import digest_of, fetch
 from .layouts import Converted, convert, read_convention, unwrap, write_convention
 from .reading import CheckpointError, read_checkpoint
 from .zoo import SCHEME, ZOO, Published
@@ -68,7 +68,7 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
     path = Path(text).expanduser()
     entry = files.get(path.name) if path.is_file() else None
     if entry is not None and entry.sha256:
-        digest = sha256_of(path)
+        digest = digest_of(path)
         if not digest.startswith(entry.sha256):
             raise CheckpointError(
                 f'checkpoint {path} has the name of published weights whose sha256 begins with '
