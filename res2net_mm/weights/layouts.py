@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import CONVENTION
-from .paddle_pickle import PROGRAM_NAMES
-from .reading import CheckpointError
+from .reading import PROGRAM_NAMES, CheckpointError
 
 # First-block rule of the networks that a layout belongs to; mmdet's names are ours, with any rule.
 LAYOUTS = {'mmdet': None, 'official': 'official', 'mmpretrain': 'official', 'paddle': 'paddle'}
