@@ -159,8 +159,10 @@ class Backbone(BaseModule):
                 for module in self.modules():
                     if isinstance(module, Bottle2neck):
                         nn.init.zeros_(module.norm3.weight)
-            for cfg in pretrained:  # mmengine's own loads what matches, and warns of the rest
-                WEIGHT_INITIALIZERS.build(dict(cfg, type='res2net_mm.Pretrained'))(self)
+            # the initializer registered in this package's scope; mmengine's loads what matches
+            for cfg in pretrained:
+                arguments = {key: value for key, value in cfg.items() if key != 'type'}
+                WEIGHT_INITIALIZERS.get('Pretrained')(**arguments)(self)
         except BaseException:
             self.is_init = False
             raise

@@ -129,9 +129,8 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
         legacy = _LEGACY.match(head)
         if re.match(rb'\x80[\x02-\x04]', head) and not legacy:
             return _moved(_read_paddle(content, size, trust), map_location)
-        # The open file, not its name: torch 2.13 reads every file called .safetensors as one.
         if trust:
-            return torch.load(file, map_location=map_location, weights_only=False)
+            return _load(path, map_location, weights_only=False)
         if head.startswith(_ZIP):
             if not zipfile.is_zipfile(path):
                 raise ValueError('it is a zip archive without its end, probably cut off')
@@ -140,17 +139,18 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
             rehearse(content, size, 4)  # three pickles about how it was written, then the values
         else:
             _refuse_other(head)
-        checkpoint = _load(file, map_location)
-    _check_laid_out(checkpoint, size, map_location)
-    return checkpoint
-
-
-def _load(file: IO[bytes], map_location: Any) -> Any:
     # torch's own list of safe globals belongs to the whole process, so it is left alone.
     options: dict[str, Any] = dict(weights_only=False, pickle_module=CHECKPOINT_PICKLES)
     if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '') in ('1', 'y', 'yes', 'true'):
         options = dict(weights_only=True)  # torch then takes no other unpickler
-    return real(torch.load(file, map_location=map_location, **options))
+    checkpoint = real(_load(path, map_location, **options))
+    _check_laid_out(checkpoint, size, map_location)
+    return checkpoint
+
+
+def _load(path: Path, map_location: Any, **options: Any) -> Any:
+    with path.open('rb') as file:  # by its name, torch 2.13 would take any .safetensors for one
+        return torch.load(file, map_location=map_location, **options)
 
 
 def _refuse_other(head: bytes) -> None:

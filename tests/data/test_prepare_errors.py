@@ -55,7 +55,7 @@ def test_a_damaged_annotation_of_the_benchmark_is_named(server, tmp_path):
     archives = voc_archives()
     archives['benchmark.tgz']['benchmark_RELEASE/dataset/cls/d.mat'] = b'no mat file' * 99
     small = shrunk(VOC, server.folder, archives, VOC_NUMBERS, server)
-    fails('cls/d.mat is no annotation of SBD', dataset=small, root=tmp_path, parts=('aug',))
+    fails('cls/d.mat: it is no annotation of SBD', dataset=small, root=tmp_path, parts=('aug',))
 
 
 def test_cityscapes_says_where_to_get_its_archives(tmp_path):
@@ -70,13 +70,15 @@ def test_cityscapes_says_where_to_get_its_archives(tmp_path):
 
 
 def test_wrong_names_and_missing_archives(coco, server, tmp_path):
-    fails("'Cityscape'", "did you mean 'cityscapes'?", dataset='Cityscape')
-    fails("no part 'panoptics'", "'panoptic'?", dataset='coco', parts=['val', 'panoptics'])
+    fails("'Cityscape'", 'did you mean cityscapes?', dataset='Cityscape')
+    fails("no part 'panoptics'", 'mean panoptic?', dataset='coco', parts=['val', 'panoptics'])
+        "no part 'panoptics'", 'did you mean panoptic?', dataset='coco', parts=['val', 'panoptics']
+    )
     fails(f'--from {tmp_path / "none"}: there is no', dataset=coco, source=tmp_path / 'none')
     (server.folder / 'val2017.zip').unlink()
     (server.folder / 'train2017.zip').unlink()
     fails(
-        f'--from {server.folder} has no train2017.zip and no val2017.zip',
+        f'--from {server.folder}: it has no train2017.zip and no val2017.zip',
         dataset=coco,
         root=tmp_path / 'data',
         source=server.folder,
@@ -94,7 +96,7 @@ def test_a_wrong_checksum(coco, server, tmp_path):
         parts=('val',),
     )
     fails(
-        f'{server.folder}/val2017.zip is damaged',
+        f'{server.folder}/val2017.zip: it is damaged',
         'md5',
         server.address('val2017.zip'),
         dataset=coco,
@@ -124,7 +126,7 @@ def test_a_damaged_zip_without_checksum(coco, server, tmp_path, damage):
         content = b'<html>not found</html>'
     file.write_bytes(content)
     fails(
-        f'{file} is damaged',
+        f'{file}: it is damaged',
         dataset=without_checksums(coco),
         root=tmp_path,
         parts=('train',),
@@ -225,7 +227,7 @@ def test_wrong_counts(coco, server, tmp_path):
     fewer = without_checksums(coco)
     arguments = dict(dataset=fewer, root=tmp_path, parts=('train',), source=server.folder)
     fails(
-        f'{tmp_path}/coco/train2017 has 1 *.jpg, but 2 are expected',
+        f'{tmp_path}/coco/train2017: it has 1 *.jpg, but 2 are expected',
         f'remove train2017.zip from {server.folder}',
         **arguments,
     )
@@ -235,7 +237,7 @@ def test_wrong_counts(coco, server, tmp_path):
     (tmp_path / 'coco/train2017/._1.jpg').write_bytes(b'a Mac was here')
     prepare_data(**arguments)
     (tmp_path / 'coco/train2017/mine.jpg').write_bytes(b'mine')
-    fails('train2017 has 3 *.jpg, but 2 are expected; remove', **arguments)
+    fails('train2017: it has 3 *.jpg, but 2 are expected; remove', **arguments)
 
 
 def test_a_download_stays_until_its_files_are_counted(coco, server, tmp_path):

@@ -71,7 +71,7 @@ def test_the_tool(coco, server, tmp_path, monkeypatch, capsys):
         1,
         '',
         [
-            "error: data set 'coca' is not known (did you mean 'coco'?); "
+            "error: data set 'coca' is not known; did you mean coco?; "
             'there are coco, voc, ade20k, cityscapes'
         ],
     )

@@ -47,7 +47,7 @@ def test_weights_are_asked_for_before_anything_else(tmp_path, server, monkeypatc
         check_weights(model_config(tmp_path, checkpoint=str(tmp_path / 'none.pth')))
     with pytest.raises(DownloadError, match='none.pth.*404.*--from-scratch'):
         check_weights(model_config(tmp_path, checkpoint=server.address('none.pth')))
-    with pytest.raises(ValueError, match="did you mean 'res2net50_v1b_26w_4s'"):
+    with pytest.raises(ValueError, match='did you mean res2net50_v1b_26w_4s'):
         check_weights(model_config(tmp_path, checkpoint='res2net://res2net50_v1b_26w4s'))
     monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')
     with pytest.raises(DownloadError, match='RES2NET_MM_MIRROR.*--from-scratch'):
