@@ -374,7 +374,7 @@ def test_what_masks_have_wrong_is_told(tmp_path):
 
     arguments = dict(classes=['cell'], force=True)
     save(folders[1] / 'a/5.png', np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
-    fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png is a colour image',))
+    fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png: it is a colour image',))
     (folders[1] / 'a/5.png').write_bytes(b'no png')
     fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png cannot be read',))
     fails(masks2coco, *folders, out, 'panoptic', **arguments, said=('kind must be', "'panoptic'"))
