@@ -190,7 +190,6 @@ CHECKPOINT: dict[str, Callable | None] = {
     **dict.fromkeys(f'builtins.{kind}' for kind in ('set', 'bytearray', 'complex')),
     'collections.Counter': None,
 }
-_BUILT = (OrderedDict, DType, Array, History, Instances, torch.Tensor, torch.nn.Parameter)
 
 
 class Unpickler(pickle._Unpickler):
@@ -210,8 +209,8 @@ class Unpickler(pickle._Unpickler):
         return self.allowed[full] or super().find_class(module, name)
 
     def load_build(self) -> None:
-        if type(self.stack[-2]) not in _BUILT:  # a state could change a class or a function
-            raise refuse(f'the state of a {type(self.stack[-2]).__name__}')
+        if callable(self.stack[-2]):
+            raise refuse('a change of a class or function')
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -310,8 +309,3 @@ class _Rehearsal(Unpickler):
 
     def persistent_load(self, pid: Any) -> Any:
         return self.nothing()
-
-    def load_build(self) -> None:
-        pickle._Unpickler.load_build(self)
-
-    dispatch = {**Unpickler.dispatch, pickle.BUILD[0]: load_build}

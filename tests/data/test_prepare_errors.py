@@ -72,8 +72,6 @@ def test_cityscapes_says_where_to_get_its_archives(tmp_path):
 def test_wrong_names_and_missing_archives(coco, server, tmp_path):
     fails("'Cityscape'", 'did you mean cityscapes?', dataset='Cityscape')
     fails("no part 'panoptics'", 'mean panoptic?', dataset='coco', parts=['val', 'panoptics'])
-        "no part 'panoptics'", 'did you mean panoptic?', dataset='coco', parts=['val', 'panoptics']
-    )
     fails(f'--from {tmp_path / "none"}: there is no', dataset=coco, source=tmp_path / 'none')
     (server.folder / 'val2017.zip').unlink()
     (server.folder / 'train2017.zip').unlink()
