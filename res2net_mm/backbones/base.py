@@ -30,8 +30,9 @@ class Backbone(BaseModule):
         norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only, and
             without them the first training step warns.
         zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
-        init_cfg: mmengine's initialisation config; None is Kaiming. A ``Pretrained`` one takes a
-            file, an address or ``res2net://name`` in any published layout, and fits or fails.
+        init_cfg: mmengine's initialisation config; None is Kaiming. ``Pretrained`` means this
+            package's initializer of that name: a file, an address or ``res2net://name`` in any
+            published layout, which fits exactly or fails.
     """
 
     first_block: str | None = None  # of networks that were published in one form only
