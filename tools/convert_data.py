@@ -54,7 +54,7 @@ def main() -> None:
         '--kind',
         choices=KINDS,
         required=True,
-        help='instances: a pixel is the number of its object; binary: one folder per image, one png '
+        help='instances: a pixel is the number of its object; binary: a folder per image, a png '
         'per object; labels: a pixel is its class, and every connected piece is an object',
     )
     masks.add_argument('--classes', nargs='+', metavar='NAME', required=True)

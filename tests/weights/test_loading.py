@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections import OrderedDict
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 
 import mmcv.ops
@@ -15,9 +16,10 @@ import other_layouts
 import pytest
 import torch
 from filled_files import SMALL, bits, filled, write_paddle
+from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
 
-from res2net_mm import Res2Net, Res2NetDLA, create_backbone
+from res2net_mm import Res2Net, Res2NetDLA, backbones, create_backbone
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.weights import ZOO, CheckpointError, Published, load_weights
 
@@ -395,3 +397,20 @@ def test_both_stacks(stack, python, tmp_path):
     run = python('-c', textwrap.dedent(code), env=stack)
     assert run.returncode == 0 and 'equal: 162 of 162' in run.stdout, run.stderr[-2000:]
     assert "saved.pth needs first_block='mmdet', but the network has first_block='o" in run.stdout
+
+
+def test_init_cfg_is_exact_in_every_scope(tmp_path):
+    """mmdet's scope is active while its models are built; its Pretrained loads what matches."""
+    torch.save(Res2Net(**SMALL).state_dict(), tmp_path / 'small.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'small.pth'))
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        Res2Net(**SMALL, init_cfg=init_cfg).init_weights()
+        with pytest.raises(ValueError, match='does not fit the network'):
+            Res2Net(**SMALL | dict(depth=26), init_cfg=init_cfg).init_weights()
+
+
+def test_backbones_stand_alone():
+    files = Path(backbones.__file__).parent.glob('*.py')
+    code = {file.name: file.read_text() for file in files}
+    named = re.compile(r'^\s*(from|import) .*weights|res2net_mm\.Pretrained', re.M)
+    assert code and [name for name, text in code.items() if named.search(text)] == []
