@@ -126,12 +126,18 @@ class Pretrained:
     """``init_cfg=dict(type='Pretrained', ...)`` of this package's backbones: loads, and logs it.
 
     Args:
-        checkpoint: Source for :func:`load_weights`.
-        **options: Other arguments of :func:`load_weights`.
+        checkpoint, prefix, map_location, trust: As for :func:`load_weights`.
     """
 
-    def __init__(self, checkpoint: str, **options: Any) -> None:
-        self.checkpoint, self.options = checkpoint, options
+    def __init__(
+        self,
+        checkpoint: str,
+        prefix: str | None = None,
+        map_location: Any = 'cpu',
+        trust: bool = False,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.options = dict(prefix=prefix, map_location=map_location, trust=trust)
 
     def __call__(self, module: Backbone) -> None:
         report = load_weights(module, self.checkpoint, **self.options)
