@@ -781,7 +781,7 @@ def test_what_masks_have_wrong_is_told(tmp_path):
     save(folders[1] / 'a/5.png', np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
     fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png: it is a colour image',))
     (folders[1] / 'a/5.png').write_bytes(b'no png')
-    fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png cannot be read',))
+    fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png: it cannot be read',))
     fails(masks2coco, *folders, out, 'panoptic', **arguments, said=('kind must be', "'panoptic'"))
     for kind, classes in (('instances', ['a', 'b']), ('binary', []), ('labels', [])):
         fails(masks2coco, *folders, out, kind, classes=classes, force=True, said=('classes must',))
