@@ -1,13 +1,10 @@
 """Trains a small Res2Net Faster R-CNN on a synthetic set, measures it and draws what it did."""
 
 import argparse
-import signal
 import time
 from pathlib import Path
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
+import ctrl_c  # noqa: F401
 from mmengine.config import Config
 
 from res2net_mm.data import check_data, make_shapes

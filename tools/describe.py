@@ -3,22 +3,19 @@ what the whole model of a config does."""
 
 import argparse
 import difflib
-import signal
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
+import ctrl_c  # noqa: F401
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
-from res2net_mm.engine.errors import ToolError, one_line, run_tool
+from res2net_mm.engine.errors import ToolError, building_config, one_line, run_tool
 from res2net_mm.engine.safety import use_safe_loading
 from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
 from res2net_mm.evaluation.models import describe_model
@@ -69,7 +66,7 @@ def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int)
     backbone = MODELS.get(arch['type'])
     if backbone is None:
         raise ToolError(f'type {arch["type"]} is no backbone of this package')
-    with torch.device('meta'):  # no weights are made
+    with building_config(), torch.device('meta'):  # no weights are made
         net = backbone(**arguments)
     title = f'{name}: {type(net).__name__}, image {height} x {width}'
     table = format_stages(describe_stages(net, height, width))

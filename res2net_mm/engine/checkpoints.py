@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: a complete one is there at every moment, and is found again."""
+"""Checkpoints of a training run: a complete one exists at every moment and is found again."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..weights import CheckpointError, read_checkpoint
 from .errors import ToolError
 
 LAST = 'last_checkpoint'  # mmengine's note of the newest, in the work dir
-# in a checkpoint: files that it makes outdated, and the best ones before its validation
+# recorded in a checkpoint: files that it replaces, and the best ones before its validation
 _OUTDATED, _FORMER = 'outdated_ckpts', 'former_best_ckpts'
 
 
 class CheckpointHook(mmengine.hooks.CheckpointHook):
-    """mmengine's with its arguments, in an order that survives a kill and a full disk.
+    """mmengine's hook with its arguments, in an order that survives a kill and a full disk.
 
-    mmengine removes what is outdated and then saves. Here the new file and its note are complete
+    mmengine removes outdated files and then saves. Here the new file and its note are complete
     before anything is removed. A run that was killed between saving and validating validates when
-    it is resumed, so that its best checkpoint is that of a run that was not killed.
+    it resumes, so it ends with the same best checkpoint as a run that was not killed.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -48,7 +48,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         before = self._best()
         runner.message_hub.update_info(_FORMER, [path for path in before.values() if path])
-        self._set_best({})  # mmengine would remove them before it saves
+        self._set_best({})  # or mmengine would remove them before it saves
         try:
             super().after_val_epoch(runner, metrics)
         finally:
@@ -57,7 +57,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         self._remove(before.values())
 
     def _best(self) -> dict[str, str | None]:
-        """Metric -> its best checkpoint; one metric has no name."""
+        """Metric -> its best checkpoint; a single metric has the name ''."""
         if hasattr(self, 'best_ckpt_path_dict'):
             return dict(self.best_ckpt_path_dict)
         return {'': getattr(self, 'best_ckpt_path', None)}
@@ -70,7 +70,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             self.best_ckpt_path = paths.get('')
 
     def _lacks_validation(self, runner: Runner) -> bool:
-        """Whether a validation is due now that the resumed checkpoint does not know of."""
+        """Whether a validation is due now that the resumed checkpoint has no result of."""
         loop = runner.train_loop
         done, end = runner.epoch, runner.max_epochs
         if isinstance(loop, IterBasedTrainLoop):
@@ -81,7 +81,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             return False
         new = self.filename_tmpl.format(runner.epoch if self.by_epoch else runner.iter)
         if any(str(path).endswith(f'_{new}') for path in self._best().values()):
-            return False  # the checkpoint was saved again after it
+            return False  # saved again after its validation
         step = bisect.bisect(loop.dynamic_milestones, done + 1)  # as mmengine's loops do
         return done % loop.dynamic_intervals[step - 1] == 0 or done == end
 
@@ -115,7 +115,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     @master_only
     def _remove(self, paths: Iterable[str | None]) -> None:
-        """Removes checkpoints of this run; a resumed file can name any path."""
+        """Removes checkpoints, but only this run's: a resumed file can name any path."""
         numbered = r'\d+'.join(map(re.escape, re.split('{.*?}', self.filename_tmpl)))
         named = {path for path in paths if isinstance(path, str)}
         for path in named - {self.last_ckpt, *self._best().values()}:
@@ -143,14 +143,14 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
 
 def find_newest(cfg: Config, trust: bool = False) -> str | None:
-    """The checkpoint to resume a run from: the noted one, or else the newest that is complete.
+    """The checkpoint to resume a run from: the noted one, or else the newest complete one.
 
     Args:
         cfg: Config with the ``work_dir`` of the run.
         trust: Read checkpoints with pickle.
 
     Returns:
-        The file, or None where the run has saved nothing yet.
+        The file, or None if the run has saved nothing yet.
 
     Raises:
         ToolError: There are checkpoints, but none is complete.
@@ -167,7 +167,7 @@ def find_newest(cfg: Config, trust: bool = False) -> str | None:
     pattern = re.sub('{.*?}', '*', hook.get('filename_tmpl') or '{}.pth')
     files = [file for file in folder.glob(pattern) if not file.name.startswith(('best_', '.'))]
     files.sort(key=lambda file: file.stat().st_mtime, reverse=True)
-    # first where it is now: a folder may have been moved
+    # the folder may have been moved since, so its own file comes first
     named = [file for file in (folder / Path(noted).name, Path(noted)) if noted and file.is_file()]
     broken = ''
     for file in [*named[:1], *files]:
@@ -176,11 +176,11 @@ def find_newest(cfg: Config, trust: bool = False) -> str | None:
         except (CheckpointError, OSError) as error:
             broken = broken or str(error)
             continue
-        if 'message_hub' not in checkpoint:  # published, or of another program
+        if 'message_hub' not in checkpoint:  # published, or another program's
             continue
         if file not in named and is_main_process():
             why = f'names {noted!r}, which is not complete' if noted else 'names no checkpoint'
-            print(f'{note} {why}: resuming from the newest that is, {file}')
+            print(f'{note} {why}: resuming from {file}, the newest complete one')
         return str(file)
     if broken:
         raise ToolError(f'nothing in {folder} can be resumed: {broken}')

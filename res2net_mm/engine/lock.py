@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.logging import print_log
-
 from .errors import ToolError
+from .terminal import warn
 
 try:
     import fcntl
@@ -23,10 +22,9 @@ LOCK = '.training'
 
 @contextmanager
 def hold_folder(folder: str | Path) -> Iterator[None]:
-    """Keeps other training runs out of a work dir, from this block's start to its end.
+    """Keeps other training runs out of a work dir while the block runs.
 
-    The first process of a distributed run holds it for all. It ends with the process, however that
-    ends, and workers that outlive a killed process do not hold it.
+    The lock ends with the process, however that ends; workers that outlive it do not hold it.
 
     Args:
         folder: The work dir; it is made.
@@ -41,7 +39,7 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open('a+') as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a process: forks do not have it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by forks
         except (BlockingIOError, PermissionError):
             file.seek(0)
             raise ToolError(
@@ -49,7 +47,7 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
                 'there. Wait until it ends, stop it, or give another --work-dir'
             ) from None
         except OSError as error:
-            print_log(f'work dir {folder} cannot be locked ({error}): run one training there only')
+            warn(f'work dir {folder} cannot be locked ({error}): run only one training there')
         file.truncate(0)
         since = time.strftime('%Y-%m-%d %H:%M:%S')
         print(f'process {os.getpid()} on {socket.gethostname()}, since {since},', file=file)

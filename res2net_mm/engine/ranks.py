@@ -11,25 +11,22 @@ from .errors import ToolError, one_line
 
 
 def on_first_rank(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a function in the first process; if it fails there, all processes stop.
-
-    Returns:
-        What the function returned, in all processes.
+    """Calls a function in the first process and returns its result in all processes.
 
     Raises:
-        Exception: The function's own, in the first process.
-        ToolError: The same message, in the others.
+        Exception: The function's own error, in the first process.
+        ToolError: In the other processes, with the same message.
     """
     error: Exception | None = None
-    told: list[Any] = [None, None]
+    shared: list[Any] = [None, None]  # result, message of the error
     if get_rank() == 0:
         try:
-            told[0] = function(*args, **kwargs)
+            shared[0] = function(*args, **kwargs)
         except Exception as caught:
-            error, told[1] = caught, one_line(caught)
-    broadcast_object_list(told)
+            error, shared[1] = caught, one_line(caught)
+    broadcast_object_list(shared)
     if error is not None:
         raise error
-    if told[1] is not None:
-        raise ToolError(f'stopped with the first process: {told[1]}')
-    return told[0]
+    if shared[1] is not None:
+        raise ToolError(f'stopped with the first process: {shared[1]}')
+    return shared[0]
