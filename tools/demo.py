@@ -12,7 +12,7 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
-from res2net_mm.engine.lock import hold_folder
+from res2net_mm.engine.processes import hold_folder
 from res2net_mm.engine.report import describe_run
 from res2net_mm.engine.runner import build_runner, prepare_config
 from res2net_mm.evaluation import draw_curves, format_metrics

@@ -8,7 +8,7 @@ from res2net_mm.engine.arguments import add_shared, tool_parser
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options, run_test
-from res2net_mm.engine.ranks import on_first_rank
+from res2net_mm.engine.processes import on_first_rank
 from res2net_mm.engine.report import describe_device, keep_memory
 from res2net_mm.engine.runner import prepare_config
 from res2net_mm.evaluation import format_metrics

@@ -9,8 +9,7 @@ from res2net_mm.data import check_data
 from res2net_mm.engine.arguments import add_shared, tool_parser
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.lock import hold_folder
-from res2net_mm.engine.ranks import on_first_rank
+from res2net_mm.engine.processes import hold_folder, on_first_rank
 from res2net_mm.engine.report import describe_run, keep_memory
 from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
 

@@ -66,7 +66,7 @@ class SameClassesHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Runs before the weights are loaded."""
-        data = _classes_of(getattr(runner, f'{self.split}_dataloader').dataset)
+        data = class_names(getattr(runner, f'{self.split}_dataloader').dataset)
         given = _given(runner.cfg)
         if not data or given == 'data' or _labels_are_free(runner.cfg.get('model') or {}):
             return
@@ -122,11 +122,6 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
 
     Takes the names from the checkpoint, else from the config, else from its type of data set, if
     there are as many as the heads have classes; else numbers. Warns if the sources disagree.
-
-    Args:
-        cfg: The config.
-        meta: The checkpoint's.
-        dataset: Config of the test data; None if there is none.
     """
     count = _count_classes(cfg.get('model') or {})
     given = _given(cfg)
@@ -156,7 +151,7 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
     return dict(classes=chosen['classes'], palette=palette)
 
 
-def _classes_of(dataset: Any) -> tuple[str, ...]:
+def class_names(dataset: Any) -> tuple[str, ...]:
     """Class names of a data set; () if there are none, or if joined sets have different ones."""
     metas = getattr(dataset, 'metainfo', None) or {}
     metas = metas if _is_list(metas) else [metas]  # of mmdet's ConcatDataset

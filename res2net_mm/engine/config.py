@@ -106,9 +106,7 @@ def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
 def images_per_step(cfg: Config, optimizer: str | None = None) -> int:
     """Images in one step of an optimizer, over all processes and accumulated batches.
 
-    Args:
-        cfg: The config.
-        optimizer: Its name, if the config has several.
+    ``optimizer`` is its name, if the config has several.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     wrapper = wrapper if optimizer is None else wrapper.get(optimizer, {})

@@ -98,11 +98,9 @@ def check_arguments(cfg: Config) -> None:
 
 
 def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raises a ToolError at one of ``--cfg-options`` that would change nothing.
+    """Raises a ToolError at one of ``--cfg-options`` (dotted keys) that would change nothing.
 
-    Args:
-        cfg: The config without them.
-        options: Dotted keys and values.
+    ``cfg`` is the config without them.
     """
     for option, value in options.items():
         first, *rest = option.split('.')

@@ -46,18 +46,21 @@ def is_mistake(error: BaseException) -> bool:
 
 
 @contextmanager
-def building_config() -> Iterator[None]:
+def building_config(part: str = 'config') -> Iterator[None]:
     """Turns what mmengine, mmdet and mmseg raise for a mistake in a config into a ToolError.
 
     They have no error type of their own for an unknown ``type``, a wrong argument or a missing key.
     Also a decorator for functions that build what a config describes.
+
+    Args:
+        part: What is built, for the message.
     """
     try:
         yield
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         if is_mistake(error) or _is_ours(_origin(error)):
             raise
-        raise ToolError(f'the config cannot be built: {one_line(error)}') from error
+        raise ToolError(f'the {part} cannot be built: {one_line(error)}') from error
 
 
 def one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from ..deploy.folding import COMPILE_MODES, DTYPES
 from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
+from .classes import class_names
 from .errors import ToolError
 from .loading import unwrapped
 from .pictures import PictureHook, use_our_pictures
@@ -79,13 +80,12 @@ class FastHook(Hook):
     def before_test_epoch(self, runner: Runner) -> None:
         """Raises ToolError if the weights are spread over processes."""
         model = runner.model
-        if is_model_wrapper(model):
-            if not isinstance(model, DistributedDataParallel):
-                raise ToolError(
-                    f'--fast needs a whole model in each process, not {type(model).__name__}'
-                )
-            model = unwrapped(model)  # no gradients have to be added up
-        runner.model = optimize_for_inference(model, **self.options)
+        if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
+            raise ToolError(
+                f'--fast needs a whole model in each process, not {type(model).__name__}'
+            )
+        # without the wrapper, as no gradients have to be added up
+        runner.model = optimize_for_inference(unwrapped(model), **self.options)
 
 
 def run_test(
@@ -146,7 +146,7 @@ def run_test(
         runner.register_hook(FastHook(fast))
     try:
         metrics = runner.test()
-        classes = _class_names(runner.test_dataloader.dataset)
+        classes = list(class_names(runner.test_dataloader.dataset))
         if report is not None and is_main_process():
             report(metrics, classes)
         if out is not None and is_main_process():
@@ -163,10 +163,3 @@ def run_test(
                 f'is {hook.failures[0]}'
             )
     return metrics, classes
-
-
-def _class_names(dataset: Any) -> list[str]:
-    meta = getattr(dataset, 'metainfo', None) or {}
-    if isinstance(meta, (list, tuple)):  # mmdet's ConcatDataset of sets that differ
-        meta = meta[0]
-    return list(meta.get('classes') or ())

@@ -36,9 +36,7 @@ class StepSeedHook(Hook):
         if endless and loader.batch_size and not getattr(loop, 'fast_forward_on_resume', False):
             sampler.pass_over(runner.iter * loader.batch_size)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, **_: Any) -> None:
         seed_step(runner.seed, get_rank(), runner.iter)
 
 
@@ -49,11 +47,7 @@ class FiniteLossHook(Hook):
     priority = 'VERY_HIGH'
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: dict | None = None,
+        self, runner: Runner, data_batch: dict | None = None, outputs: dict | None = None, **_: Any
     ) -> None:
         losses = {
             name: float(torch.as_tensor(value).detach())

@@ -35,10 +35,7 @@ def exact_fit(filename: str) -> Iterator[None]:
 def check_finite(values: Any, filename: str, constants: Collection[str] = ()) -> None:
     """Raises CheckpointError if tensors of a checkpoint hold NaN or infinity.
 
-    Args:
-        values: A state dict, or dicts and lists with tensors in them.
-        filename: The checkpoint.
-        constants: Names of tensors that may, see :func:`res2net_mm.weights.constants`.
+    ``constants`` names those that may, see :func:`res2net_mm.weights.constants`.
     """
     if broken := not_finite(values, constants):
         raise CheckpointError(f'checkpoint {filename}: {say_not_finite(broken)}')

@@ -73,22 +73,14 @@ class PictureHook(Hook):
                 )
 
     def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[Any] | None = None,
+        self, runner: Runner, batch_idx: int, outputs: Sequence[Any] | None = None, **_: Any
     ) -> None:
         step = runner.iter + batch_idx
         if self.draw and outputs and step % self.interval == 0:
             self._draw('val', outputs[0], step, None)
 
     def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[Any] | None = None,
+        self, runner: Runner, outputs: Sequence[Any] | None = None, **_: Any
     ) -> None:
         for sample in (outputs or ()) if self.draw else ():
             self._drawn += 1
@@ -143,12 +135,8 @@ def picture_names(dataset: Any) -> dict[str, str]:
 def use_our_pictures(cfg: Config, **changes: Any) -> bool:
     """Replaces mmdet's or mmseg's visualization hook in a config if it draws files.
 
-    Args:
-        cfg: The config; changed.
-        changes: Arguments of :class:`PictureHook` to set, which also make it draw.
-
-    Returns:
-        Whether it did.
+    ``changes`` are arguments of :class:`PictureHook`; with any, it is replaced in any case. Returns
+    whether it was.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     kind = hook.get('type') if isinstance(hook, Mapping) else None

@@ -67,11 +67,7 @@ def describe_batch(cfg: Config) -> str:
 
 
 def describe_run(cfg: Config, summaries: Sequence[SplitSummary]) -> str:
-    """The lines of a training run.
-
-    Args:
-        cfg: The config.
-        summaries: Results of the data check.
+    """The lines of a training run, from its config and the results of the data check.
 
     Raises:
         ToolError: The schedule or the batch cannot train.

@@ -58,11 +58,6 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
 
     Schedules that ended with the run then end with the run as it is now; ``cfg`` is changed.
 
-    Args:
-        cfg: The config; its seed is the one that the user asks for.
-        meta: The checkpoint's.
-        checkpoint: Its name for messages.
-
     Returns:
         One line for each difference.
 
@@ -114,15 +109,7 @@ def model_differences(cfg: Config, meta: Any, checkpoint: str) -> str | None:
     """One line on how a config's model differs from the one that a checkpoint was trained with.
 
     Weights also fit models that normalise images, place anchors or dilate convolutions in another
-    way, and then predict wrongly.
-
-    Args:
-        cfg: The config to measure or predict with.
-        meta: The checkpoint's.
-        checkpoint: Its name for the message.
-
-    Returns:
-        The line; None if they agree, or the checkpoint holds no config.
+    way, and then predict wrongly. None if they agree, or the checkpoint holds no config.
     """
     saved = read_config_text(meta.get('cfg')) if isinstance(meta, Mapping) else {}
     if not isinstance(saved.get('model'), dict):
@@ -186,8 +173,7 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
 def read_config_text(text: Any) -> dict[str, Any]:
     """The values in a config's text as mmengine writes it, without running any of it.
 
-    Returns:
-        Key -> value, tuples as lists; ``{}`` if the text holds anything but values.
+    Tuples become lists; ``{}`` if the text holds anything but values.
     """
     try:
         body = ast.parse(text).body if isinstance(text, str) and len(text) < 2**22 else []

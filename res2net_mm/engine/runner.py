@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.dist import init_dist, is_main_process, sync_random_seed
-from mmengine.utils.dl_utils import set_multi_processing
+from mmengine.dist import is_main_process, sync_random_seed
 
 from ..data.sets.nodes import type_name
 from ..data.transforms import harden_dataset, harden_pipeline
@@ -26,6 +23,7 @@ from .config_checks import check_model
 from .config_keys import arguments_of, check_arguments, classes_named
 from .errors import ToolError, building_config
 from .pictures import use_our_pictures
+from .processes import start_processes
 from .resuming import check_resumption
 from .safe_runner import Runner
 from .safety import check_arrays, use_safe_loading
@@ -116,24 +114,6 @@ def check_weights(cfg: Config) -> None:
             ) from error
         if not path.exists():
             raise FileNotFoundError(f'init_cfg.checkpoint {path} of the config does not exist')
-
-
-def start_processes(cfg: Config, launcher: str) -> None:
-    """Starts the process group, which the seed and the report need before there is a Runner."""
-    cfg.launcher = launcher
-    if launcher == 'none':
-        return
-    if launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise ToolError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/...')
-    env = cfg.get('env_cfg') or {}
-    set_multi_processing(**(env.get('mp_cfg') or {}), distributed=True)
-    if torch.cuda.is_available():
-        init_dist(launcher, **(env.get('dist_cfg') or {}))
-    elif launcher == 'pytorch':
-        # mmengine's function sets a CUDA device first
-        torch.distributed.init_process_group('gloo')
-    else:
-        raise ToolError(f'--launcher {launcher} needs CUDA devices; without them use pytorch')
 
 
 def apply_precision(cfg: Config, amp: bool) -> None:

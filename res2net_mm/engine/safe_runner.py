@@ -54,10 +54,10 @@ class Runner(_Base):
     goes_on = False
 
     # built when the run starts, so mistakes in these parts of the config show up only then
-    build_val_loop = building_config()(_Base.build_val_loop)
-    build_test_loop = building_config()(_Base.build_test_loop)
-    build_optim_wrapper = building_config()(_Base.build_optim_wrapper)
-    build_param_scheduler = building_config()(_Base.build_param_scheduler)
+    build_val_loop = building_config('validation of the config')(_Base.build_val_loop)
+    build_test_loop = building_config('test of the config')(_Base.build_test_loop)
+    build_optim_wrapper = building_config('optim_wrapper')(_Base.build_optim_wrapper)
+    build_param_scheduler = building_config('param_scheduler')(_Base.build_param_scheduler)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Builds the model; SyncBN becomes BN if there is one process or no GPU."""
@@ -77,7 +77,7 @@ class Runner(_Base):
             )
         return super().wrap_model(model_wrapper_cfg, model)
 
-    @building_config()
+    @building_config('training of the config')
     def build_train_loop(self, loop: Any) -> Any:
         """Builds the training loop on a data loader whose samples carry their seeds."""
         given = self._train_dataloader

@@ -96,10 +96,6 @@ def keep_files_of_others(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
 
     A checkpoint names the best one so far, which mmengine deletes when there is a better one,
     wherever the path leads.
-
-    Args:
-        runner: The runner about to resume.
-        checkpoint: What it read; ``message_hub`` is changed.
     """
     hub = checkpoint.get('message_hub')
     info = hub.get('runtime_info') if isinstance(hub, Mapping) else None

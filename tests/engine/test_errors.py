@@ -181,7 +181,7 @@ def test_a_defect_in_a_run_leaves_its_traceback_in_the_log_file(run, tmp_path, m
 
     status, lines = run(main)
     assert status == 1 and len(lines) == 1
-    assert lines[0].startswith('error: KeyError: ours') and str(log) in lines[0]
+    assert lines[0].startswith('error: KeyError: ') and str(log) in lines[0]
     assert 'Traceback' in log.read_text() and 'test_errors.py' in log.read_text()
     monkeypatch.setenv('RES2NET_MM_DEBUG', '1')
     assert run(main)[1][0].startswith('Traceback')

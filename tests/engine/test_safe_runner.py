@@ -18,7 +18,7 @@ from mmengine.config import Config
 
 from res2net_mm.data import make_shapes
 from res2net_mm.engine.checkpoints import find_newest
-from res2net_mm.engine.lock import hold_folder
+from res2net_mm.engine.processes import hold_folder
 from res2net_mm.weights import read_checkpoint
 
 REPO = Path(__file__).resolve().parents[2]
