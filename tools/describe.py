@@ -83,7 +83,8 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
         raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
     known = VARIANTS[name] if name in VARIANTS else ZOO[bare].arch
     arch = Config({'type': 'Res2Net', **known})
-    arch.merge_from_dict(options)
+    with building_config():
+        arch.merge_from_dict(options)
     return arch.to_dict()
 
 

@@ -94,7 +94,8 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """The network with its weights, and what its file should say beside."""
     if args.network in VARIANTS:
         arch = Config({'type': 'Res2Net', **VARIANTS[args.network]})
-        arch.merge_from_dict(args.cfg_options or {})
+        with building_config():
+            arch.merge_from_dict(args.cfg_options or {})
         arguments = arch.to_dict()
         kind = MODELS.get(arguments.pop('type'))
         if not (isinstance(kind, type) and issubclass(kind, Backbone)):

@@ -43,7 +43,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         super().after_val_epoch(runner, metrics)
-        self._remove_outdated()
+        if self.save_best:
+            self._remove_outdated()
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         # a list that the removals of the call below extend before it saves

@@ -11,7 +11,11 @@ from typing import Any, TextIO
 from mmengine.logging import print_log
 
 # Control characters except tab and newline, and those that change the direction of text.
-_CONTROL = re.compile('[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
+_CONTROL = {
+    code: chr(code).encode('unicode_escape').decode()
+    for first, last in ((0, 8), (11, 12), (14, 31), (127, 159), (0x202A, 0x202E), (0x2066, 0x2069))
+    for code in range(first, last + 1)
+}
 _RETURN = re.compile(r'(?<!^)\r(?!\n)')  # at the start of a text it is a progress bar's
 _LEVEL = re.compile(r'(\x1b\[\d+m(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\x1b\[0m)')  # mmengine's
 
@@ -23,7 +27,7 @@ def warn(message: str) -> None:
 
 def plain(text: str) -> str:
     """The text with control characters spelt out, for example as ``\\x1b``."""
-    return _RETURN.sub(_spelt, _CONTROL.sub(_spelt, text))
+    return _RETURN.sub(r'\\r', text.translate(_CONTROL))
 
 
 def plain_record(record: logging.LogRecord) -> bool:
@@ -58,7 +62,3 @@ class _Plain:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
-
-
-def _spelt(found: re.Match) -> str:
-    return found[0].encode('unicode_escape').decode()
