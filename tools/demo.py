@@ -1,4 +1,4 @@
-"""Trains a small Res2Net Faster R-CNN on a synthetic set, measures it and draws what it did."""
+"""Trains a small Res2Net Faster R-CNN on a synthetic set, measures it and draws predictions."""
 
 import argparse
 import time
@@ -24,14 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='example: python tools/demo.py --work-dir work_dirs/demo'
     )
-    parser.add_argument('--config', default=CONFIG, help='for the same set (%(default)s)')
+    parser.add_argument('--config', default=CONFIG, help='config for this set (%(default)s)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--train', type=int, default=1500, help='images to train on')
     parser.add_argument('--val', type=int, default=200, help='unseen images to measure on')
     parser.add_argument('--epochs', type=int, help="instead of the config's")
     args = parser.parse_args()
 
-    _config(args)  # whose errors should come before the work
+    _config(args)  # fails before the work if an argument is wrong
     print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))
     cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
     print(describe_run(cfg, check_data(cfg)), flush=True)

@@ -1,12 +1,12 @@
-"""Scores a file of COCO results against an annotation file; no model is needed."""
+"""Scores a file of COCO results against an annotation file, without a model."""
 
-import argparse
 import json
 import math
 from pathlib import Path
 
 import ctrl_c  # noqa: F401
 
+from res2net_mm.engine.arguments import tool_parser
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.evaluation import format_metrics
 from res2net_mm.evaluation.coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate
@@ -25,9 +25,7 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument('results', help='COCO results json, such as test.py --out writes')
     parser.add_argument('annotations', help='COCO annotation json')
     parser.add_argument('--metric', choices=KINDS, default='bbox')
@@ -37,12 +35,12 @@ def main() -> None:
         type=int,
         default=MAX_DETS,
         metavar='N',
-        help='detections of an image and class that count; AP is at the largest (1 10 100)',
+        help='detections per image and class that count; AP is at the largest (1 10 100)',
     )
     parser.add_argument(
         '--images-with-results',
         action='store_true',
-        help='score only images that have a detection, for results of a part of the images',
+        help='score only images with a detection, if the results cover a part of the images',
     )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures')
     args = parser.parse_args()
@@ -74,7 +72,7 @@ def main() -> None:
 
 
 def write_figures(scores: Scores, out: Path, counts: dict[str, int]) -> None:
-    """Writes the figures of all classes and of each; what has no ground truth is null."""
+    """Writes the figures over all classes and per class; null without ground truth."""
     content = dict(
         metric=scores.kind,
         max_dets=scores.max_dets,
