@@ -58,7 +58,7 @@ def fast_options(args: argparse.Namespace) -> dict[str, Any] | None:
     """
     if args.fast is None:
         if args.compile is not None:
-            raise ToolError('--compile needs --fast: give both')
+            raise ToolError('--compile is a part of --fast: give both')
         return None
     return dict(dtype=_TYPES[args.fast], compile=args.compile)
 
