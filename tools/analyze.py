@@ -1,11 +1,13 @@
-"""Shows what a detector gets wrong: pictures, and one table with all figures."""
+"""Says what a detector gets wrong: pictures, and one table with all figures."""
 
+import argparse
 import csv
+import signal
 from pathlib import Path
 
-import ctrl_c  # noqa: F401
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
-from res2net_mm.engine.arguments import tool_parser
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation.analysis import Analysis, analyse
 from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
@@ -26,19 +28,21 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = tool_parser(__doc__, EXAMPLE)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('results', help='COCO results json, such as test.py --out writes')
     parser.add_argument('annotations', help='COCO annotation json')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR')
     parser.add_argument('--metric', choices=KINDS, default='bbox')
-    parser.add_argument('--images', type=Path, help='folder of the images, to draw the worst ones')
+    parser.add_argument('--images', type=Path, help='folder of the images: draws the worst of them')
     parser.add_argument(
         '--score', type=float, default=0.3, help='least score for confusions and worst images (0.3)'
     )
     parser.add_argument(
         '--images-with-results',
         action='store_true',
-        help='look only at images with a detection, if the results cover a part of the images',
+        help='look only at images that have a detection, for results of a part of the images',
     )
     args = parser.parse_args()
     if args.images is not None and not args.images.is_dir():
@@ -65,13 +69,13 @@ def main() -> None:
     print(f'figures: {table}', flush=True)
     pictures = draw_analysis(analysis, args.out)
     print(f'pictures: {", ".join(map(str, pictures))}', flush=True)
-    if args.images is not None:  # last, because images can be missing
+    if args.images is not None:  # last, as images can be missing
         worst = draw_worst(analysis, annotations, results, args.images, args.out / 'worst.png')
         print(f'worst images: {worst}' if worst else 'no image has a mistake')
 
 
 def format_errors(analysis: Analysis) -> str:
-    """A table with the kinds of errors."""
+    """The kinds of errors as a table."""
     every, confident, gains = analysis.every.counts(), analysis.confident.counts(), analysis.gains()
     lines = [f'AP at IoU 0.5: {max(analysis.every.ap(), 0):.3f}']
     lines.append(f'{"error":24}{"all":>10}{f"from {analysis.least:g}":>10}{"AP without":>12}')
@@ -81,7 +85,7 @@ def format_errors(analysis: Analysis) -> str:
 
 
 def write_table(analysis: Analysis, files: dict, out: Path) -> None:
-    """Writes all figures as csv, one per line."""
+    """Writes all figures, one a line."""
     with writing(out) as partial, partial.open('w', newline='') as stream:
         writer = csv.writer(stream)
         writer.writerow(('table', 'row', 'column', 'value'))

@@ -3,19 +3,22 @@ what the whole model of a config does."""
 
 import argparse
 import difflib
+import signal
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import ctrl_c  # noqa: F401
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
-from res2net_mm.engine.errors import ToolError, building_config, one_line, run_tool
+from res2net_mm.engine.errors import ToolError, one_line, run_tool
 from res2net_mm.engine.safety import use_safe_loading
 from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
 from res2net_mm.evaluation.models import describe_model
@@ -66,7 +69,7 @@ def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int)
     backbone = MODELS.get(arch['type'])
     if backbone is None:
         raise ToolError(f'type {arch["type"]} is no backbone of this package')
-    with building_config(), torch.device('meta'):  # no weights are made
+    with torch.device('meta'):  # no weights are made
         net = backbone(**arguments)
     title = f'{name}: {type(net).__name__}, image {height} x {width}'
     table = format_stages(describe_stages(net, height, width))
@@ -83,8 +86,7 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
         raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
     known = VARIANTS[name] if name in VARIANTS else ZOO[bare].arch
     arch = Config({'type': 'Res2Net', **known})
-    with building_config():
-        arch.merge_from_dict(options)
+    arch.merge_from_dict(options)
     return arch.to_dict()
 
 

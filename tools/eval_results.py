@@ -1,12 +1,14 @@
-"""Scores a file of COCO results against an annotation file, without a model."""
+"""Scores a file of COCO results against an annotation file; no model is needed."""
 
+import argparse
 import json
 import math
+import signal
 from pathlib import Path
 
-import ctrl_c  # noqa: F401
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
-from res2net_mm.engine.arguments import tool_parser
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.evaluation import format_metrics
 from res2net_mm.evaluation.coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate
@@ -25,7 +27,9 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = tool_parser(__doc__, EXAMPLE)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('results', help='COCO results json, such as test.py --out writes')
     parser.add_argument('annotations', help='COCO annotation json')
     parser.add_argument('--metric', choices=KINDS, default='bbox')
@@ -35,12 +39,12 @@ def main() -> None:
         type=int,
         default=MAX_DETS,
         metavar='N',
-        help='detections per image and class that count; AP is at the largest (1 10 100)',
+        help='detections of an image and class that count; AP is at the largest (1 10 100)',
     )
     parser.add_argument(
         '--images-with-results',
         action='store_true',
-        help='score only images with a detection, if the results cover a part of the images',
+        help='score only images that have a detection, for results of a part of the images',
     )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures')
     args = parser.parse_args()
@@ -72,7 +76,7 @@ def main() -> None:
 
 
 def write_figures(scores: Scores, out: Path, counts: dict[str, int]) -> None:
-    """Writes the figures over all classes and per class; null without ground truth."""
+    """Writes the figures of all classes and of each; what has no ground truth is null."""
     content = dict(
         metric=scores.kind,
         max_dets=scores.max_dets,

@@ -2,10 +2,13 @@
 
 import argparse
 import difflib
+import signal
 from pathlib import Path
 from typing import Any
 
-import ctrl_c  # noqa: F401
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+
 from mmengine.config import Config, DictAction
 from torch import nn
 
@@ -14,7 +17,7 @@ from res2net_mm.deploy import export_onnx, measure_speed
 from res2net_mm.deploy.export import check_path
 from res2net_mm.deploy.metadata import in_channels, normalisation_of
 from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import ToolError, building_config, run_tool
+from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.infer import classes_of, load_model
 from res2net_mm.registry import MODELS
 from res2net_mm.weights import load_weights
@@ -94,14 +97,12 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any]]:
     """The network with its weights, and what its file should say beside."""
     if args.network in VARIANTS:
         arch = Config({'type': 'Res2Net', **VARIANTS[args.network]})
-        with building_config():
-            arch.merge_from_dict(args.cfg_options or {})
+        arch.merge_from_dict(args.cfg_options or {})
         arguments = arch.to_dict()
         kind = MODELS.get(arguments.pop('type'))
         if not (isinstance(kind, type) and issubclass(kind, Backbone)):
             raise ToolError('type of --cfg-options is no backbone of this package')
-        with building_config():
-            net = kind(**arguments)
+        net = kind(**arguments)
         print(load_weights(net, args.checkpoint, trust=args.trust_checkpoint), flush=True)
         return net, {}
     if not Path(args.network).suffix:

@@ -22,6 +22,8 @@ from .terminal import use_plain_streams
 
 _DEBUG = 'RES2NET_MM_DEBUG'
 _PACKAGE = Path(__file__).resolve().parents[1]
+# how Python reports an argument that a class does not take
+_WRONG_ARGUMENT = re.compile(r'unexpected keyword argument|missing \d+ required')
 # how torch reports a full disk, and memory that runs out
 NO_ROOM = re.compile('out of memory|No space left|unexpected pos|failed writing|allocate memory')
 
@@ -36,13 +38,17 @@ USER_ERRORS = (ToolError, DataError, CheckpointError, OSError, ImportError, NotI
 def is_mistake(error: BaseException) -> bool:
     """Whether the user can mend an error. Anything else is a defect and needs its traceback.
 
-    A ValueError is a mistake only if this package raised it on purpose, as checks of arguments do.
+    A ValueError is a mistake only if this package raised it on purpose, as checks of arguments do;
+    a wrong argument in a config only if the call was not this package's own.
     """
-    if isinstance(error, ValueError) and not isinstance(error, USER_ERRORS):
-        last = _origin(error)
+    last = _origin(error)
+    if isinstance(error, USER_ERRORS):
+        return True
+    if isinstance(error, ValueError):
         return _is_ours(last) and (last.line or '').startswith('raise ')
-    full = isinstance(error, RuntimeError) and NO_ROOM.search(one_line(error))
-    return isinstance(error, USER_ERRORS) or bool(full)
+    if isinstance(error, TypeError):
+        return bool(_WRONG_ARGUMENT.search(str(error))) and not _is_ours(last)
+    return isinstance(error, RuntimeError) and bool(NO_ROOM.search(one_line(error)))
 
 
 @contextmanager

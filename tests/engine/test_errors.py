@@ -200,6 +200,7 @@ def test_mistakes_of_a_user_and_defects():
     assert is_mistake(raised_by(lambda: Res2Net(depth=51))), 'a check of ours'
     assert not is_mistake(raised_by(lambda: int('x')))
     assert not is_mistake(KeyError('x')) and not is_mistake(TypeError('x'))
+    assert is_mistake(raised_by(lambda: Res2Net(depht=50))), 'the call of a tool'
     assert is_mistake(RuntimeError('CUDA out of memory')) and not is_mistake(RuntimeError('x'))
 
 
