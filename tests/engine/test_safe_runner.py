@@ -108,7 +108,7 @@ def test_killed_runs_can_be_resumed(tools, config, tmp_path, kills):
     newest = killed = 0
     folder.mkdir()
     while killed < kills:
-        log.unlink()
+        log.write_text('')
         pid = tools.start('train', arguments, log)
         wait_to_kill(folder, log, draw, in_write=killed % 2 == 0)
         with suppress(ProcessLookupError):
