@@ -87,10 +87,10 @@ def wait_to_kill(folder: Path, log: Path, draw: random.Random, in_write: bool) -
     while time.monotonic() < end and len(seen) <= skipped:
         if in_write:
             seen |= {f.name for f in os.scandir(folder) if '.partial' in f.name}
-        elif log.exists() and log.read_text().count('Saving checkpoint') > 1:
-            return
         else:
             time.sleep(0.01)
+        if log.read_text().count('Saving checkpoint') > 1 + in_write:
+            return  # a busy machine can miss writes
 
 
 @pytest.mark.parametrize('kills', [3, pytest.param(20, marks=pytest.mark.slow)])
