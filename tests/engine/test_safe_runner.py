@@ -79,14 +79,19 @@ def assert_as_in(reference: Path, folder: Path) -> None:
         assert equal(mine, other), file
 
 
+def partial_files(folder: Path) -> set[str]:
+    return {f.name for f in os.scandir(folder) if '.partial' in f.name}
+
+
 def wait_to_kill(folder: Path, log: Path, draw: random.Random, in_write: bool) -> None:
     """Waits for a random moment of the first two epochs, or for a random one of their writes."""
     end = time.monotonic() + (60 if in_write else draw.uniform(0.5, 8))
-    skipped = draw.randrange(3)
-    seen: set[str] = set()
+    left = partial_files(folder)  # by an earlier kill
+    seen = set(left)
+    skipped = len(left) + draw.randrange(3)
     while time.monotonic() < end and len(seen) <= skipped:
         if in_write:
-            seen |= {f.name for f in os.scandir(folder) if '.partial' in f.name}
+            seen |= partial_files(folder)
         else:
             time.sleep(0.01)
         if log.read_text().count('Saving checkpoint') > 1 + in_write:
