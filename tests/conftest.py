@@ -15,6 +15,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # one thread a process, or they wait fo
 REPO = Path(__file__).resolve().parents[1]
 
 sys.path.insert(0, str(REPO))
+sys.path.append(str(REPO / 'tools'))  # last: it has names such as `test` and `train`
 
 from running import ORIGINALS, as_arguments  # noqa: E402
 

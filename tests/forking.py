@@ -68,6 +68,7 @@ def _serve() -> None:
 
 def _run(tool: str, arguments: list[str], log: str) -> None:
     os.setsid()
+    sys.path.insert(0, str(REPO / 'tools'))
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for descriptor, target in (os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2):
         os.dup2(descriptor, target)

@@ -1,7 +1,9 @@
 """What tests run the tools with."""
 
+import os
 import re
 import resource
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,22 @@ from pathlib import Path
 import pytest
 
 ORIGINALS = Path(sys.prefix, 'openmmlab')
+REPO = Path(__file__).resolve().parents[1]
+ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
+
+
+def call(
+    tool: str, *args: object, env: dict[str, str] = ENV, prefix: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+    """Runs a tool as a user does, with its output captured; ``prefix`` are arguments of Python."""
+    return subprocess.run(
+        [sys.executable, *prefix, f'tools/{tool}.py', *map(str, args)],
+        env=env,
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def as_arguments(options: dict) -> list[str]:

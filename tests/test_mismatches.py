@@ -5,24 +5,20 @@
 
 import copy
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import pytest
+import running
 import torch
 from running import as_arguments
 from test_segmentation_tools import CONFIG as SEGMENTOR
 
-REPO = Path(__file__).resolve().parents[1]
 CONFIG = 'configs/faster_rcnn_r2n14_shapes.py'
-ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
 NAMES = ('disc', 'square', 'triangle', 'star')
 OTHER_ORDER = ('star', 'disc', 'square', 'triangle')
 
@@ -30,14 +26,7 @@ pytestmark = pytest.mark.slow
 
 
 def call(tool, *args):
-    run = subprocess.run(
-        [sys.executable, f'tools/{tool}.py', *map(str, args)],
-        env=ENV,
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    run = running.call(tool, *args)
     run.said = run.stdout + run.stderr
     assert 'Traceback' not in run.said, run.said[-3000:]
     return run

@@ -1,7 +1,6 @@
 """The tools as a user calls them: results, and one line where something is wrong."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,23 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from running import as_arguments
+from running import ENV, REPO, as_arguments, call
 
-REPO = Path(__file__).resolve().parents[1]
+from res2net_mm.ops.memory import can_keep_memory
+
 CONFIG = 'configs/faster_rcnn_r2n14_shapes.py'
-ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
-
-
-def call(tool, *args, env=ENV, **kwargs):
-    return subprocess.run(
-        [sys.executable, f'tools/{tool}.py', *map(str, args)],
-        env=env,
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **kwargs,
-    )
 
 
 def error_of(run):
@@ -57,6 +44,9 @@ def test_training_says_what_it_does(trained):
     assert 'train: 16 images' in text and 'disc' in text
     assert 'operators: torchvision' in text and f'everything goes to {trained}' in text
     assert 'eta: ' in text
+    assert ('memory: ' in text) is can_keep_memory()
+    assert 'safeguards in the config:\n  train_dataloader: ' in text
+    assert 'mmengine takes only weights and values from' in text
     assert (trained / 'epoch_1.pth').exists() and not list(trained.glob('.*partial*'))
 
 
@@ -241,31 +231,10 @@ run_tool(train.main)
 @pytest.mark.slow
 def test_two_processes(tiny_arguments, tmp_path):
     """torchrun on the CPU: both ranks end with the same weights, checkpoints are written once."""
-    run = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--nproc_per_node',
-            '2',
-            '--master_port',
-            '29611',
-            'tools/train.py',
-            CONFIG,
-            '--launcher',
-            'pytorch',
-            '--work-dir',
-            str(tmp_path),
-            *tiny_arguments,
-            'train_dataloader.batch_size=2',
-            'train_cfg.max_epochs=1',
-        ],
-        env=ENV,
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    torchrun = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29611')
+    options = [*tiny_arguments, 'train_dataloader.batch_size=2', 'train_cfg.max_epochs=1']
+    arguments = (CONFIG, '--launcher', 'pytorch', '--work-dir', tmp_path, *options)
+    run = call('train', *arguments, prefix=torchrun)
     assert run.returncode == 0, run.stderr[-3000:]
     assert 'batch: 4 images a step (2 x 2 processes)' in run.stdout
     assert torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['meta']['iter'] == 4

@@ -4,14 +4,12 @@ import argparse
 import json
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.files import write_text

@@ -9,12 +9,9 @@ compressed again or resized is not found.
 """
 
 import argparse
-import signal
 from pathlib import Path
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
+import ctrl_c  # noqa: F401
 from mmengine.config import DictAction
 
 from res2net_mm.data.check.inspection import SPLITS, inspect_data

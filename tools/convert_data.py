@@ -1,10 +1,8 @@
 """Converts annotations of other formats to COCO json, and reports what was left out."""
 
 import argparse
-import signal
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
 from res2net_mm.data.convert.formats import KINDS, masks2coco, voc2coco, yolo2coco
 from res2net_mm.engine.errors import run_tool

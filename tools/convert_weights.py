@@ -1,10 +1,8 @@
 """Converts published weights of any layout to this package's names, with their convention."""
 
 import argparse
-import signal
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
 from res2net_mm.backbones.bottle2neck import FIRST_BLOCK_RULES
 from res2net_mm.engine.errors import run_tool

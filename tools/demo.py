@@ -1,13 +1,10 @@
-"""Trains a small Res2Net Faster R-CNN on a synthetic set, measures it and draws what it did."""
+"""Trains a small Res2Net Faster R-CNN on a synthetic set, measures it and draws predictions."""
 
 import argparse
-import signal
 import time
 from pathlib import Path
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
+import ctrl_c  # noqa: F401
 from mmengine.config import Config
 
 from res2net_mm.data import check_data, make_shapes
@@ -15,7 +12,7 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
-from res2net_mm.engine.lock import hold_folder
+from res2net_mm.engine.processes import hold_folder
 from res2net_mm.engine.report import describe_run
 from res2net_mm.engine.runner import build_runner, prepare_config
 from res2net_mm.evaluation import draw_curves, format_metrics
@@ -27,14 +24,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog='example: python tools/demo.py --work-dir work_dirs/demo'
     )
-    parser.add_argument('--config', default=CONFIG, help='for the same set (%(default)s)')
+    parser.add_argument('--config', default=CONFIG, help='config for this set (%(default)s)')
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'))
     parser.add_argument('--train', type=int, default=1500, help='images to train on')
     parser.add_argument('--val', type=int, default=200, help='unseen images to measure on')
     parser.add_argument('--epochs', type=int, help="instead of the config's")
     args = parser.parse_args()
 
-    _config(args)  # whose errors should come before the work
+    _config(args)  # fails before the work if an argument is wrong
     print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))
     cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
     print(describe_run(cfg, check_data(cfg)), flush=True)

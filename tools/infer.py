@@ -1,20 +1,16 @@
 """Draws a model's predictions over images and writes them as json."""
 
-import argparse
-import signal
 import sys
 from pathlib import Path
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
-from mmengine.config import DictAction
-
+from res2net_mm.engine.arguments import add_shared, tool_parser
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options
 from res2net_mm.engine.infer import Predictor, find_images, predict_images
-from res2net_mm.ops.memory import keep_freed_memory
+from res2net_mm.engine.report import keep_memory
 
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
@@ -23,11 +19,8 @@ EXAMPLE = """example:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file, or the name of one of this package')
-    parser.add_argument('checkpoint', help='weights of the whole model')
+    parser = tool_parser(__doc__, EXAMPLE)
+    add_shared(parser, 'config', 'checkpoint')
     parser.add_argument('images', type=Path, metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--out', type=Path, required=True, help='folder for pictures and json')
     parser.add_argument(
@@ -35,19 +28,12 @@ def main() -> int:
     )
     parser.add_argument('--device', help='such as cpu or cuda:1')
     add_fast_arguments(parser)
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the checkpoint with pickle, which runs code that is in it',
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
-    )
+    add_shared(parser, '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
     if not 0 <= args.threshold <= 1:
         raise ToolError(f'--threshold must be a score from 0 to 1, but is {args.threshold}')
     fast = fast_options(args)
-    keep_freed_memory()
+    keep_memory()
     images = find_images(args.images, args.out)
     cfg = load_config(args.config, args.cfg_options)
     predictor = Predictor(cfg, args.checkpoint, args.device, args.trust_checkpoint, fast)

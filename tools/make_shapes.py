@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from collections.abc import Sequence
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
 from res2net_mm.data.synthetic.shapes import draw_sheet, make_shapes
 from res2net_mm.engine.errors import run_tool

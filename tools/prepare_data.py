@@ -1,10 +1,8 @@
 """Downloads a published data set, or takes its archives from a folder, and lays it out."""
 
 import argparse
-import signal
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
 from res2net_mm.data.prepare.archives import DATA_SETS
 from res2net_mm.data.prepare.sets import prepare_data

@@ -1,23 +1,17 @@
 """Measures a checkpoint on the test split of its config and prints a table."""
 
-import argparse
-import signal
-
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
-from mmengine.config import DictAction
+import ctrl_c  # noqa: F401
 from mmengine.dist import is_main_process
 
 from res2net_mm.data import check_data, format_summary
+from res2net_mm.engine.arguments import add_shared, tool_parser
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options, run_test
-from res2net_mm.engine.ranks import on_first_rank
-from res2net_mm.engine.report import describe_device
+from res2net_mm.engine.processes import on_first_rank
+from res2net_mm.engine.report import describe_device, keep_memory
 from res2net_mm.engine.runner import prepare_config
 from res2net_mm.evaluation import format_metrics
-from res2net_mm.ops.memory import keep_freed_memory
 
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
@@ -26,29 +20,18 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file, or the name of one of this package')
-    parser.add_argument('checkpoint', help='weights of the whole model')
+    parser = tool_parser(__doc__, EXAMPLE)
+    add_shared(parser, 'config', 'checkpoint')
     parser.add_argument('--work-dir', help='folder for the log')
     parser.add_argument('--out', metavar='RESULTS.json', help='write COCO results')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth')
     add_fast_arguments(parser)
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the checkpoint with pickle, which runs code that is in it',
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
-    )
+    add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
     fast = fast_options(args)
-    keep_freed_memory()
+    keep_memory()
     cfg = load_config(args.config, args.cfg_options)
-    cfg.load_from, cfg.resume = None, False  # of the run that wrote the config
+    cfg.load_from, cfg.resume = None, False  # the training run's, in a config that it wrote
     cfg = prepare_config(cfg, work_dir=args.work_dir, launcher=args.launcher)
     summaries = on_first_rank(check_data, cfg, splits=('test',))
     if is_main_process():

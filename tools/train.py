@@ -1,23 +1,17 @@
 """Trains a model of an mmdet or mmseg config."""
 
-import argparse
-import signal
 from contextlib import ExitStack
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
-from mmengine.config import DictAction
+import ctrl_c  # noqa: F401
 from mmengine.dist import is_main_process
 
 from res2net_mm.data import check_data
+from res2net_mm.engine.arguments import add_shared, tool_parser
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.lock import hold_folder
-from res2net_mm.engine.ranks import on_first_rank
-from res2net_mm.engine.report import describe_run
+from res2net_mm.engine.processes import hold_folder, on_first_rank
+from res2net_mm.engine.report import describe_run, keep_memory
 from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
-from res2net_mm.ops.memory import keep_freed_memory
 
 EXAMPLE = """example:
   python tools/train.py configs/faster_rcnn_r2n50.py --work-dir work_dirs/r2n50
@@ -26,17 +20,15 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file, or the name of one of this package')
+    parser = tool_parser(__doc__, EXAMPLE)
+    add_shared(parser, 'config')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         metavar='CKPT',
-        help='go on exactly from this checkpoint, or from the latest of the work dir',
+        help='resume exactly from this checkpoint, or from the latest in the work dir',
     )
     parser.add_argument(
         '--from-scratch', action='store_true', help='random weights, nothing frozen'
@@ -47,17 +39,9 @@ def main() -> None:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch'
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the checkpoint with pickle, which runs code that is in it',
-    )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
-    )
+    add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
-    keep_freed_memory()
+    keep_memory()
     cfg = prepare_config(
         load_config(args.config, args.cfg_options),
         work_dir=args.work_dir,

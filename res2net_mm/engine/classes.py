@@ -1,9 +1,8 @@
-"""Class names of a checkpoint and of the data: label i of both must be the same class."""
+"""Class names of a checkpoint and of the data: label i must be the same class in both."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -12,8 +11,6 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
@@ -23,6 +20,8 @@ from ..data.check.agreement import class_counts
 from ..data.errors import DataError
 from ..data.sets.nodes import Node, find_nodes, type_name
 from .errors import ToolError
+from .loading import unwrapped
+from .terminal import warn
 
 KEY = 'checkpoint_classes'
 _HOW = (
@@ -35,7 +34,7 @@ _PANOPTIC = 1000  # mmdet writes class + 1000 * instance into a panoptic map
 def label_order(names: Sequence[str], data: Sequence[str]) -> list[int] | None:
     """The label in ``data`` of each of ``names``; None unless both hold the same classes.
 
-    Case, blanks, ``_`` and ``-`` do not count where a name is not there exactly.
+    A name that is not there exactly matches one that differs in case, blanks, ``_`` or ``-``.
     """
     order = []
     for name in names:
@@ -50,14 +49,14 @@ class SameClassesHook(Hook):
     """Compares the classes of a checkpoint with those of the data that it is used on.
 
     In a test, predictions of a checkpoint with the same classes in another order are mapped by
-    name. The config's ``checkpoint_classes`` replaces what the checkpoint says: a list of names,
-    ``'data'`` for the data set's own, ``'names'`` to rely on the names of another program's file.
+    name. The config's ``checkpoint_classes`` overrides what the checkpoint says: a list of names,
+    ``'data'`` for the data set's own, ``'names'`` to trust the names in another program's file.
 
     Args:
         split: ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
-        ToolError: Labels would be of other classes.
+        ToolError: Labels would stand for other classes.
     """
 
     priority = 'VERY_HIGH'
@@ -66,8 +65,8 @@ class SameClassesHook(Hook):
         self.split = split
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Called before the weights are taken from ``checkpoint``."""
-        data = _classes_of(getattr(runner, f'{self.split}_dataloader').dataset)
+        """Runs before the weights are loaded."""
+        data = class_names(getattr(runner, f'{self.split}_dataloader').dataset)
         given = _given(runner.cfg)
         if not data or given == 'data' or _labels_are_free(runner.cfg.get('model') or {}):
             return
@@ -77,8 +76,8 @@ class SameClassesHook(Hook):
         if not names:
             if resuming or not training:
                 warn(
-                    'the checkpoint does not name its classes, so they were not compared: its '
-                    f"labels are taken to be the data set's, in order ({listed(data, 10)})"
+                    'the checkpoint does not name its classes, so they are not compared and its '
+                    f"labels count as the data set's, in order ({listed(data, 10)})"
                 )
             return
         order = label_order(names, data)
@@ -87,12 +86,12 @@ class SameClassesHook(Hook):
             if resuming or not training:
                 raise ToolError(f'{differ}; give it data of its classes, or set {_HOW}')
             if len(names) == len(data):
-                warn(f'load_from: {differ}: the weights of the heads start as those of others')
+                warn(f'load_from: {differ}: the heads start from weights for other classes')
             return
         if order == list(range(len(data))):
             pairs = [f'{a!r} as {b!r}' for a, b in zip(names, data, strict=True) if a != b]
             if pairs:
-                warn(f"the checkpoint's classes are taken for the data set's: {listed(pairs)}")
+                warn(f"the checkpoint's classes count as the data set's: {listed(pairs)}")
             return
         differ = (
             f"the checkpoint's classes ({listed(names, 10)}) are in another order than the data "
@@ -107,14 +106,11 @@ class SameClassesHook(Hook):
                 f"order of the checkpoint's labels, {KEY}=data if its labels are the data set's"
             )
         warn(f'{differ}: predictions are mapped by name')
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        model.register_forward_hook(partial(_map_labels, order))
+        unwrapped(runner.model).register_forward_hook(partial(_map_labels, order))
 
     def _may_mislead(self, cfg: Config, checkpoint: Mapping) -> bool:
-        """Whether names of a COCO set were possibly never held against its annotation file."""
-        if CONVENTION in (
-            checkpoint.get('meta') or {}
-        ):  # of this package's training, which does it
+        """Whether the names may differ from those of the COCO file that numbered the labels."""
+        if CONVENTION in (checkpoint.get('meta') or {}):  # our own training compares them
             return False
         dataset = cfg.get(f'{self.split}_dataloader', {}).get('dataset')
         nodes = find_nodes(dataset, self.split, cfg.get('default_scope'))
@@ -122,16 +118,10 @@ class SameClassesHook(Hook):
 
 
 def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) -> dict[str, Any]:
-    """``classes`` and ``palette`` for predictions, one of each a label of the model.
+    """``classes`` and ``palette`` for predictions, one of each per label of the model.
 
-    Names are those of the checkpoint, else the config's, else the ones its type of data set
-    brings; only if there are as many as the heads have classes. Numbers stand in for names that
-    nothing gives. What does not agree is said in a line.
-
-    Args:
-        cfg: The config.
-        meta: The checkpoint's.
-        dataset: Config of the test data, None if there is none.
+    Takes the names from the checkpoint, else from the config, else from its type of data set, if
+    there are as many as the heads have classes; else numbers. Warns if the sources disagree.
     """
     count = _count_classes(cfg.get('model') or {})
     given = _given(cfg)
@@ -147,13 +137,13 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
         elif classes and not found:
             warn(f'the {name} names {len(classes)} classes, but the model has {count}: not used')
     if not found:
-        warn('neither checkpoint nor config names the classes: they are called by their numbers')
+        warn('neither checkpoint nor config names the classes: numbers stand for them')
         found['model'] = dict(classes=tuple(map(str, range(count or 1))))
     chosen = next(iter(found.values()))
     if any(source['classes'] != chosen['classes'] for source in found.values()):
-        warn("the config's classes differ: labels are called as the checkpoint says")
+        warn("the config's classes differ from the checkpoint's: the checkpoint's names are used")
     elif 'config' in found and len(found) == 1:
-        warn('no checkpoint names the classes: labels are called as the config says')
+        warn("the checkpoint does not name the model's classes: the config's names are used")
     palette = chosen.get('palette')
     if palette is None or len(palette) != len(chosen['classes']):
         colours = np.random.default_rng(0).integers(0, 256, (len(chosen['classes']), 3))
@@ -161,22 +151,22 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
     return dict(classes=chosen['classes'], palette=palette)
 
 
-def _classes_of(dataset: Any) -> tuple[str, ...]:
-    """Names of a data set; () where there are none, or joined sets have different ones."""
+def class_names(dataset: Any) -> tuple[str, ...]:
+    """Class names of a data set; () if there are none, or if joined sets have different ones."""
     metas = getattr(dataset, 'metainfo', None) or {}
-    metas = metas if _is_list(metas) else [metas]  # mmdet's ConcatDataset of unequal ones: a list
+    metas = metas if _is_list(metas) else [metas]  # of mmdet's ConcatDataset
     found = {tuple(meta.get('classes') or ()) for meta in metas}
     return found.pop() if len(found) == 1 else ()
 
 
 def _labels_are_free(model: Mapping) -> bool:
-    """Whether labels are no classes of the training: proposals, or names given in a text."""
+    """Whether labels are not those of the training: proposals, or names given in a text."""
     texts = 'language_model' in model or 'text_encoder' in model
     return texts or type_name(model).endswith('RPN')
 
 
 def _meta_of(meta: Any) -> dict[str, Any]:
-    """What a checkpoint says of its data set; old ones do in capitals, in ``meta`` itself."""
+    """What a checkpoint says about its data set; old ones in capitals, in ``meta`` itself."""
     meta = meta if isinstance(meta, Mapping) else {}
     for source in (meta.get('dataset_meta') or {}, meta):
         lower = {str(key).lower(): value for key, value in source.items()}
@@ -196,7 +186,7 @@ def _data_meta(dataset: Mapping | None, scope: str | None) -> dict[str, Any]:
 
 
 def _count_classes(model: Mapping) -> int | None:
-    """How many classes a model tells apart; None where its heads do not say, or disagree."""
+    """The number of a model's classes; None if its heads do not say, or disagree."""
     fusion = model.get('panoptic_fusion_head')
     if fusion:
         return fusion.get('num_things_classes', 80) + fusion.get('num_stuff_classes', 53)
@@ -232,14 +222,9 @@ def _map_labels(order: list[int], module: nn.Module, args: Any, output: Any) -> 
             part = sample.get(name)
             for key in {'labels', 'data', 'sem_seg'} & set(part.keys()):
                 ids = part.get(key)
-                # a panoptic map holds instances too; other values above the labels are ignored ones
+                # a panoptic map also holds instances; values above the labels mean ignored
                 label = (ids % _PANOPTIC if name == 'pred_panoptic_seg' else ids).long()
                 setattr(part, key, (ids - label + table.to(ids.device)[label]).to(ids.dtype))
         logits = sample.get('seg_logits')
         if logits is not None and len(logits.data) == len(order):
             logits.data = logits.data[np.argsort(order)]
-
-
-def warn(message: str) -> None:
-    """Logs a warning, on the terminal too."""
-    print_log(message, logger='current', level=logging.WARNING)

@@ -1,9 +1,8 @@
-"""Reading a config: one clear line where it does not exist, parse or fit."""
+"""Reading a config, with one clear line if it does not exist, parse or fit."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,16 @@ from mmengine.dist import get_world_size
 
 from ..backbones import Backbone, Res2NetStage
 from ..backbones.base import pretrained_cfgs
+from ..checks import nearest
 from ..registry import MODELS, SCOPE
-from .config_keys import check_keys, check_options
+from .config_keys import check_keys, check_options, walk
 from .errors import ToolError, one_line
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def config_folders() -> list[Path]:
-    """Where configs lie: the checkout's folder, and the one that a wheel brings."""
+    """Folders with this package's configs: the checkout's, and the one in a wheel."""
     return [f for f in (PACKAGE.parent / 'configs', PACKAGE / '.mim' / 'configs') if f.is_dir()]
 
 
@@ -31,12 +31,9 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         path: The file, or the bare name of one of this package's configs.
         options: Dotted keys and the values that replace the file's.
 
-    Returns:
-        The config.
-
     Raises:
-        ToolError: The file does not exist (with the nearest name), does not parse, names a base
-            or an import that fails, or an option does not fit.
+        ToolError: The file does not exist or parse, names a base or an import that fails, or an
+            option does not fit.
     """
     path = _find(Path(path))
     try:
@@ -64,21 +61,16 @@ def _find(path: Path) -> Path:
         packaged = folder / path.name
         if path.parent in (Path('.'), Path('configs')) and packaged.is_file():
             return packaged
-    names = {f.name: f for d in (path.parent, *config_folders()) for f in d.glob('*.py')}
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    hint = f'; did you mean {names[near[0]]}?' if near else ''
+    files = [f for folder in (path.parent, *config_folders()) for f in folder.glob('*.py')]
+    names = {f.name: f for f in files}
+    near = nearest(path.name, names, 0.5)
+    hint = f'; did you mean {names[near]}?' if near else ''
     raise ToolError(f'config {path} does not exist{hint}')
 
 
 def walk_dicts(node: Any) -> Iterator[dict]:
     """All dicts in a config, outer ones first."""
-    if isinstance(node, dict):
-        yield node
-        children: Iterable[Any] = node.values()
-    else:
-        children = node if isinstance(node, (list, tuple)) else ()
-    for child in children:
-        yield from walk_dicts(child)
+    yield from (part for _, part in walk(node) if isinstance(part, dict))
 
 
 def our_backbones(cfg: Config) -> list[ConfigDict]:
@@ -87,7 +79,7 @@ def our_backbones(cfg: Config) -> list[ConfigDict]:
 
 
 def our_networks(cfg: Config) -> list[ConfigDict]:
-    """The same with single stages of them: all that takes their pretrained weights."""
+    """The same plus single stages: everything that takes our pretrained weights."""
     kinds = (Backbone, Res2NetStage)
     return [part for part in walk_dicts(cfg.get('model')) if issubclass(_class_of(part), kinds)]
 
@@ -112,11 +104,9 @@ def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
 
 
 def images_per_step(cfg: Config, optimizer: str | None = None) -> int:
-    """Images that a step of the optimizer sees, in all processes and accumulated batches.
+    """Images in one step of an optimizer, over all processes and accumulated batches.
 
-    Args:
-        cfg: The config.
-        optimizer: Which, where the config has several.
+    ``optimizer`` is its name, if the config has several.
     """
     wrapper = cfg.get('optim_wrapper') or {}
     wrapper = wrapper if optimizer is None else wrapper.get(optimizer, {})

@@ -1,8 +1,7 @@
-"""Mistakes in configs that would end in the middle of a run, far from their cause."""
+"""Mistakes in configs that would stop a run later, far from their cause."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,17 +11,18 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.registry import VISBACKENDS
 
-from ..data.sets.nodes import find_nodes, type_name
+from ..checks import nearest
+from ..data.sets.nodes import Node, find_nodes, type_name
 from ..registry import MODELS
 from .config import dataloaders, our_backbones
 from .errors import ToolError
 
-# they average over the image: batch norm then has one value a channel and image
+# heads that average over the image, so their batch norm sees one value per channel and image
 _POOLING_HEADS = ('PSPHead', 'UPerHead', 'ASPPHead', 'DepthwiseSeparableASPPHead', 'APCHead')
 
 
 def check_model(cfg: Config) -> None:
-    """Raises a ToolError where parts of the model, its input and the data sets do not fit."""
+    """Raises a ToolError if parts of the model, its input and the data sets do not fit."""
     model = cfg.get('model') or {}
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     backbone = model.get('backbone')
@@ -35,7 +35,7 @@ def check_model(cfg: Config) -> None:
             continue
         if len(values) not in (1, channels):
             raise ToolError(
-                f'data_preprocessor.{key} has {len(values)} values: give {channels}, one a '
+                f'data_preprocessor.{key} has {len(values)} values: give {channels}, one per '
                 'channel, or 1'
             )
     if ours:
@@ -44,21 +44,20 @@ def check_model(cfg: Config) -> None:
             _check_gray(cfg)
     for i, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or ()):
         _check_backend(cfg, i, backend.get('type'))
-    for split, loader in dataloaders(cfg).items():
-        for node in find_nodes(loader.get('dataset'), f'{split}_dataloader.dataset', _scope(cfg)):
-            if node.family == 'semantic':
-                _check_zero_label(node.key, node.config, bool(node.option('reduce_zero_label')))
+    for node in _datasets(cfg):
+        if node.family == 'semantic':
+            _check_zero_label(node.key, node.config, bool(node.option('reduce_zero_label')))
 
 
 def check_training(cfg: Config, images: int) -> list[str]:
-    """Looks at the schedule and the batches of a training run.
+    """Checks the schedules and the batches of a training run.
 
     Args:
         cfg: The config.
-        images: In the training set, as the data check counts them; 0 is not known.
+        images: Size of the training set; 0 if unknown.
 
     Returns:
-        Warnings, for what may be meant so.
+        Warnings about what may be intended.
 
     Raises:
         ToolError: A schedule ends before it begins, or batch norm gets a single value.
@@ -88,11 +87,13 @@ def check_training(cfg: Config, images: int) -> list[str]:
         if length is None:
             continue
         if begin >= length:
-            warnings.append(f'WARNING: {kind} begins at {unit} {begin} of {length}: it never does')
+            warnings.append(
+                f'WARNING: {kind} never starts: it begins at {unit} {begin} of {length}'
+            )
         elif length < end < math.inf:
             warnings.append(
-                f'WARNING: {kind} goes on to {unit} {end}, but training ends at {length}: set '
-                f'{name}.end, or learning rates never get to where it leads'
+                f'WARNING: {kind} runs to {unit} {end}, but training ends at {length}: set '
+                f'{name}.end, or learning rates never reach its end'
             )
     return warnings
 
@@ -110,7 +111,7 @@ def schedules(cfg: Config) -> Iterator[tuple[str, dict]]:
 
 
 def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
-    """Holds what takes the backbone's levels, or those of an FPN, against them."""
+    """Compares ``in_channels`` of neck and heads with what the backbone, or an FPN, gives."""
     with torch.device('meta'):
         levels = list(MODELS.build(dict(backbone, init_cfg=None)).out_channels)
     indices = tuple(backbone.get('out_indices', range(4)))
@@ -120,7 +121,7 @@ def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
         several = isinstance(neck, (list, tuple))
         path, first = ('model.neck.0', neck[0]) if several else ('model.neck', neck)
         if isinstance(first.get('in_channels'), (list, tuple)):
-            down = type_name(first) == 'YOLOV3Neck'  # from the highest level
+            down = type_name(first) == 'YOLOV3Neck'  # lists the highest level first
             _fit(f'{path}.in_channels', first['in_channels'], levels[:: -1 if down else 1], gives)
         width = None if several or type_name(neck) != 'FPN' else neck.get('out_channels')
         for name in ('rpn_head', 'bbox_head'):
@@ -149,15 +150,14 @@ def _fit(key: str, given: Any, fitting: Any, reason: str) -> None:
 
 
 def _check_gray(cfg: Config) -> None:
-    for split, loader in dataloaders(cfg).items():
-        for node in find_nodes(loader.get('dataset'), f'{split}_dataloader.dataset', _scope(cfg)):
-            for i, step in enumerate(node.config.get('pipeline') or ()):
-                loads = type_name(step).endswith('LoadImageFromFile')
-                if loads and step.get('color_type', 'color') == 'color':
-                    raise ToolError(
-                        f'model.backbone.in_channels is 1, but {node.key}.pipeline.{i} loads 3 '
-                        "channels: set its color_type='grayscale', or in_channels=3"
-                    )
+    for node in _datasets(cfg):
+        for i, step in enumerate(node.config.get('pipeline') or ()):
+            loads = type_name(step).endswith('LoadImageFromFile')
+            if loads and step.get('color_type', 'color') == 'color':
+                raise ToolError(
+                    f'model.backbone.in_channels is 1, but {node.key}.pipeline.{i} loads 3 '
+                    "channels: set its color_type='grayscale', or in_channels=3"
+                )
 
 
 def _check_zero_label(key: str, dataset: dict, reduced: bool) -> None:
@@ -173,16 +173,14 @@ def _check_zero_label(key: str, dataset: dict, reduced: bool) -> None:
 
 def _check_backend(cfg: Config, i: int, kind: Any) -> None:
     try:
-        with VISBACKENDS.switch_scope_and_registry(_scope(cfg)) as registry:
+        with VISBACKENDS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
             known = not isinstance(kind, str) or registry.get(kind) is not None
-    except Exception:  # mmengine tries to import what it does not know
+    except Exception:  # mmengine tries to import unknown names
         known = False
     if not known:
-        there = list(VISBACKENDS.module_dict)
-        near = difflib.get_close_matches(str(kind), there, 1, 0.4) or there
-        raise ToolError(
-            f'visualizer.vis_backends.{i}.type {kind} does not exist; there is {" or ".join(near)}'
-        )
+        known = list(VISBACKENDS.module_dict)
+        near = nearest(str(kind), known, 0.4) or ' or '.join(known)
+        raise ToolError(f'visualizer.vis_backends.{i}.type {kind} does not exist; there is {near}')
 
 
 def _check_batch_norm(cfg: Config, batch: int) -> None:
@@ -208,5 +206,8 @@ def _times(dataset: Any) -> int:
     return times
 
 
-def _scope(cfg: Config) -> str | None:
-    return cfg.get('default_scope')
+def _datasets(cfg: Config) -> Iterator[Node]:
+    """The data sets of all splits, below their wrappers."""
+    for split, loader in dataloaders(cfg).items():
+        key = f'{split}_dataloader.dataset'
+        yield from find_nodes(loader.get('dataset'), key, cfg.get('default_scope'))

@@ -1,14 +1,13 @@
-"""Keys of a config that nothing reads: a misspelt one would be ignored without a word."""
+"""Keys of a config that nothing reads: mmengine ignores a misspelt one silently."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from ..checks import nearest
 from .errors import ToolError
 
 # read by mmengine's Runner, the tools of mmdet and mmseg, and this package
@@ -30,29 +30,28 @@ TOP = set(
     'sync_bn find_unused_parameters compile activation_checkpointing efficient_conv_bn_eval '
     'strategy runner_type tta_model tta_pipeline checkpoint_classes'.split()
 )
-# ... and what is taken out before a class is called
+# taken out before a class is called
 _ALWAYS = set(
     'type _scope_ _delete_ requires_grad priority convert_to_iter_based optimizer paramwise_cfg '
     'constructor'.split()
 )
-# settings that the model's classes read as they like
+# settings that the model's classes read in their own way
 _FREE = re.compile(r'model\.(train|test)_cfg(\.\w+)?')
-_CUTOFF = 0.85  # how alike a key of a file is to one of TOP that was meant
+_CUTOFF = 0.85  # how similar an unknown key at the top has to be to one of TOP to be a typo
 _PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', __package__.partition('.')[0])
 
 
 def check_keys(cfg: Config) -> None:
-    """Raises a ToolError at a key of a config that is read by nobody.
+    """Raises a ToolError at a key of a config that nothing reads.
 
-    Variables that a file sets for itself are not mistakes: at the top, a key is one only where it
-    is nearly the name of another that is read.
+    A file may define variables for itself, so an unknown key at the top is a mistake only if it
+    resembles one that is read.
     """
     for key in cfg.keys() - TOP:
         if key.endswith('_pipeline'):
-            continue  # a list that files name by themselves
-        near = difflib.get_close_matches(key, TOP, 1, _CUTOFF)
-        if near:
-            raise _unread(key, near)
+            continue  # files name these lists as they like
+        if near := nearest(key, TOP, _CUTOFF):
+            raise _unread(key, [near])
     loaders = _parameters(DataLoader) | {'num_batch_per_epoch'}
     loop = cfg.get('train_cfg') or {}
     known = {
@@ -82,28 +81,26 @@ def check_keys(cfg: Config) -> None:
 
 
 def check_arguments(cfg: Config) -> None:
-    """Raises a ToolError at an argument of a class in the config that nobody knows.
+    """Raises a ToolError at an argument that neither its class nor any code around it reads.
 
-    Classes that cannot be found are left to whoever builds them.
+    Classes that cannot be found are left to the code that builds them.
     """
     scope = cfg.get('default_scope')
-    for path, node in _walk({key: cfg[key] for key in cfg if key in TOP}):
-        classes = _classes(node.get('type'), scope) if isinstance(node, dict) else ()
+    for path, node in walk({key: cfg[key] for key in cfg if key in TOP}):
+        classes = classes_named(node.get('type'), scope) if isinstance(node, dict) else ()
         if not classes and not (isinstance(node, dict) and _FREE.fullmatch(path)):
             continue
-        names = set().union(*map(_arguments, classes))
-        # whoever builds the class may read more, such as requires_grad of a norm_cfg
+        names = set().union(*map(arguments_of, classes))
+        # the code that builds the class may read more, such as requires_grad of a norm_cfg
         roots = _roots(cfg) + _sources(classes)
         names |= {key for key in node.keys() - names if _mentioned(str(key), roots)}
         _check(path, node, names)
 
 
 def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raises a ToolError at one of ``--cfg-options`` that would change nothing.
+    """Raises a ToolError at one of ``--cfg-options`` (dotted keys) that would change nothing.
 
-    Args:
-        cfg: The config without them.
-        options: Dotted keys and values.
+    ``cfg`` is the config without them.
     """
     for option, value in options.items():
         first, *rest = option.split('.')
@@ -129,69 +126,68 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
 
 
 def _check_variable(cfg: Config, name: str, rest: list[str]) -> None:
-    """A name at the top that nothing reads: a variable of the file, or a key out of place."""
+    """Raises at a name at the top that nothing reads: a variable, or a key at the wrong level."""
     value = cfg.get(name)
     telling = value if isinstance(value, (str, list, tuple, dict)) and len(value) > 1 else None
     uses = [
         '.'.join([path, *rest])
-        for path, part in _walk({key: cfg[key] for key in cfg if key in TOP and key != name})
+        for path, part in walk({key: cfg[key] for key in cfg if key in TOP and key != name})
         if path.rpartition('.')[2] == name or (telling is not None and part == telling)
     ]
     if name in cfg:
         if uses:
             raise ToolError(
-                f'--cfg-options {name}: a variable of {cfg.filename}, used up when the file was '
-                f'read: changing it changes nothing. Set {" and ".join(uses[:4])}'
+                f'--cfg-options {name} changes nothing: it is a variable of {cfg.filename}, and '
+                f'its value is already in place. Set {" and ".join(uses[:4])}'
             )
     elif name in TOP or not _mentioned(name, _own_roots(cfg)):
-        near = difflib.get_close_matches(name, TOP | cfg.keys(), 1, 0.75)
-        raise _unread('.'.join([name, *rest]), uses or ['.'.join([*near, *rest])] * len(near))
+        near = nearest(name, TOP | cfg.keys(), 0.75)
+        raise _unread('.'.join([name, *rest]), uses or (near and ['.'.join([near, *rest])]))
 
 
 def _check_new_key(cfg: Config, prefix: str, node: Mapping[str, Any], key: str) -> None:
-    below = [path for path, _ in _walk(node, prefix) if path.rpartition('.')[2] == key]
+    """Raises at a key that would be new in ``node``, if it belongs deeper or nothing reads it."""
+    below = [path for path, _ in walk(node, prefix) if path.rpartition('.')[2] == key]
     if 'type' in node:
-        classes = _classes(node['type'], cfg.get('default_scope'))
-        if classes and below and key not in set().union(*map(_arguments, classes)):
+        classes = classes_named(node['type'], cfg.get('default_scope'))
+        if classes and below and key not in set().union(*map(arguments_of, classes)):
             raise _unread(f'{prefix}.{key}', below)
-        return  # the rest is the affair of check_arguments
+        return  # check_arguments looks at the rest
     if below and all(isinstance(value, dict) for value in node.values()):
         raise _unread(f'{prefix}.{key}', below)
-    near = difflib.get_close_matches(key, node, 1, 0.7)
+    near = nearest(key, node, 0.7)
     mentioned = _mentioned(key, _roots(cfg))
     if mentioned and near and _FREE.fullmatch(prefix):
-        parts = [part for _, part in _walk(cfg.model) if isinstance(part, dict)]
-        classes = [c for p in parts for c in _classes(p.get('type'), cfg.get('default_scope'))]
+        parts = [part for _, part in walk(cfg.model) if isinstance(part, dict)]
+        classes = [c for p in parts for c in classes_named(p.get('type'), cfg.get('default_scope'))]
         mentioned = _mentioned(key, _sources(classes))
     if not mentioned:
-        raise _unread(f'{prefix}.{key}', [f'{prefix}.{name}' for name in near])
+        raise _unread(f'{prefix}.{key}', near and [f'{prefix}.{near}'])
 
 
 def _check(path: str, node: Mapping[str, Any], names: set[str]) -> None:
     for key in node.keys() - names - _ALWAYS:
-        near = difflib.get_close_matches(str(key), names, 1, 0.5)
-        raise _unread(f'{path}.{key}', [f'{path}.{name}' for name in near])
+        near = nearest(str(key), names, 0.5)
+        raise _unread(f'{path}.{key}', near and [f'{path}.{near}'])
 
 
-def _unread(key: str, near: Iterable[str]) -> ToolError:
-    hint = ' or '.join(list(near)[:3])
-    hint = f'; did you mean {hint}?' if hint else ''
+def _unread(key: str, near: Sequence[str] | None) -> ToolError:
+    hint = f'; did you mean {" or ".join(near[:3])}?' if near else ''
     return ToolError(f'nothing reads {key} of the config{hint}')
 
 
-def _walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
-    """All values in a config with their dotted keys."""
-    if path:
-        yield path, node
+def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
+    """All values in a config with their dotted keys, outer ones first."""
+    yield path, node
     items = node.items() if isinstance(node, dict) else ()
     items = enumerate(node) if isinstance(node, (list, tuple)) else items
     for key, value in items:
-        yield from _walk(value, f'{path}.{key}' if path else str(key))
+        yield from walk(value, f'{path}.{key}' if path else str(key))
 
 
 @functools.cache
-def _classes(kind: Any, scope: str | None) -> tuple[type, ...]:
-    """What a ``type`` may name: one class, or several of as many registries."""
+def classes_named(kind: Any, scope: str | None) -> tuple[type, ...]:
+    """The classes that a ``type`` may name; several registries can know the name."""
     if not isinstance(kind, str):
         return (kind,) if isinstance(kind, type) else ()
     found = []
@@ -212,18 +208,19 @@ def _parameters(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters) - {'self'}
 
 
-def _arguments(cls: type) -> set[str]:
+def arguments_of(cls: type) -> set[str]:
+    """Names of the arguments of a class and of those it inherits from."""
     inits = [vars(base)['__init__'] for base in cls.__mro__ if '__init__' in vars(base)]
     return set().union(*(_parameters(init) for init in inits if inspect.isfunction(init)))
 
 
 def _roots(cfg: Config) -> tuple[Path, ...]:
-    """Folders with the sources that may read a config."""
+    """Folders with the sources that may read this config."""
     return _folders(*_PACKAGES) + _own_roots(cfg)
 
 
 def _own_roots(cfg: Config) -> tuple[Path, ...]:
-    """Those of packages that only this config imports."""
+    """Folders of the packages that only this config imports."""
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     names = [imports] if isinstance(imports, str) else imports
     return _folders(*sorted({name.partition('.')[0] for name in names} - set(_PACKAGES)))
@@ -233,7 +230,7 @@ def _sources(classes: Iterable[type]) -> tuple[Path, ...]:
     """Files of classes and of what they inherit from."""
     files = set()
     for base in {base for cls in classes for base in cls.__mro__[:-1]}:
-        with contextlib.suppress(TypeError, OSError):  # built in, or typed in by hand
+        with contextlib.suppress(TypeError, OSError):  # built in, or typed into a shell
             files.add(Path(inspect.getfile(base)))
     return tuple(sorted(files))
 

@@ -1,4 +1,4 @@
-"""What a tool does with a mistake: one line, a non-zero exit, no traceback."""
+"""How a tool ends: a user's mistake in one line, a defect with its traceback, Ctrl-C quietly."""
 
 from __future__ import annotations
 
@@ -11,50 +11,83 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from mmengine.logging import MMLogger
+
+from ..data.errors import DataError
+from ..weights import CheckpointError
 from .terminal import use_plain_streams
 
 _DEBUG = 'RES2NET_MM_DEBUG'
-
-
-class ToolError(Exception):
-    """A user's mistake, told in one line: what is wrong, where, what to do."""
-
-
-# What bad input raises in this package and below it. Anything else is a defect of ours, and its
-# traceback is what a report of it needs.
-USER_ERRORS = (ToolError, ValueError, OSError, ImportError, KeyError, NotImplementedError)
-# ... and an argument of a config that its class does not know
+_PACKAGE = Path(__file__).resolve().parents[1]
+# how Python reports an argument that a class does not take
 _WRONG_ARGUMENT = re.compile(r'unexpected keyword argument|missing \d+ required')
-# ... and a full disk and memory that runs out, as torch reports them
+# how torch reports a full disk, and memory that runs out
 NO_ROOM = re.compile('out of memory|No space left|unexpected pos|failed writing|allocate memory')
 
 
-def one_line(error: BaseException) -> str:
-    """The message of an exception in one line.
+class ToolError(Exception):
+    """A user's mistake: one line that says what is wrong, where, and what to do."""
 
-    A DataLoader worker passes its exception on with the worker's traceback inside the message,
-    and only the last line of that says what is wrong.
+
+USER_ERRORS = (ToolError, DataError, CheckpointError, OSError, ImportError, NotImplementedError)
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether the user can mend an error. Anything else is a defect and needs its traceback.
+
+    A ValueError is a mistake only if this package raised it on purpose, as checks of arguments do;
+    a wrong argument in a config only if the call was not this package's own.
     """
+    last = _origin(error)
+    if isinstance(error, USER_ERRORS):
+        return True
+    if isinstance(error, ValueError):
+        return _is_ours(last) and (last.line or '').startswith('raise ')
+    if isinstance(error, TypeError):
+        return bool(_WRONG_ARGUMENT.search(str(error))) and not _is_ours(last)
+    return isinstance(error, RuntimeError) and bool(NO_ROOM.search(one_line(error)))
+
+
+@contextmanager
+def building_config(part: str = 'config') -> Iterator[None]:
+    """Turns what mmengine, mmdet and mmseg raise for a mistake in a config into a ToolError.
+
+    They have no error type of their own for an unknown ``type``, a wrong argument or a missing key.
+    Also a decorator for functions that build what a config describes.
+
+    Args:
+        part: What is built, for the message.
+    """
+    try:
+        yield
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        if is_mistake(error) or _is_ours(_origin(error)):
+            raise
+        raise ToolError(f'the {part} cannot be built: {one_line(error)}') from error
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception in one line."""
     text = str(error)
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])
         text = text if ' ' in text else f'key {text!r} is missing'
-    if 'Original Traceback' in text:
-        parts = re.split(r'^[\w.]*(?:Error|Exception)\w*: ', text, flags=re.MULTILINE)
-        text = parts[-1]
-    text = ' '.join(text.split())
-    return text or type(error).__name__
+    if 'Original Traceback' in text:  # a DataLoader worker's, whose last line says what is wrong
+        text = re.split(r'^[\w.]*(?:Error|Exception)\w*: ', text, flags=re.MULTILINE)[-1]
+    return ' '.join(text.split()) or type(error).__name__
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
     """Runs a tool's ``main`` and ends the process with its status.
 
-    A user's mistake ends with status 1 and one line on stderr; ``RES2NET_MM_DEBUG=1`` shows its
-    traceback as well. Ctrl-C, SIGTERM and SIGHUP end with 128 + the signal's number and one line,
-    after what is unfinished was cleared away; a second Ctrl-C ends at once. What is printed holds
-    no control characters: names come from files and servers.
+    Any error ends with status 1 and one line on stderr. A defect also leaves its traceback in the
+    run's log file, or on stderr if there is none; ``RES2NET_MM_DEBUG=1`` always prints it. Ctrl-C,
+    SIGTERM and SIGHUP end with 128 + the signal's number and one line, after unfinished files are
+    removed; a second Ctrl-C ends at once. Control characters are spelt out in everything printed,
+    because names come from files and servers.
     """
     use_plain_streams()
     with interruptions() as received:
@@ -63,8 +96,10 @@ def run_tool(main: Callable[[], int | None]) -> None:
         except KeyboardInterrupt:
             received = received or [signal.SIGINT]
         except BaseException as error:
-            # mmengine makes a SyntaxError of an interruption while it formats a config
+            # mmengine turns an interruption while it formats a config into a SyntaxError
             if not received:
+                if not isinstance(error, Exception):
+                    raise
                 status = _report(error)
         if received:
             number = signal.Signals(received[0])
@@ -77,13 +112,13 @@ def run_tool(main: Callable[[], int | None]) -> None:
 
 @contextmanager
 def interruptions() -> Iterator[list[int]]:
-    """Makes SIGTERM and SIGHUP raise what Ctrl-C does, and collects which signal came.
+    """Makes SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, and records the signal.
 
-    A signal that the process was started to ignore, as nohup does, stays ignored. Workers that
-    were forked leave a Ctrl-C and a hang-up to the process that started them.
+    A signal that the process was started to ignore, as nohup does, stays ignored. Forked workers
+    leave Ctrl-C and SIGHUP to the process that started them.
 
     Yields:
-        The signal; empty as long as none came.
+        A list with the signal; empty until one comes.
     """
     owner, received = os.getpid(), []
 
@@ -95,15 +130,15 @@ def interruptions() -> Iterator[list[int]]:
             return
         received.append(number)
         for other in before:
-            # a second Ctrl-C ends at once; but torchrun sends on one that its processes have had
+            # a second Ctrl-C ends at once; but torchrun repeats one that its processes already had
             ends = other == signal.SIGINT and 'TORCHELASTIC_RUN_ID' not in os.environ
             signal.signal(other, signal.SIG_DFL if ends else signal.SIG_IGN)
-        if hasattr(signal, 'SIGCHLD'):  # torch raises at workers that end, which they do now
+        if hasattr(signal, 'SIGCHLD'):  # torch raises an error when workers end, as they do now
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     def again(ignored: Any) -> None:
-        """Raises once more what Python swallowed because it came in a destructor."""
+        """Repeats an interruption that Python swallowed because it came in a destructor."""
         if not received:
             unraisable(ignored)
         elif issubclass(ignored.exc_type, KeyboardInterrupt):
@@ -125,21 +160,37 @@ def interruptions() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _report(error: BaseException) -> int:
-    """Says a user's mistake and returns the status; raises what is none."""
-    debug = os.environ.get(_DEBUG)
-    message = one_line(error)
-    if isinstance(error, USER_ERRORS):
-        if debug:
-            traceback.print_exception(error)
-    elif (
-        debug
-        or not (isinstance(error, TypeError) and _WRONG_ARGUMENT.search(str(error)))
-        and not (isinstance(error, RuntimeError) and NO_ROOM.search(message))
-    ):
-        raise
-    _say(f'error: {message}')
+def _report(error: Exception) -> int:
+    line, known = one_line(error), is_mistake(error)
+    log = None if known else _log_traceback(error)
+    if os.environ.get(_DEBUG) or not (known or log):
+        traceback.print_exception(error)
+    if not known:
+        line = f'{type(error).__name__}: {line}'
+    if log:
+        line += f' (the traceback is in {log}; {_DEBUG}=1 prints it here)'
+    _say(f'error: {line}')
     return 1
+
+
+def _log_traceback(error: Exception) -> str | None:
+    """Writes the traceback into the run's log file, if there is one, and returns its path."""
+    logger = MMLogger.get_current_instance()
+    files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+    text = ''.join(traceback.format_exception(error))
+    for handler in files:
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None))
+    return files[0].baseFilename if files else None
+
+
+def _origin(error: BaseException) -> traceback.FrameSummary | None:
+    """The line of code that raised an error."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return frames[-1] if frames else None
+
+
+def _is_ours(frame: traceback.FrameSummary | None) -> bool:
+    return frame is not None and _PACKAGE in Path(frame.filename).parents
 
 
 def _say(line: str) -> None:

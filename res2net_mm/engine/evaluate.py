@@ -18,7 +18,9 @@ from ..deploy.folding import COMPILE_MODES, DTYPES
 from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
+from .classes import class_names
 from .errors import ToolError
+from .loading import unwrapped
 from .pictures import PictureHook, use_our_pictures
 from .runner import Runner, build_runner
 
@@ -33,8 +35,8 @@ def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
         const='float32',
         choices=list(_TYPES),
         metavar='TYPE',
-        help='run the form of the model for inference: the same predictions in float32 (default), '
-        'others in bfloat16 or float16',
+        help='run a form of the model made for inference: predictions are equal in float32 '
+        '(default) and differ in bfloat16 or float16',
     )
     parser.add_argument(
         '--compile',
@@ -42,9 +44,9 @@ def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
         const='default',
         choices=COMPILE_MODES,
         metavar='MODE',
-        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' takes CUDA "
-        'graphs. Up to 64 sizes of images are compiled, each for itself, and others are not: '
-        'model.data_preprocessor.pad_size_divisor in --cfg-options makes them few',
+        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' uses CUDA "
+        'graphs. Each image size is compiled separately, up to 64; a larger '
+        'model.data_preprocessor.pad_size_divisor in --cfg-options leaves fewer sizes',
     )
 
 
@@ -52,7 +54,7 @@ def fast_options(args: argparse.Namespace) -> dict[str, Any] | None:
     """Arguments of :func:`optimize_for_inference`; None without ``--fast``.
 
     Raises:
-        ToolError: ``--compile`` came without ``--fast``.
+        ToolError: ``--compile`` without ``--fast``.
     """
     if args.fast is None:
         if args.compile is not None:
@@ -62,12 +64,12 @@ def fast_options(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 class FastHook(Hook):
-    """Replaces the model by what :func:`optimize_for_inference` makes of it, before a test.
+    """Replaces the model with the result of :func:`optimize_for_inference`, before a test.
 
-    Of all hooks it comes last: the checkpoint is loaded by then, and averaged weights are in place.
+    Runs after all other hooks: the checkpoint is loaded, and averaged weights are in place.
 
     Args:
-        options: Its arguments.
+        options: Arguments of :func:`optimize_for_inference`.
     """
 
     priority = 'LOWEST'
@@ -76,15 +78,14 @@ class FastHook(Hook):
         self.options = options
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Raises ToolError where the weights are spread over processes."""
+        """Raises ToolError if the weights are spread over processes."""
         model = runner.model
-        if is_model_wrapper(model):
-            if not isinstance(model, DistributedDataParallel):
-                raise ToolError(
-                    f'--fast needs a whole model in each process, not {type(model).__name__}'
-                )
-            model = model.module  # the gradients that the wrapper adds up are not needed
-        runner.model = optimize_for_inference(model, **self.options)
+        if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
+            raise ToolError(
+                f'--fast needs a whole model in each process, not {type(model).__name__}'
+            )
+        # without the wrapper, as no gradients have to be added up
+        runner.model = optimize_for_inference(unwrapped(model), **self.options)
 
 
 def run_test(
@@ -105,9 +106,8 @@ def run_test(
         out: File for the COCO results; None writes none.
         show_dir: Folder for pictures with predictions and ground truth; None draws none.
         trust: Read the checkpoint with pickle.
-        fast: Measure what :func:`optimize_for_inference` makes of the model with these arguments;
-            None measures the model itself.
-        report: Called in the main process with what is returned, before anything else can fail.
+        fast: Arguments of :func:`optimize_for_inference`; None measures the model itself.
+        report: Called in the main process with the result, before anything else can fail.
 
     Returns:
         The metrics by name, and the class names.
@@ -115,15 +115,14 @@ def run_test(
     Raises:
         FileNotFoundError: The checkpoint does not exist.
         CheckpointError: It is damaged, or does not fit the config's model.
-        ToolError: The config has no test set, or no COCO metric to write ``out`` with; ``fast`` is
-            asked of a model whose weights are spread over processes; or results or pictures could
-            not be written.
-        OSError: ``out`` or ``show_dir`` cannot be written, found before the test.
+        ToolError: The config has no test set, or no COCO metric to write ``out`` with; the weights
+            are spread over processes and ``fast`` is given; results or pictures were not written.
+        OSError: ``out`` or ``show_dir`` cannot be written; raised before the test.
     """
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise ToolError(f'the config has no {key}, which measuring needs')
-    read_source(checkpoint, trust=trust)  # before any work: is it one?
+    read_source(checkpoint, trust=trust)  # fails early if it is no checkpoint
     if 'metrics' not in cfg.test_evaluator:
         cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
     elif out is not None:
@@ -147,27 +146,20 @@ def run_test(
         runner.register_hook(FastHook(fast))
     try:
         metrics = runner.test()
-        classes = _class_names(runner.test_dataloader.dataset)
+        classes = list(class_names(runner.test_dataloader.dataset))
         if report is not None and is_main_process():
             report(metrics, classes)
         if out is not None and is_main_process():
             masks = any(metric.get('metric') == 'segm' for metric in cfg.test_evaluator)
             if len(collect_results(out)) < 1 + masks:
-                raise ToolError(f'--out {out} was not written as a whole: the log says why')
+                raise ToolError(f'--out {out} was not written completely: the log says why')
     finally:
         if out is not None:
             discard_results(out)
     for hook in runner.hooks:
         if isinstance(hook, PictureHook) and hook.failures:
             raise ToolError(
-                f'{len(hook.failures)} pictures of --show-dir {show_dir} were not drawn, the first '
-                f'of {hook.failures[0]}'
+                f'{len(hook.failures)} pictures of --show-dir {show_dir} were not drawn; the first '
+                f'is {hook.failures[0]}'
             )
     return metrics, classes
-
-
-def _class_names(dataset: Any) -> list[str]:
-    meta = getattr(dataset, 'metainfo', None) or {}
-    if isinstance(meta, (list, tuple)):  # mmdet's ConcatDataset of sets that differ
-        meta = meta[0]
-    return list(meta.get('classes') or ())

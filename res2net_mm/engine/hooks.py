@@ -8,7 +8,6 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -17,6 +16,7 @@ from ..backbones.frozen_norm import frozen_norm_warning
 from ..registry import HOOKS
 from ..weights import not_finite, say_not_finite
 from .errors import ToolError
+from .loading import unwrapped
 from .seeding import seed_step
 
 
@@ -27,7 +27,7 @@ class StepSeedHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train(self, runner: Runner) -> None:
-        """On resuming: samples that are done need no loading."""
+        """On resuming, samples that are done are not loaded again."""
         loop, loader = runner.train_loop, runner.train_dataloader
         if not isinstance(loop, IterBasedTrainLoop):
             return
@@ -36,24 +36,18 @@ class StepSeedHook(Hook):
         if endless and loader.batch_size and not getattr(loop, 'fast_forward_on_resume', False):
             sampler.pass_over(runner.iter * loader.batch_size)
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, **_: Any) -> None:
         seed_step(runner.seed, get_rank(), runner.iter)
 
 
 @HOOKS.register_module(force=True)
 class FiniteLossHook(Hook):
-    """Stops the run at a loss that is not finite, and names the images of the batch."""
+    """Stops the run at a loss that is NaN or infinite, and names the images of the batch."""
 
     priority = 'VERY_HIGH'
 
     def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: dict | None = None,
+        self, runner: Runner, data_batch: dict | None = None, outputs: dict | None = None, **_: Any
     ) -> None:
         losses = {
             name: float(torch.as_tensor(value).detach())
@@ -75,18 +69,17 @@ class FiniteLossHook(Hook):
 
 @HOOKS.register_module(force=True)
 class FiniteWeightsHook(Hook):
-    """Stops the run before it saves, measures or trains weights that are not finite.
+    """Stops the run before it saves, measures or trains weights that are NaN or infinite.
 
-    The gradients of a step can be NaN where its loss is not. It comes after the hooks that put
+    The gradients of a step can be NaN although its loss is finite. Runs after the hooks that put
     averaged weights in place.
     """
 
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        broken = not_finite(model.state_dict(), getattr(runner, 'constants', ()))
-        if broken:
+        weights = unwrapped(runner.model).state_dict()
+        if broken := not_finite(weights, getattr(runner, 'constants', ())):
             raise ToolError(
                 f'{say_not_finite(broken)} at epoch {runner.epoch}, iteration {runner.iter}: the '
                 'gradients of an earlier step were not finite, or the pretrained weights are not'
@@ -95,10 +88,10 @@ class FiniteWeightsHook(Hook):
     before_val_epoch = before_test_epoch = before_train
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        known = list(getattr(runner, 'constants', ()))
-        known = [f'{part}{name}' for part in _STATES for name in known]
-        broken = not_finite({key: checkpoint.get(key) for key in _SAVED}, known)
-        if broken:
+        states = ('state_dict.', 'ema_state_dict.module.')
+        known = [f'{part}{name}' for part in states for name in getattr(runner, 'constants', ())]
+        saved = ('state_dict', 'ema_state_dict', 'optimizer')
+        if broken := not_finite({key: checkpoint.get(key) for key in saved}, known):
             raise ToolError(
                 f'{say_not_finite(broken)} after iteration {checkpoint["meta"].get("iter")}: the '
                 'gradients of a step were not finite. Training stopped and the checkpoint was not '
@@ -107,20 +100,16 @@ class FiniteWeightsHook(Hook):
             )
 
 
-_SAVED = ('state_dict', 'ema_state_dict', 'optimizer')
-_STATES = ('state_dict.', 'ema_state_dict.module.')
-
-
 @HOOKS.register_module(force=True)
 class FrozenNormHook(Hook):
-    """Warns before the first step of batch norm that stays as it was built, in any backbone."""
+    """Warns before the first step if batch norm stays as it was built, in any backbone."""
 
     def before_train(self, runner: Runner) -> None:
-        """By now the weights are loaded; the loop will set the same mode."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        """Runs when the weights are loaded, and sets the mode that the loop will set."""
+        model = unwrapped(runner.model)
         for module in model.modules():
             if isinstance(module, Backbone):
-                module.said_frozen_norm = True  # here, and it need not
+                module.said_frozen_norm = True  # this hook says it, so the backbone need not
         model.train()
         for name, module in model.named_modules():
             message = frozen_norm_warning(module, f'model.{name}.')
@@ -132,28 +121,27 @@ class FrozenNormHook(Hook):
 class Float32BoxHook(Hook):
     """Keeps boxes in float32 under mixed precision.
 
-    mmdet's RoI extractors cast the boxes to the features' type, and bf16 keeps 8 bits of a
-    coordinate: at 1,000 px a box moves by up to 2 px. RoIAlign is given float32 features and boxes,
-    and its output returns to the features' type. What dense heads predict goes into boxes and
-    losses in float32, as mmdet's heads expect (VFNet's fails with anything else).
+    mmdet's RoI extractors cast the boxes to the features' type, and bfloat16 keeps 8 bits of a
+    coordinate: at 1,000 px a box moves by up to 2 px. RoIAlign gets float32 features and boxes
+    here, and its output returns to the features' type. Dense heads return float32, as mmdet's
+    losses and box coders expect (VFNet's fails otherwise).
     """
 
     def before_run(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        use_float32_boxes(model)
+        use_float32_boxes(unwrapped(runner.model))
 
 
 def use_float32_boxes(model: nn.Module) -> None:
-    """What :class:`Float32BoxHook` does, for a model outside of a run; twice is harmless."""
+    """Does what :class:`Float32BoxHook` does, outside of a run; twice is harmless."""
     for module in model.modules():
-        if hasattr(module, '_res2net_mm_float32'):
+        extracts, dense = hasattr(module, 'roi_layers'), hasattr(module, 'prior_generator')
+        if hasattr(module, '_res2net_mm_float32') or not (extracts or dense):
             continue
-        if hasattr(module, 'roi_layers'):
-            module._res2net_mm_float32 = True
+        module._res2net_mm_float32 = True
+        if extracts:
             module.register_forward_pre_hook(_cast_features)
             module.register_forward_hook(_cast_output)
-        elif hasattr(module, 'prior_generator'):  # a dense head
-            module._res2net_mm_float32 = True
+        else:
             module.register_forward_hook(_as_float32)
 
 

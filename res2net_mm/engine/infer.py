@@ -1,4 +1,4 @@
-"""Predictions on a user's own images, for detectors and segmentors alike."""
+"""Predictions of detectors and segmentors on a user's own images."""
 
 from __future__ import annotations
 
@@ -29,24 +29,18 @@ from ..data.transforms import harden_pipeline, loader_of
 from ..data.values import value_notes
 from ..deploy import optimize_for_inference
 from ..files import write_text, writing
-from ..weights import (
-    CheckpointError,
-    constants,
-    not_finite,
-    read_source,
-    say_not_finite,
-    say_unknown_rules,
-)
-from .classes import prediction_meta, warn
-from .errors import ToolError, one_line
-from .resuming import model_differences
+from ..weights import constants, read_source
+from .classes import prediction_meta
+from .errors import ToolError, building_config, one_line
+from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
+from .terminal import warn
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 _VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
-_DISK = {errno.EDQUOT, errno.ENOSPC, errno.EROFS}  # no other picture can be written either
+_DISK = {errno.EDQUOT, errno.ENOSPC, errno.EROFS}  # they stop every other picture as well
 _JSON = 'predictions.json'
-_JSON_START = b'{\n "classes": ['  # how such a file begins
+_JSON_START = b'{\n "classes": ['  # how this file begins
 
 
 def find_images(source: str | Path, out: str | Path | None = None) -> list[Path]:
@@ -54,12 +48,12 @@ def find_images(source: str | Path, out: str | Path | None = None) -> list[Path]
 
     Args:
         source: The file or folder.
-        out: Where pictures will be written. It is left out, as is every folder below ``source``
-            with the ``predictions.json`` of an earlier run.
+        out: Where pictures will be written. Skipped, as is every folder below ``source`` with the
+            ``predictions.json`` of an earlier run.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
-        ToolError: The folder holds no image, or is ``out`` itself; or the file is a video.
+        ToolError: The folder holds no image or is ``out`` itself, or the file is a video.
     """
     source = Path(source)
     if not source.exists():
@@ -77,15 +71,14 @@ def find_images(source: str | Path, out: str | Path | None = None) -> list[Path]
     images: list[Path] = []
     videos = 0
 
-    def unreadable(error: OSError) -> None:  # predicting it names it
-        images.append(Path(error.filename))
-
-    for name, folders, files in os.walk(source, onerror=unreadable):
+    # a folder that cannot be read becomes an image that cannot be predicted, and is named there
+    walk = os.walk(source, onerror=lambda error: images.append(Path(error.filename)))
+    for name, folders, files in walk:
         folder = Path(name)
         if os.path.realpath(folder) == own or (folder != source and _is_output(folder)):
             found = sum(f.suffix.lower() in IMAGES for f in folder.rglob('*'))
             if found:
-                warn(f'{found} pictures in {folder} are left out: predictions go, or went, there')
+                warn(f'{found} pictures in {folder} are skipped: predictions go, or went, there')
             folders.clear()
             continue
         videos += sum(Path(file).suffix.lower() in _VIDEOS for file in files)
@@ -108,14 +101,14 @@ class Predictor:
     Args:
         cfg: mmdet or mmseg config.
         checkpoint: File with the weights of the whole model.
-        device: Device; None is the first GPU, else the CPU.
+        device: Device; None takes the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
-        fast: Predict with what :func:`optimize_for_inference` makes of the model with these
-            arguments; None is the model itself.
+        fast: Arguments of :func:`optimize_for_inference`; None predicts with the model itself.
 
     Raises:
         FileNotFoundError: The checkpoint does not exist.
         CheckpointError: It is damaged, or does not fit the config's model.
+        ToolError: The config lacks a part or does not build, or the device cannot be used.
     """
 
     def __init__(
@@ -141,9 +134,10 @@ class Predictor:
         meta = prediction_meta(cfg, loaded.get('meta'), dataset)
         self.classes = list(meta['classes'])
         steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
-        self.pipeline = Compose(harden_pipeline(steps))
+        with building_config():
+            self.pipeline = Compose(harden_pipeline(steps))
+            self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
         self.loader = loader_of(steps)
-        self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
         self.visualizer.dataset_meta = meta
 
     @torch.no_grad()
@@ -153,8 +147,8 @@ class Predictor:
         Raises:
             DataError: It is no image that the pipeline can prepare.
         """
-        if not image.is_file():  # a pipe would be waited for
-            raise DataError(f'image {image} is no file, but {_kind_of(image)}')
+        if not image.is_file():  # reading a pipe could wait for ever
+            raise DataError(f'image {image} is no regular file')
         try:
             data = self.pipeline(dict(img_path=str(image), img_id=0))
         except cv2.error as error:
@@ -165,7 +159,7 @@ class Predictor:
         return self.model.test_step(pseudo_collate([data]))[0]
 
     def notes(self, image: Path) -> list[str]:
-        """What reading the image did to its values, where the pipeline reads as mmcv's default."""
+        """What reading the image did to its values, if the pipeline reads as mmcv does."""
         loaders = (step for step in self.pipeline.transforms if hasattr(step, 'color_type'))
         loader = next(loaders, None)
         default = ('color', 'cv2')
@@ -182,7 +176,7 @@ class Predictor:
             )
 
     def write_labels(self, sample: Any, out: Path) -> None:
-        """Writes a segmentor's label map, a grey level a class; 16 bits above 256 classes."""
+        """Writes a segmentor's label map: grey level = label, in 16 bits above 256 classes."""
         levels = np.uint8 if len(self.classes) <= 256 else np.uint16
         labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(levels)
         with writing(out, durable=False) as partial:
@@ -226,9 +220,9 @@ def predict_images(
     Args:
         predictor: The model.
         images: Files.
-        source: What the user gave: pictures keep their places below it.
-        out: Folder for the pictures and ``predictions.json``, which is also written for the images
-            that are done if the run is interrupted.
+        source: What the user gave; pictures keep their places below it.
+        out: Folder for the pictures and ``predictions.json``. An interrupted run also writes that
+            file, with the images done so far.
         threshold: Least score of an instance, 0 to 1.
 
     Returns:
@@ -246,7 +240,7 @@ def predict_images(
     notes: Counter[str] = Counter()
     stopped = defect = None
     out.mkdir(parents=True, exist_ok=True)
-    # off a terminal a line now and then
+    # in a log, a line only now and then
     progress = tqdm(images, unit='image', mininterval=0.1 if sys.stderr.isatty() else 10)
     try:
         for image in progress:
@@ -254,12 +248,12 @@ def predict_images(
                 sample = predictor.predict(image)
                 record = predictor.describe(image, sample, threshold)
                 changed = predictor.notes(image)
-            except Exception as error:  # whatever it is, it is this image's
-                if isinstance(error, DataError):  # which names it
-                    failures.append(str(error))
-                else:
-                    failures.append(f'image {image} failed: {_named(error)}')
-                    defect = defect or error
+            except DataError as error:  # it names the image
+                failures.append(str(error))
+                continue
+            except Exception as error:
+                failures.append(f'image {image} failed: {_named(error)}')
+                defect = defect or error
                 continue
             if changed:
                 record['note'] = '; '.join(changed)
@@ -283,14 +277,14 @@ def predict_images(
         print(*(f'error: {failure}' for failure in failures), kept, sep='\n', file=sys.stderr)
         raise stopped
     if defect and not records:
-        raise defect  # nothing worked: its traceback says more
+        raise defect  # every image failed, so it is no matter of one image
     return failures
 
 
 def _write_pictures(
     predictor: Predictor, image: Path, sample: Any, target: Path, threshold: float
 ) -> list[str]:
-    """Writes what is drawn of an image, and a segmentor's label map; why it cannot be drawn."""
+    """Writes the drawn image and a segmentor's label map; returns why that failed."""
     failures = []
 
     def attempt(what: str, write: Callable[[], None]) -> None:
@@ -315,14 +309,8 @@ def _named(error: BaseException) -> str:
     return f'{type(error).__name__}: {one_line(error)[:300]}'
 
 
-def _kind_of(path: Path) -> str:
-    if path.is_dir():
-        return 'a folder'
-    return 'a link that leads nowhere' if path.is_symlink() else 'a pipe, a device or nothing'
-
-
 def _targets(images: Sequence[Path], source: Path, out: Path) -> dict[Path, Path]:
-    """Where the picture of each image goes: no two to one place, and none onto an image."""
+    """Where the picture of each image goes: all in different places, and none on an image."""
     targets: dict[Path, Path] = {}
     used: set[Path] = set()
     taken = {os.path.realpath(image) for image in images}
@@ -341,16 +329,18 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     """Builds the model of a config, in evaluation mode, with the weights of a checkpoint.
 
     Args:
-        cfg: Of mmdet or mmseg.
-        checkpoint: As :func:`res2net_mm.weights.load_weights` takes it, of the whole model.
-        trust: Read the file with pickle, which runs code that is in it.
+        cfg: mmdet or mmseg config.
+        checkpoint: Weights of the whole model, from any source that
+            :func:`res2net_mm.weights.load_weights` takes.
+        trust: Read the file with pickle, which runs any code in it.
 
     Returns:
-        The model, and all that the checkpoint holds.
+        The model, and everything that the checkpoint holds.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It cannot be read, does not fit the model exactly, or is not finite.
+        CheckpointError: It cannot be read, does not fit the model exactly, or is not finite.
+        ToolError: The model of the config cannot be built.
     """
     use_safe_loading(trust)
     loaded = read_source(checkpoint, trust=trust)
@@ -360,25 +350,18 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     for key in ('pretrained', 'init_cfg'):
         model_cfg.pop(key, None)
-    model = revert_sync_batchnorm(MODELS.build(model_cfg))
+    with building_config():
+        model = revert_sync_batchnorm(MODELS.build(model_cfg))
     known = constants(model)
-    try:
+    with exact_fit(checkpoint):
         load_state_dict(model, loaded.get('state_dict', loaded), strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f'checkpoint {checkpoint} does not fit the model of the config: '
-            f'{" ".join(str(error).split())[:600]}'
-        ) from error
-    if broken := not_finite(model.state_dict(), known):
-        raise CheckpointError(f'checkpoint {checkpoint}: {say_not_finite(broken)}')
-    say_unknown_rules(model, loaded)
-    if line := model_differences(cfg, loaded.get('meta'), checkpoint):
-        warn(line)
+    check_finite(model.state_dict(), checkpoint, known)
+    warn_of_differences(model, loaded, cfg, checkpoint)
     return model.eval(), loaded
 
 
 def classes_of(cfg: Config, loaded: dict[str, Any]) -> list[str]:
-    """Names for the labels of a checkpoint's model: see :func:`prediction_meta`."""
+    """Names for the labels of a checkpoint's model, see :func:`prediction_meta`."""
     dataset = _test_dataset(cfg) if cfg.get('test_dataloader') else None
     return list(prediction_meta(cfg, loaded.get('meta'), dataset)['classes'])
 

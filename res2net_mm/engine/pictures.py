@@ -15,26 +15,26 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from ..evaluation.images_run import warn
 from ..files import writing
 from .errors import ToolError
+from .terminal import warn
 
 _REPLACED = ('DetVisualizationHook', 'SegVisualizationHook')
 
 
 class PictureHook(Hook):
-    """What mmdet's and mmseg's visualization hooks do, but no picture replaces another's.
+    """Draws as mmdet's and mmseg's visualization hooks do, but no picture replaces another's.
 
-    Theirs name a picture by the file name of its image, without the folder. Here images that share
-    a file name have pictures named by the path below their common folder. A picture that cannot be
-    drawn or written is reported, and the run goes on.
+    Theirs name a picture by the file name of its image, without the folder. Here, if images share a
+    file name, pictures are named by the path below the images' common folder. A picture that cannot
+    be drawn or written is reported, and the run goes on.
 
     Args:
         draw: Draw at all.
         interval: In validation, draw the first image of each so many batches.
-        score_thr: Least score of what is drawn; None for segmentors, which have no scores.
+        score_thr: Least score to draw; None for segmentors, which have no scores.
         test_out_dir: Folder for the pictures of a test; None gives them to the visualizer's
-            backends, which get those of validation.
+            backends, which also get those of validation.
         backend_args: mmengine's way to read the images.
     """
 
@@ -61,7 +61,7 @@ class PictureHook(Hook):
         self._names = picture_names(runner.val_dataloader.dataset) if self.draw else {}
 
     def before_test(self, runner: Runner) -> None:
-        """Raises ToolError where a picture would take the place of an image."""
+        """Raises ToolError if a picture would replace an image."""
         self._names = picture_names(runner.test_dataloader.dataset) if self.draw else {}
         if self.folder:
             images = set(map(os.path.realpath, self._names))
@@ -73,22 +73,14 @@ class PictureHook(Hook):
                 )
 
     def after_val_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[Any] | None = None,
+        self, runner: Runner, batch_idx: int, outputs: Sequence[Any] | None = None, **_: Any
     ) -> None:
         step = runner.iter + batch_idx
         if self.draw and outputs and step % self.interval == 0:
             self._draw('val', outputs[0], step, None)
 
     def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: dict | None = None,
-        outputs: Sequence[Any] | None = None,
+        self, runner: Runner, outputs: Sequence[Any] | None = None, **_: Any
     ) -> None:
         for sample in (outputs or ()) if self.draw else ():
             self._drawn += 1
@@ -107,7 +99,7 @@ class PictureHook(Hook):
                 self._show(name, sample, out_file=str(partial))
                 if not partial.exists():
                     raise ValueError('the visualizer of the config draws nothing')
-        except Exception as error:  # whatever fails, the measuring is worth more
+        except Exception as error:  # a lost picture must not cost the figures
             self.failures.append(f'{path}: {error}')
             if len(self.failures) == 1:
                 warn(f'no picture of {self.failures[0]}; the run goes on')
@@ -125,13 +117,12 @@ class PictureHook(Hook):
 def picture_names(dataset: Any) -> dict[str, str]:
     """A name for the picture of each image of a data set, by the image's path.
 
-    It is the file name; where two images share theirs, all have their path below the folder that
-    they have in common.
+    It is the file name, or the path below the images' common folder if two share a file name.
     """
     try:
         infos = (dataset.get_data_info(i) for i in range(len(dataset)))
         paths = {info['img_path'] for info in infos}
-    except (AttributeError, KeyError, TypeError):  # a data set of somebody's own
+    except (AttributeError, KeyError, TypeError):  # a data set unlike mmengine's
         return {}
     names = {path: os.path.basename(path) for path in paths}
     if len(set(names.values())) == len(names):
@@ -144,12 +135,8 @@ def picture_names(dataset: Any) -> dict[str, str]:
 def use_our_pictures(cfg: Config, **changes: Any) -> bool:
     """Replaces mmdet's or mmseg's visualization hook in a config if it draws files.
 
-    Args:
-        cfg: The config; changed.
-        changes: Arguments of :class:`PictureHook` to set, if any is to be drawn at all.
-
-    Returns:
-        Whether it did.
+    ``changes`` are arguments of :class:`PictureHook`; with any, it is replaced in any case. Returns
+    whether it was.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     kind = hook.get('type') if isinstance(hook, Mapping) else None

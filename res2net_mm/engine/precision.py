@@ -16,7 +16,7 @@ from ..registry import OPTIM_WRAPPERS
 class CPUAmpOptimWrapper(OptimWrapper):
     """``AmpOptimWrapper`` for a CPU, which mmengine's refuses.
 
-    The forward pass is autocast to bfloat16, whose range is float32's: losses are not scaled.
+    Autocasts the forward pass to bfloat16, which has the range of float32: losses are not scaled.
     """
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 
 from ..data.check.quick import SplitSummary, format_summary
+from ..ops.memory import keep_freed_memory
 from ..ops.mmcv_ext import describe_ops
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD, SCHEME
@@ -19,6 +21,12 @@ from .config_checks import check_training
 from .errors import ToolError
 
 IMAGENET = dict(mean=[*IMAGENET_MEAN], std=[*IMAGENET_STD], bgr_to_rgb=True)
+
+
+def keep_memory() -> None:
+    """Keeps freed memory in this process, and says so; on a GPU there is nothing to do."""
+    if keep_freed_memory() and os.environ.get('RANK', '0') == '0':
+        print('memory: what tensors free stays with this process, for the next ones', flush=True)
 
 
 def describe_device() -> str:
@@ -38,10 +46,9 @@ def describe_batch(cfg: Config) -> str:
             raise ToolError(f'the config has no {key}, which training needs')
     if not isinstance(cfg.train_dataloader.get('batch_size'), int):
         raise ToolError('the config has no train_dataloader.batch_size, which training needs')
-    wrapper = cfg.optim_wrapper
     world, images, batch = get_world_size(), cfg.train_dataloader.batch_size, images_per_step(cfg)
     accumulated = batch // (images * world)
-    lr = wrapper.get('optimizer', {}).get('lr')
+    lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')
     line = f'batch: {batch} images a step ({images} x {world} processes'
     line += f' x {accumulated} accumulated)' if accumulated > 1 else ')'
     if lr is None:
@@ -60,28 +67,23 @@ def describe_batch(cfg: Config) -> str:
 
 
 def describe_run(cfg: Config, summaries: Sequence[SplitSummary]) -> str:
-    """The lines of a training run.
-
-    Args:
-        cfg: The config.
-        summaries: Of the data check.
+    """The lines of a training run, from its config and the results of the data check.
 
     Raises:
         ToolError: The schedule or the batch cannot train.
     """
-    data = format_summary(summaries)
     images = sum(s.images for s in summaries if s.split == 'train' and not s.unchecked)
-    lines = [describe_device(), describe_batch(cfg), data, describe_ops()]
+    lines = [describe_device(), describe_batch(cfg), format_summary(summaries), describe_ops()]
     lines += preprocessing_warnings(cfg) + check_training(cfg, images)
     lines.append(f'seed: {cfg.randomness["seed"]}; everything goes to {cfg.work_dir}')
     return '\n'.join(lines)
 
 
 def preprocessing_warnings(cfg: Config) -> list[str]:
-    """Lines on a preprocessor that published Res2Net weights do not fit.
+    """Warnings if published Res2Net weights get images that they were not trained on.
 
-    They need RGB and ImageNet's mean and std; with anything else detectors end up below a plain
-    ResNet's.
+    They need RGB with ImageNet's mean and std; with anything else detectors end up below a plain
+    ResNet's accuracy.
     """
     sources = [str(c.get('checkpoint')) for p in our_networks(cfg) for c in pretrained(p)]
     weights = [source for source in sources if source.startswith((SCHEME, *OPEN_MMLAB))]

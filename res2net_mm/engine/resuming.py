@@ -1,9 +1,9 @@
-"""Going on from a checkpoint with a config that has changed since it was saved.
+"""Resuming from a checkpoint with a config that has changed since it was saved.
 
-The checkpoint gives the weights, the optimizer's state, the place in the run and the seed. All
-else is the config's: where it differs, each difference is reported, and learning rates and
-schedules become those of a run that had this config from the start. What cannot be taken over is
-an error. With the same config nothing here changes anything.
+The checkpoint gives the weights, the optimizer's state, the place in the run and the seed. The
+config gives everything else: each difference is reported, and learning rates and schedules become
+those of a run that had this config from the start. What cannot be taken over is an error. With an
+unchanged config nothing here changes anything.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ from ..registry import SCOPE
 from .config_checks import schedules
 from .errors import ToolError
 
-FACTS = 'res2net_mm_run'  # key in a checkpoint's meta: what its config does not say
+FACTS = 'res2net_mm_run'  # key in a checkpoint's meta for facts that its config does not hold
 _PARTS = (
     'model data_preprocessor train_dataloader train_cfg optim_wrapper param_scheduler '
     'auto_scale_lr custom_hooks'
 ).split()
-# nothing that is trained depends on these
+# training does not depend on these
 _IDLE = set(
     'init_cfg test_cfg num_workers persistent_workers pin_memory prefetch_factor backend_args '
     'val_interval val_begin dynamic_intervals'.split()
 )
-# nor does what a trained model predicts depend on these
+# nor do the predictions of a trained model depend on these
 _TRAINED_BY = _IDLE | set(
     'pretrained train_cfg frozen_stages norm_eval with_cp requires_grad batch_augments '
     'loss_weight'.split()
 )
-_BATCH_NORMS = {'BN', 'SyncBN', 'MMSyncBN'}  # the same once trained
+_BATCH_NORMS = {'BN', 'SyncBN', 'MMSyncBN'}  # equal once trained
 _SCHEDULE = ('optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg.max_')
+_ANEW = 'start anew from its weights with load_from, without --resume'
 _MOST_SHOWN = 20
 _UNSET = 'not set'
 
 
 def run_facts(runner: Runner) -> dict[str, Any]:
-    """What a checkpoint's ``meta`` holds for the run that goes on from it."""
+    """What a checkpoint's ``meta`` holds for the run that resumes from it."""
     facts = dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())
     earlier = getattr(runner, 'earlier_lengths', [])
     return {FACTS: dict(facts, earlier_lengths=earlier) if earlier else facts}
@@ -55,25 +56,19 @@ def run_facts(runner: Runner) -> dict[str, Any]:
 def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> list[str]:
     """Compares a config with the one that a checkpoint was saved with.
 
-    The ends of schedules that were the end of the run become the end of the run as it is now, in
-    ``cfg`` too.
-
-    Args:
-        cfg: The config; its seed is the one that the user asks for.
-        meta: Of the checkpoint.
-        checkpoint: Its name for messages.
+    Schedules that ended with the run then end with the run as it is now; ``cfg`` is changed.
 
     Returns:
-        Lines for the user; none where there is nothing to say.
+        One line for each difference.
 
     Raises:
-        ToolError: A run of this config cannot go on from this checkpoint.
+        ToolError: A run of this config cannot resume from this checkpoint.
     """
     saved = read_config_text(meta.get('cfg'))
     way = f'start anew from its weights with load_from={checkpoint} and without --resume'
     if not all(isinstance(meta.get(key), int) for key in ('epoch', 'iter')):
         raise ToolError(
-            f'{checkpoint} holds weights and no training to go on with: {way.split(" and ")[0]}'
+            f'{checkpoint} holds weights and no training to resume: {way.split(" and ")[0]}'
         )
     unit, length = _length(cfg), _run_length(cfg)
     if saved and _length(saved) != unit:
@@ -101,55 +96,47 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
     if len(lines) > _MOST_SHOWN:
         lines[_MOST_SHOWN:] = [f'and {len(lines) - _MOST_SHOWN} more']
     if lines:
-        lines.insert(0, f'the config differs from that of {checkpoint}, and holds from here on:')
+        lines.insert(0, f'the config differs from that of {checkpoint}, and applies from here on:')
     seed, given = meta.get('seed'), (cfg.get('randomness') or {}).get('seed')
     if None not in (seed, given) and seed != given:
-        lines.append(f'randomness.seed={given} is not taken: the seed stays {seed}')
+        lines.append(f'randomness.seed={given} is ignored: the seed stays {seed}')
     if length is not None and meta[unit] >= length:
         lines.append(f'nothing left to train: {meta[unit]} of {length} {unit}s are done')
     return lines
 
 
 def model_differences(cfg: Config, meta: Any, checkpoint: str) -> str | None:
-    """Where a config's model is not the one that a checkpoint was trained with.
+    """One line on how a config's model differs from the one that a checkpoint was trained with.
 
-    Weights fit models that normalise images, place anchors or dilate convolutions in another way,
-    and then give wrong predictions.
-
-    Args:
-        cfg: The config to measure or predict with.
-        meta: Of the checkpoint.
-        checkpoint: Its name for the message.
-
-    Returns:
-        A line for the user; None where they agree, or the checkpoint does not tell.
+    Weights also fit models that normalise images, place anchors or dilate convolutions in another
+    way, and then predict wrongly. None if they agree, or the checkpoint holds no config.
     """
     saved = read_config_text(meta.get('cfg')) if isinstance(meta, Mapping) else {}
     if not isinstance(saved.get('model'), dict):
         return None
     now = cfg.to_dict()
     old, new = (
-        {'data_preprocessor': of.get('data_preprocessor'), **of['model']} for of in (saved, now)
+        {'data_preprocessor': c.get('data_preprocessor'), **c['model']} for c in (saved, now)
     )
     found = [
         f'{key}={_short(value[1])}, trained with {_short(value[0])}'
         for key, value in _differences(old, new, 'model', _TRAINED_BY)
         if not _BATCH_NORMS.issuperset(map(str, value))
     ]
+    if not found:
+        return None
     more = f'; and {len(found) - _MOST_SHOWN} more' if len(found) > _MOST_SHOWN else ''
     return (
         f'the model of the config is not the one that {checkpoint} was trained with, and its '
         f'weights may not suit it: {"; ".join(found[:_MOST_SHOWN])}{more}'
-        if found
-        else None
     )
 
 
 def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
-    """Makes a checkpoint one of a run that had the runner's config from the start.
+    """Changes a checkpoint into that of a run that had the runner's config from the start.
 
     Args:
-        runner: With its optimizer and schedulers built and at the start.
+        runner: A runner whose optimizer and schedulers are built and at the start.
         checkpoint: What mmengine resumes from; changed in place.
 
     Raises:
@@ -186,8 +173,7 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
 def read_config_text(text: Any) -> dict[str, Any]:
     """The values in a config's text as mmengine writes it, without running any of it.
 
-    Returns:
-        Key -> value; ``{}`` where the text holds anything but values.
+    Tuples become lists; ``{}`` if the text holds anything but values.
     """
     try:
         body = ast.parse(text).body if isinstance(text, str) and len(text) < 2**22 else []
@@ -198,20 +184,15 @@ def read_config_text(text: Any) -> dict[str, Any]:
 
 def _value(node: ast.expr) -> Any:
     if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict':
-        found = {}
-        for part in node.args:
-            found.update(_value(part))
-        return {**found, **{keyword.arg: _value(keyword.value) for keyword in node.keywords}}
+        parts = [*map(_value, node.args), {k.arg: _value(k.value) for k in node.keywords}]
+        return {key: value for part in parts for key, value in part.items()}
     if isinstance(node, ast.Dict):
-        keys = [ast.literal_eval(key) for key in node.keys]
-        return dict(zip(keys, map(_value, node.values), strict=True))
+        return dict(zip(map(ast.literal_eval, node.keys), map(_value, node.values), strict=True))
     if isinstance(node, (ast.List, ast.Tuple)):
         return [_value(part) for part in node.elts]
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_value(node.operand)
-    if isinstance(node, ast.Name):
-        return float(node.id)  # inf or nan
-    return ast.literal_eval(node)
+    return float(node.id) if isinstance(node, ast.Name) else ast.literal_eval(node)  # inf or nan
 
 
 def _changes(cfg: Config, saved: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
@@ -266,13 +247,13 @@ def _run_length(cfg: Mapping[str, Any]) -> int | None:
 
 
 def _earlier_lengths(meta: Mapping[str, Any], saved: Mapping, length: int | None) -> list[int]:
-    """Lengths that the run had before; a config that was extended once still names the first."""
+    """Lengths that the run had before: a config that was extended once still names the first."""
     known = {*meta.get(FACTS, {}).get('earlier_lengths', ()), _run_length(saved)}
     return sorted(known - {None, length})
 
 
 def _follow_length(cfg: Config, unit: str, length: int | None, earlier: list[int]) -> None:
-    """Ends of schedules that were the end of the run follow it."""
+    """Moves the ends of schedules that ended with the run."""
     for _, scheduler in schedules(cfg):
         by_epoch = scheduler.get('by_epoch', True)
         if length is None or by_epoch is not (unit == 'epoch'):
@@ -288,32 +269,32 @@ def _short(value: Any) -> str:
 
 
 def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any]) -> bool:
-    """Counts the iterations done in epochs of the length they have now; whether it is another."""
+    """Recounts the finished iterations if epochs have another length now; returns whether."""
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return False
     epoch, done, length = meta['epoch'], meta['iter'], len(runner.train_dataloader)
     before = meta.get(FACTS, {}).get('epoch_length')
-    if before is None:  # a file of another program
+    whole = epoch > 0 and done % epoch == 0
+    if before is None:  # another program's file
         other_data = any(key.startswith('train_dataloader') for key in changed)
-        before = done // epoch if other_data and epoch and done % epoch == 0 else length
-    if done != epoch * before and FACTS not in meta and epoch and done % epoch == 0:
+        before = done // epoch if other_data and whole else length
+    if done != epoch * before and FACTS not in meta and whole:
         raise ToolError(
-            f'the checkpoint has epochs of {done // epoch} iterations behind it and the config '
-            f'makes them of {before}: the processes, the batch or the data differ, and this file '
-            'does not say which. Set them back, or start anew from its weights with '
-            'load_from, without --resume'
+            f'the checkpoint finished epochs of {done // epoch} iterations and the config makes '
+            f'epochs of {before}: the processes, the batch or the data differ, and this file does '
+            f'not say which. Set them back, or {_ANEW}'
         )
     if done != epoch * before:
         raise ToolError(
-            f'the checkpoint was saved at iteration {done}, and the {epoch} epochs of {before} '
-            'iterations that it has behind it end elsewhere: it was saved within an epoch, and '
-            'mmengine can only go on from the start of one. Resume from a checkpoint that was '
-            'saved at the end of an epoch (default_hooks.checkpoint.by_epoch=True)'
+            f'the checkpoint was saved at iteration {done}, within an epoch: its {epoch} epochs '
+            f'have {before} iterations each, and mmengine can only resume at the start of one. '
+            'Resume from a checkpoint that was saved at the end of an epoch '
+            '(default_hooks.checkpoint.by_epoch=True)'
         )
     meta['iter'] = epoch * length
     if before != length:
         runner.logger.warning(
-            f'an epoch has {length} iterations and had {before}: the run goes on at epoch '
+            f'an epoch has {length} iterations and had {before}: the run resumes at epoch '
             f'{epoch + 1}, iteration {meta["iter"] + 1} of {runner.max_iters}'
         )
     return before != length
@@ -329,8 +310,8 @@ def _optimizers(
     states = state if several else {'': state}
     if not state or wrappers.keys() != states.keys():
         raise ToolError(
-            'the checkpoint holds no state of the optimizer to go on with (a published file, or '
-            'save_optimizer=False): start anew from its weights with load_from, without --resume'
+            'the checkpoint holds no state of the optimizer to resume with (a published file, or '
+            f'save_optimizer=False): {_ANEW}'
         )
     pairs = [(wrappers[name], states[name]) for name in wrappers]
     for wrapper, state in pairs:
@@ -342,27 +323,25 @@ def _optimizers(
             raise ToolError(
                 f'the optimizer of the checkpoint had {sum(before)} parameters in {len(before)} '
                 f'groups and that of the config has {sum(now)} in {len(now)}: set '
-                'optim_wrapper.paramwise_cfg and the model back, or start anew from its weights '
-                'with load_from, without --resume'
+                f'optim_wrapper.paramwise_cfg and the model back, or {_ANEW}'
             )
     return pairs
 
 
 def _replay(runner: Runner, iterations: int) -> None:
-    """Brings schedulers that are at the start to where a run would have brought them by now."""
+    """Steps schedulers from the start to where the run is now."""
     schedulers = runner.param_schedulers or []
     flat = sum(schedulers.values(), []) if isinstance(schedulers, dict) else schedulers
     if any(getattr(scheduler, 'need_val_args', False) for scheduler in flat):
         raise ToolError(
             'param_scheduler has a schedule that depends on results, which cannot be computed '
-            'anew: set the config back, or start anew from the weights with load_from, without '
-            '--resume'
+            f'again: set the config back, or {_ANEW}'
         )
     length = len(runner.train_dataloader)
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
     hooks = [hook for hook in runner.hooks if isinstance(hook, ParamSchedulerHook)]
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # there are no steps of the optimizer between
+        warnings.simplefilter('ignore')  # the optimizer takes no steps in between
         for step in range(iterations):
             for hook in hooks:
                 hook.after_train_iter(runner, step)

@@ -1,4 +1,4 @@
-"""What mmengine may take from files that nobody vouches for: weights and values, never code."""
+"""What mmengine may take from files of unknown origin: weights and values, never code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import yaml
 from mmengine import fileio
 from mmengine.config import Config
+from mmengine.fileio.handlers import file_handlers
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader, Runner
 
 from ..data.sets.nodes import type_name
@@ -36,14 +38,14 @@ class _PlainYaml(fileio.YamlHandler):
 
 
 def use_safe_loading(trust: bool = False) -> None:
-    """Makes mmengine read checkpoints with :func:`read_source` in this process.
+    """Makes mmengine read checkpoints with :func:`read_source`, for the whole process.
 
-    Its own loader runs code in a file that the safe way refuses (onedl), or refuses checkpoints
-    that it wrote itself (mmengine 0.10.7). Pickles and yaml files that a config names, such as
-    proposals, run no code either.
+    Its own loader runs code in files that the safe way refuses (onedl), or refuses checkpoints that
+    it wrote itself (mmengine 0.10.7). Pickle and yaml files that a config names, such as proposals,
+    run no code either. One line in the log says so.
 
     Args:
-        trust: Read all of them as mmengine does, with pickle, which runs whatever a file says.
+        trust: Read all of them as mmengine does, with pickle, which runs any code in a file.
     """
 
     def load(filename: str, map_location: Any = None) -> dict:
@@ -53,26 +55,28 @@ def use_safe_loading(trust: bool = False) -> None:
         with fileio.get_local_path(filename) as path:
             return load(path, map_location)
 
+    pickles, yamls = (
+        (fileio.PickleHandler, fileio.YamlHandler) if trust else (_PlainPickles, _PlainYaml)
+    )
+    if type(file_handlers['pkl']) is not pickles:
+        how = 'may run code in' if trust else 'takes only weights and values from'
+        print_log(f'mmengine {how} checkpoints, pickle and yaml files from now on', 'current')
     sources = ('', *HTTP, *OPEN_MMLAB, SCHEME)
     CheckpointLoader.register_scheme(prefixes=sources, loader=load, force=True)
     remote = [rf'(\S+\:)?{scheme}://' for scheme in ('s3', 'petrel')]  # as mmengine spells them
     CheckpointLoader.register_scheme(prefixes=remote, loader=load_remote, force=True)
-    fileio.register_handler(_PICKLES)(fileio.PickleHandler if trust else _PlainPickles)
-    fileio.register_handler(_YAML)(fileio.YamlHandler if trust else _PlainYaml)
+    fileio.register_handler(_PICKLES)(pickles)
+    fileio.register_handler(_YAML)(yamls)
 
 
 def check_arrays(cfg: Config) -> None:
-    """Raises where mmdet or mmseg would run what is in an array that a config names.
-
-    Raises:
-        ToolError: The array of OpenImages' challenge set holds objects, not numbers; or images are
-            to be read with pickle.
-    """
+    """Raises a ToolError if mmdet or mmseg would run code from a data file that a config names."""
+    trusting = '--trust-checkpoint reads it all the same, if you trust its author'
     for part in walk_dicts(list(cfg.values())):
         if part.get('decode_backend') == 'pickle':  # mmseg's loaders of biomedical data
             raise ToolError(
-                f"{type_name(part)} with decode_backend='pickle' runs code that is in the data; "
-                '--trust-checkpoint reads it all the same, if you trust its author'
+                f"{type_name(part)} with decode_backend='pickle' runs any code in the data; "
+                f'{trusting}'
             )
         if type_name(part).endswith('OpenImagesChallengeDataset'):
             path = Path(part.get('data_root') or '', part.get('hierarchy_file') or '')
@@ -80,22 +84,18 @@ def check_arrays(cfg: Config) -> None:
                 np.load(path, allow_pickle=False)
             except ValueError as error:
                 raise ToolError(
-                    f'hierarchy_file {path} is no array of numbers, and to read it could run code; '
-                    '--trust-checkpoint reads it all the same, if you trust its author'
+                    f'hierarchy_file {path} is no array of numbers, and reading it could run code; '
+                    f'{trusting}'
                 ) from error
-            except OSError:  # the data set says that it is missing
+            except OSError:  # the data set reports a missing file
                 continue
 
 
 def keep_files_of_others(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-    """Takes out of a checkpoint what would have mmengine remove files that are not of this run.
+    """Removes entries from a checkpoint that would make mmengine delete files of other runs.
 
-    A checkpoint names the best checkpoint so far, which is removed once there is a better one,
-    wherever that path leads: into the folder of another run, or to any file at all.
-
-    Args:
-        runner: What is going to resume.
-        checkpoint: What it read; ``message_hub`` is changed.
+    A checkpoint names the best one so far, which mmengine deletes when there is a better one,
+    wherever the path leads.
     """
     hub = checkpoint.get('message_hub')
     info = hub.get('runtime_info') if isinstance(hub, Mapping) else None
@@ -105,14 +105,11 @@ def keep_files_of_others(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
     outs = (hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook))
     own = {os.path.realpath(path) for path in (folder, *(Path(o, folder.name) for o in outs if o))}
     for key, value in list(info.items()):
-        if not isinstance(key, str):
-            continue
-        if key.startswith('best_ckpt') and value is not None:
+        kept = True
+        if str(key).startswith('best_ckpt') and value is not None:
             kept = isinstance(value, str) and os.path.realpath(os.path.dirname(value)) in own
-        elif key == 'keep_ckpt_ids':  # numbers in names of checkpoints to be removed
+        elif key == 'keep_ckpt_ids':  # numbers in the names of checkpoints to delete
             kept = isinstance(value, list) and all(type(step) is int for step in value)
-        else:
-            kept = True
         if not kept:
             del info[key]
             if isinstance(hub.get('resumed_keys'), dict):

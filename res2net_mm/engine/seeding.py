@@ -1,10 +1,10 @@
-"""Random numbers that depend on the seed and the place in the training run, and nothing else.
+"""Random numbers that depend only on the seed and the place in the training run.
 
-mmengine saves no state of the random generators and starts data workers with the same seeds
-again, so a resumed run differs from one that was not interrupted. Here each training sample draws
-from generators seeded by (seed, rank, epoch, place in the epoch), and each training step from
-generators seeded by (seed, rank, step): there is no state to save, and neither the number of
-workers nor what they prefetched matters.
+mmengine saves no state of the random generators and restarts data workers with the same seeds, so
+a resumed run differs from one that was not interrupted. Here each training sample draws from
+generators seeded by (seed, rank, epoch, place in the epoch), and each training step from generators
+seeded by (seed, rank, step). There is no state to save, and neither the number of workers nor what
+they prefetched matters.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-_SAMPLE, _STEP = 1, 2  # keys of samples and of steps never meet
+_SAMPLE, _STEP = 1, 2  # keep the keys of samples and of steps apart
 
 
 def seed_step(seed: int, rank: int, step: int) -> None:
@@ -34,7 +34,7 @@ def seed_generators(*key: int) -> None:
 
 
 class SeededIndex(int):
-    """The index of a sample with the key of its random numbers; key None: not to be loaded."""
+    """The index of a sample with the key of its random numbers; None: do not load the sample."""
 
     key: tuple[int, ...] | None
 
@@ -48,7 +48,7 @@ class SeededIndex(int):
 
 
 class _Proxy:
-    """Everything that is not defined here is the wrapped object's."""
+    """Takes everything that it does not define from the wrapped object."""
 
     def __init__(self, wrapped: Any) -> None:
         self.wrapped = wrapped
@@ -62,17 +62,11 @@ class _Proxy:
         return len(self.wrapped)
 
     def __deepcopy__(self, memo: dict) -> _Proxy:
-        return self  # mmengine copies a loader's config with what is built in it
+        return self  # mmengine copies the config of a loader, with objects already built in it
 
 
 class SeededSampler(_Proxy, Sampler):
-    """Wraps a sampler so that its indices carry the keys of their random numbers.
-
-    Args:
-        sampler: The sampler.
-        seed: Seed of the run.
-        rank: Rank of this process.
-    """
+    """Wraps a sampler so that its indices carry the keys of their random numbers."""
 
     def __init__(self, sampler: Sampler, seed: int, rank: int) -> None:
         super().__init__(sampler)
@@ -90,7 +84,7 @@ class SeededSampler(_Proxy, Sampler):
             self.wrapped.set_epoch(epoch)
 
     def pass_over(self, samples: int) -> None:
-        """Marks the first samples of the run as done: they are counted, but not loaded."""
+        """Marks the first samples of the run as done: they count, but are not loaded."""
         self.passed_over = samples
 
     def __iter__(self) -> Iterator[SeededIndex]:
@@ -111,7 +105,7 @@ class SeededInfiniteSampler(SeededSampler):
 
 
 class SeededDataset(_Proxy, Dataset):
-    """Wraps a data set so that each sample draws from the generators its index asks for."""
+    """Wraps a data set so that each sample draws from generators seeded by its index's key."""
 
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, SeededIndex):
@@ -122,7 +116,7 @@ class SeededDataset(_Proxy, Dataset):
         return self.wrapped[int(index)]
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # a hook that sets the pipeline means the data set's
+        # a hook that sets the pipeline means the wrapped data set's
         if name == 'wrapped':
             super().__setattr__(name, value)
         else:

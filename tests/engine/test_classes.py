@@ -213,8 +213,8 @@ def test_models_whose_labels_are_free_are_not_compared(model, said):
 
 def test_classes_of_joined_sets():
     first, second = (dict(classes=SHAPES, palette=palette) for palette in ('a', 'b'))
-    assert classes._classes_of(SimpleNamespace(metainfo=[first, second])) == SHAPES
-    assert classes._classes_of(SimpleNamespace(metainfo=[first, dict(classes=('a',))])) == ()
+    assert classes.class_names(SimpleNamespace(metainfo=[first, second])) == SHAPES
+    assert classes.class_names(SimpleNamespace(metainfo=[first, dict(classes=('a',))])) == ()
 
 
 def test_nameless_checkpoint_is_said_once(said):

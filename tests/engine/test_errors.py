@@ -7,10 +7,18 @@ import traceback
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader
 
-from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.lock import hold_folder
+from res2net_mm.backbones import Res2Net
+from res2net_mm.data.errors import DataError
+from res2net_mm.engine.errors import (
+    ToolError,
+    building_config,
+    is_mistake,
+    one_line,
+    run_tool,
+)
 
 REPO = Path(__file__).resolve().parents[2]
 KINDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -119,6 +127,7 @@ def test_what_is_ignored_stays_ignored(run):
     [
         pytest.param(name, marks=[pytest.mark.slow] * (name not in ('train', 'eval_results')))
         for name in sorted(file.stem for file in (REPO / 'tools').glob('*.py'))
+        if name != 'ctrl_c'
     ],
 )
 def test_an_interruption_of_the_imports_leaves_no_traceback(tool):
@@ -159,37 +168,63 @@ def test_a_defect_keeps_its_traceback(run):
         raise AttributeError('ours')
 
     status, lines = run(main)
-    assert status == 99 and lines[0].startswith('Traceback') and 'ours' in lines[-1]
+    assert status == 1 and lines[0].startswith('Traceback')
+    assert lines[-1] == 'error: AttributeError: ours'
 
 
-def hold(folder, ready, fork=False):
-    """Trains in a folder, in a fork, maybe with a worker that outlives it; its process id."""
-    pid = os.fork()
-    if not pid:
-        with hold_folder(folder):
-            if fork and not os.fork():
-                time.sleep(20)
-                os._exit(0)
-            ready.touch()
-            time.sleep(20)
-        os._exit(0)
-    while not ready.exists():
-        time.sleep(0.01)
-    return pid
+def test_a_defect_in_a_run_leaves_its_traceback_in_the_log_file(run, tmp_path, monkeypatch):
+    log = tmp_path / 'a.log'
+
+    def main():
+        MMLogger.get_instance('of a run', log_file=str(log))
+        raise KeyError('ours\x1b[2J')
+
+    status, lines = run(main)
+    assert status == 1 and len(lines) == 1
+    assert lines[0].startswith('error: KeyError: ') and str(log) in lines[0]
+    assert 'Traceback' in log.read_text() and 'test_errors.py' in log.read_text()
+    monkeypatch.setenv('RES2NET_MM_DEBUG', '1')
+    assert run(main)[1][0].startswith('Traceback')
 
 
-@pytest.mark.parametrize('fork', [False, True])
-def test_one_run_at_a_time_in_a_folder(tmp_path, fork):
-    folder = tmp_path / 'runs' / 'a'
-    pid = hold(folder, tmp_path / 'ready', fork)
-    pattern = rf'{folder} is in use: process {pid} on .*, since 20\d\d-.*--work-dir'
-    with pytest.raises(ToolError, match=pattern), hold_folder(folder):
-        pass
-    with hold_folder(tmp_path / 'runs' / 'b'):
-        pass
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    with hold_folder(folder):
-        pass
-    with hold_folder(folder):
-        pass
+def raised_by(function):
+    try:
+        function()
+    except Exception as error:
+        return error
+
+
+def test_mistakes_of_a_user_and_defects():
+    for kind in (ToolError, DataError, FileNotFoundError, NotImplementedError, ImportError):
+        assert is_mistake(kind('x'))
+    assert is_mistake(raised_by(lambda: Res2Net(depth=51))), 'a check of ours'
+    assert not is_mistake(raised_by(lambda: int('x')))
+    assert not is_mistake(KeyError('x')) and not is_mistake(TypeError('x'))
+    assert is_mistake(raised_by(lambda: Res2Net(depht=50))), 'the call of a tool'
+    assert is_mistake(RuntimeError('CUDA out of memory')) and not is_mistake(RuntimeError('x'))
+
+
+def test_errors_from_building_a_config():
+    @building_config()
+    def build(error):
+        raise error
+
+    for error in (KeyError('Foo is not in the registry'), TypeError('x'), AssertionError('x')):
+        with pytest.raises(ToolError, match='config cannot be built: (Foo|x)'):
+            build(error)
+    with pytest.raises(DataError):
+        build(DataError('x'))
+    with pytest.raises(RuntimeError):
+        build(RuntimeError('x'))
+
+
+def test_message_of_a_worker_is_its_last_line():
+    text = (
+        'Caught DataError in DataLoader worker process 1.\nOriginal Traceback (most recent call '
+        'last):\n  File "x.py", line 1, in f\n    g()\nres2net_mm.data.errors.DataError: '
+        'image a.jpg\n is cut short\n'
+    )
+    assert one_line(ValueError(text)) == 'image a.jpg is cut short'
+    assert one_line(KeyError('inputs')) == "key 'inputs' is missing"
+    assert one_line(KeyError('X is not in the registry')) == 'X is not in the registry'
+    assert one_line(ValueError()) == 'ValueError'

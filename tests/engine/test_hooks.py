@@ -28,10 +28,10 @@ def test_a_loss_that_is_not_finite_names_the_images(value):
     batch = dict(data_samples=samples)
     runner = SimpleNamespace(iter=4, epoch=1)
     good = dict(loss=torch.tensor(1.5), loss_bbox=torch.tensor(0.0), acc=torch.tensor(math.nan))
-    FiniteLossHook().after_train_iter(runner, 0, batch, good)
+    FiniteLossHook().after_train_iter(runner, data_batch=batch, outputs=good)
     outputs = dict(good, loss_bbox=torch.tensor(value, requires_grad=True))
     with pytest.raises(ToolError, match=r'loss_bbox = .*iteration 5, epoch 2.*a/1.jpg, a/2.jpg'):
-        FiniteLossHook().after_train_iter(runner, 0, batch, outputs)
+        FiniteLossHook().after_train_iter(runner, data_batch=batch, outputs=outputs)
 
 
 class Detector(nn.Module):

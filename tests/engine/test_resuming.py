@@ -11,7 +11,6 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, MODELS
 
-from res2net_mm.engine import runner as runners
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.report import describe_batch
 from res2net_mm.engine.resuming import read_config_text
@@ -89,10 +88,10 @@ def run(tmp_path, monkeypatch):
 
     def train(cfg, resume=None, **kwargs):
         said = []
-        monkeypatch.setattr(runners, '_warn', said.append)
         monkeypatch.setattr(
             logging.Logger, 'warning', lambda self, text, *args, **kwargs: said.append(str(text))
         )
+        monkeypatch.setattr(logging.Logger, 'log', lambda self, level, text: said.append(text))
         work_dir = tmp_path / str(next(count))
         cfg = prepare_config(cfg, work_dir=str(work_dir), resume=resume and str(resume), **kwargs)
         cfg.experiment_name = work_dir.name + tmp_path.name
@@ -211,7 +210,7 @@ def test_the_seed_stays_and_a_finished_run_is_finished(run):
     _, folder, _ = run(config())
     rest, _, said = run(config(**{'randomness.seed': 6}), folder / 'epoch_2.pth')
     assert rest == [] and 'nothing left to train: 2 of 2 epochs' in said
-    assert 'randomness.seed=6 is not taken: the seed stays 5' in said
+    assert 'randomness.seed=6 is ignored: the seed stays 5' in said
     _, _, said = run(config(epochs=1), folder / 'epoch_2.pth')
     assert 'nothing left to train: 2 of 1 epochs' in said
 

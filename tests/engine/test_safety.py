@@ -123,7 +123,7 @@ def test_a_checkpoint_names_no_file_to_remove(tmp_path, saved):
         assert theirs.exists() and named.exists() is not gone
 
 
-@pytest.mark.parametrize('key', ['outdated_ckpts', 'former_best_ckpts', 'best_ckpt'])
+@pytest.mark.parametrize('key', ['outdated_ckpts', 'best_ckpt'])
 @pytest.mark.parametrize('name', ['..', 'data', 'notes.pth', '5'])
 def test_a_resumed_run_removes_checkpoints_of_its_own_only(tmp_path, key, name):
     folder = tmp_path / 'runs' / 'this'

@@ -23,7 +23,7 @@ def test_control_characters_are_spelt_out():
     assert plain('\rbar 3%') == '\rbar 3%' and plain('größe 猫 🐈') == 'größe 猫 🐈'
 
 
-@pytest.mark.parametrize('error', [None, ToolError, KeyError, RuntimeError])
+@pytest.mark.parametrize('error', [None, ToolError, NotImplementedError, RuntimeError])
 def test_what_a_tool_prints(capsys, error):
     def main():
         print(EVIL)

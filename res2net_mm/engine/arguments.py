@@ -1,0 +1,41 @@
+"""The command line that the tools share."""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine.config import DictAction
+
+_SHARED = {
+    'config': dict(help='config file, or the name of one of this package'),
+    'checkpoint': dict(help='weights of the whole model'),
+    '--launcher': dict(choices=['none', 'pytorch', 'slurm', 'mpi'], default='none'),
+    '--trust-checkpoint': dict(
+        action='store_true', help='read the checkpoint with pickle, which runs any code in it'
+    ),
+    '--cfg-options': dict(
+        nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+    ),
+}
+
+
+def tool_parser(description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with examples, line breaks kept."""
+    return argparse.ArgumentParser(
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_shared(parser: argparse.ArgumentParser, *names: str, **changes: str) -> None:
+    """Adds arguments that several tools have.
+
+    Args:
+        parser: The tool's.
+        names: Of ``config``, ``checkpoint``, ``--launcher``, ``--trust-checkpoint`` and
+            ``--cfg-options``.
+        changes: What differs in this tool, such as ``help``.
+    """
+    for name in names:
+        parser.add_argument(name, **{**_SHARED[name], **changes})

@@ -1,0 +1,209 @@
+"""mmengine's Runner, made safe to interrupt and to resume."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import mmengine.hooks
+import mmengine.runner
+import torch
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import get_rank, master_only
+from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import DATA_SAMPLERS, DATASETS
+from torch import nn
+
+from ..backbones.base import CONVENTION
+from ..data.naming import name_failures
+from ..files import writing
+from ..weights import constants, conventions_of, describe_partial_load, say_unknown_rules
+from .checkpoints import CheckpointHook
+from .classes import SameClassesHook
+from .config import images_per_step
+from .errors import NO_ROOM, ToolError, building_config
+from .loading import check_finite, exact_fit, unwrapped, warn_of_differences
+from .resuming import fit_checkpoint, run_facts
+from .safety import keep_files_of_others
+from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
+from .terminal import plain_record, warn
+
+_FILE_ONLY = re.compile(
+    r'\s*(-+\s+System environment|Config:|Hooks will be executed|Distributed training is not used'
+    r'|"FileClient" will be|"HardDiskBackend" is the alias)'
+)
+_Base = mmengine.runner.Runner
+
+
+class Runner(_Base):
+    """mmengine's Runner with seeds that survive resuming and checkpoints that are never half.
+
+    Attributes:
+        loads_exactly: Whether weights that are missing or left over are an error.
+        goes_on: Whether it resumes a run.
+    """
+
+    loads_exactly = False
+    goes_on = False
+
+    # built when the run starts, so mistakes in these parts of the config show up only then
+    build_val_loop = building_config('validation of the config')(_Base.build_val_loop)
+    build_test_loop = building_config('test of the config')(_Base.build_test_loop)
+    build_optim_wrapper = building_config('optim_wrapper')(_Base.build_optim_wrapper)
+    build_param_scheduler = building_config('param_scheduler')(_Base.build_param_scheduler)
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """Builds the model; SyncBN becomes BN if there is one process or no GPU."""
+        built = super().build_model(model)
+        self.constants = constants(built)
+        if torch.cuda.is_available():
+            return built if self.distributed else revert_sync_batchnorm(built)
+        # oneDNN's convolutions and RoIAlign take channels_last without a copy
+        return revert_sync_batchnorm(built).to(memory_format=torch.channels_last)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """Wraps the model for distributed training; mmengine's default needs a CUDA device."""
+        if self.distributed and model_wrapper_cfg is None and not torch.cuda.is_available():
+            unused = self.cfg.get('find_unused_parameters', False)
+            return MMDistributedDataParallel(
+                module=model, broadcast_buffers=False, find_unused_parameters=unused
+            )
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    @building_config('training of the config')
+    def build_train_loop(self, loop: Any) -> Any:
+        """Builds the training loop on a data loader whose samples carry their seeds."""
+        given = self._train_dataloader
+        if isinstance(given, dict) and 'num_batch_per_epoch' not in given:
+            self._train_dataloader = self._seeded_loader(given)
+        try:
+            return super().build_train_loop(loop)
+        finally:
+            self._train_dataloader = given  # mmengine reads the batch size from it
+
+    def _seeded_loader(self, cfg: dict) -> torch.utils.data.DataLoader:
+        cfg = copy.deepcopy(cfg)
+        dataset = DATASETS.build(cfg['dataset'])
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+        # all ranks need the same order, even if each has a seed of its own
+        order = self.seed
+        if self._randomness_cfg.get('diff_rank_seed'):
+            order -= get_rank()
+        sampler = DATA_SAMPLERS.build(
+            cfg['sampler'], default_args=dict(dataset=dataset, seed=order)
+        )
+        endless = isinstance(sampler, InfiniteSampler) and hasattr(sampler, 'skip')
+        wrapper = SeededInfiniteSampler if endless else SeededSampler
+        cfg['dataset'] = SeededDataset(dataset)
+        cfg['sampler'] = wrapper(sampler, self.seed, get_rank())
+        return self.build_dataloader(cfg, seed=self.seed)
+
+    def train(self) -> nn.Module:
+        """Trains; raises ToolError if weights have the data's classes in another order."""
+        self.register_hook(SameClassesHook('train'))
+        return super().train()
+
+    def val(self) -> dict:
+        """Validates; maps predictions to the data's labels if the checkpoint numbers others."""
+        self.register_hook(SameClassesHook('val'))
+        return super().val()
+
+    def test(self) -> dict:
+        """Tests; maps predictions as ``val`` does."""
+        self.register_hook(SameClassesHook('test'))
+        return super().test()
+
+    @staticmethod
+    def build_dataloader(*args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        """Builds a data loader whose pipelines name the image at which a transform fails."""
+        loader = _Base.build_dataloader(*args, **kwargs)
+        name_failures(loader.dataset)
+        return loader
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scales learning rates to the images of a step; mmengine ignores accumulated batches."""
+        if not (auto_scale_lr or {}).get('enable'):
+            return
+        several = isinstance(optim_wrapper, OptimWrapperDict)
+        for name, wrapper in optim_wrapper.items() if several else [(None, optim_wrapper)]:
+            batch = images_per_step(self.cfg, name)
+            for group in wrapper.param_groups:  # includes the one that mmengine logs as base_lr
+                group['lr'] *= batch / auto_scale_lr['base_batch_size']
+
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resumes from a checkpoint, which has to fit; see :mod:`.resuming`."""
+        self.loads_exactly = self.goes_on = True
+        super().resume(filename, *args, **kwargs)
+
+    def load_checkpoint(
+        self, filename: str, map_location: Any = 'cpu', strict: bool = False, **kwargs: Any
+    ) -> dict:
+        """Loads weights as mmengine does; with ``loads_exactly`` all of them or none."""
+        strict = strict or self.loads_exactly
+        with exact_fit(filename) if strict else nullcontext():
+            checkpoint = super().load_checkpoint(filename, map_location, strict, **kwargs)
+        model = unwrapped(self.model)
+        check_finite(model.state_dict(), filename, self.constants)
+        keep_files_of_others(self, checkpoint)
+        if self.goes_on:
+            say_unknown_rules(model, checkpoint)
+            parts = {key: checkpoint.get(key) for key in ('ema_state_dict', 'optimizer')}
+            known = [f'ema_state_dict.module.{key}' for key in self.constants]
+            check_finite(parts, filename, known)
+            fit_checkpoint(self, checkpoint)
+        elif strict:
+            warn_of_differences(model, checkpoint, self.cfg, filename)
+        else:
+            say_unknown_rules(model, checkpoint)
+            weights = checkpoint.get('state_dict', checkpoint)
+            weights = {key.removeprefix('module.'): value for key, value in weights.items()}
+            if line := describe_partial_load(model, weights, filename):
+                warn(line)
+        return checkpoint
+
+    def register_hook(self, hook: Hook | dict, priority: Any = None) -> None:
+        """Registers a hook; our :class:`CheckpointHook` replaces mmengine's."""
+        theirs = ('CheckpointHook', 'mmengine.CheckpointHook', mmengine.hooks.CheckpointHook)
+        if isinstance(hook, dict) and hook.get('type') in theirs:
+            hook = {**hook, 'type': CheckpointHook}
+        super().register_hook(hook, priority)
+
+    @master_only
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Saves the whole file or nothing; ``meta`` holds the backbones' conventions.
+
+        Raises:
+            OSError: The file could not be written.
+            ToolError: The disk is full.
+        """
+        conventions = {CONVENTION: conventions_of(self.model)}
+        kwargs['meta'] = {**(kwargs.get('meta') or {}), **conventions, **run_facts(self)}
+        backends = (*args[:1], kwargs.get('file_client_args'), kwargs.get('backend_args'))
+        if '://' in str(out_dir) or any(backends):
+            super().save_checkpoint(out_dir, filename, *args, **kwargs)
+            return
+        target = Path(out_dir, filename)
+        try:
+            with writing(target) as partial:
+                super().save_checkpoint(str(partial.parent), partial.name, *args, **kwargs)
+        except RuntimeError as error:
+            if not NO_ROOM.search(str(error)):
+                raise
+            raise ToolError(f'{target} could not be written: {error}') from error
+
+    def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
+        """mmengine's logger; long dumps and mmengine's deprecations go only to the log file."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            handler.addFilter(plain_record)
+            if type(handler) is logging.StreamHandler:
+                handler.addFilter(lambda record: not _FILE_ONLY.match(record.getMessage()))
+        return logger

@@ -1,0 +1,87 @@
+"""A tool's arguments and the safeguards in a config."""
+
+import pytest
+
+from res2net_mm.engine import runner as module
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import ToolError, is_mistake
+from res2net_mm.engine.runner import HOOKS, add_safeguards, build_runner, prepare_config
+
+
+def test_prepare_config(tmp_path):
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    prepared = prepare_config(cfg)
+    assert prepared.work_dir == 'work_dirs/faster_rcnn_r2n14_shapes' and 'work_dir' not in cfg
+    first = prepared.train_dataloader.dataset.pipeline[0].type
+    assert first == 'res2net_mm.LoadImageFromFile'
+    assert cfg.train_dataloader.dataset.pipeline[0].type == 'LoadImageFromFile'
+    cfg.pop('randomness')
+    assert isinstance(prepare_config(cfg).randomness['seed'], int)
+    cfg.pop('auto_scale_lr')
+    with pytest.raises(ToolError, match='--auto-scale-lr needs auto_scale_lr.base_batch_size'):
+        prepare_config(cfg, auto_scale_lr=True)
+    with pytest.raises(FileNotFoundError, match='nothing.pth does not exist'):
+        prepare_config(cfg, resume=str(tmp_path / 'nothing.pth'))
+    cfg.load_from = str(tmp_path / 'nothing.pth')
+    with pytest.raises(FileNotFoundError, match='load_from .*nothing.pth'):
+        prepare_config(cfg)
+
+
+def test_mixed_precision(monkeypatch):
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+
+    def wrapper_on(device):
+        monkeypatch.setattr(module, 'get_device', lambda: device)
+        return prepare_config(cfg, amp=True).optim_wrapper
+
+    on_gpu, on_cpu = wrapper_on('cuda'), wrapper_on('cpu')
+    assert on_gpu == dict(cfg.optim_wrapper, type='AmpOptimWrapper', loss_scale='dynamic')
+    assert on_cpu == dict(cfg.optim_wrapper, type='res2net_mm.CPUAmpOptimWrapper')
+    with pytest.raises(ToolError, match='for CUDA devices and CPUs, and the device here is mps'):
+        wrapper_on('mps')
+    said = []
+    monkeypatch.setattr(module, 'warn', said.append)
+    cfg.optim_wrapper = dict(on_gpu, dtype='float16')  # as a config for GPUs may have it
+    assert wrapper_on('cpu') == on_cpu == prepare_config(cfg).optim_wrapper
+    assert all(any(f'optim_wrapper.{key} is' in s for s in said) for key in ('loss_scale', 'dtype'))
+    cfg.optim_wrapper.type = 'ApexOptimWrapper'
+    with pytest.raises(ToolError, match='optim_wrapper.type OptimWrapper.* has ApexOptimWrapper'):
+        wrapper_on('cpu')
+    del cfg.optim_wrapper.type  # mmengine's default is the right one
+    assert wrapper_on('cpu') == on_cpu
+    cfg.pop('optim_wrapper')
+    with pytest.raises(ToolError, match='--amp needs an optim_wrapper in the config'):
+        wrapper_on('cpu')
+
+
+def test_safeguards_are_named_one_line_each():
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    lines = dict(line.split(': ', 1) for line in add_safeguards(cfg))
+    assert lines['val_dataloader, test_dataloader'] == (
+        'LoadImageFromFile -> res2net_mm.LoadImageFromFile'
+    )
+    assert lines['val_evaluator, test_evaluator'].startswith('CocoMetric -> res2net_mm.evaluation')
+    assert lines['custom_hooks'].count('res2net_mm.') == len(HOOKS)
+    again = dict(line.split(': ', 1) for line in add_safeguards(cfg))
+    assert set(again) == {'train_dataloader', 'default_hooks.checkpoint'}, "the Runner's own"
+
+
+@pytest.mark.parametrize(
+    ('option', 'word'),
+    [
+        ({'model.backbone.type': 'Res3Net'}, 'Res3Net'),
+        ({'model.backbone.depth': 51}, 'depth'),
+        ({'model.neck.num_outs': 'five'}, 'str'),
+        ({'train_dataloader.sampler.type': 'NoSampler'}, 'NoSampler'),
+        ({'optim_wrapper.optimizer.type': 'Adan'}, 'the optim_wrapper cannot be built'),
+        ({'test_evaluator.metric': 'box'}, 'box'),
+    ],
+)
+def test_a_mistake_in_a_config_is_one_line(tiny_options, tmp_path, option, word):
+    """Whether mmengine, mmdet or this package finds it, and whenever that part is built."""
+    cfg = load_config('faster_rcnn_r2n14_shapes.py', tiny_options)
+    cfg.merge_from_dict(option)
+    with pytest.raises(Exception, match=word) as caught:
+        runner = build_runner(prepare_config(cfg, work_dir=str(tmp_path)))
+        runner.train() if 'train' in str(option) or 'optim' in str(option) else runner.test()
+    assert is_mistake(caught.value)
