@@ -2,11 +2,9 @@
 
 import argparse
 import csv
-import signal
 from pathlib import Path
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation.analysis import Analysis, analyse

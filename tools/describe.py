@@ -2,15 +2,12 @@
 config, or the zoo."""
 
 import argparse
-import signal
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
+import ctrl_c  # noqa: F401
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
@@ -18,7 +15,7 @@ from mmengine.registry import init_default_scope
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.checks import did_you_mean
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
-from res2net_mm.engine.errors import ToolError, one_line, run_tool
+from res2net_mm.engine.errors import ToolError, building_config, one_line, run_tool
 from res2net_mm.engine.safety import use_safe_loading
 from res2net_mm.engine.zoo_table import format_zoo
 from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
@@ -84,7 +81,7 @@ def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int)
     backbone = MODELS.get(arch['type'])
     if backbone is None:
         raise ToolError(f'type {arch["type"]} is no backbone of this package')
-    with torch.device('meta'):  # without memory for weights
+    with torch.device('meta'), building_config('network'):  # without memory for weights
         net = backbone(**arguments)
     title = f'{name}: {type(net).__name__}, image {height} x {width}'
     table = format_stages(describe_stages(net, height, width))
@@ -100,7 +97,8 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
         raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
     known = VARIANTS[name] if name in VARIANTS else ZOO[bare].arch
     arch = Config({'type': 'Res2Net', **known})
-    arch.merge_from_dict(options)
+    with building_config('network'):
+        arch.merge_from_dict(options)
     return arch.to_dict()
 
 

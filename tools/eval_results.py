@@ -3,11 +3,9 @@
 import argparse
 import json
 import math
-import signal
 from pathlib import Path
 
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
+import ctrl_c  # noqa: F401
 
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation import format_metrics
