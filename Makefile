@@ -106,7 +106,7 @@ overlay: env
 	target=$$VENV/openmmlab
 	state() { cat requirements-openmmlab.lock; $(PY) -V; }
 	cmp -s <(state) "$$target/.state" && exit
-	echo "laying the original OpenMMLab packages into $$target"
+	echo "installing the original OpenMMLab packages into $$target"
 	rm -rf "$$target" "$$target.new"
 	$(INSTALL) -q --no-deps --no-build-isolation --target "$$target.new" -r requirements-openmmlab.lock \
 		|| die 'not installed, see above; make tries again'
