@@ -25,7 +25,7 @@ class BuildWithConfigs(build_py):
             return
         for folder in ('configs', 'tools'):
             target = Path(self.build_lib, 'res2net_mm', '.mim', folder)
-            shutil.rmtree(target, ignore_errors=True)  # an earlier build may have left deleted files
+            shutil.rmtree(target, ignore_errors=True)  # files left by an earlier build
             # the benchmark compares with packages that users of a wheel do not have
             ignored = shutil.ignore_patterns('__pycache__', 'benchmark', 'benchmark.py')
             shutil.copytree(ROOT / folder, target, ignore=ignored)
@@ -54,8 +54,8 @@ setup(
         'safetensors',  # weights that cannot hold code
         'faster-coco-eval',  # computes the same AP as pycocotools, much faster
     ],
-    # The two stacks share import names and exclude each other, so neither is required. Each extra is
-    # a set that is tested together; make test-oldest and make test-newest test the ends of a range.
+    # The two stacks share import names and exclude each other, so neither is required. Each extra
+    # is tested as a set, and both ends of a range by make test-oldest and make test-newest.
     extras_require={
         'onedl': [
             'torch>=2.7.1,<=2.14.1',
@@ -64,7 +64,7 @@ setup(
             'onedl-mmcv==2.3.6',
             'onedl-mmdetection==3.5.1',
             'onedl-mmsegmentation==1.4.2',
-            'imaug==0.4.3',  # mmdet imports it; older releases need OpenCV releases that are not tested
+            'imaug==0.4.3',  # imported by mmdet; older ones need an OpenCV that is not tested
         ],
         'openmmlab': [
             'torch==2.11.0',
