@@ -99,18 +99,19 @@ def test_examples_run(page, tmp_path, monkeypatch):
 def test_named_files_exist(page):
     text = page.read_text()
     names = re.findall(r'configs/(\w+\.(?:py|yml))', text)
-    names += [
-        n
-        for n in re.findall(r'`(\w+\.py)`', text)
-        if n.startswith(('mask_rcnn', 'sem_fpn', 'faster'))
-    ]
+    names += re.findall(r'`((?:mask_rcnn|sem_fpn|faster)\w*\.py)`', text)
     for name in names:
         assert (REPO / 'configs' / name).exists(), name
+    paths = re.findall(r'`((?:res2net_mm|docs)/[\w/.]*)', text)
+    for path in [*paths, *re.findall(r'(?<![\w/])tests/[\w/]+(?:\.py)?', text)]:
+        assert (REPO / path).exists(), path
     for path in re.findall(
-        r'`((?:res2net_mm|backbones|weights|ops|data|evaluation|engine)/[\w/.]+)`', text
+        r'`((?:backbones|weights|ops|data|evaluation|deploy|engine)/[\w/.]*)', text
     ):
-        inside = REPO / path if path.startswith('res2net_mm') else REPO / 'res2net_mm' / path
-        assert inside.exists(), path
+        assert (REPO / 'res2net_mm' / path).exists(), path
+    targets = re.findall(r'`make ([\w-]+)`|^make ([\w-]+) +#', text, re.MULTILINE)
+    for target in filter(None, (name for pair in targets for name in pair)):
+        assert re.search(rf'^{target}:', (REPO / 'Makefile').read_text(), re.MULTILINE), target
 
 
 def test_the_front_door_is_short():
