@@ -1,16 +1,26 @@
-"""Long tables as text."""
+"""Tables as lines of text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines: columns with figures below their head to the right, others left."""
+    columns = []
+    for head, *cells in zip(*rows, strict=True):
+        width = max(map(len, (head, *cells)))
+        figures = any(cell[:1].isdigit() for cell in cells)
+        columns.append([f'{cell:{">" if figures else "<"}{width}}' for cell in (head, *cells)])
+    return ['  '.join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
 def side_by_side(lines: Sequence[str], rows: int = 20, width: int = 100) -> list[str]:
     """The lines of a table, in several columns if there are many.
 
     Args:
-        lines: The header, which each column gets, and the rows.
-        rows: Tables of no more rows stay as they are.
+        lines: The header, which each column repeats, and the rows.
+        rows: Tables with no more rows stay as they are.
         width: Characters that all columns share.
     """
     header, *rest = lines

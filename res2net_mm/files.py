@@ -1,4 +1,4 @@
-"""Files that are whole under their names, or not there."""
+"""Writes files whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tempfile import TemporaryFile
 
 @contextmanager
 def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which takes that name at the end of the block.
+    """Yields a file next to ``path`` to write to, and renames it to ``path`` after the block.
 
-    Its name is its own, so processes that write the same ``path`` do not meet in it. A block that
-    is left early, by an error or an interruption, leaves ``path`` as it was and nothing beside it.
+    Its name is unique, so several processes may write the same ``path``. If the block ends with an
+    error or is interrupted, ``path`` is unchanged and nothing is left next to it.
 
     Args:
-        path: File to write. A link stays one: the file behind it is written.
-        durable: Have it on the disk before it takes the name, so that a machine that goes down
-            leaves the old file or the new one.
+        path: File to write. If it is a link, the file that it points to is written.
+        durable: Flush the file to disk before renaming it, so that after a power failure there is
+            either the old file or the new one.
 
     Yields:
-        The file beside it, with the same suffix.
+        The file to write, with the same suffix as ``path``.
 
     Raises:
         OSError: It cannot be written; the message names ``path``.
@@ -37,10 +37,10 @@ def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
             _sync(partial)
         os.replace(partial, target)
         if durable:
-            with suppress(OSError):  # not every system can do that with a folder
+            with suppress(OSError):  # not every system can sync a folder
                 _sync(target.parent)
     except OSError as error:
-        # without a name it is of writing or closing, such as a full disk
+        # errors of writing and closing, such as a full disk, have no file name
         ours = error.errno if error.filename is None else str(error.filename) == str(partial)
         if not ours:
             raise
@@ -50,16 +50,16 @@ def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
 
 
 def remove_partial(folder: str | Path, suffix: str) -> None:
-    """Removes what killed processes left of :func:`writing` files of a suffix.
+    """Removes the files that killed processes left behind in :func:`writing`.
 
-    Nobody else may be writing such files in this folder.
+    Nobody else may be writing files of this suffix in this folder.
     """
     for partial in Path(folder).glob(f'.*.????????.partial{suffix}'):
         partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes a text file in UTF-8, whole or not at all; ends of lines stay as they are."""
+    """Writes a text file in UTF-8, whole or not at all. Line ends stay as they are."""
     with writing(path) as partial:
         partial.write_text(text, encoding='utf-8', newline='')
 
@@ -73,15 +73,15 @@ def _sync(path: Path) -> None:
 
 
 def check_writable(path: str | Path, option: str, folder: bool = False) -> None:
-    """Finds out before the work whether its result can be written; leaves nothing behind.
+    """Checks before a long job that its result can be written; leaves nothing behind.
 
     Args:
-        path: File to write, or the folder for files. What it is in can be missing.
-        option: What the user named it with.
+        path: File to write, or folder for files. Its parent folders may be missing.
+        option: The option that named it, for the error.
         folder: Whether it is a folder.
 
     Raises:
-        OSError: It cannot: it is of another kind, or a folder refuses files or is full.
+        OSError: Something else is there, or the folder cannot be written to or is full.
     """
     path = Path(path)
     try:

@@ -1,4 +1,4 @@
-"""Says what a detector gets wrong: pictures, and one table with all figures."""
+"""Shows what a detector gets wrong: pictures, and one table with all figures."""
 
 import argparse
 import csv
@@ -11,14 +11,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation.analysis import Analysis, analyse
 from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
-from res2net_mm.evaluation.coco import KINDS
-from res2net_mm.evaluation.files import (
-    describe_images,
-    describe_oddities,
-    images_with_results,
-    read_annotations,
-    read_results,
-)
+from res2net_mm.evaluation.coco_files import add_arguments, read_files
 from res2net_mm.evaluation.judging import FALSE, MISSED
 from res2net_mm.files import check_writable, writing
 
@@ -31,35 +24,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('results', help='COCO results json, such as test.py --out writes')
-    parser.add_argument('annotations', help='COCO annotation json')
+    add_arguments(parser)
     parser.add_argument('--out', type=Path, required=True, metavar='DIR')
-    parser.add_argument('--metric', choices=KINDS, default='bbox')
     parser.add_argument('--images', type=Path, help='folder of the images: draws the worst of them')
     parser.add_argument(
         '--score', type=float, default=0.3, help='least score for confusions and worst images (0.3)'
     )
-    parser.add_argument(
-        '--images-with-results',
-        action='store_true',
-        help='look only at images that have a detection, for results of a part of the images',
-    )
     args = parser.parse_args()
     if args.images is not None and not args.images.is_dir():
-        raise ToolError(f'--images {args.images} is no folder')
+        raise ToolError(f'--images {args.images} is not a folder')
     check_writable(args.out, '--out', folder=True)
     if not 0 <= args.score <= 1:
         raise ToolError(f'--score must be from 0 to 1, but is {args.score}')
-    annotations = read_annotations(args.annotations, args.metric)
-    results = read_results(args.results, annotations, args.metric)
-    part, only = images_with_results(annotations, results), args.images_with_results
-    notes = [describe_images(part, annotations, only), *describe_oddities(annotations, results)]
-    if only and part['images']:
-        annotations = part
+    annotations, results, *_, notes = read_files(args)
     analysis = analyse(annotations, results, args.metric, args.score)
-    print(
-        format_errors(analysis), *(f'note: {note}' for note in notes if note), sep='\n', flush=True
-    )
+    lines = [f'note: {note}' for note in notes if note]
+    print(format_errors(analysis), *lines, sep='\n', flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / 'analysis.csv'
     files = {

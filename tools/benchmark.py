@@ -14,13 +14,14 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
 from res2net_mm.engine.errors import ToolError, run_tool
+from res2net_mm.files import write_text
 
 # task -> module, what it measures
 TASKS = {
     'backbone': ('networks', 'inference of backbones'),
     'train': ('networks', 'a training step of backbones, and of ours with_cp by stage'),
     'dcn': ('networks', "Res2NetDCN on our operator and on torchvision's"),
-    'deform_conv': ('operators', 'deformable convolution alone, forward and backward'),
+    'deform_conv': ('operators', 'only deformable convolution, forward and backward'),
     'sweep': ('networks', 'inference over sizes of image and batch'),
     'detector': ('detectors', "images a second of a detector's test loop"),
     'train_detector': ('detectors', 'a training step of a detector'),
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     record = _module(args.task).run(args)
     print(report.format_record(record))
     if args.json:
-        report.write_text(args.json, json.dumps(record, indent=1, default=str) + '\n')
+        write_text(args.json, json.dumps(record, indent=1, default=str) + '\n')
     if args.chart:
         report.draw(record, args.chart)
 
@@ -75,7 +76,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         part.add_argument('--chart', type=Path, metavar='FILE.png')
         part.add_argument('--rounds', type=int, default=15, metavar='N', help='times of each (15)')
         part.add_argument(
-            '--threads', type=int, metavar='N', help="of PyTorch; its own choice where it isn't set"
+            '--threads', type=int, metavar='N', help="of PyTorch (PyTorch's own choice)"
         )
         part.add_argument('--device', default='cpu', help='such as cpu or cuda (cpu)')
     tables = parts.add_parser(TABLES, help='markdown of records: ratios, never a time')
@@ -110,7 +111,7 @@ def _check_file(name: str, path: Path, suffix: str) -> None:
     if path.suffix != suffix:
         raise ToolError(f'--{name} must end in {suffix}, but is {path}')
     if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
-        raise ToolError(f'--{name} {path}: {path.parent} is no folder to write to')
+        raise ToolError(f'--{name} {path}: {path.parent} is not a writable folder')
 
 
 if __name__ == '__main__':

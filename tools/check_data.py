@@ -1,11 +1,11 @@
 """Checks all data of a config before anyone trains: annotations, images, masks, label maps.
 
 Prints what each split holds and every fault found, errors first, and ends with `fit to train` or
-`not fit to train`; the exit status is 0 or 1. With an error training ends or learns what is
-wrong; with a warning it goes on, and train.py prints those that it sees. Draws sheet.jpg (images
+`not fit to train`; the exit status is 0 or 1. After an error, training ends or learns something
+wrong; after a warning it goes on, and train.py prints those that it sees. Draws sheet.jpg (images
 with their annotations, those with findings first) and sizes.png, and lists every finding in
-findings.csv. Images that two splits share are found where their pixels are equal: a copy that was
-compressed again or resized is not.
+findings.csv. Images that two splits share are found if their pixels are equal; a copy that was
+compressed again or resized is not found.
 """
 
 import argparse
@@ -17,13 +17,8 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
 
 from mmengine.config import DictAction
 
-from res2net_mm.data.check.inspection import (
-    SPLITS,
-    format_inspection,
-    inspect_data,
-    make_folder,
-    write_inspection,
-)
+from res2net_mm.data.check.inspection import SPLITS, inspect_data
+from res2net_mm.data.check.report import format_inspection, make_folder, write_inspection
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 

@@ -1,4 +1,4 @@
-"""Writes annotations of other formats as COCO json, and says what was left out."""
+"""Converts annotations of other formats to COCO json, and reports what was left out."""
 
 import argparse
 import signal
@@ -31,7 +31,7 @@ def main() -> None:
         added.add_argument('--force', action='store_true', help='replace OUT where it exists')
         return added
 
-    voc = command('voc2coco', 'Pascal VOC: an xml file an image', 'root')
+    voc = command('voc2coco', 'Pascal VOC: one xml file per image', 'root')
     voc.add_argument('--list', dest='names', help='file of image names; by default every xml file')
     voc.add_argument('--classes', nargs='+', metavar='NAME', help='by default all, sorted')
     voc.add_argument(
@@ -42,7 +42,7 @@ def main() -> None:
     voc.add_argument('--images', default='JPEGImages', help='folder below ROOT')
     voc.add_argument('--annotations', default='Annotations', help='folder below ROOT')
 
-    yolo = command('yolo2coco', 'YOLO: a text file an image, with boxes or polygons', 'root')
+    yolo = command('yolo2coco', 'YOLO: one text file per image, with boxes or polygons', 'root')
     yolo.add_argument(
         '--classes', nargs='+', metavar='NAME', help='by default those of data.yaml or classes.txt'
     )
@@ -54,13 +54,13 @@ def main() -> None:
         '--kind',
         choices=KINDS,
         required=True,
-        help='instances: a number a pixel; binary: a folder an image, a png an object; labels: '
-        'a class a pixel, every piece an object',
+        help='instances: a pixel is the number of its object; binary: a folder per image, a png '
+        'per object; labels: a pixel is its class, and every connected piece is an object',
     )
     masks.add_argument('--classes', nargs='+', metavar='NAME', required=True)
-    masks.add_argument('--first', type=int, default=1, help="value of labels' first class")
+    masks.add_argument('--first', type=int, default=1, help='value of the first class in labels')
     masks.add_argument(
-        '--ignore', type=int, nargs='*', default=(255,), help='values of labels that are no class'
+        '--ignore', type=int, nargs='*', default=(255,), help='values in labels that are no class'
     )
 
     args = vars(parser.parse_args())

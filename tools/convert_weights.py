@@ -24,10 +24,10 @@ def main() -> None:
         'source', metavar='IN', help='file, http address, res2net://name or open-mmlab://name'
     )
     parser.add_argument(
-        'out', metavar='OUT', help='.safetensors or .pth; its sha256 is put into the name'
+        'out', metavar='OUT', help='.safetensors or .pth; its sha256 is added to the name'
     )
     parser.add_argument(
-        '--first-block', choices=FIRST_BLOCK_RULES, help='the rule, where the file does not tell it'
+        '--first-block', choices=FIRST_BLOCK_RULES, help='the rule, if the file does not say it'
     )
     parser.add_argument('--prefix', help="what the backbone's names begin with in the file")
     parser.add_argument(

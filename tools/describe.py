@@ -1,8 +1,7 @@
-"""Tells what a backbone is and costs (stages, parameters, multiply-adds, published weights), and
-what the whole model of a config does."""
+"""Describes a backbone (stages, parameters, multiply-adds, published weights), the whole model of a
+config, or the zoo."""
 
 import argparse
-import difflib
 import signal
 from collections.abc import Sequence
 from importlib import import_module
@@ -17,9 +16,11 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import init_default_scope
 
 from res2net_mm.backbones import VARIANTS
+from res2net_mm.checks import did_you_mean
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
 from res2net_mm.engine.errors import ToolError, one_line, run_tool
 from res2net_mm.engine.safety import use_safe_loading
+from res2net_mm.engine.zoo_table import format_zoo
 from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
 from res2net_mm.evaluation.models import describe_model
 from res2net_mm.registry import MODELS, ROOT_MODELS, SCOPE
@@ -29,6 +30,7 @@ EXAMPLE = """example:
   python tools/describe.py res2net50_v1b_26w_4s
   python tools/describe.py configs/faster_rcnn_r2n50.py --input 800 1280
   python tools/describe.py res2net101_v1b_26w_4s --cfg-options first_block=mmdet dilations=1,1,2,4
+  python tools/describe.py --zoo
 """
 
 
@@ -37,7 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'network', metavar='CONFIG_OR_VARIANT', help='config, variant or res2net://name'
+        'network',
+        nargs='?',
+        metavar='CONFIG_OR_VARIANT',
+        help='config, variant or res2net://name',
+    )
+    parser.add_argument(
+        '--zoo',
+        action='store_true',
+        help='print all published weights, and the configs with published accuracies, as Markdown',
     )
     parser.add_argument(
         '--input', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the image'
@@ -50,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="change the config, or the variant's arguments",
     )
     args = parser.parse_args(argv)
+    if args.zoo == bool(args.network):
+        parser.error('give either CONFIG_OR_VARIANT or --zoo')
     import_module('mmcv.ops')  # registers deformable convolutions
+    if args.zoo:
+        print(format_zoo())
+        return
     network, options = args.network, args.cfg_options or {}
     if _is_config(network):
         sections = _describe_config(network, options, *args.input)
@@ -69,7 +84,7 @@ def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int)
     backbone = MODELS.get(arch['type'])
     if backbone is None:
         raise ToolError(f'type {arch["type"]} is no backbone of this package')
-    with torch.device('meta'):  # no weights are made
+    with torch.device('meta'):  # without memory for weights
         net = backbone(**arguments)
     title = f'{name}: {type(net).__name__}, image {height} x {width}'
     table = format_stages(describe_stages(net, height, width))
@@ -77,12 +92,11 @@ def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int)
 
 
 def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Type and arguments of a variant, or of the network that published weights are of."""
+    """Type and arguments of a variant, or of the network that published weights belong to."""
     bare = name.removeprefix(SCHEME)
     if name not in VARIANTS and bare not in ZOO:
         configs = [f.name for folder in config_folders() for f in folder.glob('*.py')]
-        near = difflib.get_close_matches(bare, [*VARIANTS, *ZOO, *configs], n=1, cutoff=0.4)
-        hint = f'; did you mean {near[0]}?' if near else ''
+        hint = did_you_mean(bare, [*VARIANTS, *ZOO, *configs])
         raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
     known = VARIANTS[name] if name in VARIANTS else ZOO[bare].arch
     arch = Config({'type': 'Res2Net', **known})
@@ -92,7 +106,7 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:
     cfg = load_config(path, options)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))  # of plugins' types
+    init_default_scope(cfg.get('default_scope', 'mmengine'))  # for the types of plugins
     use_safe_loading()
     sections = []
     for part in our_backbones(cfg):
@@ -103,10 +117,10 @@ def _describe_config(path: str, options: dict[str, Any], height: int, width: int
     try:
         with torch.device('meta'):
             model = ROOT_MODELS.build(cfg.model)
-        model.eval()  # mmdet's backbones do not return themselves
+        model.eval()  # not chained: mmdet's backbones return None
         cost = describe_model(model, height, width)
         sections.append(f'{path}: the whole model, image {height} x {width}\n\n{cost}')
-    except Exception as error:  # another's model can need anything
+    except Exception as error:  # someone else's model may need anything
         if not sections:
             raise ToolError(
                 f'the model of config {path} has no backbone of this package, and as a whole it '

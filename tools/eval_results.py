@@ -1,4 +1,4 @@
-"""Scores a file of COCO results against an annotation file; no model is needed."""
+"""Scores a file of COCO results against an annotation file; needs no model."""
 
 import argparse
 import json
@@ -9,16 +9,10 @@ from pathlib import Path
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
-from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.evaluation import format_metrics
-from res2net_mm.evaluation.coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate
-from res2net_mm.evaluation.files import (
-    describe_images,
-    describe_oddities,
-    images_with_results,
-    read_annotations,
-    read_results,
-)
+from res2net_mm.evaluation.coco import MAX_DETS, Scores, check_max_dets, evaluate
+from res2net_mm.evaluation.coco_files import add_arguments, read_files
 from res2net_mm.files import check_writable, write_text
 
 EXAMPLE = """example:
@@ -30,9 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('results', help='COCO results json, such as test.py --out writes')
-    parser.add_argument('annotations', help='COCO annotation json')
-    parser.add_argument('--metric', choices=KINDS, default='bbox')
+    add_arguments(parser)
     parser.add_argument(
         '--max-dets',
         nargs='+',
@@ -41,42 +33,38 @@ def main() -> None:
         metavar='N',
         help='detections of an image and class that count; AP is at the largest (1 10 100)',
     )
-    parser.add_argument(
-        '--images-with-results',
-        action='store_true',
-        help='score only images that have a detection, for results of a part of the images',
-    )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures')
     args = parser.parse_args()
-    limits = check_max_dets(args.max_dets)
+    try:
+        limits = check_max_dets(args.max_dets)
+    except ValueError as error:
+        raise ToolError(f'--max-dets: {error}') from error
     if args.json is not None:
         check_writable(args.json, '--json')
-    annotations = read_annotations(args.annotations, args.metric)
-    results = read_results(args.results, annotations, args.metric)
+    annotations, results, whole, part, (note, *notes) = read_files(args)
     if not results:
         print(f'{args.results} holds no detection: every AP is 0')
-    part, only = images_with_results(annotations, results), args.images_with_results
-    note = describe_images(part, annotations, only)
-    notes = [note, *describe_oddities(annotations, results)]
-    counts = dict(images=len(annotations['images']), images_with_results=len(part['images']))
-    if only and part['images']:
-        annotations = part
     scores = evaluate(annotations, results, args.metric, max_dets=limits)
     named = {
         f'coco_{args.metric}/{k}': v for k, v in (scores.metrics() | scores.by_class()).items()
     }
-    text = format_metrics(named, list(scores.categories.values()))
-    if note and part['images'] and not only:
+    if note and part['images'] and not args.images_with_results:
         ap = evaluate(part, results, args.metric, max_dets=limits).figures()['AP']
-        notes[0] += f': AP is {ap:.3f} on the other {len(part["images"]):,}'
-    print(text, *(f'note: {line}' for line in notes if line), sep='\n', flush=True)
+        note += f': AP is {ap:.3f} on the other {len(part["images"]):,}'
+    lines = [f'note: {line}' for line in (note, *notes) if line]
+    print(format_metrics(named, list(scores.categories.values())), *lines, sep='\n', flush=True)
     if args.json is not None:
-        write_figures(scores, args.json, {**counts, 'images_scored': len(annotations['images'])})
+        counts = dict(
+            images=len(whole['images']),
+            images_with_results=len(part['images']),
+            images_scored=len(annotations['images']),
+        )
+        write_figures(scores, counts, args.json)
         print(f'figures: {args.json}')
 
 
-def write_figures(scores: Scores, out: Path, counts: dict[str, int]) -> None:
-    """Writes the figures of all classes and of each; what has no ground truth is null."""
+def write_figures(scores: Scores, counts: dict[str, int], out: Path) -> None:
+    """Writes the figures of all classes and of each; without ground truth they are null."""
     content = dict(
         metric=scores.kind,
         max_dets=scores.max_dets,

@@ -1,4 +1,4 @@
-"""Make the synthetic set of shapes: COCO json, Pascal VOC xml and label maps."""
+"""Makes the synthetic set of shapes: COCO json, Pascal VOC xml and label maps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs=2,
         default=(256, 256),
         metavar=('W', 'H'),
-        help='of the images in px (256 256)',
+        help='size of the images in px (256 256)',
     )
     parser.add_argument('--seed', type=int, default=0, help='whole number from 0 (%(default)s)')
     parser.add_argument(

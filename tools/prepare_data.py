@@ -15,7 +15,7 @@ EXAMPLE = """examples:
   python tools/prepare_data.py coco --parts train val annotations panoptic
   python tools/prepare_data.py cityscapes --from ~/Downloads
 
-RES2NET_MM_MIRROR=FOLDER_OR_ADDRESS is asked for the archives before their publishers are.
+Archives are looked for in RES2NET_MM_MIRROR=FOLDER_OR_ADDRESS before their publishers are asked.
 
 parts (* by default):
 """
@@ -40,7 +40,7 @@ def main() -> None:
     )
     parser.add_argument('--parts', nargs='+', default=(), metavar='PART', help='see below')
     parser.add_argument(
-        '--keep-archives', action='store_true', help='leave what was downloaded on the disk'
+        '--keep-archives', action='store_true', help='do not remove downloaded archives'
     )
     args = parser.parse_args()
     print(

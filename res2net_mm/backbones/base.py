@@ -31,8 +31,9 @@ class Backbone(BaseModule):
         norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only, and
             without them the first training step warns.
         zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
-        init_cfg: mmengine's initialisation config; None is Kaiming. A ``Pretrained`` one takes a
-            file, an address or ``res2net://name`` in any published layout, and fits or fails.
+        init_cfg: mmengine's initialisation config; None is Kaiming. ``Pretrained`` means this
+            package's initializer of that name: a file, an address or ``res2net://name`` in any
+            published layout, which fits exactly or fails.
     """
 
     first_block: str | None = None  # of networks that were published in one form only
@@ -160,8 +161,10 @@ class Backbone(BaseModule):
                 for module in self.modules():
                     if isinstance(module, Bottle2neck):
                         nn.init.zeros_(module.norm3.weight)
-            for cfg in pretrained:  # mmengine's own loads what matches, and warns of the rest
-                WEIGHT_INITIALIZERS.build(dict(cfg, type='res2net_mm.Pretrained'))(self)
+            # the initializer registered in this package's scope; mmengine's loads what matches
+            for cfg in pretrained:
+                arguments = {key: value for key, value in cfg.items() if key != 'type'}
+                WEIGHT_INITIALIZERS.get('Pretrained')(**arguments)(self)
         except BaseException:
             self.is_init = False
             raise

@@ -1,4 +1,4 @@
-"""Transforms that fail name the image they failed at."""
+"""Errors of transforms that name the image they failed on."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from .errors import DataError
 
 
 class NamingCompose(Compose):
-    """mmengine's ``Compose``; what a transform raises becomes a DataError with the image's file.
+    """mmengine's ``Compose``, except that an error of a transform names the image.
 
     Raises:
-        DataError: a transform fails; it names the file, the image's size, the transform, and why.
+        DataError: A transform failed. It names the file, the image's size, the transform and why.
     """
 
     def __call__(self, data: dict) -> dict | None:
@@ -32,7 +32,7 @@ class NamingCompose(Compose):
 
 
 def name_failures(dataset: Any) -> None:
-    """Give the datasets below ``dataset``'s wrappers a :class:`NamingCompose` as pipeline."""
+    """Give ``dataset``, or the datasets that it wraps, a :class:`NamingCompose` as pipeline."""
     for inner in (getattr(dataset, 'dataset', None), *(getattr(dataset, 'datasets', None) or ())):
         if inner is not None:
             name_failures(inner)
@@ -44,14 +44,15 @@ def name_failures(dataset: Any) -> None:
 def _named(error: Exception, transform: Any, data: Any) -> DataError:
     data = data if isinstance(data, dict) else {}
     name = getattr(type(transform), '__name__', str(transform))
-    file = f'image {data.get("img_path", "without a path")}'
+    where = f'image {data.get("img_path", "without a path")}'
     if 'Annotations' in name and data.get('seg_map_path'):
-        file = f'label map {data["seg_map_path"]} of {file}'
+        where = f'label map {data["seg_map_path"]} of {where}'
     shape = getattr(data.get('img'), 'shape', None)
     size = f' ({shape[1]} x {shape[0]} px)' if shape else ''
     reason = ' '.join(str(error).split()) or 'no reason given'
     return DataError(
-        f'{file}{size}: {name} fails with {type(error).__name__}: {reason}; correct the file or '
-        'take it out of the annotations (check_data.py looks at all); where all fail, correct the '
-        'pipeline'
+        f'{name} fails with {type(error).__name__}: {reason}',
+        where + size,
+        'correct the file or remove it from the annotations (check_data.py looks at every file); '
+        'if all files fail, correct the pipeline',
     )

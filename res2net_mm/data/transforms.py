@@ -1,4 +1,4 @@
-"""Pipeline steps that keep bad input out of training, and putting them into a config."""
+"""Pipeline steps that keep bad input out of training, and how they get into a config."""
 
 from __future__ import annotations
 
@@ -18,58 +18,58 @@ from mmengine import fileio
 
 from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
-from .sets.limits import check_pixels
+from .findings import WARNING
+from .sets.images import check_pixels, read_header
 from .sets.nodes import type_name
-from .sets.sizes import only_swapped, read_header, size_fault
+from .sets.sizes import size_fault
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
-# 00 is a stuffed byte of the coded image, D0 to D7 are restarts within it, FF pads before a marker
+# 00 is a stuffed byte of the coded image, D0 to D7 are restarts inside it, FF pads before a marker
 _JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
 _JPEG_END = 0xD9
 
-_REPLACE = 'replace the file or take it out of the annotations'
+_REPLACE = 'replace the file or remove it from the annotations'
 
 _LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
+# all but to_float32
+_LOADER_OPTIONS = (
+    'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty',
+)  # fmt: skip
 _TOLERANT_DATASETS = {
     f'{scope}{name}': f'{SCOPE}.data.voc_dataset.{name}'
     for scope in ('', 'mmdet.')
     for name in ('VOCDataset', 'XMLDataset')
 }
-# they choose among the members of a list: one more would be one more choice
+# transforms that choose from a list: one more would be another choice
 _ALTERNATIVES = ('TestTimeAug', 'RandomChoice')
 _OF_EACH_BOX = (
-    'gt_bboxes',
-    'gt_bboxes_labels',
-    'gt_ignore_flags',
-    'gt_masks',
-    'gt_keypoints',
+    'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks', 'gt_keypoints',
     'gt_instances_ids',
-)
+)  # fmt: skip
 
 
 @TRANSFORMS.register_module()
 class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
-    """mmcv's ``LoadImageFromFile``, but an image that is not whole or not the annotated one is an
-    error that names it.
+    """mmcv's ``LoadImageFromFile``, except that an image that is not whole, or not the annotated
+    one, is an error that names it.
 
-    Many releases of OpenCV fill the missing part of a truncated file with grey and say nothing.
-    Here a JPEG must reach its end-of-image marker and a PNG its IEND chunk; of other formats the
-    decoder decides. Where the annotations tell ``width`` and ``height``, the image must have them.
-    Arguments and results are mmcv's; with ``ignore_empty`` a file that is missing or not whole
-    gives None.
+    Many releases of OpenCV silently fill the missing part of a truncated file with grey. Here a
+    JPEG must reach its end-of-image marker and a PNG its IEND chunk; for other formats the decoder
+    decides. If the annotations have ``width`` and ``height``, the image must have them. Arguments
+    and results are mmcv's; with ``ignore_empty``, a file that is missing or not whole gives None.
 
     Raises:
-        DataError: the file is missing, unreadable, not an image, truncated, of another size than
-            its annotations are for, or (as its label map may be) larger than
-            :func:`check_pixels` allows.
+        DataError: The file is missing, unreadable, not an image, truncated, of another size than
+            its annotations are for, or larger than :func:`check_pixels` allows; or its label map
+            is.
     """
 
     def transform(self, results: dict) -> dict | None:
         """Adds ``img`` (H, W, 3) or (H, W), ``img_shape`` and ``ori_shape``."""
         try:
             image = self._load(results['img_path'])
-            if results.get('seg_map_path'):  # which comes later, by mmseg's or mmdet's own step
-                check_pixels(results['seg_map_path'], f'label map {results["seg_map_path"]}')
+            if results.get('seg_map_path'):  # which a later step of mmseg's or mmdet's loads
+                check_pixels(results['seg_map_path'], results['seg_map_path'])
         except Exception:
             if self.ignore_empty:
                 return None
@@ -80,11 +80,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         return results
 
     def picture(self, file: str) -> np.ndarray:
-        """(H, W, 3) of uint8, BGR: what the pipeline sees, for people to look at.
-
-        Raises:
-            DataError: as ``transform`` does.
-        """
+        """(H, W, 3) of uint8, BGR: what the pipeline sees, for people; raises as ``transform``."""
         image = np.atleast_3d(self._load(file))
         image = image[..., :3] if image.shape[2] > 2 else np.repeat(image[..., :1], 3, 2)
         if image.dtype == np.uint8:
@@ -100,63 +96,62 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         loaded = image.shape[1::-1]
         if annotated == loaded or not all(isinstance(v, Real) and v for v in annotated):
             return
-        file = results['img_path']
-        stored, _, orientation = read_header(self._read(file))
-        boxes = [instance['bbox'] for instance in results.get('instances') or ()]
-        if 'xml_path' in results and only_swapped(annotated, loaded, stored, boxes):
-            warnings.warn(
-                f'{file}: width and height are swapped in its xml file; its boxes are used as '
-                'they are',
-                stacklevel=2,
-            )
-            return
-        _, what, remedy = size_fault(annotated, loaded, stored, orientation)
-        raise DataError(f'image {file}: {what}; {remedy}')
+        file, boxes = results['img_path'], None
+        if 'xml_path' in results:
+            boxes = [instance['bbox'] for instance in results.get('instances') or ()]
+        fault = size_fault(file, annotated, loaded, read_header(self._read(file)), boxes)
+        if fault.severity != WARNING:
+            raise fault.as_error()
+        warnings.warn(f'{file}: {fault.what}', stacklevel=2)
 
     def _load(self, file: str) -> np.ndarray:
         content = self._read(file)
         if not content:
-            raise DataError(f'image {file} is empty (0 bytes); {_REPLACE}')
+            raise DataError('the image is empty (0 bytes)', file, _REPLACE)
         reason = truncation(content)
         if reason:
-            raise DataError(f'image {file} is truncated: {reason}; {_REPLACE}')
-        check_pixels(content, f'image {file}')
+            raise DataError(f'the image is truncated: {reason}', file, _REPLACE)
+        check_pixels(content, file)
         try:
             image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
         except (OSError, SyntaxError, cv2.error) as error:
-            raise DataError(f'image {file} does not decode ({_flat(error)}); {_REPLACE}') from error
-        if image is None:
-            raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-            if raw is not None:
-                raise DataError(
-                    f'image {file} has {raw.dtype} values, which OpenCV does not turn into '
-                    f'{self.color_type} ones; write it with 8 bits a channel'
-                )
-            raise DataError(f'image {file} is not an image that can be decoded; {_REPLACE}')
-        return image
+            raise DataError(
+                f'the image does not decode ({_flat(error)})', file, _REPLACE
+            ) from error
+        if image is not None:
+            return image
+        raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+        if raw is None:
+            raise DataError('it is not an image that can be decoded', file, _REPLACE)
+        raise DataError(
+            f'the image has {raw.dtype} values, which OpenCV does not turn into {self.color_type} '
+            'ones',
+            file,
+            'write it with 8 bits per channel',
+        )
 
     def _read(self, file: str) -> bytes:
-        if os.path.exists(file) and not os.path.isfile(file):  # to read a pipe may take for ever
-            raise DataError(f'image {file} cannot be read (it is no regular file); {_REPLACE}')
+        if os.path.exists(file) and not os.path.isfile(file):  # reading a pipe may never end
+            raise DataError('the image cannot be read (it is no regular file)', file, _REPLACE)
         try:
             if self.file_client_args is not None:
                 return fileio.FileClient.infer_client(self.file_client_args, file).get(file)
             return fileio.get(file, backend_args=self.backend_args)
         except FileNotFoundError as error:
-            raise DataError(f'image {file} does not exist; {_REPLACE}') from error
+            raise DataError('the image does not exist', file, _REPLACE) from error
         except OSError as error:
-            raise DataError(f'image {file} cannot be read ({_flat(error)}); {_REPLACE}') from error
+            raise DataError(f'the image cannot be read ({_flat(error)})', file, _REPLACE) from error
 
 
 @TRANSFORMS.register_module()
 class CheckLabelMap(mmcv.transforms.BaseTransform):
-    """Ends with an error where a label map is of another size than its image as it was loaded.
+    """Raises an error if a label map has another size than its image as loaded.
 
-    Resizing each to one size would hide that, and train on labels of other places. Comes after
-    what loads the map, which in mmseg's test pipelines is after ``Resize``.
+    Resizing both to one size would hide that, and train on labels of other places. Comes after the
+    step that loads the map, which in mmseg's test pipelines comes after ``Resize``.
 
     Raises:
-        DataError: the sizes differ.
+        DataError: The sizes differ.
     """
 
     def transform(self, results: dict) -> dict:
@@ -164,10 +159,11 @@ class CheckLabelMap(mmcv.transforms.BaseTransform):
         label_map, shape = results.get('gt_seg_map'), results.get('ori_shape')
         if label_map is not None and shape is not None and label_map.shape[:2] != tuple(shape):
             size, wanted = (f'{side[1]} x {side[0]} px' for side in (label_map.shape, shape))
-            file = results.get('seg_map_path') or f'of {results.get("img_path")}'
             raise DataError(
-                f'label map {file} has {size}, but its image {results.get("img_path")} {wanted} as '
-                'it is loaded; write the map for the image, turned as its EXIF tag turns it'
+                f'the label map has {size}, but its image {results.get("img_path")} {wanted} as '
+                'loaded',
+                results.get('seg_map_path') or '',
+                'write the map for the image, turned as its EXIF tag turns it',
             )
         return results
 
@@ -177,10 +173,10 @@ class CheckLabelMap(mmcv.transforms.BaseTransform):
 
 @TRANSFORMS.register_module()
 class DropEmptyBoxes(mmcv.transforms.BaseTransform):
-    """Drops the boxes no loss can use, with everything that belongs to them.
+    """Drops boxes that no loss can use, with everything that belongs to them.
 
-    Those are boxes of no width or height (their regression target is -inf, and the loss NaN),
-    with a coordinate that is not finite, and wholly outside the image (``Resize`` clips these to
+    These are boxes without width or height (their regression target is -inf, and the loss NaN),
+    with a coordinate that is not finite, or completely outside the image (``Resize`` clips these to
     no size). Comes after ``LoadAnnotations``; results without boxes pass.
     """
 
@@ -206,31 +202,21 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
 
 
 def is_known_loader(step: Any) -> bool:
-    """Whether a step loads images as :class:`LoadImageFromFile` does; others are the user's own."""
+    """Whether a step loads images as :class:`LoadImageFromFile` does, and is not the user's own."""
     return type_name(step) in {*_LOADERS, f'{SCOPE}.LoadImageFromFile'}
 
 
 def loader_of(pipeline: Sequence) -> LoadImageFromFile:
-    """Loads images as a pipeline does, but for what only changes their numbers.
-
-    Args:
-        pipeline: configs of transforms.
-    """
-    for step in pipeline:
-        if is_known_loader(step):
-            keys = (
-                'color_type', 'imdecode_backend', 'backend_args', 'file_client_args',
-                'ignore_empty',
-            )  # fmt: skip
-            return LoadImageFromFile(**{key: step[key] for key in keys if key in step})
-    return LoadImageFromFile()
+    """Loads images as the configs of a pipeline say, in the type that they are stored in."""
+    step = next(filter(is_known_loader, pipeline), {})
+    return LoadImageFromFile(**{key: step[key] for key in _LOADER_OPTIONS if key in step})
 
 
 def truncation(content: bytes) -> str | None:
-    """Why an image file's bytes are not a whole file, as far as JPEG and PNG can tell; else None.
+    """Why an image file's bytes are not a whole file, as far as JPEG and PNG show it; else None.
 
-    JPEG: the segments are followed from the start of the file, so that neither a thumbnail's
-    end marker nor bytes after the image's own count.
+    The segments of a JPEG are followed from the start of the file, so that neither a thumbnail's
+    end marker nor bytes after the image count.
     """
     if content.startswith(_JPEG_START):
         return None if _jpeg_ends(content) else 'its JPEG data has no end-of-image marker'
@@ -245,13 +231,13 @@ def harden_pipeline(
     """A copy of a pipeline that loads images with our :class:`LoadImageFromFile` and, after
     ``LoadAnnotations``, drops empty boxes and compares the sizes of image and label map.
 
-    Pipelines within transforms (``MultiBranch``, ``RandomApply``, ``TestTimeAug``, ...) too. What
-    is there already is not put in again.
+    Covers pipelines inside transforms (``MultiBranch``, ``RandomApply``, ``TestTimeAug``, ...). A
+    step that is already there is not added again.
 
     Args:
-        pipeline: configs of transforms; transforms already built stay as they are.
-        drop_empty: False where boxes are ground truth to be measured by.
-        alternatives: whether one of them is chosen, so that one more would be one more choice.
+        pipeline: Configs of transforms; transforms that are built already stay as they are.
+        drop_empty: False if the boxes are ground truth to be measured by.
+        alternatives: Whether only one of them is used, so that one more would be another choice.
     """
     detection, segmentation = (
         any(type_name(step).endswith(pack) for step in pipeline)
@@ -285,13 +271,10 @@ def harden_pipeline(
 
 
 def harden_dataset(dataset: Mapping) -> dict:
-    """A copy of a dataset's config with every pipeline in it hardened, wrappers' included.
+    """A copy of a dataset's config with every pipeline in it hardened, wrappers included.
 
-    mmdet's VOC datasets are replaced by ours, which read annotation files that theirs fail on.
+    Replaces mmdet's VOC datasets by ours, which read annotation files on which theirs fail.
     Datasets in ``test_mode`` keep their empty boxes: ground truth is not altered.
-
-    Args:
-        dataset: a dataloader's ``dataset``.
     """
     new = copy.deepcopy(dataset)
     if 'pipeline' in dataset:
@@ -340,7 +323,7 @@ def _usable(boxes: Any, shape: tuple[int, int] | None) -> np.ndarray:
         corners = boxes.reshape(-1, 4)
     elif boxes.tensor.shape[-1] == 4:
         corners = boxes.tensor.cpu().numpy()
-    else:  # rotated boxes and quadrangles tell their size themselves
+    else:  # rotated boxes and quadrangles know their size
         finite = boxes.tensor.isfinite().flatten(1).all(1)
         return (finite & (boxes.widths > 0) & (boxes.heights > 0)).cpu().numpy()
     x1, y1, x2, y2 = corners.T

@@ -1,7 +1,7 @@
-"""mmdet's VOC datasets for annotation files that its own reader fails on.
+"""mmdet's VOC datasets, for annotation files on which its own reader fails.
 
-Not imported by the package: a config's ``type`` names the classes by their full path, and mmdet is
-imported only then.
+The package does not import this module: a config's ``type`` names the classes by their full path,
+and only then is mmdet imported.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .sets.voc import find_image, read_voc
 
 
 class _LooseFiles:
-    """Reads with :func:`read_voc`, and takes images that are not named ``.jpg``."""
+    """Reads with :func:`read_voc`, and accepts images that are not named ``.jpg``."""
 
     def parse_data_info(self, img_info: dict) -> dict:
-        """What mmdet's method of this name returns."""
+        """Returns what mmdet's method of this name returns."""
         backend = self.backend_args
         size, objects = read_voc(fileio.get(img_info['xml_path'], backend), img_info['xml_path'])
         image = find_image(
@@ -52,8 +52,8 @@ class _LooseFiles:
 
 
 class VOCDataset(_LooseFiles, MMDetVOCDataset):
-    """mmdet's ``VOCDataset``, equal to it on every file that it reads."""
+    """mmdet's ``VOCDataset``, equal to it on every file that mmdet can read."""
 
 
 class XMLDataset(_LooseFiles, MMDetXMLDataset):
-    """mmdet's ``XMLDataset``, equal to it on every file that it reads."""
+    """mmdet's ``XMLDataset``, equal to it on every file that mmdet can read."""

@@ -15,10 +15,10 @@ from ..backbones import VARIANTS, Backbone, Bottle2neck
 from ..registry import MODELS
 from ..version import __version__
 from ..weights.architecture import architecture_of
+from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD
 from .exportable import Exportable
 
-# what all published weights were trained with
-IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), channel_order='RGB')
+IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, channel_order='RGB')
 
 
 def normalisation_of(model: nn.Module) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from mmengine.dist import get_world_size
 from ..data.check.quick import SplitSummary, format_summary
 from ..ops.mmcv_ext import describe_ops
 from ..weights.sources import OPEN_MMLAB
-from ..weights.zoo import SCHEME
+from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD, SCHEME
 from .config import images_per_step, our_networks, pretrained
 from .config_checks import check_training
 from .errors import ToolError
 
-IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)
+IMAGENET = dict(mean=[*IMAGENET_MEAN], std=[*IMAGENET_STD], bgr_to_rgb=True)
 
 
 def describe_device() -> str:

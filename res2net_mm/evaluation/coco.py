@@ -1,4 +1,4 @@
-"""COCO's average precision and recall by faster-coco-eval, from files or from lists."""
+"""COCO's average precision and recall, computed by faster-coco-eval from lists of dicts."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
+from ..checks import check_choice
+from ..data.errors import DataError
+from ..data.sets.sizes import COCO_SIZES
+
 MAX_DETS = (1, 10, 100)
-KINDS = ('bbox', 'segm')
-# areas in square pixels
-SIZES = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, 1e10)}
+# kind of result -> the key that holds its shape
+FIELDS = {'bbox': 'bbox', 'segm': 'segmentation'}
+KINDS = tuple(FIELDS)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What COCO's evaluation comes to.
+    """Precision and recall of a set of detections.
 
-    Averages leave out what has no ground truth, and are COCO's -1 where nothing has any. They are
-    at the largest of ``max_dets``, but for ``AP`` of all classes: as in pycocotools it is at 100
-    where that is among them (where it is not, pycocotools says -1).
+    Averages leave out what has no ground truth, and are -1 (as in COCO) if nothing has any. They
+    use the largest of ``max_dets``, except for ``AP`` of all classes, which uses 100 if that is
+    among them, as pycocotools does (if it is not, pycocotools gives -1).
 
     Attributes:
         kind: ``'bbox'`` or ``'segm'``.
@@ -49,26 +53,29 @@ class Scores:
         size: str = 'all',
         max_dets: int | None = None,
     ) -> float:
-        """Average precision, 0 to 1, at one IoU threshold or the mean of all, likewise of classes.
+        """Average precision, 0 to 1, as the mean over thresholds and classes that are None.
 
-        -1 as well where ``iou`` is not among the thresholds. ``max_dets`` None is the largest.
+        ``max_dets`` None is the largest. -1 if ``iou`` is not among the thresholds.
         """
-        column = -1 if max_dets is None else self.max_dets.index(max_dets)
-        part = self.precision[self._thresholds(iou), :, :, self.sizes.index(size), column]
-        return _mean(part if category is None else part[..., self._column(category)])
+        thresholds = self.iou_thrs >= 0 if iou is None else np.isclose(self.iou_thrs, iou)
+        return _mean(self.precision[thresholds][self._where(category, size, max_dets)])
 
     def ar(
         self, max_dets: int | None = None, category: int | None = None, size: str = 'all'
     ) -> float:
         """Average recall with at most ``max_dets`` detections an image; None is the largest."""
-        column = -1 if max_dets is None else self.max_dets.index(max_dets)
-        part = self.recall[:, :, self.sizes.index(size), column]
-        return _mean(part if category is None else part[:, self._column(category)])
+        return _mean(self.recall[self._where(category, size, max_dets)])
+
+    def _where(self, category: int | None, size: str, max_dets: int | None) -> tuple:
+        """Index of the last three axes: K, A, M."""
+        k = slice(None) if category is None else list(self.categories).index(category)
+        m = -1 if max_dets is None else self.max_dets.index(max_dets)
+        return ..., k, self.sizes.index(size), m
 
     def figures(self, category: int | None = None) -> dict[str, float]:
-        """AP, AP50, AP75, AP_small, ..., AR_1, ..., AR_small, ..., of all or of one class."""
+        """AP, AP50, AP75, AP_small, ..., AR_1, ..., AR_small, ... of all classes or of one."""
         found = {
-            'AP': self.ap(None, category) if category is not None else self._headline(),
+            'AP': self._headline() if category is None else self.ap(None, category),
             'AP50': self.ap(0.5, category),
             'AP75': self.ap(0.75, category),
         }
@@ -77,27 +84,29 @@ class Scores:
         return found | {f'AR_{size}': self.ar(None, category, size) for size in self.sizes[1:]}
 
     def metrics(self) -> dict[str, float]:
-        """The figures under mmdet's names: ``bbox_mAP``, ``bbox_mAP_s``, ``bbox_AR@100``, ..."""
-        found = {'mAP': self._headline(), 'mAP_50': self.ap(0.5), 'mAP_75': self.ap(0.75)}
-        found |= {f'mAP_{size[0]}': self.ap(size=size) for size in self.sizes[1:]}
-        found |= {f'AR@{n}': self.ar(n) for n in self.max_dets}
-        most = self.max_dets[-1]
-        found |= {f'AR_{size[0]}@{most}': self.ar(size=size) for size in self.sizes[1:]}
-        return {f'{self.kind}_{name}': value for name, value in found.items()}
+        """The figures by mmdet's names: ``bbox_mAP``, ``bbox_mAP_s``, ``bbox_AR@100``, ..."""
+        names = metric_names(self.max_dets, self.sizes[1:])
+        values = self.figures().values()
+        return {f'{self.kind}_{name}': v for name, v in zip(names, values, strict=True)}
 
     def by_class(self) -> dict[str, float]:
-        """AP by class under mmdet's names, ``cat_precision``; NaN without ground truth."""
+        """AP by class by mmdet's names, ``cat_precision``; NaN without ground truth."""
         found = {name: self.ap(None, key) for key, name in self.categories.items()}
         return {f'{name}_precision': np.nan if ap < 0 else ap for name, ap in found.items()}
 
     def _headline(self) -> float:
         return self.ap(max_dets=MAX_DETS[-1] if MAX_DETS[-1] in self.max_dets else None)
 
-    def _thresholds(self, iou: float | None) -> np.ndarray:
-        return np.isclose(self.iou_thrs, iou) if iou is not None else self.iou_thrs >= 0
 
-    def _column(self, category: int) -> int:
-        return list(self.categories).index(category)
+def metric_names(max_dets: Sequence[int], sizes: Iterable[str] = COCO_SIZES) -> list[str]:
+    """mmdet's names of the figures of :class:`Scores`, in their order."""
+    initials = [size[0] for size in sizes]
+    return [
+        *('mAP', 'mAP_50', 'mAP_75'),
+        *(f'mAP_{initial}' for initial in initials),
+        *(f'AR@{n}' for n in max_dets),
+        *(f'AR_{initial}@{max_dets[-1]}' for initial in initials),
+    ]
 
 
 def _mean(values: np.ndarray) -> float:
@@ -113,19 +122,19 @@ def evaluate(
     max_dets: Iterable[int] = MAX_DETS,
     iou_thrs: Sequence[float] | None = None,
     categories: Iterable[int] | None = None,
-    sizes: Mapping[str, tuple[float, float]] = SIZES,
+    sizes: Mapping[str, tuple[float, float]] = COCO_SIZES,
     images: Iterable[Any] | None = None,
     agnostic: bool = False,
 ) -> Scores:
-    """Scores detections by COCO's rules, equal to pycocotools.
+    """Scores detections by COCO's rules, with the figures of pycocotools.
 
-    Other than with pycocotools, the ids of images can be names; those of annotations do not matter
-    (there, one with id 0 is never found); an annotation without ``area`` has that of its box or
-    mask; and the area of a mask in ``results`` is its own even where a box is beside it.
+    Unlike with pycocotools, image ids may be names; annotation ids do not matter (there, an object
+    with id 0 is never found); an annotation without ``area`` has that of its box or mask; and a
+    mask in ``results`` has its own area even if there is a box beside it.
 
     Args:
         annotations: Content of an annotation file; not changed.
-        results: In COCO's result format; not changed.
+        results: Detections in COCO's result format; not changed.
         kind: ``'bbox'`` or ``'segm'``.
         max_dets: How many detections of an image and class count.
         iou_thrs: Thresholds; None is 0.5, 0.55, ... 0.95.
@@ -135,10 +144,10 @@ def evaluate(
         agnostic: Score all classes as one, pycocotools' ``useCats=0``.
 
     Raises:
-        ValueError: An argument does not make sense, or the annotations lack one of ``images``.
+        ValueError: An argument makes no sense.
+        DataError: The annotations lack one of ``images``, or a mask cannot be read.
     """
-    if kind not in KINDS:
-        raise ValueError(f'metric must be bbox or segm, but is {kind!r}')
+    check_choice('metric', kind, KINDS)
     limits = check_max_dets(max_dets)
     wanted = set(categories) if categories is not None else None
     names = {c['id']: c['name'] for c in annotations['categories']}
@@ -147,39 +156,31 @@ def evaluate(
     if images is not None:
         scored = set(images)
         if unknown := scored - set(entries):
-            raise ValueError(f'the annotations have no image with id {min(unknown, key=str)!r}')
+            raise DataError(f'the annotations have no image with id {min(unknown, key=str)!r}')
         entries = {key: image for key, image in entries.items() if key in scored}
-    # faster-coco-eval takes numbers alone, VOC's images are named; equal scores go by this order
+    # faster-coco-eval only takes numbers, and VOC's images have names; ties follow this order
     numbers = {key: number for number, key in enumerate(sorted(entries), 1)}
-    objects = [
-        a
-        for a in annotations.get('annotations') or []
-        if a['image_id'] in entries and a['category_id'] in names
-    ]
-    results = [r for r in results if r['image_id'] in entries and r['category_id'] in names]
-    if agnostic:  # pycocotools goes through one class after the other, and equal scores by that
-        objects = _as_one_class(objects)
-        results = _as_one_class(results)
-        names = {1: 'all'}
+    objects, results = (
+        [e for e in part or [] if e['image_id'] in entries and e['category_id'] in names]
+        for part in (annotations.get('annotations'), results)
+    )
     truth = COCO(
         dict(
             images=[{**image, 'id': numbers[key]} for key, image in entries.items()],
             categories=[dict(id=key, name=name) for key, name in names.items()],
             annotations=[
-                {'image_id': numbers[a['image_id']], **_annotation(i, a, kind, entries)}
+                _annotation(a, kind, entries[a['image_id']])
+                | dict(id=i, image_id=numbers[a['image_id']])
                 for i, a in enumerate(objects, 1)
             ],
         )
     )
-    field = 'bbox' if kind == 'bbox' else 'segmentation'
     kept = [
         {
             'image_id': numbers[r['image_id']],
             'category_id': r['category_id'],
             'score': r['score'],
-            field: r['bbox']
-            if kind == 'bbox'
-            else as_rle(r['segmentation'], entries[r['image_id']]),
+            FIELDS[kind]: shape_of(r, kind, entries[r['image_id']]),
         }
         for r in results
     ]
@@ -188,9 +189,10 @@ def evaluate(
         truth.loadRes(kept),
         kind,
         ranges={name: list(bounds) for name, bounds in sizes.items()},
-        print_function=_say_nothing,
+        print_function=lambda *_: None,
     )
     run.params.catIds = list(names)
+    run.params.useCats = int(not agnostic)
     run.params.imgIds = list(numbers.values())
     run.params.maxDets = list(limits)
     if iou_thrs is not None:
@@ -199,7 +201,7 @@ def evaluate(
     run.accumulate()
     return Scores(
         kind=kind,
-        categories=names,
+        categories={1: 'all'} if agnostic else names,
         iou_thrs=run.params.iouThrs,
         sizes=('all', *sizes),
         max_dets=limits,
@@ -220,48 +222,37 @@ def check_max_dets(max_dets: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted({int(n) for n in limits}))
 
 
-def as_rle(segmentation: Any, image: Mapping[str, Any]) -> dict[str, Any]:
-    """A compressed run-length encoding of polygons or of any run-length encoding.
+def shape_of(entry: Mapping[str, Any], kind: str, image: Mapping[str, Any]) -> Any:
+    """The box, or the mask as a compressed run-length encoding, of an annotation or result.
 
     Raises:
-        ValueError: It is neither.
+        DataError: The segmentation is neither polygons nor a run-length encoding.
     """
+    shape = entry.get(FIELDS[kind])
+    if kind == 'bbox' or (
+        isinstance(shape, Mapping) and isinstance(shape.get('counts'), str | bytes)
+    ):
+        return shape
     try:
-        if isinstance(segmentation, Mapping):
-            if isinstance(segmentation['counts'], (str, bytes)):
-                return dict(segmentation)
-            return coco_mask.frPyObjects(dict(segmentation), *segmentation['size'])
+        if isinstance(shape, Mapping):
+            return coco_mask.frPyObjects(dict(shape), *shape['size'])
         size = image['height'], image['width']
-        return coco_mask.merge(coco_mask.frPyObjects(list(segmentation), *size))
+        return coco_mask.merge(coco_mask.frPyObjects(list(shape), *size))
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
-        raise ValueError(
+        raise DataError(
             f'a segmentation in image {image["id"]} is neither polygons nor a run-length encoding: '
-            f'{str(segmentation)[:60]}'
+            f'{str(shape)[:60]}'
         ) from error
 
 
-def _annotation(number: int, annotation: Mapping, kind: str, images: Mapping) -> dict[str, Any]:
-    new = {
-        'id': number,
+def _annotation(annotation: Mapping, kind: str, image: Mapping) -> dict[str, Any]:
+    shape, area = shape_of(annotation, kind, image), annotation.get('area')
+    if area is None:
+        area = float(coco_mask.area(shape) if kind == 'segm' else shape[2] * shape[3])
+    return {
         'category_id': annotation['category_id'],
         'iscrowd': int(annotation.get('iscrowd') or 0),
         'bbox': annotation.get('bbox'),
-        'area': annotation.get('area'),
+        'area': area,
+        FIELDS[kind]: shape,
     }
-    if kind == 'segm':
-        image = images[annotation['image_id']]
-        new['segmentation'] = as_rle(annotation.get('segmentation'), image)
-    if new['area'] is None:
-        box = new['bbox']
-        mask = new.get('segmentation')
-        new['area'] = float(coco_mask.area(mask)) if mask else float(box[2] * box[3])
-    return new
-
-
-def _as_one_class(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    ordered = sorted(entries, key=lambda entry: entry['category_id'])
-    return [{**entry, 'category_id': 1} for entry in ordered]
-
-
-def _say_nothing(*_: Any) -> None:
-    pass

@@ -1,7 +1,6 @@
 """mmdet's CocoMetric by faster-coco-eval.
 
-Not imported by the package: a config's ``type`` names the class by its full path, and mmdet is
-imported only then.
+A config's ``type`` names the class by its full path; only then is this module, and mmdet, imported.
 """
 
 from __future__ import annotations
@@ -9,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -19,13 +17,12 @@ from typing import Any
 import numpy as np
 from mmdet.evaluation import CocoMetric as MMDetCocoMetric
 from mmdet.evaluation import bbox_overlaps
-from mmengine.logging import MMLogger
 
+from ..data.errors import DataError
 from ..files import write_text
-from .coco import KINDS, MAX_DETS, SIZES, Scores, check_max_dets, evaluate
-from .images_run import ImagesRun, check_finite, warn
-from .recall import box_recalls
-from .tables import format_metrics
+from .coco import KINDS, MAX_DETS, Scores, check_max_dets, evaluate, metric_names
+from .images_run import ImagesRun, warn
+from .voc import box_recalls
 
 MMDET_LIMITS = (100, 300, 1000)  # mmdet's default of proposal_nums
 
@@ -33,12 +30,12 @@ MMDET_LIMITS = (100, 300, 1000)  # mmdet's default of proposal_nums
 class CocoMetric(ImagesRun, MMDetCocoMetric):
     """mmdet's ``CocoMetric``: the same figures, not rounded, and faster.
 
-    What differs: the figures are of the images that were run, each once, whatever else the
+    What differs: the figures are for the images that were run, each once, whatever else the
     annotation file has; the default of ``proposal_nums`` for boxes and masks is COCO's
     (1, 10, 100), unless ``metric_items`` names a figure of mmdet's (100, 300, 1000), and ``mAP`` is
-    at the largest of them where 100 is not among them; AR is always among the figures; a class's AP
-    is its own also where the annotation file does not list categories by id; and no detection at
-    all is AP 0, not an empty result.
+    at the largest of them if 100 is not among them; AR is always among the figures; a class has its
+    own AP even if the annotation file does not list categories by id; and no detection at all gives
+    AP 0, not an empty result.
 
     Args:
         ann_file: mmdet's, as are ``metric``, ``classwise`` and the keyword arguments.
@@ -46,7 +43,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         table: Log a table of the figures.
 
     Raises:
-        ValueError: ``metric_items`` names a figure that there is not.
+        ValueError: ``metric_items`` names a figure that does not exist.
     """
 
     def __init__(
@@ -55,80 +52,63 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         metric: str | list[str] = 'bbox',
         classwise: bool = False,
         proposal_nums: Sequence[int] | None = None,
-        *,
-        table: bool = True,
         **kwargs: Any,
     ) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells of its index
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
             super().__init__(ann_file, metric, classwise, **kwargs)
-        self.table = table
-        self.explicit_limits = proposal_nums is not None
-        items, theirs = self.metric_items or (), _items(MMDET_LIMITS)
-        if proposal_nums is None:
-            coco = set(items) <= _items(MAX_DETS) or not set(items) <= theirs
-            proposal_nums = MAX_DETS if coco else MMDET_LIMITS
+        items, theirs = set(self.metric_items or ()), set(metric_names(MMDET_LIMITS))
+        self.limits_given = proposal_nums is not None
+        if not self.limits_given:
+            only_theirs = items <= theirs and not items <= set(metric_names(MAX_DETS))
+            proposal_nums = MMDET_LIMITS if only_theirs else MAX_DETS
         self.proposal_nums = check_max_dets(proposal_nums)
-        known = _items(self.proposal_nums) if set(self.metrics) & set(KINDS) else theirs
-        for item in items:
-            if item in known:
-                continue
-            if item not in theirs:
-                raise ValueError(
-                    f'metric_items must be of {", ".join(sorted(known))}, but has {item!r} '
-                    f'(proposal_nums is {self.proposal_nums})'
-                )
-            warn(f'metric_items has {item!r}, which proposal_nums={self.proposal_nums} leaves out')
-
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keeps what is predicted for each sample.
-
-        Raises:
-            ValueError: A box or score is not finite.
-        """
-        for sample in data_samples:
-            found = sample['pred_instances']
-            check_finite(
-                sample,
-                **{key: found[key] for key in ('bboxes', 'scores', 'mask_scores') if key in found},
+        known = set(metric_names(self.proposal_nums)) if {*self.metrics} & {*KINDS} else theirs
+        limits = f'proposal_nums is {self.proposal_nums}'
+        if wrong := items - known - theirs:
+            raise ValueError(
+                f'metric_items must be among {", ".join(sorted(known))}, but has {min(wrong)!r} '
+                f'({limits})'
             )
-            super().process(data_batch, [sample])
-            self.name_last(sample, sample['img_id'])
+        for item in sorted(items - known):
+            warn(f'metric_items has {item!r}, which is left out, as {limits}')
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """``bbox_mAP``, ``bbox_AR@100``, ...; of each class too if asked for.
+        """``bbox_mAP``, ``bbox_AR@100``, ...; those of each class too if asked for.
 
         Raises:
-            ValueError: Masks are asked for and none predicted, or an image has no annotations.
+            DataError: Masks are asked for and none is predicted, or an image has no annotations.
         """
         truths, predicted = zip(*self.each_once(results), strict=True)
-        self._prepare(truths)
+        truth = self._truth(truths)
+        names = self.dataset_meta['classes']
         self.img_ids = [result['img_id'] for result in predicted]
-        found_by_kind = self._results(predicted)
+        self.cat_ids = [c['id'] for c in truth['categories'] if c['name'] in names]
+        if not self.format_only:
+            self.compare_with_file(self.img_ids, {image['id'] for image in truth['images']})
+        found = self._results(predicted)
         if self.outfile_prefix is not None:
-            self._write(found_by_kind)
+            self._write(found)
         if self.format_only:
             return {}
-        if 'segm' in self.metrics and 'segm' not in found_by_kind:
-            raise ValueError("metric 'segm' needs masks, and the model predicts none")
-        found: dict[str, float] = {}
+        if 'segm' in self.metrics and 'segm' not in found:
+            raise DataError("metric 'segm' needs masks, and the model predicts none")
+        figures: dict[str, float] = {}
         for kind in self.metrics:
             if kind == 'proposal_fast':
-                found |= self._recalls(predicted)
+                figures |= self._recalls(truth, predicted)
             elif kind == 'proposal':
-                found |= self._score_proposals(found_by_kind['bbox'])
+                figures |= self._score_proposals(truth, found['bbox'])
             else:
-                found |= self._score(kind, found_by_kind[kind])
-        return found
+                figures |= self._score(truth, found[kind], kind)
+        return figures
 
-    def _prepare(self, truths: Sequence[dict]) -> None:
-        if self._coco_api is None:
-            with tempfile.TemporaryDirectory() as folder:
-                prefix = self.outfile_prefix or os.path.join(folder, 'results')
-                with contextlib.redirect_stdout(io.StringIO()):
-                    self._coco_api = _api(self.gt_to_coco_json(truths, prefix))
-        if not self.format_only:
-            self.compare_with_file([t['img_id'] for t in truths], self._coco_api.imgs)
-        self.cat_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
+    def _truth(self, truths: Sequence[dict]) -> dict[str, Any]:
+        """Content of the annotation file, or what mmdet makes of the samples' instances."""
+        if self._coco_api is not None:
+            return self._coco_api.dataset
+        with tempfile.TemporaryDirectory() as folder:
+            file = self.gt_to_coco_json(truths, self.outfile_prefix or f'{folder}/results')
+            return {'annotations': [], **json.loads(Path(file).read_text())}
 
     def _results(self, predicted: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
         """Detections in COCO's result format, by kind; masks have the boxes beside them."""
@@ -149,7 +129,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         return found
 
     def _write(self, found: dict[str, list[dict[str, Any]]]) -> None:
-        """Writes the results; where that fails, the figures are still to come."""
+        """Writes the results; if that fails, the figures can still be computed."""
         for kind, results in found.items():
             file = Path(f'{self.outfile_prefix}.{kind}.json')
             try:
@@ -160,74 +140,52 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
                     raise
                 warn(f'the results are not written: {error}')
 
-    def _evaluate(self, kind: str, results: list[dict], **options: Any) -> Scores:
-        return evaluate(
-            self._coco_api.dataset,
-            results,
-            kind,
-            iou_thrs=self.iou_thrs,
-            categories=self.cat_ids,
-            images=self.img_ids,
-            **options,
-        )
+    def _evaluate(self, truth: dict, results: list[dict], kind: str, **options: Any) -> Scores:
+        given = dict(iou_thrs=self.iou_thrs, categories=self.cat_ids, images=self.img_ids)
+        return evaluate(truth, results, kind, **given, **options)
 
-    def _recalls(self, predicted: Sequence[dict]) -> dict[str, float]:
-        limits = self.proposal_nums if self.explicit_limits else MMDET_LIMITS
-        images = ((self._objects(p['img_id']), p['bboxes']) for p in predicted)
+    @property
+    def _proposal_limits(self) -> Sequence[int]:
+        return self.proposal_nums if self.limits_given else MMDET_LIMITS
+
+    def _recalls(self, truth: dict, predicted: Sequence[dict]) -> dict[str, float]:
+        objects: dict[Any, list] = {key: [] for key in self.img_ids}
+        for a in truth['annotations']:
+            if a['image_id'] in objects and not (a.get('iscrowd') or a.get('ignore')):
+                objects[a['image_id']].append(a['bbox'])
+        images = []
+        for result in predicted:
+            boxes = np.array(objects[result['img_id']], dtype=np.float32).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            images.append((boxes, result['bboxes']))
+        limits = self._proposal_limits
         recalls = box_recalls(images, limits, np.atleast_1d(self.iou_thrs), bbox_overlaps)
         return {f'AR@{n}': float(ar) for n, ar in zip(limits, recalls.mean(1), strict=True)}
 
-    def _objects(self, image: Any) -> np.ndarray:
-        entries = self._coco_api.imgToAnns[image]
-        counted = [a['bbox'] for a in entries if not (a.get('iscrowd') or a.get('ignore'))]
-        boxes = np.array(counted, dtype=np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        return boxes
-
-    def _score_proposals(self, results: list[dict]) -> dict[str, float]:
-        """Recall of boxes of any class, under mmdet's names: ``AR@300``, ``AR_s@1000``, ..."""
-        limits = self.proposal_nums if self.explicit_limits else MMDET_LIMITS
-        scores = self._evaluate('bbox', results, max_dets=limits, agnostic=True)
+    def _score_proposals(self, truth: dict, results: list[dict]) -> dict[str, float]:
+        """Recall of boxes of any class, by mmdet's names: ``AR@300``, ``AR_s@1000``, ..."""
+        limits = self._proposal_limits
+        scores = self._evaluate(truth, results, 'bbox', max_dets=limits, agnostic=True)
         found = {key.removeprefix('bbox_'): value for key, value in scores.metrics().items()}
         wanted = self.metric_items or [key for key in found if key.startswith('AR')]
         return {key: found[key] for key in wanted if key in found}
 
-    def _score(self, kind: str, results: list[dict]) -> dict[str, float]:
-        scores = self._evaluate(kind, results, max_dets=self.proposal_nums)
-        logger = MMLogger.get_current_instance()
+    def _score(self, truth: dict, results: list[dict], kind: str) -> dict[str, float]:
+        scores = self._evaluate(truth, results, kind, max_dets=self.proposal_nums)
         if not results:
             warn(f'{kind}: no detection on any image')
-        most = Counter((r['image_id'], r['category_id']) for r in results).values()
-        if not self.explicit_limits and max(most, default=0) > self.proposal_nums[-1]:
+        counts = Counter((r['image_id'], r['category_id']) for r in results).values()
+        most, limit = max(counts, default=0), self.proposal_nums[-1]
+        if not self.limits_given and most > limit:
             warn(
-                f'{kind}: an image has {max(most)} detections of a class, and the best '
-                f"{self.proposal_nums[-1]} count, as in COCO; for mmdet's figures set "
-                f'proposal_nums={MMDET_LIMITS}'
+                f'{kind}: an image has {most} detections of a class, and the best {limit} count, '
+                f"as in COCO; for mmdet's figures set proposal_nums={MMDET_LIMITS}"
             )
         found, by_class = scores.metrics(), scores.by_class()
-        if self.table:
-            logger.info('\n' + format_metrics({**found, **by_class}, self.dataset_meta['classes']))
+        self.log_table({**found, **by_class})
         if self.metric_items is not None:
             names = [f'{kind}_{item}' for item in self.metric_items]
             found = {name: found[name] for name in names if name in found}
-        if len(self.metrics) > 1:  # mmdet has one name for both, the last one winning
+        if len(self.metrics) > 1:  # mmdet has one name for both, and the last one wins
             by_class = {f'{kind}_{name}': ap for name, ap in by_class.items()}
         return {**found, **by_class} if self.classwise else found
-
-
-def _items(limits: Sequence[int]) -> set[str]:
-    """Names that ``metric_items`` may have."""
-    sizes = [size[0] for size in SIZES]
-    known = {'mAP', 'mAP_50', 'mAP_75', *(f'AR@{n}' for n in limits)}
-    return known | {f'mAP_{s}' for s in sizes} | {f'AR_{s}@{limits[-1]}' for s in sizes}
-
-
-def _api(path: str) -> Any:
-    from mmdet.datasets.api_wrappers import COCO
-
-    content = json.loads(Path(path).read_text())
-    content.setdefault('annotations', [])  # mmdet leaves the key out where there is no object
-    api = COCO()
-    api.dataset = content
-    api.createIndex()
-    return api

@@ -19,29 +19,33 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from ..backbones import DCNV2, VARIANTS, Backbone, Bottle2neck, Res2NetDLA
 from ..backbones.res2net_dla import Tree
 from ..checks import check_positive
+from ..columns import aligned
 from ..registry import MODELS
 from ..weights import SCHEME, ZOO
 
-_text = partial(json.dumps, sort_keys=True, default=str)  # lists and tuples alike
+_text = partial(json.dumps, sort_keys=True, default=str)  # the same for lists and tuples
 _HOW_IT_RUNS = (
     'out_indices frozen_stages norm_eval with_cp compile zero_init_residual init_cfg'.split()
 )
-# arguments that change features and not what weights fit
+# arguments that change the features, but not which weights fit
 _HIDDEN = {*'first_block strides dilations contract_dilation multi_grid style'.split()}
 
 
 @dataclass(frozen=True)
 class StageCost:
-    """A stage at one size of the image; the stem is one too.
+    """A stage, or the stem, at one image size.
 
     Attributes:
-        shape: Channels, height and width of the output; None where the stage is not run.
+        name: ``'stem'`` or the name of the stage.
+        shape: Channels, height and width of the output; None if the stage is not run.
         stride: From the image to the output.
         dilations: Of the 3x3 convolutions, without repeats, in the blocks' order.
-        macs: Multiply-adds; 0 where the stage is not run.
-        field: Pixels of the image, along one side, that one of the output sees by the longest
-            path, deformable convolutions at their regular grids and plugins left out.
-        uncounted: Classes of the modules with parameters that are not in ``macs``, one a module.
+        blocks: Number of Res2Net blocks.
+        params: Number of parameters.
+        macs: Multiply-adds; 0 if the stage is not run.
+        field: Pixels along one side of the image that one output pixel depends on by the longest
+            path, with deformable convolutions at their regular grid and without plugins.
+        uncounted: Class of each module that has parameters and is not in ``macs``.
     """
 
     name: str
@@ -56,15 +60,16 @@ class StageCost:
 
 
 def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
-    """What the stem and each stage give and cost.
+    """Output shape and cost of the stem and of each stage.
 
-    Multiply-adds are counted as fvcore does: of convolutions (deformable ones without the
-    interpolation), linear layers and matrix products, two an element of batch norm, five of group
-    and layer norm, one of a global pool. The network runs without data: no size costs anything.
+    Multiply-adds are counted as fvcore does: those of convolutions (deformable ones without the
+    interpolation), linear layers and matrix products; two for an element of batch norm, five of
+    group and layer norm, one of a global pool. The network runs on the meta device, so any size is
+    free.
 
     Args:
         net: The backbone; not changed.
-        height, width: Of the image, in pixels.
+        height, width: Size of the image in pixels.
 
     Returns:
         The stem, then the stages.
@@ -126,7 +131,7 @@ _RULES = {
 
 
 class Field(NamedTuple):
-    """Output i sees the image from ``stride * i + low`` to ``stride * i + high``."""
+    """Output i depends on the image from ``stride * i + low`` to ``stride * i + high``."""
 
     low: int = 0
     high: int = 0
@@ -134,7 +139,7 @@ class Field(NamedTuple):
 
 
 def receptive_fields(net: Backbone) -> list[Field]:
-    """Receptive fields of the stem and the stages along one side, as :class:`StageCost` has it."""
+    """Receptive fields of the stem and the stages along one side; see :class:`StageCost`."""
     x = _through(Field(), *map(net.get_submodule, net.stem_names))
     dla = isinstance(net, Res2NetDLA)
     fields = [x if dla else _through(x, net.maxpool)]
@@ -185,16 +190,15 @@ def _side(value: int | tuple[int, ...]) -> int:
 
 def format_stages(costs: list[StageCost]) -> str:
     """The stages as a table, and the totals without and with a classifier of 1000 classes."""
-    head = 'stage |output|stride|dilation|blocks|params (M)|multiply-adds (G)|receptive field'
+    head = 'stage|output|stride|dilation|blocks|params (M)|multiply-adds (G)|receptive field'
     rows = [head.split('|')]
     for c in costs:
         shape = ' x '.join(map(str, c.shape)) if c.shape else 'not run'
         dilation = ', '.join(map(str, c.dilations)) if {*c.dilations} - {1} else ''
         numbers = f'{c.params / 1e6:.3f}', f'{c.macs / 1e9:.3f}', str(c.field)
-        rows.append([f'{c.name:6}', shape, str(c.stride), dilation, str(c.blocks or ''), *numbers])
-    columns = [c for c in zip(*rows, strict=True) if any(c[1:])]
-    columns = [[cell.rjust(max(map(len, c))) for cell in c] for c in columns]
-    lines = ['  '.join(cells) for cells in zip(*columns, strict=True)] + ['']
+        rows.append([c.name, shape, str(c.stride), dilation, str(c.blocks or ''), *numbers])
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    lines = [*aligned(list(zip(*columns, strict=True))), '']
 
     params, macs = sum(c.params for c in costs), sum(c.macs for c in costs)
     last = [c.shape for c in costs if c.shape][-1]
@@ -207,8 +211,8 @@ def format_stages(costs: list[StageCost]) -> str:
 
 
 def format_architecture(args: Mapping[str, Any]) -> str:
-    """Arguments that differ from the defaults, variant and weights of a config's backbone."""
-    defaults = _defaults(args['type'])
+    """Non-default arguments of a config's backbone, its variant and published weights."""
+    defaults = MODELS.get(args['type']).arguments()
     shown = {'first_block': 'official'}
     shown |= {k: v for k, v in args.items() if k in defaults and _text(v) != _text(defaults[k])}
     init_cfg = shown.pop('init_cfg', None)
@@ -234,14 +238,10 @@ def format_architecture(args: Mapping[str, Any]) -> str:
     return '\n'.join(lines)
 
 
-def _defaults(kind: str) -> dict[str, Any]:
-    return MODELS.get(kind).arguments()
-
-
 def _network(args: Mapping[str, Any]) -> dict[str, str]:
-    """What decides on the features, as text."""
-    kind = MODELS.get(args.get('type', 'Res2Net')).__name__
-    full = {**_defaults(kind), **args, 'type': kind}
+    """The arguments that decide on the features, as text."""
+    kind = MODELS.get(args.get('type', 'Res2Net'))
+    full = {**kind.arguments(), **args, 'type': kind.__name__}
     norm = {'requires_grad': True, **(full['norm_cfg'] or {'type': 'BN'})}
     full['norm_cfg'] = {**norm, 'type': norm['type'].replace('SyncBN', 'BN')}
     if 'dcn' in full:

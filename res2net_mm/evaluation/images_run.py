@@ -1,114 +1,146 @@
-"""What a metric measures: the images that were run, each once, and nothing that is not finite."""
+"""What our metrics share: they score the images that were run, each once, and finite values."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
+
+from ..data.errors import DataError
+from .tables import format_metrics
 
 
 class ImagesRun:
-    """Mixin of metrics that keep each result as ``(key, path, result)``.
+    """Mixin that makes a metric of mmdet or mmseg keep each result as ``(key, path, result)``.
 
     The same image can come twice: samplers of several processes pad with images, and a data set can
-    list one twice. Samples without a name have the key None and all count.
+    list one twice. Samples with the key None all count.
+
+    Args:
+        table: Log a table of the figures.
+        args, kwargs: Those of the metric.
     """
 
     _size: int | None = None
+
+    def __init__(self, *args: Any, table: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+        self._names: dict[str, Path] = {}
+
+    def log_table(self, figures: Mapping[str, float]) -> None:
+        """Logs the figures as a table, if that is wanted."""
+        if self.table:
+            text = format_metrics(figures, self.dataset_meta['classes'])
+            MMLogger.get_current_instance().info('\n' + text)
+
+    def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
+        """What tells a sample from others: the id of its image."""
+        return sample['img_id']
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Keeps what is predicted for each sample.
+
+        Raises:
+            DataError: A predicted value is not finite.
+        """
+        for sample in data_samples:
+            _check_finite(sample)
+            before = len(self.results)
+            super().process(data_batch, [sample])
+            if len(self.results) > before:
+                result = self.results[-1]
+                self.results[-1] = (self.key_of(sample, result), sample.get('img_path'), result)
 
     def evaluate(self, size: int) -> dict[str, float]:
         """The figures; ``size`` is the number of images in the data set."""
         self._size = size
         return super().evaluate(size)
 
-    def name_last(self, sample: Mapping[str, Any], key: Hashable) -> None:
-        """Adds the image's key and path to the result that ``process`` of mmdet or mmseg kept."""
-        self.results[-1] = (key, sample.get('img_path'), self.results[-1])
-
     def each_once(self, results: Sequence[tuple[Hashable, str | None, Any]]) -> list[Any]:
-        """The results of each image once; says how many images were not run or run again.
+        """The results of each image once; warns of images that were not run or run again.
 
         Raises:
-            ValueError: There is no result, or two pictures have the same key.
+            DataError: There is no result, or two pictures have the same key.
         """
         if not results:
-            raise ValueError(f'{type(self).__name__} has nothing to measure: no image was run')
+            raise DataError(f'{type(self).__name__} has nothing to measure: no image was run')
         kept: dict[Hashable, tuple[str | None, Any]] = {}
         for i, (key, path, result) in enumerate(results):
             first, _ = kept.setdefault(('unnamed', i) if key is None else key, (path, result))
             if path != first:
-                raise ValueError(
-                    f'two images have the id {key!r}: {first} and {path}. Give each data set a '
-                    f'metric of its own, with mmdet.MultiDatasetsEvaluator'
+                raise DataError(
+                    f'two images have the id {key!r}: {first} and {path}',
+                    remedy='give each data set its own metric, with mmdet.MultiDatasetsEvaluator',
                 )
         again = len(results) - len(kept)
         if again:
             warn(f'{again:,} of {len(results):,} images were run before: each counts once')
         if self._size is not None and len(kept) < self._size:
-            warn(
-                f'{len(kept):,} of the {self._size:,} images of the data set were run: the figures '
-                f'are of these'
-            )
+            warn(f'only {len(kept):,} of the {self._size:,} images of the data set were run')
         return [result for _, result in kept.values()]
 
     def compare_with_file(self, run: Collection[Hashable], known: Collection[Hashable]) -> None:
-        """Says how many images of the annotation file were not run.
+        """Warns if the annotation file has images that were not run.
 
         Args:
             run: Ids of the images that were run.
-            known: Ids that the file has.
+            known: Ids in the file.
 
         Raises:
-            ValueError: The file lacks one that was run.
+            DataError: The file lacks one that was run.
         """
         name = f'the ann_file of {type(self).__name__}'
         unknown = [key for key in run if key not in known]
         if unknown:
-            raise ValueError(
-                f'{name} lacks {len(unknown):,} of the {len(run):,} images that were run (the '
-                f'first has the id {unknown[0]!r}): set it to the file of the data set'
+            raise DataError(
+                f'it lacks {len(unknown):,} of the {len(run):,} images that were run (the first '
+                f'has the id {unknown[0]!r})',
+                name,
+                'set it to the file of the data set',
             )
         if len(known) > len(run):
             warn(
                 f'{name} has {len(known):,} images, of which {len(run):,} were run: the figures '
-                f'are of these {len(run):,}'
+                f'are for these {len(run):,}'
             )
 
-    def distinct_path(self, path: str) -> str:
-        """``path`` with a file name that no other image has in this process.
+    def with_distinct_name(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """The sample with an ``img_path`` whose file name no other image has in this process.
 
-        mmdet and mmseg name what they write as the image, without its folder.
+        mmdet and mmseg name what they write after the image, without its folder.
         """
-        taken = self.__dict__.setdefault('_names', {})
-        *folders, name = Path(path).parts
-        stem, suffix = os.path.splitext(name)
-        names = ['_'.join([*folders[i:], stem]) for i in range(len(folders), -1, -1)]
-        names.append(f'{names[-1]}_{suffix[1:]}')
-        return next(n for n in names if taken.setdefault(n, path) == path) + suffix
+        path = Path(sample['img_path'])
+        name = path.stem
+        if self._names.setdefault(name, path) != path:  # the name is that of an image elsewhere
+            name = '_'.join(path.parts).replace('.', '_')
+        return dict(sample, img_path=name + path.suffix)
 
 
-def check_finite(sample: Mapping[str, Any], **values: Any) -> None:
-    """Raises ValueError naming the image unless all predicted values of a sample are finite."""
+def _check_finite(sample: Mapping[str, Any]) -> None:
+    found = sample.get('pred_instances') or {}
+    values = {key: found[key] for key in ('bboxes', 'scores', 'mask_scores') if key in found}
+    if 'seg_logits' in sample:
+        values['logits'] = sample['seg_logits']['data']
     for name, value in values.items():
         value = torch.as_tensor(value)
-        # NaN is the least and the largest of all; isfinite takes 30 times as long on logits
+        # NaN is both the least and the largest; on logits, isfinite takes 30 times as long
         if value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
-            raise ValueError(
+            raise DataError(
                 f'{name} predicted for {image_name(sample)} are not finite, so nothing is '
-                f'measured: the weights are damaged, or --fast or --amp overflows'
+                'measured: the weights are damaged, or --fast or --amp overflows'
             )
 
 
 def image_name(sample: Mapping[str, Any]) -> str:
-    """The image of a sample as a message names it."""
+    """How a message names the image of a sample."""
     return str(sample.get('img_path') or sample.get('img_id', 'an image'))
 
 
 def warn(message: str) -> None:
-    """A line on the terminal and in the log of the run."""
+    """Logs a warning to the terminal and to the log of the run."""
     print_log(message, logger='current', level=logging.WARNING)

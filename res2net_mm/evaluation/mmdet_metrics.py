@@ -1,7 +1,6 @@
-"""mmdet's panoptic, LVIS and occlusion metrics, of the images that were run.
+"""mmdet's panoptic, LVIS and occlusion metrics, computed on the images that were run.
 
-Not imported by the package: a config's ``type`` names the class by its full path, and mmdet is
-imported only then.
+A config's ``type`` names a class by its full path; only then is this module, and mmdet, imported.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from mmdet import evaluation
 from mmengine.evaluator import BaseMetric
 
 from . import panoptic  # noqa: F401  (stands in for panopticapi)
-from .images_run import ImagesRun, check_finite
+from .images_run import ImagesRun
 
 
 class CocoPanopticMetric(ImagesRun, evaluation.CocoPanopticMetric):
@@ -25,12 +24,9 @@ class CocoPanopticMetric(ImagesRun, evaluation.CocoPanopticMetric):
         Raises:
             ValueError: The annotation file does not have the image.
         """
-        for sample in data_samples:
-            named = sample
-            if self.tmp_dir is None:  # pictures stay, named as the image without its folder
-                named = dict(sample, img_path=self.distinct_path(sample['img_path']))
-            super().process(data_batch, [named])
-            self.name_last(sample, sample['img_id'])
+        if self.tmp_dir is None:  # pictures are kept, named after the image without its folder
+            data_samples = [self.with_distinct_name(sample) for sample in data_samples]
+        super().process(data_batch, data_samples)
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``PQ``, ``SQ``, ``RQ`` in percent, and those of things and stuff."""
@@ -44,13 +40,6 @@ class CocoPanopticMetric(ImagesRun, evaluation.CocoPanopticMetric):
 
 
 class _OfImagesRun(ImagesRun):
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        for sample in data_samples:
-            found = sample['pred_instances']
-            check_finite(sample, bboxes=found['bboxes'], scores=found['scores'])
-            super().process(data_batch, [sample])
-            self.name_last(sample, sample['img_id'])
-
     def compute_metrics(self, results: list) -> dict[str, float]:
         self.img_ids = list(dict.fromkeys(key for key, _, _ in results))
         kept = self.each_once(results)
@@ -61,10 +50,10 @@ class _OfImagesRun(ImagesRun):
 
 
 def __getattr__(name: str) -> Any:
-    """``LVISMetric`` and the like of mmdet, which score the images in ``img_ids``."""
+    """``LVISMetric`` and other metrics of mmdet that score the images in ``img_ids``."""
     base = getattr(evaluation, name, None)
     if not (isinstance(base, type) and issubclass(base, BaseMetric)):
         raise AttributeError(name)
     made = type(name, (_OfImagesRun, base), {'__module__': __name__, '__doc__': base.__doc__})
-    globals()[name] = made  # one class, which distributed runs can name
+    globals()[name] = made  # one class, so that distributed runs can pickle it
     return made

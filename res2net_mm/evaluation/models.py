@@ -1,11 +1,9 @@
-"""Parameters and GFLOPs of whole models, counted as the published table of detectors is."""
+"""Parameters and GFLOPs of whole models, counted as in the published table of detectors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +14,8 @@ PROPOSALS = 1000
 MASKS = 100
 
 
-@dataclass(frozen=True)
-class ModelCost:
-    """What a model costs.
-
-    Attributes:
-        trained: Parameters that are trained.
-        params: All of them.
-        gflops: Of one image, in 1e9; a multiply-add is one.
-    """
+class ModelCost(NamedTuple):
+    """Trained parameters, all parameters, and multiply-adds of one image in 1e9."""
 
     trained: int
     params: int
@@ -40,24 +31,28 @@ class ModelCost:
 def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     """Counts a detector of mmdet or a segmentor of mmseg by the rules of the authors' COCO table.
 
-    These are: convolutions (transposed ones at each output; deformable ones without the
-    interpolation) and linear layers with their biases; two for an element of a normalisation; one
-    for an element that goes into a ReLU or a pooling. 1,000 proposals go through each box head, 100
-    through each mask head. RoIAlign, resizing, losses, auxiliary heads and all that picks boxes are
-    not counted. The model runs without data: no size costs anything.
+    Convolutions (transposed ones at each output; deformable ones without the interpolation) and
+    linear layers count with their biases, a normalisation two an element, a ReLU or a pooling one
+    an input element. 1,000 proposals go through each box head, 100 through each mask head.
+    RoIAlign, resizing, losses, auxiliary heads and whatever selects boxes do not count. The model
+    runs on the meta device, so any size is free.
 
     Args:
         model: Built under ``torch.device('meta')``, in evaluation mode.
-        height, width: Of the image, in pixels.
+        height, width: Size of the image in pixels.
 
     Raises:
         ValueError: The model is not on the meta device, or has no head that can be counted.
     """
     if not next(model.parameters()).is_meta:
-        raise ValueError("model must be built under torch.device('meta'): it is run without data")
-    counted = [0]
+        raise ValueError("model must be built under torch.device('meta')")
+    counts: list[int] = []
+
+    def counting(rule: Callable[..., int]) -> Callable:
+        return lambda module, inputs, out: counts.append(rule(module, inputs[0], out))
+
     hooks = [
-        module.register_forward_hook(partial(_count, counted, rule))
+        module.register_forward_hook(counting(rule))
         for module in model.modules()
         for kinds, rule in _rules().items()
         if isinstance(module, kinds)
@@ -68,15 +63,34 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     finally:
         for hook in hooks:
             hook.remove()
-    sizes = {p: p.numel() for p in model.parameters()}
-    trained = sum(size for p, size in sizes.items() if p.requires_grad)
-    return ModelCost(trained, sum(sizes.values()), counted[0] / 1e9)
+    params = list(model.parameters())
+    trained = sum(p.numel() for p in params if p.requires_grad)
+    return ModelCost(trained, sum(p.numel() for p in params), sum(counts) / 1e9)
+
+
+def _rules() -> dict[tuple[type, ...], Callable[[Any, Tensor, Tensor], int]]:
+    """Types of modules -> multiply-adds from the module, its input and its output."""
+    from mmcv import ops
+
+    deformable = (DeformConv2d, ModulatedDeformConv2d, ops.DeformConv2d, ops.ModulatedDeformConv2d)
+    pools = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+    return {
+        (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, *deformable): _weighted,
+        (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm): lambda _, x, out: 2 * x.numel(),
+        (nn.ReLU, *pools): lambda _, x, out: x.numel(),
+    }
+
+
+def _weighted(module: nn.Module, x: Tensor, out: Tensor) -> int:
+    """Each output takes the weights of its channel, and its bias."""
+    channels = out.shape[-1] if isinstance(module, nn.Linear) else out.shape[1]
+    biased = getattr(module, 'bias', None) is not None
+    return out.numel() * (module.weight.numel() // channels + biased)
 
 
 def _run(model: nn.Module, image: Tensor) -> None:
     names = ('rpn_head', 'bbox_head', 'semantic_head', 'decode_head')
     heads = [getattr(model, name) for name in names if getattr(model, name, None)]
-    roi = getattr(model, 'roi_head', None)
     if not heads or isinstance(heads[0], nn.ModuleList):
         raise ValueError(
             f'model must be a detector or a segmentor of one head, but is {type(model).__name__}'
@@ -85,11 +99,9 @@ def _run(model: nn.Module, image: Tensor) -> None:
     levels = model.neck(levels) if getattr(model, 'neck', None) else levels
     for head in heads:
         head(levels)
-    if roi is not None:
-        _run_regions(roi, levels)
-
-
-def _run_regions(roi: nn.Module, levels: Sequence[Tensor]) -> None:
+    roi = getattr(model, 'roi_head', None)
+    if roi is None:
+        return
     shared = getattr(roi, 'shared_head', None) or nn.Identity()
     for head, extractor in _pairs(roi.bbox_head, roi.bbox_roi_extractor):
         head(shared(_regions(extractor, PROPOSALS)))
@@ -104,7 +116,7 @@ def _run_regions(roi: nn.Module, levels: Sequence[Tensor]) -> None:
             head(regions)
 
 
-def _pairs(heads: nn.Module, extractors: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+def _pairs(heads: nn.Module, extractors: nn.Module) -> Sequence[tuple[nn.Module, nn.Module]]:
     """The stages of a cascade, or the one stage of another detector."""
     several = isinstance(heads, nn.ModuleList)
     return list(zip(heads, extractors, strict=True)) if several else [(heads, extractors)]
@@ -113,28 +125,3 @@ def _pairs(heads: nn.Module, extractors: nn.Module) -> list[tuple[nn.Module, nn.
 def _regions(extractor: nn.Module, count: int) -> Tensor:
     size = extractor.roi_layers[0].output_size
     return torch.empty(count, extractor.out_channels, *size, device='meta')
-
-
-def _count(
-    total: list[int], rule: Callable, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor
-) -> None:
-    total[0] += rule(module, inputs[0], out)
-
-
-def _weighted(module: nn.Module, x: Tensor, out: Tensor) -> int:
-    """Each output takes the weights of its channel, and its bias."""
-    channels = out.shape[-1] if isinstance(module, nn.Linear) else out.shape[1]
-    biased = getattr(module, 'bias', None) is not None
-    return out.numel() * (module.weight.numel() // channels + biased)
-
-
-def _rules() -> dict[Any, Callable]:
-    from mmcv import ops
-
-    deformable = (DeformConv2d, ModulatedDeformConv2d, ops.DeformConv2d, ops.ModulatedDeformConv2d)
-    pools = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
-    return {
-        (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, *deformable): _weighted,
-        (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm): lambda _, x, out: 2 * x.numel(),
-        (nn.ReLU, *pools): lambda _, x, out: x.numel(),
-    }

@@ -1,7 +1,7 @@
-"""What mmdet takes from panopticapi, which is no published package: colours, and panoptic quality.
+"""Stands in for panopticapi, which is not on PyPI: colours and panoptic quality.
 
-Importing this module (a config's ``custom_imports``) puts it in the place of panopticapi where that
-is not installed, so that mmdet's own panoptic data sets and metric run unchanged.
+Importing this module (a config's ``custom_imports``) makes it importable as panopticapi if that is
+not installed, so that mmdet's own panoptic data sets and metric run unchanged.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -22,8 +22,7 @@ VOID = 0
 
 def rgb2id(color: np.ndarray) -> np.ndarray:
     """Segment ids (H, W) of a panoptic picture (H, W, 3): R + 256 G + 256^2 B."""
-    red, green, blue = np.moveaxis(np.asarray(color).astype(np.uint32), -1, 0)
-    return (red + 256 * green + 256**2 * blue).astype(np.int64)
+    return np.asarray(color).astype(np.int64) @ (1, 256, 256**2)
 
 
 def id2rgb(ids: np.ndarray) -> np.ndarray:
@@ -34,21 +33,16 @@ def id2rgb(ids: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Counts:
-    """Of one class: pairs that match (IoU above 0.5), their IoUs' sum, and what has no match."""
+    """One class: pairs that match (IoU above 0.5), the sum of their IoUs, and what has no match."""
 
     iou: float = 0.0
     tp: int = 0
     fp: int = 0
     fn: int = 0
 
-    def __iadd__(self, other: Counts) -> Counts:
-        for name in ('iou', 'tp', 'fp', 'fn'):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        return self
-
 
 class PQStat:
-    """Counts by category id, and panoptic quality of them (arXiv 1801.00868, section 4)."""
+    """Counts by category id, and their panoptic quality (arXiv 1801.00868, section 4)."""
 
     def __init__(self) -> None:
         self.by_category: defaultdict[int, Counts] = defaultdict(Counts)
@@ -56,12 +50,10 @@ class PQStat:
     def __getitem__(self, category: int) -> Counts:
         return self.by_category[category]
 
-    def __iter__(self) -> Iterator[tuple[int, Counts]]:
-        return iter(self.by_category.items())
-
     def __iadd__(self, other: PQStat) -> PQStat:
-        for category, counts in other:
-            self.by_category[category] += counts
+        for category, counts in other.by_category.items():
+            for name, value in vars(counts).items():
+                setattr(self[category], name, getattr(self[category], name) + value)
         return self
 
     def pq_average(
@@ -71,53 +63,46 @@ class PQStat:
 
         Args:
             categories: Category id -> its entry in the annotation file, with ``isthing``.
-            isthing: Things alone, stuff alone, or (None) both.
+            isthing: Only things, only stuff, or (None) both.
 
         Returns:
-            Means over the classes that are in the ground truth or the predictions, NaN where there
-            is none, and their number ``n``; and the figures of each class, zero for the others.
+            Means over the classes that are in the ground truth or the predictions, NaN if there is
+            none, and their number ``n``; and the figures of each class, zero for the others.
         """
-        of_class = {
-            category: _quality(self[category])
-            for category, entry in categories.items()
-            if isthing is None or bool(entry['isthing']) == isthing
-        }
-        there = [figures for figures in of_class.values() if figures]
-        nothing = dict(pq=0.0, sq=0.0, rq=0.0)
+        nothing, there, by_class = dict(pq=0.0, sq=0.0, rq=0.0), [], {}
+        for category, entry in categories.items():
+            if isthing is not None and bool(entry['isthing']) != isthing:
+                continue
+            counts = self[category]
+            total = counts.tp + counts.fp / 2 + counts.fn / 2
+            by_class[category] = nothing
+            if total:
+                segmentation = counts.iou / counts.tp if counts.tp else 0.0
+                by_class[category] = dict(
+                    pq=counts.iou / total, sq=segmentation, rq=counts.tp / total
+                )
+                there.append(by_class[category])
         means = {
             name: float(np.mean([figures[name] for figures in there])) if there else float('nan')
             for name in nothing
         }
-        by_class = {category: figures or nothing for category, figures in of_class.items()}
         return {**means, 'n': len(there)}, by_class
-
-
-def _quality(counts: Counts) -> dict[str, float]:
-    total = counts.tp + counts.fp / 2 + counts.fn / 2
-    if not total:
-        return {}
-    segmentation = counts.iou / counts.tp if counts.tp else 0.0
-    return dict(pq=counts.iou / total, sq=segmentation, rq=counts.tp / total)
 
 
 def _stand_in() -> None:
     if 'panopticapi' in sys.modules or importlib.util.find_spec('panopticapi'):
         return
-    here = sys.modules[__name__]
-    parts = {
-        'utils': dict(rgb2id=rgb2id, id2rgb=id2rgb),
-        'evaluation': dict(OFFSET=OFFSET, VOID=VOID, PQStat=PQStat),
-    }
-    package = _module('panopticapi', __doc__=here.__doc__, __path__=[])
-    for name, content in parts.items():
-        setattr(package, name, _module(f'panopticapi.{name}', **content))
-    # modules of mmdet that were imported before, and hold None
-    found = {'panopticapi': package, **parts['utils'], **parts['evaluation']}
+    utils = dict(rgb2id=rgb2id, id2rgb=id2rgb)
+    evaluation = dict(OFFSET=OFFSET, VOID=VOID, PQStat=PQStat)
+    package = _module('panopticapi', __doc__=__doc__, __path__=[])
+    package.utils = _module('panopticapi.utils', **utils)
+    package.evaluation = _module('panopticapi.evaluation', **evaluation)
+    # modules of mmdet imported earlier have None instead
+    found = {'panopticapi': package, **utils, **evaluation}
     for name in ('functional.panoptic_utils', 'metrics.coco_panoptic_metric'):
         module = sys.modules.get(f'mmdet.evaluation.{name}')
-        for key in vars(module) if module else ():
-            if key in found:
-                setattr(module, key, found[key])
+        if module:
+            vars(module).update({k: v for k, v in found.items() if hasattr(module, k)})
 
 
 def _module(name: str, **content: object) -> ModuleType:

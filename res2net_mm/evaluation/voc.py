@@ -1,16 +1,18 @@
-"""Average precision by the rules of the Pascal VOC development kit, in numpy."""
+"""Pascal VOC's average precision by its development kit's rules, and recall of boxes, in numpy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+
+from ..checks import check_choice
 
 MODES = ('11points', 'area')
 
 
 def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU (N, M) of boxes (N, 4) and (M, 4), whose corners are pixels that belong to them."""
+    """IoU (N, M) of boxes (N, 4) and (M, 4) whose corners are pixels that belong to them."""
     boxes, others = (np.asarray(b, dtype=float).reshape(-1, 1, 4) for b in (boxes, others))
     others = others.transpose(1, 0, 2)
     low = np.maximum(boxes[..., :2], others[..., :2])
@@ -21,6 +23,41 @@ def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
 
 
+def box_recalls(
+    images: Iterable[tuple[np.ndarray, np.ndarray]],
+    limits: Sequence[int],
+    iou_thrs: Sequence[float],
+    overlaps: Callable[[np.ndarray, np.ndarray], np.ndarray] = box_overlaps,
+) -> np.ndarray:
+    """Shares of the objects that a box finds, whatever their class; NaN without an object.
+
+    These are the figures of mmdet's ``eval_recalls``, which fails with numpy 2. The box and object
+    with the largest IoU are matched first, then those with the next largest.
+
+    Args:
+        images: For each image: objects (M, 4), and boxes (N, 4), best first.
+        limits: How many boxes of an image count.
+        iou_thrs: Least overlaps.
+        overlaps: Gives IoU (M, N).
+
+    Returns:
+        (limits, thresholds).
+    """
+    tables = [overlaps(objects, boxes) for objects, boxes in images]
+    matched = np.zeros((len(limits), sum(map(len, tables))))  # IoU of each object with its box
+    for row, limit in zip(matched, limits, strict=True):
+        first = 0
+        for table in tables:
+            left = table[:, :limit].copy()
+            for _ in range(min(left.shape)):
+                place, box = np.unravel_index(left.argmax(), left.shape)
+                row[first + place] = left[place, box]
+                left[place], left[:, box] = -1, -1
+            first += len(table)
+    hits = [(matched >= threshold).sum(1) for threshold in iou_thrs]
+    return np.stack(hits, 1) / (matched.shape[1] or np.nan)
+
+
 def average_precision(
     images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
     mode: str,
@@ -28,9 +65,9 @@ def average_precision(
 ) -> float:
     """AP of one class, 0 to 1.
 
-    A detection belongs to the object that it overlaps most. If that is ``iou_thr`` or more it is
-    right, unless a better scored one was there before; objects marked difficult count neither as
-    found nor as missed, and what belongs to one not at all.
+    A detection belongs to the object that it overlaps most. It is right if that overlap is at least
+    ``iou_thr`` and no better scored detection was there before. Objects marked difficult count
+    neither as found nor as missed, and detections of them do not count.
 
     Args:
         images: For each image: detections (N, 5) of x1, y1, x2, y2 and score; objects (M, 4); and
@@ -40,23 +77,28 @@ def average_precision(
         iou_thr: Least overlap.
 
     Returns:
-        AP; NaN where there is no object that is not difficult.
+        AP; NaN if all objects are difficult or there is none.
 
     Raises:
         ValueError: The mode is another.
     """
-    if mode not in MODES:
-        raise ValueError(f'eval_mode must be 11points or area, but is {mode!r}')
+    check_choice('eval_mode', mode, MODES)
     scores, right, wrong, objects = [], [], [], 0
     for found, boxes, difficult in images:
         found = np.asarray(found, dtype=float).reshape(-1, 5)
         difficult = np.asarray(difficult, dtype=bool).reshape(-1)
         found = found[np.argsort(-found[:, 4], kind='stable')]
         objects += int((~difficult).sum())
-        good, bad = _judge(found, boxes, difficult, iou_thr)
+        good, counted = np.zeros(len(found), dtype=bool), np.ones(len(found), dtype=bool)
+        if len(difficult) and len(found):
+            overlaps = box_overlaps(found[:, :4], boxes)
+            nearest, near = overlaps.argmax(1), overlaps.max(1) >= iou_thr
+            counted = ~(near & difficult[nearest])
+            candidates = np.flatnonzero(near & counted)
+            good[candidates[np.unique(nearest[candidates], return_index=True)[1]]] = True
         scores.append(found[:, 4])
         right.append(good)
-        wrong.append(bad)
+        wrong.append(counted & ~good)
     if not objects:
         return float('nan')
     order = np.argsort(-np.concatenate(scores), kind='stable')
@@ -69,19 +111,3 @@ def average_precision(
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     gained = np.diff(hits, prepend=0) / objects
     return float((gained * envelope).sum())
-
-
-def _judge(
-    found: np.ndarray, boxes: np.ndarray, difficult: np.ndarray, iou_thr: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which detections of an image, best scored first, are right and which wrong: (N,) each."""
-    right = np.zeros(len(found), dtype=bool)
-    if not len(difficult) or not len(found):
-        return right, ~right
-    overlaps = box_overlaps(found[:, :4], boxes)
-    nearest = overlaps.argmax(1)
-    near = overlaps.max(1) >= iou_thr
-    counted = np.flatnonzero(near & ~difficult[nearest])
-    _, first = np.unique(nearest[counted], return_index=True)
-    right[counted[first]] = True
-    return right, ~right & ~(near & difficult[nearest])

@@ -1,4 +1,4 @@
-"""What a network's weights say of its arguments."""
+"""Works out a network's arguments from its weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..backbones import Res2Net
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Arguments of the backbone that has these weights, worked out from names and shapes.
+    """The arguments of the backbone that has these weights, from their names and shapes.
 
     Args:
-        state: A state dict in this package's names; it may be incomplete.
+        state: A state dict with this package's names; it may be incomplete.
 
     Returns:
-        ``type`` and as many of the arguments as can be told; ``depth`` is a tuple of blocks a
-        stage where no depth has them.
+        ``type`` and all arguments that the weights show. ``depth`` is a tuple of blocks per stage
+        if no named depth has these numbers.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     dla = any(key.startswith('base_layer.') for key in shapes)
@@ -43,7 +43,12 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     else:
         deep = 'stem.0.weight' in shapes
         stem = shapes.get('stem.0.weight' if deep else 'conv1.weight')
-        found.update(deep_stem=deep, avg_down=_averages(shapes), **_stages(shapes))
+        # an average pool before the shortcut's convolution makes that the second module
+        avg_down = any(
+            re.fullmatch(r'layer\d+\.0\.downsample\.1\.weight', key) and len(shape) == 4
+            for key, shape in shapes.items()
+        )
+        found.update(deep_stem=deep, avg_down=avg_down, **_stages(shapes))
         if stem:
             found['stem_channels'] = stem[0] * (2 if deep else 1)
     if stem and len(stem) == 4:
@@ -52,13 +57,13 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Stages with offsets, and their kind where the numbers that a tap needs tell it."""
-    offsets = {key: of for key, of in shapes.items() if key.endswith('.conv_offset.weight')}
+    """Stages with offsets, and the kind of convolution if the number of values per tap shows it."""
+    offsets = {k: shape for k, shape in shapes.items() if k.endswith('.conv_offset.weight')}
     stages = {int(m[1]) for key in offsets if (m := re.match(r'layer([1-4])\.', key))}
     last = max((int(m[1]) for key in shapes if (m := re.match(r'layer([1-4])\.', key))), default=0)
     found: dict[str, Any] = dict(stage_with_dcn=tuple(s in stages for s in range(1, last + 1)))
     kinds = set()
-    for rows, channels, *kernel in (of for of in offsets.values() if len(of) == 4):
+    for rows, channels, *kernel in (shape for shape in offsets.values() if len(shape) == 4):
         taps = prod(kernel) or 1
         for kind, numbers in (('DCN', 2), ('DCNv2', 3)):
             groups, rest = divmod(rows, numbers * taps)
@@ -71,22 +76,14 @@ def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return found
 
 
-def _averages(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """The conv of a shortcut comes second where a pool is first."""
-    return any(
-        re.fullmatch(r'layer\d+\.0\.downsample\.1\.weight', key) and len(shape) == 4
-        for key, shape in shapes.items()
-    )
-
-
 def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    places = {m[0] for key in shapes if (m := re.match(r'layer[1-4]\.\d{1,4}\.', key))}
     blocks: dict[int, int] = {}
-    for place in places:
-        stage, block = map(int, re.findall(r'\d+', place))
-        blocks[stage] = max(blocks.get(stage, 0), block + 1)
+    for key in shapes:
+        if place := re.match(r'layer([1-4])\.(\d{1,4})\.', key):
+            stage, block = map(int, place.groups())
+            blocks[stage] = max(blocks.get(stage, 0), block + 1)
     if not blocks:
         return {}
     counts = tuple(blocks.get(stage, 0) for stage in range(1, max(blocks) + 1))
-    depths = [d for d, of in Res2Net.stage_blocks.items() if of[: len(counts)] == counts]
+    depths = [d for d, known in Res2Net.stage_blocks.items() if known[: len(counts)] == counts]
     return dict(depth=depths[0] if depths else counts, num_stages=len(counts))

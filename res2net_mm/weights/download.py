@@ -1,9 +1,8 @@
-"""Downloading published files: continued where it was cut off, verified, one process at a time."""
+"""Downloads published files: resumed where they stopped, verified, one process at a time."""
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import io
 import json
 import os
@@ -11,6 +10,8 @@ import re
 import socket
 import time
 import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -27,39 +28,37 @@ CACHE = 'RES2NET_MM_CACHE'
 MIRROR = 'RES2NET_MM_MIRROR'
 
 _CHUNK = 1 << 20
-_LEAST = 1 << 10  # bytes a second, below which a server is given up
-_MOST = 1 << 34  # bytes of a file of weights
-_SAYING = 60.0  # seconds after which a process that waits says so again
-_RETRIES = 5  # in a row, without a byte more than before
-_WAIT = 0.1  # seconds before the first of them, twice as long before each further one
+_MIN_RATE = 1 << 10  # bytes a second; a slower server is given up
+_MAX_SIZE = 1 << 34  # bytes of a file of weights
+_REMINDER = 60.0  # seconds between two log lines of a process that waits for another one
+_RETRIES = 5  # in a row, without a new byte
+_WAIT = 0.1  # seconds before the first retry; doubled for each further one
 
 
 class DownloadError(CheckpointError):
-    """A file that cannot be downloaded, or that is not what it should be."""
+    """A file cannot be downloaded, or is not the one that was asked for."""
 
 
 class _Failed(Exception):
-    """Why one source does not give the file."""
+    """One source does not provide the file."""
 
 
 class _Dropped(_Failed):
-    """The transfer broke off: worth another attempt."""
+    """The transfer stopped; trying again may help."""
 
 
 class _Slow(_Dropped):
-    """Next to nothing came."""
+    """The server sends less than ``_MIN_RATE``."""
 
 
 class _Unreachable(_Dropped):
-    """No connection came about."""
+    """There is no connection to the server."""
 
 
 def cache_folder() -> Path:
-    """The folder of downloaded files: RES2NET_MM_CACHE if set, else that of torch.hub."""
+    """The folder of downloaded files: RES2NET_MM_CACHE if set, else torch.hub's."""
     chosen = os.environ.get(CACHE)
-    if chosen:
-        return Path(os.path.expanduser(chosen))
-    return Path(torch.hub.get_dir(), 'checkpoints')
+    return Path(chosen).expanduser() if chosen else Path(torch.hub.get_dir(), 'checkpoints')
 
 
 def fetch(
@@ -69,52 +68,55 @@ def fetch(
     md5: str | None = None,
     folder: Path | None = None,
     timeout: float = 30.0,
-    most: int = _MOST,
+    most: int = _MAX_SIZE,
 ) -> Path:
-    """Returns the local path of a published file and downloads it where it is not there.
+    """Returns the local path of a published file, downloading the file if it is not there yet.
 
-    What an earlier call left unfinished is continued. Of several processes or threads that ask
-    for the same file one downloads it and the others wait. RES2NET_MM_MIRROR may name folders and
-    http(s) addresses, separated by commas, that are asked before ``url`` for a file of its name; a
-    file in a folder is used where it lies.
+    An unfinished download is resumed. If several processes or threads ask for the same file, one
+    downloads it and the others wait. RES2NET_MM_MIRROR may list folders and http(s) addresses,
+    separated by commas; they are asked for a file of this name before ``url`` is. A file found in
+    such a folder is used in place.
 
     Args:
         url: An http or https address that ends in a file name.
-        sha256: Hex digits, 8 to 64, that the sha256 of the file begins with. By default those in
-            its name (``name-<8 to 64 digits>.pth``, a date excepted); where there are none the
-            content is not verified, and the file lies in a folder that is named by ``url``.
-        md5: The 32 hex digits of the file's md5, where no sha256 is published.
-        folder: Where the file is kept; by default ``cache_folder()``.
-        timeout: Seconds in which a server has to send a KiB for each, or the connection is given
-            up; after some in a row the call ends, and what came is kept for the next.
-        most: Bytes that the file may have.
+        sha256: The first 8 to 64 hex digits of the file's sha256. By default the digits in its
+            name (``name-<8 to 64 digits>.pth``, unless they are a date). Without any, the content
+            is not verified and the file is kept in a folder named after ``url``.
+        md5: The 32 hex digits of the file's md5, if no sha256 is published.
+        folder: Where to keep the file; by default ``cache_folder()``.
+        timeout: Seconds within which a server must send at least 1 KiB a second on average. A
+            slower connection is closed and retried; after several failures in a row the call
+            ends, and the next call resumes.
+        most: Largest accepted file size in bytes.
 
     Returns:
         The path of the complete file, verified if its sha256 or md5 is known.
 
     Raises:
-        DownloadError: No source has the file or can be reached, what they have has another
-            sha256 or more bytes than ``most``, or the folder cannot be written to; or an argument
-            or RES2NET_MM_MIRROR makes no sense.
+        DownloadError: No source has the file or can be reached, the file has another checksum or
+            is larger than ``most``, the folder cannot be written to, or an argument or
+            RES2NET_MM_MIRROR is invalid.
     """
     url = urldefrag(url).url
     name = _file_name(url)
-    prefix = _prefix(sha256, md5, name)
+    digits = _checksum(sha256, md5, name)
     folder = cache_folder() if folder is None else Path(folder)
-    if prefix is None:  # nothing but the address tells it from others of its name
+    if digits is None:  # only the address distinguishes it from other files of this name
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:10]
     path = folder / name
-    # Errors of the network are turned into _Failed where they arise; an OSError is of the disk.
+    failures: dict[str, _Failed] = {}
+    # Network errors become _Failed where they occur, so an OSError here comes from the disk.
     try:
-        problem = _problem(path, prefix)
+        problem = _problem(path, digits)
         if not problem:
             return path
         if path.is_file():
             _log(f'{path} is replaced: {problem}')
-        failures = {}
         for source in [*_mirrors(name), url]:
             try:
-                return _from(source, path, prefix, timeout, most)
+                if isinstance(source, Path):
+                    return _in_place(source, digits)
+                return _download_once(source, path, digits, timeout, most)
             except _Failed as failure:
                 failures[str(source)] = failure
     except OSError as error:
@@ -131,38 +133,20 @@ def fetch(
     raise DownloadError('; '.join(lines))
 
 
-def _from(source: str | Path, path: Path, prefix: str | None, timeout: float, most: int) -> Path:
-    if isinstance(source, Path):
-        try:
-            problem = _problem(source, prefix)
-        except OSError as error:
-            problem = f'it cannot be read ({error.strerror})'
-        if problem:
-            raise _Failed(problem)
-        return source
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f'{path}.lock')
-    patience = 1
-    while not lock.is_locked:
-        try:
-            lock.acquire(timeout=patience)
-        except Timeout:
-            patience = _SAYING
-            size = _Part(path).size()
-            _log(f'waiting for another process, which is downloading {path} ({size} bytes so far)')
-    try:
-        if _problem(path, prefix):  # else another process was faster
-            _download(source, path, prefix, timeout, most)
-    finally:
-        lock.release()
-    return path
+def digest_of(path: Path, kind: str = 'sha256') -> str:
+    """The digest of a file in hexadecimal digits, by the hashlib algorithm ``kind``."""
+    digest = hashlib.new(kind, usedforsecurity=False)
+    with open(path, 'rb') as file:
+        while data := file.read(_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return parts.scheme in ('http', 'https') and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of a port that is no number, or half an IPv6 address
+    except ValueError:  # the port is not a number, or an IPv6 address is incomplete
         return False
 
 
@@ -175,8 +159,8 @@ def _file_name(url: str) -> str:
     return name
 
 
-def _prefix(sha256: str | None, md5: str | None, name: str) -> str | None:
-    """What the file's sha256 begins with, or ``md5:`` and all of that."""
+def _checksum(sha256: str | None, md5: str | None, name: str) -> str | None:
+    """The first digits of the file's sha256, or ``md5:`` and its whole md5."""
     if md5 is not None:
         if sha256 is not None or not re.fullmatch('[0-9a-fA-F]{32}', md5):
             raise DownloadError(f'md5 must be 32 hex digits, without a sha256, but got {md5!r}')
@@ -189,12 +173,23 @@ def _prefix(sha256: str | None, md5: str | None, name: str) -> str | None:
     return sha256.lower()
 
 
-def _mirrors(name: str) -> list[str | Path]:
-    """Where the mirrors have the file of this name, if they have it."""
-    sources: list[str | Path] = []
+def _problem(path: Path, checksum: str | None) -> str:
+    """What is wrong with a file, or ``''`` if it is the one that was asked for."""
+    if not path.is_file():
+        return 'there is no such file'
+    kind, _, digits = (checksum or '').rpartition(':')
+    kind = kind or 'sha256'
+    actual = digest_of(path, kind) if digits else ''
+    if actual.startswith(digits):
+        return ''
+    return f'its {kind} should begin with {digits}, but it is {actual}'
+
+
+def _mirrors(name: str) -> Iterator[str | Path]:
+    """Where each mirror would have the file of this name."""
     for mirror in filter(None, map(str.strip, os.environ.get(MIRROR, '').split(','))):
         if _is_address(mirror):
-            sources.append(f'{mirror.rstrip("/")}/{quote(name)}')
+            yield f'{mirror.rstrip("/")}/{quote(name)}'
             continue
         folder = mirror
         if mirror.startswith('file://'):
@@ -205,173 +200,179 @@ def _mirrors(name: str) -> list[str | Path]:
                 f'{MIRROR} must name http(s) addresses and existing folders, separated by commas, '
                 f'but has {mirror!r}'
             )
-        sources.append(Path(folder, name))
-    return sources
+        yield Path(folder, name)
 
 
-def _problem(path: Path, prefix: str | None) -> str:
-    """What is wrong with a file; nothing if it is the one that was asked for."""
-    if not path.is_file():
-        return 'there is no such file'
-    kind, _, digits = (prefix or '').rpartition(':')
-    actual = digest_of(path, kind or 'sha256') if digits else ''
-    if actual.startswith(digits):
-        return ''
-    return f'its {kind or "sha256"} should begin with {digits}, but it is {actual}'
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file in hexadecimal digits."""
-    return digest_of(path, 'sha256')
-
-
-def digest_of(path: Path, kind: str) -> str:
-    """The digest of a file by hashlib's algorithm ``kind`` in hexadecimal digits."""
-    digest = hashlib.new(kind, usedforsecurity=False)
-    with open(path, 'rb') as file:
-        while data := file.read(_CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
+def _in_place(path: Path, checksum: str | None) -> Path:
+    try:
+        problem = _problem(path, checksum)
+    except OSError as error:
+        problem = f'it cannot be read ({error.strerror})'
+    if problem:
+        raise _Failed(problem)
+    return path
 
 
 def _log(message: str) -> None:
     MMLogger.get_current_instance().info(message)
 
 
-class _Part:
-    """The beginning of a file, and beside it a note which content it is the beginning of."""
+def _download_once(url: str, path: Path, checksum: str | None, timeout: float, most: int) -> Path:
+    """Downloads a file, or waits for the process that is downloading it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    download = _Download(url, path, checksum, timeout, most)
+    lock, patience = FileLock(f'{path}.lock'), 1.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            patience, size = _REMINDER, download.size()
+            _log(f'waiting for another process, which is downloading {path} ({size} bytes so far)')
+    try:
+        if _problem(path, checksum):  # otherwise another process has just downloaded it
+            download.run()
+    finally:
+        lock.release()
+    return path
 
-    def __init__(self, path: Path) -> None:
-        self.packed = path.suffix in ('.gz', '.tgz')  # its coding is its content
-        self.path = Path(f'{path}.part')
-        self.note = Path(f'{path}.part.json')
+
+class _Download:
+    """One file from one address: ``part`` grows beside it, ``note`` says what it is a part of."""
+
+    def __init__(
+        self, url: str, path: Path, checksum: str | None, timeout: float, most: int
+    ) -> None:
+        self.url, self.path, self.checksum = url, path, checksum
+        self.timeout, self.most = timeout, most
+        self.part, self.note = Path(f'{path}.part'), Path(f'{path}.part.json')
+
+    def run(self) -> None:
+        """Downloads, verifies and renames the part."""
+        # disable=None: shown on a terminal only
+        with tqdm(
+            desc=self.path.name, unit='B', unit_scale=True, unit_divisor=1024, disable=None
+        ) as self.bar:
+            in_words = self.bar.disable
+            if in_words:
+                _log(f'downloading {self.url} to {self.path}')
+            pieced = self._receive()
+            problem = _problem(self.part, self.checksum)
+            if problem and pieced:
+                _log(f'{self.path.name}: the pieces do not fit together, downloading it anew')
+                self._discard()
+                self._receive()
+                problem = _problem(self.part, self.checksum)
+        if problem:
+            self._discard()
+            raise _Failed(problem)
+        with open(self.part, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.replace(self.part, self.path)
+        self._discard()
+        if in_words:
+            _log(f'downloaded {self.path} ({self.path.stat().st_size / 2**20:.1f} MiB)')
 
     def size(self) -> int:
-        return self.path.stat().st_size if self.path.exists() else 0
+        """Bytes that are there."""
+        return self.part.stat().st_size if self.part.exists() else 0
 
-    def validator(self, url: str) -> str | None:
-        """The ETag or date that this address gave for the content, if it gave one."""
-        try:
-            note = json.loads(self.note.read_text())
-            return note['validator'] if note['url'] == url else None
-        except (FileNotFoundError, ValueError, LookupError, TypeError):  # none, or half written
-            return None
-
-    def begin(self, url: str, validator: str | None) -> None:
-        self.discard()  # before the note says anything new
-        self.note.write_text(json.dumps(dict(url=url, validator=validator)))
-
-    def discard(self) -> None:
-        self.path.unlink(missing_ok=True)
+    def _discard(self) -> None:
+        self.part.unlink(missing_ok=True)
         self.note.unlink(missing_ok=True)
 
-
-def _download(url: str, path: Path, prefix: str | None, timeout: float, most: int) -> None:
-    part = _Part(path)
-    # disable=None: shown on a terminal only
-    with tqdm(desc=path.name, unit='B', unit_scale=True, unit_divisor=1024, disable=None) as bar:
-        in_words = bar.disable
-        if in_words:
-            _log(f'downloading {url} to {path}')
-        pieced = _receive(url, part, prefix, timeout, most, bar)
-        problem = _problem(part.path, prefix)
-        if problem and pieced:
-            _log(f'{path.name}: the pieces do not fit together, downloading it anew')
-            part.discard()
-            _receive(url, part, prefix, timeout, most, bar)
-            problem = _problem(part.path, prefix)
-    if problem:
-        part.discard()
-        raise _Failed(problem)
-    with open(part.path, 'rb+') as file:
-        os.fsync(file.fileno())
-    os.replace(part.path, path)
-    part.discard()
-    if in_words:
-        _log(f'downloaded {path} ({path.stat().st_size / 2**20:.1f} MiB)')
-
-
-def _receive(
-    url: str, part: _Part, prefix: str | None, timeout: float, most: int, bar: tqdm
-) -> bool:
-    """Asks until the part is the whole file. Returns whether it consists of several pieces."""
-    best, failures, connected = part.size(), 0, False
-    while True:
+    def _validator(self) -> str | None:
+        """The ETag or date that this address sent with the part, if it sent one."""
         try:
-            return _request(url, part, prefix, timeout, most, bar)
-        except _Dropped as error:
-            connected = connected or not isinstance(error, _Unreachable)
-            if not connected:
-                raise
-            size = part.size()
-            slow = isinstance(error, _Slow)
-            failures = 0 if size > best and not slow else failures + 1
-            best = max(best, size)
-            if failures > _RETRIES:
-                brought = 'little' if slow else 'no'
-                raise _Dropped(
-                    f'{error}, and {_RETRIES} further attempts brought {brought} more; the next '
-                    f'call continues with the {size} bytes that are there'
-                ) from error
-            time.sleep(_WAIT * 2**failures)
+            note = json.loads(self.note.read_text())
+            return note['validator'] if note['url'] == self.url else None
+        except (FileNotFoundError, ValueError, LookupError, TypeError):  # missing or half written
+            return None
 
+    def _receive(self) -> bool:
+        """Asks until the part is the whole file. Returns whether it consists of several pieces."""
+        best, failures, connected = self.size(), 0, False
+        while True:
+            try:
+                return self._ask()
+            except _Dropped as error:
+                connected = connected or not isinstance(error, _Unreachable)
+                if not connected:
+                    raise
+                size, slow = self.size(), isinstance(error, _Slow)
+                failures = 0 if size > best and not slow else failures + 1
+                best = max(best, size)
+                if failures > _RETRIES:
+                    raise _Dropped(
+                        f'{error}, and {_RETRIES} further attempts brought '
+                        f'{"little" if slow else "no"} more; the next call continues with the '
+                        f'{size} bytes that are there'
+                    ) from error
+                time.sleep(_WAIT * 2**failures)
 
-def _request(
-    url: str, part: _Part, prefix: str | None, timeout: float, most: int, bar: tqdm
-) -> bool:
-    """Asks once for what is missing. Returns whether the answer continued the part."""
-    offset, kept = part.size(), part.validator(url)
-    headers = {'Accept-Encoding': 'identity'}
-    if offset and (prefix or kept):  # else nothing would tell a part of other content
-        headers['Range'] = f'bytes={offset}-'
-        if kept:
-            headers['If-Range'] = kept
-    try:
-        response = _open(url, headers, timeout)
-    except HTTPError as error:
-        if error.code == 416 and 'Range' in headers:
-            if prefix:
-                return True  # the part is whole, or of something else: its sha256 will tell
-            part.discard()
-            raise _Dropped('the file is shorter than the part of it that is there') from error
-        reason = ' '.join(str(error.reason).split())
-        raise _Failed(f'the server answered {error.code} ({reason})') from error
-    with response:
-        start, total = _span(response)
+    def _ask(self) -> bool:
+        """Asks once for the missing bytes. Returns whether the answer continued the part."""
+        offset, kept = self.size(), self._validator()
+        headers = {'User-Agent': 'res2net_mm', 'Accept-Encoding': 'identity'}
+        if offset and (self.checksum or kept):  # otherwise changed content would go unnoticed
+            headers['Range'] = f'bytes={offset}-'
+            if kept:
+                headers['If-Range'] = kept
+        try:
+            response = _open(self.url, headers, self.timeout)
+        except HTTPError as error:
+            if error.code == 416 and 'Range' in headers:
+                if self.checksum:
+                    return True  # the part is complete or wrong: its checksum will tell
+                self._discard()
+                raise _Dropped('the file is shorter than the part of it that is there') from error
+            reason = ' '.join(str(error.reason).split())
+            raise _Failed(f'the server answered {error.code} ({reason})') from error
+        with response:
+            start, total = _span(response)
+            self._check_answer(response, total)
+            validator = response.headers.get('ETag', 'W/')
+            if validator.startswith('W/'):  # a weak ETag also stands for similar content
+                validator = response.headers.get('Last-Modified')
+            if not start:
+                self._discard()  # before the note describes other content
+                self.note.write_text(json.dumps(dict(url=self.url, validator=validator)))
+            elif start != offset or not (self.checksum or kept == validator):
+                self._discard()
+                raise _Dropped('the server continued with other bytes than were asked for')
+            self.bar.total = total
+            self.bar.n = self.bar.initial = self.bar.last_print_n = start  # not part of the rate
+            self.bar.refresh()
+            self._store(response)
+        if total is not None and self.size() != total:
+            raise _Dropped(f'the connection broke off after {self.size()} of {total} bytes')
+        return start > 0
+
+    def _check_answer(self, response: HTTPResponse, total: int | None) -> None:
         coding = response.headers.get('Content-Encoding', 'identity')
-        if coding != 'identity' and not prefix and not part.packed:
+        packed = self.path.suffix in ('.gz', '.tgz')  # servers call the file's own format a coding
+        if coding != 'identity' and not self.checksum and not packed:
             raise _Failed(
                 f'the server sends it compressed (Content-Encoding: {coding}) though it was asked '
                 'not to, and nothing tells whether that is the file'
             )
-        if total is not None and total > most:
-            raise _Failed(f'the server says it has {total} bytes, more than the {most} expected')
-        validator = response.headers.get('ETag', 'W/')
-        if validator.startswith('W/'):  # a weak one holds for similar content also
-            validator = response.headers.get('Last-Modified')
-        if start and (start != offset or not (prefix or kept == validator)):
-            part.discard()
-            raise _Dropped('the server continued with other bytes than were asked for')
-        if not start:
-            part.begin(url, validator)
-        bar.total = total
-        bar.n = bar.initial = bar.last_print_n = start  # else the rate would count it
-        bar.refresh()
-        with open(part.path, 'ab', buffering=0) as file:
-            while data := memoryview(_read(response, timeout)):
-                bar.update(len(data))
-                if file.tell() + len(data) > most:
-                    part.discard()
-                    raise _Failed(f'the server sends more than the {most} bytes expected')
-                while data:
+        if total is not None and total > self.most:
+            raise _Failed(
+                f'the server says it has {total} bytes, more than the {self.most} expected'
+            )
+
+    def _store(self, response: HTTPResponse) -> None:
+        with open(self.part, 'ab', buffering=0) as file:
+            while data := memoryview(_read(response, self.timeout)):
+                self.bar.update(len(data))
+                if file.tell() + len(data) > self.most:
+                    self._discard()
+                    raise _Failed(f'the server sends more than the {self.most} bytes expected')
+                while data:  # a write may store only some of it
                     data = data[file.write(data) :]
-    if total is not None and part.size() != total:
-        raise _Dropped(f'the connection broke off after {part.size()} of {total} bytes')
-    return start > 0
 
 
-def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where in the file an answer begins (-1: unclear), and how large the file is, if known."""
+def _span(response: HTTPResponse) -> tuple[int, int | None]:
+    """Where in the file an answer begins (-1: unclear), and the file's size if known."""
     if response.status == 200:
         return 0, response.length
     if response.status != 206:
@@ -385,68 +386,47 @@ def _span(response: http.client.HTTPResponse) -> tuple[int, int | None]:
     return start, None if response.length is None else start + response.length
 
 
-class _Crawl(OSError):
-    """Next to nothing came."""
+class _Metered(io.RawIOBase):
+    """A stream that raises ``_Slow`` when too few bytes arrive within ``timeout`` seconds."""
 
-
-class _Paced(io.RawIOBase):
-    """What a socket receives, headers as well, as long as enough comes in each ``timeout`` s."""
-
-    def __init__(self, received: io.RawIOBase, timeout: float) -> None:
-        self.received, self.timeout = received, timeout
-        self.since, self.came = None, 0
+    def __init__(self, stream: io.RawIOBase, timeout: float) -> None:
+        self.stream, self.timeout = stream, timeout
+        self.since, self.count = 0.0, 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        number = self.received.readinto(buffer)
+        number = self.stream.readinto(buffer)
         now = time.monotonic()
-        self.since = self.since or now  # of the first bytes: a server may have to think
-        self.came += number or 0
+        self.since = self.since or now  # starts with the first bytes: a server may need to think
+        self.count += number or 0
         passed = now - self.since
         if number and passed > self.timeout:
-            if self.came < _LEAST * passed:
-                raise _Crawl(f'only {self.came} bytes came in {passed:.1f} s')
-            self.since, self.came = None, 0
+            if self.count < _MIN_RATE * passed:
+                raise _Slow(f'only {self.count} bytes came in {passed:.1f} s')
+            self.since, self.count = 0.0, 0
         return number
 
     def close(self) -> None:
-        self.received.close()
+        self.stream.close()
         super().close()
 
 
-class _Socket:
-    """A socket whose file is paced."""
+class _MeteredResponse(HTTPResponse):
+    """An answer that is metered from its first header on."""
 
-    def __init__(self, real: Any, timeout: float) -> None:
-        self.real, self.timeout = real, timeout
-
-    def makefile(self, mode: str) -> io.BufferedReader:
-        return io.BufferedReader(_Paced(self.real.makefile(mode, buffering=0), self.timeout))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.real, name)
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        self.fp = io.BufferedReader(_Metered(self.fp.detach(), sock.gettimeout()))
 
 
-class _Connection(http.client.HTTPConnection):
-    def connect(self) -> None:
-        super().connect()
-        self.sock = _Socket(self.sock, self.timeout)
+class _Connections(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """urllib's connections, directly or through the proxies of the environment, metered."""
 
-
-class _SecureConnection(_Connection, http.client.HTTPSConnection):
-    pass
-
-
-class _Http(urllib.request.HTTPHandler):
-    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_Connection, req)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_SecureConnection, req)
+    def do_open(self, http_class: Any, req: urllib.request.Request, **kwargs: Any) -> HTTPResponse:
+        metered = type(http_class.__name__, (http_class,), dict(response_class=_MeteredResponse))
+        return super().do_open(metered, req, **kwargs)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -464,32 +444,27 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:
+def _open(url: str, headers: dict[str, str], timeout: float) -> HTTPResponse:
     redirects = _Redirects(url)
-    request = urllib.request.Request(
-        quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers={'User-Agent': 'res2net_mm', **headers}
-    )
+    request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
     try:
-        return urllib.request.build_opener(redirects, _Http, _Https).open(request, timeout=timeout)
+        return urllib.request.build_opener(redirects, _Connections).open(request, timeout=timeout)
     except HTTPError as error:
         error.close()
         raise
     except URLError as error:
-        if isinstance(error.reason, _Crawl):
-            raise _Slow(f'the server did not answer: {error.reason}') from error
         host = urlsplit(redirects.url).netloc
         raise _Unreachable(f'{host} could not be reached: {_why(error.reason, timeout)}') from error
-    except (OSError, http.client.HTTPException) as error:
-        kind = _Slow if isinstance(error, _Crawl) else _Dropped
-        raise kind(f'the server did not answer: {_why(error, timeout)}') from error
+    except _Slow as error:
+        raise _Slow(f'the server did not answer: {error}') from error
+    except (OSError, HTTPException) as error:
+        raise _Dropped(f'the server did not answer: {_why(error, timeout)}') from error
 
 
-def _read(response: http.client.HTTPResponse, timeout: float) -> bytes:
+def _read(response: HTTPResponse, timeout: float) -> bytes:
     try:
-        return response.read1(_CHUNK)  # what is there: the rest may never come
-    except _Crawl as error:
-        raise _Slow(str(error)) from error
-    except (OSError, http.client.HTTPException) as error:
+        return response.read1(_CHUNK)  # what has arrived: the rest may never come
+    except (OSError, HTTPException) as error:
         raise _Dropped(f'the connection broke off: {_why(error, timeout)}') from error
 
 

@@ -1,4 +1,4 @@
-"""Finding weights that are NaN or infinite."""
+"""Finds weights that are NaN or infinite."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .layouts import listing
 
 
 def not_finite(values: Any, known: Collection[str] = ()) -> list[str]:
-    """Names of the tensors with values that are NaN or infinite.
+    """Names of the tensors that have NaN or infinite values.
 
     Args:
-        values: A state dict, or dicts and lists with tensors in them.
-        known: Names to leave out, as :func:`constants` gives them.
+        values: A state dict, or nested dicts and lists of tensors.
+        known: Names to leave out, such as those of :func:`constants`.
 
     Returns:
         The names; keys of inner dicts and lists are joined by dots.
@@ -27,7 +27,7 @@ def not_finite(values: Any, known: Collection[str] = ()) -> list[str]:
         if name not in known:
             wide = tensor.float() if tensor.dtype.itemsize == 1 else tensor  # float8
             found.setdefault(tensor.device, {})[name] = torch.isfinite(wide).all()
-    # one transfer from a device, not one a tensor
+    # one transfer per device, not one per tensor
     return [
         name
         for finite in found.values()
@@ -37,12 +37,12 @@ def not_finite(values: Any, known: Collection[str] = ()) -> list[str]:
 
 
 def constants(model: nn.Module) -> list[str]:
-    """Buffers that a model is built with and that are not finite, such as masks of -inf."""
+    """Names of the buffers that are not finite when a model is built, such as masks of -inf."""
     return not_finite(dict(model.named_buffers()))
 
 
 def say_not_finite(names: list[str]) -> str:
-    """The part of a message that names the tensors."""
+    """The part of an error that names the tensors."""
     verb = 'has' if len(names) == 1 else 'have'
     return f'{listing(names)} {verb} values that are NaN or infinite'
 

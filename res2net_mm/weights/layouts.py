@@ -1,4 +1,4 @@
-"""Renaming of every published layout to this package's (mmdet's) names.
+"""Renames the weights of every published layout to this package's (mmdet's) names.
 
 ====================  ==============================  ==============  ===========================
 layout                stem (deep; 7x7)                around it       blocks
@@ -24,10 +24,9 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import CONVENTION
-from .paddle_pickle import PROGRAM_NAMES
-from .reading import CheckpointError
+from .reading import PROGRAM_NAMES, CheckpointError
 
-# First-block rule of the networks that a layout belongs to; mmdet's names are ours, with any rule.
+# Layout -> first-block rule of its networks. mmdet's names are also ours, with any rule.
 LAYOUTS = {'mmdet': None, 'official': 'official', 'mmpretrain': 'official', 'paddle': 'paddle'}
 
 CLASSIFIER = 'classifier'
@@ -52,15 +51,15 @@ _PADDLE_NORM = {'_mean': 'running_mean', '_variance': 'running_var'}
 
 @dataclass(frozen=True)
 class Converted:
-    """A state dict in this package's names, and where it came from.
+    """A state dict with this package's names, and what is known about it.
 
     Attributes:
-        state: Names -> tensors. Its ``_metadata`` carries the convention, so that a network
-            with other arguments refuses it.
+        state: Name -> tensor. Its ``_metadata`` has the convention, so that a network with other
+            arguments refuses it.
         layout: ``'mmdet'``, ``'official'``, ``'mmpretrain'`` or ``'paddle'``.
-        convention: What the weights are known to need of ``first_block`` and ``style``.
-        dropped: Rule -> names that it dropped.
-        licence: What a file of :func:`convert_weights` says of its weights' licence.
+        convention: The ``first_block`` and ``style`` that the weights need, as far as known.
+        dropped: Rule -> names that it left out.
+        licence: The licence in a file that :func:`convert_weights` wrote.
     """
 
     state: OrderedDict[str, Tensor]
@@ -74,13 +73,13 @@ def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tenso
     """Renames the weights of a published backbone.
 
     Args:
-        state: A state dict, or a checkpoint that wraps one as ``state_dict``, ``model`` or
-            ``ema``, with or without ``module.``: of this package, mmdet (also a whole detector),
-            the authors, timm, mmpretrain or PaddleClas (also with numpy arrays).
+        state: A state dict, or a checkpoint with one under ``state_dict``, ``model`` or ``ema``,
+            with or without ``module.``, from this package, mmdet (also a whole detector), the
+            authors, timm, mmpretrain or PaddleClas (also as numpy arrays).
 
     Returns:
-        The weights in this package's names, without a classifier and what else is no backbone,
-        and the layout that was recognised.
+        The backbone's weights with this package's names, without classifier or other heads, and
+        the layout that was recognised.
 
     Raises:
         CheckpointError: The layout is not recognised, or a name has no rule.
@@ -95,18 +94,18 @@ def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tenso
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict in a checkpoint; averaged weights where there are no others."""
+    """The state dict in a checkpoint; averaged weights only if there are no others."""
     for _ in range(_DEEPEST):
         inner = (checkpoint.get(key) for key in _WRAPPERS)
         state = next((value for value in inner if isinstance(value, Mapping) and value), None)
         if state is None:
             return checkpoint
         checkpoint = state
-    raise CheckpointError(f'its weights lie in more than {_DEEPEST} dicts in each other')
+    raise CheckpointError(f'its weights are nested in more than {_DEEPEST} dicts')
 
 
 def read_convention(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-    """The convention that our saving left in a checkpoint for the backbone under a prefix."""
+    """The convention that this package saved in a checkpoint for the backbone under a prefix."""
     metadata = getattr(unwrap(checkpoint), '_metadata', None)
     wrappers = ('', 'module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.')
     paths = [wrapper + prefix for wrapper in wrappers]
@@ -123,29 +122,28 @@ def read_convention(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str
 
 
 def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Converted:
-    """:func:`convert_state_dict` with all that it finds out.
+    """:func:`convert_state_dict`, with everything that it finds out.
 
     Args:
-        checkpoint: As there.
-        prefix: What the backbone's names begin with; None is ``backbone.`` where there is one.
+        checkpoint: As for :func:`convert_state_dict`.
+        prefix: What the backbone's names begin with; None means ``backbone.`` if there is one.
     """
     state = unwrap(checkpoint)
     dropped: dict[str, list[str]] = {}
-    wrong = [key for key in state if not isinstance(key, str)]
-    if wrong:
+    if wrong := [key for key in state if not isinstance(key, str)]:
         raise CheckpointError(f'a state dict has names as keys, but this one has {wrong[0]!r:.80}')
-    if prefix and not prefix.endswith('.'):  # as mmengine takes it
+    if prefix and not prefix.endswith('.'):  # mmengine accepts both forms
         prefix += '.'
-    for wrapper in ('module.', '_orig_mod.', 'module.'):  # of DDP and torch.compile
+    for wrapper in ('module.', '_orig_mod.', 'module.'):  # from DDP and torch.compile
         wrapped = state and all(key.startswith(wrapper) for key in state)
         if wrapped and not (prefix or '').startswith(wrapper):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     if prefix is None:
         prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
     layout = ''
-    if prefix and not any(key.startswith(prefix) for key in state):
-        raise CheckpointError(f'no name begins with {prefix!r}: {listing(list(state), 3)}')
     if prefix:
+        if not any(key.startswith(prefix) for key in state):
+            raise CheckpointError(f'no name begins with {prefix!r}: {listing(list(state), 3)}')
         mmpretrain = any(key.startswith('head.fc.') for key in state)
         layout = 'mmpretrain' if mmpretrain else 'mmdet'
         for key in state:
@@ -154,15 +152,14 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
                 dropped.setdefault(CLASSIFIER if head else AROUND, []).append(key)
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     names = _recognise(state)
-    if names != 'mmdet' or not layout:  # other names tell the rule, whatever stands before them
+    if names != 'mmdet' or not layout:  # other names show the rule, whatever their prefix
         layout = names
     rename = _RENAMES[names]
 
     renamed: OrderedDict[str, Tensor] = OrderedDict()
     unknown = []
     for key, value in state.items():
-        rule = _dropped_by(key, state)
-        if rule:
+        if rule := _dropped_by(key, state):
             dropped.setdefault(rule, []).append(prefix + key)
             continue
         name = rename(key, state)
@@ -183,15 +180,14 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
     write_convention(renamed, convention)
     meta = checkpoint.get('meta')
     licence = meta.get('licence') if isinstance(meta, Mapping) else None
-    return Converted(
-        renamed, layout, convention, dropped, licence if isinstance(licence, str) else None
-    )
+    licence = licence if isinstance(licence, str) else None
+    return Converted(renamed, layout, convention, dropped, licence)
 
 
 def write_convention(
     state: OrderedDict[str, Tensor], convention: Mapping[str, str], path: str = ''
 ) -> None:
-    """Writes the convention of the backbone at ``path`` where a network's loading looks for it."""
+    """Stores the convention of the backbone at ``path`` where ``load_state_dict`` looks for it."""
     metadata = OrderedDict(getattr(state, '_metadata', None) or {})
     if convention:
         metadata[path] = {**metadata.get(path, {}), CONVENTION: dict(convention)}
@@ -199,14 +195,14 @@ def write_convention(
 
 
 def listing(names: list[str], most: int = 6) -> str:
-    """A few of many names, fit for one line."""
+    """The first names and the number of the others, for one line."""
     more = f' and {len(names) - most} more' if len(names) > most else ''
     shown = [name if name.isprintable() else ascii(name) for name in names[:most]]
     return ', '.join(f'{name:.200}' for name in shown) + more
 
 
 def _tensor(key: str, value: Any) -> Tensor:
-    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':  # as Paddle gives them
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biuf':  # from Paddle
         return torch.from_numpy(np.array(value, value.dtype.newbyteorder('='), order='C'))
     if not isinstance(value, Tensor):
         raise CheckpointError(f'{key} must be a tensor, but is {type(value).__name__}')
@@ -222,7 +218,7 @@ def _recognise(state: Mapping[str, Any]) -> str:
         return 'official'
     if 'stem.0.weight' in state:
         return 'mmdet'
-    if 'conv1.weight' in state or 'base_layer.0.weight' in state:  # both name them alike
+    if 'conv1.weight' in state or 'base_layer.0.weight' in state:  # the same in both
         return 'official' if any(key.startswith('fc.') for key in state) else 'mmdet'
     names = listing(list(state), 3) or 'no names'
     raise CheckpointError(
@@ -236,7 +232,7 @@ def _dropped_by(key: str, state: Mapping[str, Any]) -> str | None:
         return CLASSIFIER
     if key == PROGRAM_NAMES:
         return PROGRAM
-    # a projection of a tree of trees: each inner tree has its own, and uses that
+    # In a tree of trees each inner tree has and uses a projection of its own.
     tree = re.fullmatch(r'(level\d(?:\.tree\d)*)\.project\.\w+\.\w+', key)
     if tree and any(k.startswith(f'{tree[1]}.tree1.tree1.') for k in state):
         return DISCARDED
@@ -262,22 +258,21 @@ def _from_paddle(key: str, state: Mapping[str, Any]) -> str | None:
     match = _PADDLE_KEY.fullmatch(key)
     if match is None:
         return None
-    of = match.groupdict()
-    leaf = of['conv'] or _PADDLE_NORM.get(of['norm'], of['norm'])
-    is_norm = of['conv'] is None
+    place = match.groupdict()
+    leaf = place['conv'] or _PADDLE_NORM.get(place['norm'], place['norm'])
+    is_norm = place['conv'] is None
     deep = 'conv1_1._conv.weight' in state
-    if of['stage'] is None:
-        if not of['stem']:
+    if place['stage'] is None:
+        if not place['stem']:
             return f'{"bn1" if is_norm else "conv1"}.{leaf}'
-        return f'stem.{3 * (int(of["stem"]) - 1) + is_norm}.{leaf}'
-    if of['branch']:
-        module = f'{"bns" if is_norm else "convs"}.{int(of["branch"]) - 1}'
-    elif of['part'] == 'short':
+        return f'stem.{3 * (int(place["stem"]) - 1) + is_norm}.{leaf}'
+    if place['branch']:
+        module = f'{"bns" if is_norm else "convs"}.{int(place["branch"]) - 1}'
+    elif place['part'] == 'short':
         module = f'downsample.{deep + is_norm}'
     else:
-        number = {'conv0': 1, 'conv2': 3}[of['part']]
-        module = f'{"bn" if is_norm else "conv"}{number}'
-    return f'layer{int(of["stage"]) + 1}.{of["block"]}.{module}.{leaf}'
+        module = f'{"bn" if is_norm else "conv"}{1 if place["part"] == "conv0" else 3}'
+    return f'layer{int(place["stage"]) + 1}.{place["block"]}.{module}.{leaf}'
 
 
 _RENAMES: dict[str, Callable[[str, Mapping[str, Any]], str | None]] = {
@@ -288,6 +283,6 @@ _RENAMES: dict[str, Callable[[str, Mapping[str, Any]], str | None]] = {
 
 
 def _add_counters(state: OrderedDict[str, Tensor]) -> None:
-    """Paddle and old torch keep no num_batches_tracked, which no feature depends on."""
+    """Adds num_batches_tracked, which Paddle and old torch do not save; no feature uses it."""
     for key in [key for key in state if key.endswith('.running_mean')]:
         state.setdefault(key.replace('running_mean', 'num_batches_tracked'), torch.tensor(0))

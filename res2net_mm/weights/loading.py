@@ -1,4 +1,4 @@
-"""Loading weights: exactly, or not at all."""
+"""Loads weights exactly, or not at all."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from .reading import CheckpointError
 from .sources import read_backbone, unknown_rule
 
 BEYOND = 'stages that the network was built without'
-_told: set[str] = set()  # licences, by source
 
 
 @dataclass
 class LoadReport:
-    """What :func:`load_weights` did.
+    """What :func:`load_weights` did; as text, a few lines for a log.
 
     Attributes:
         source: The file, address or name.
-        layout: Layout of the file, as :func:`convert_state_dict` calls it.
-        first_block: Rule that the file needs; None where neither its layout nor a convention tells.
+        layout: Layout of the file, see :func:`convert_state_dict`.
+        first_block: Rule that the file needs; None if neither its layout nor a convention says.
         matched: Names that were loaded.
         missing: Names of the network that the file lacks: offsets of deformable convolutions.
-        unexpected: Names of the file that the network lacks; none, or it would have been an error.
+        unexpected: Names of the file that the network lacks; always empty, since a load is exact.
         dropped: Rule -> names of the file that it left out.
         licence: Licence of published weights.
-        note: What to know where nothing tells the rule.
+        note: Warning if the file does not say which first-block rule it needs.
     """
 
     source: str
@@ -57,13 +56,9 @@ class LoadReport:
         ]
         if self.missing:
             lines.append(f'not in the file, and zero: {listing(self.missing)}')
-        for rule, names in self.dropped.items():
-            lines.append(f'left out, {rule}: {listing(names)}')
-        if self.note:
-            lines.append(self.note)
-        if self.licence and self.source not in _told:
-            _told.add(self.source)
-            lines.append(f'licence of these weights: {self.licence}')
+        lines += [f'left out, {rule}: {listing(names)}' for rule, names in self.dropped.items()]
+        lines += [self.note] if self.note else []
+        lines += [f'licence of these weights: {self.licence}'] if self.licence else []
         return '\n  '.join(lines)
 
 
@@ -75,19 +70,19 @@ def load_weights(
     map_location: Any = 'cpu',
     trust: bool = False,
 ) -> LoadReport:
-    """Loads weights into a backbone, exactly: on any error the network is as it was.
+    """Loads weights into a backbone exactly; after an error the network is unchanged.
 
     Args:
         net: A backbone of this package.
-        source: A name of :data:`ZOO` (``res2net://name`` or the name alone), a file, an http
+        source: A name of :data:`ZOO` (``res2net://name`` or just the name), a file, an http
             address, ``open-mmlab://name``, or a state dict; in any layout.
-        prefix: What the names of the backbone begin with in the file; None finds ``backbone.``.
-        map_location: Device that the file is read to.
+        prefix: What the backbone's names begin with in the file; None finds ``backbone.``.
+        map_location: Device to which the file is read.
         trust: Read the file with pickle, which runs code that is in it.
 
     Returns:
         What was loaded and left out. ``conv_offset`` of deformable convolutions may be missing
-        and is then zero, which makes them plain ones (times 0.5 in version 2).
+        and is then zero, which makes them plain convolutions (times 0.5 in version 2).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -105,20 +100,15 @@ def load_weights(
         )
     name = 'the state dict' if isinstance(source, Mapping) else str(source)
     converted, entry = read_backbone(source, prefix, map_location, trust=trust)
-    convention = converted.convention
+    convention, dropped = converted.convention, dict(converted.dropped)
     state = OrderedDict(converted.state)
-    dropped = dict(converted.dropped)
-    beyond = [key for key in state if _is_beyond(net, key)]
-    if beyond:
+    if beyond := [key for key in state if _is_beyond(net, key)]:
         dropped[BEYOND] = beyond
         for key in beyond:
             del state[key]
-    own = net.state_dict()
     missing = check_fit(net, state, convention, name, converted.layout)
-    matched = list(state)
-    for key in missing:
-        state[key] = torch.zeros_like(own[key])
-    net.load_state_dict(state)
+    matched, own = list(state), net.state_dict()
+    net.load_state_dict(state | {key: torch.zeros_like(own[key]) for key in missing})
     return LoadReport(
         source=name,
         layout=converted.layout,
@@ -133,13 +123,10 @@ def load_weights(
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained', force=True)
 class Pretrained:
-    """``init_cfg=dict(type='Pretrained', ...)`` of this package's backbones.
+    """``init_cfg=dict(type='Pretrained', ...)`` of this package's backbones: loads, and logs it.
 
     Args:
-        checkpoint: Source for :func:`load_weights`.
-        prefix: As there.
-        map_location: As there.
-        trust: As there.
+        checkpoint, prefix, map_location, trust: As for :func:`load_weights`.
     """
 
     def __init__(
@@ -150,29 +137,29 @@ class Pretrained:
         trust: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
-        self.args = dict(prefix=prefix, map_location=map_location, trust=trust)
+        self.options = dict(prefix=prefix, map_location=map_location, trust=trust)
 
     def __call__(self, module: Backbone) -> None:
-        report = load_weights(module, self.checkpoint, **self.args)
+        report = load_weights(module, self.checkpoint, **self.options)
         MMLogger.get_current_instance().info(str(report))
 
 
 def _is_beyond(net: Backbone, key: str) -> bool:
-    """A later stage than the network was built with, such as layer4 for num_stages=3."""
+    """Whether a stage comes after those of the network, such as layer4 for num_stages=3."""
     stage, last = key.split('.')[0], net.stage_names[-1]
     return last.startswith('layer') and stage in ('layer2', 'layer3', 'layer4') and stage > last
 
 
 def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: str) -> str:
-    """What a load by name and shape does to a model.
+    """What loading by name and shape does to a model.
 
     Args:
         model: The model.
-        weights: The file's, by the model's names.
+        weights: The file's weights, with the model's names.
         source: The file, for messages.
 
     Returns:
-        One line; ``''`` where all weights load and none is left over.
+        One line, or ``''`` if all weights load and none is left over.
 
     Raises:
         CheckpointError: No weight fits.
@@ -182,26 +169,25 @@ def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: 
     shapes = {key: tuple(getattr(value, 'shape', ())) for key, value in given.items()}
     loaded = {key for key, value in own.items() if shapes.get(key) == tuple(value.shape)}
     if not loaded:
-        backbone = any(f'backbone.{key}' in own for key in given)
-        raise CheckpointError(
-            f'{source}: none of its {len(given)} weights fits the model by name and shape (there: '
-            f'{listing(list(given))}; the model: {listing(list(own))}). '
-            + (
+        advice = 'Give load_from a checkpoint of this model'
+        if any(f'backbone.{key}' in own for key in given):
+            advice = (
                 "They are a backbone's: set model.backbone.init_cfg=dict(type='Pretrained', "
                 f'checkpoint={source!r}) instead of load_from'
-                if backbone
-                else 'Give load_from a checkpoint of this model'
             )
+        raise CheckpointError(
+            f'{source}: none of its {len(given)} weights fits the model by name and shape (there: '
+            f'{listing(list(given))}; the model: {listing(list(own))}). {advice}'
         )
     parts = {
         'not loaded, of another shape there': [k for k in own if k in given and k not in loaded],
         'not loaded, not there': [k for k in own if k not in given],
         'left over': [k for k in given if k not in own],
     }
-    told = [f'{len(keys)} {what} ({listing(keys)})' for what, keys in parts.items() if keys]
-    if not told:
+    rest = [f'{len(keys)} {what} ({listing(keys)})' for what, keys in parts.items() if keys]
+    if not rest:
         return ''
-    return f"{source}: {len(loaded)} of the model's {len(own)} weights loaded; {'; '.join(told)}"
+    return f"{source}: {len(loaded)} of the model's {len(own)} weights loaded; {'; '.join(rest)}"
 
 
 def check_fit(
@@ -211,13 +197,13 @@ def check_fit(
     name: str,
     layout: str,
 ) -> list[str]:
-    """Checks that a network takes weights exactly.
+    """Checks that weights fit a network exactly.
 
     Args:
         net: The network.
-        state: The weights in its names.
-        convention: What they need of ``first_block`` and ``style``.
-        name: What the weights are called in an error.
+        state: The weights, with the network's names.
+        convention: The ``first_block`` and ``style`` that they need.
+        name: What an error calls the weights.
         layout: Their layout, for an error.
 
     Returns:
@@ -227,41 +213,50 @@ def check_fit(
         ValueError: They do not fit; the message names the arguments to set.
     """
     own = net.state_dict()
-    missing = [key for key in own if key not in state]
     offsets = any('.conv_offset.' in key for key in state)  # all of them, or none
-    gap = [key for key in missing if '.conv_offset.' in key and not offsets]
-    missing = [key for key in missing if key not in gap]
-    unexpected = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unexpected or shapes:
-        needs, has = architecture_of(state), architecture_of(own)
-        differs = {k: v for k, v in needs.items() if has.get(k, v) != v}
-        if has['type'] == 'Res2NetDCN' and needs['type'] == 'Res2Net':
-            del differs['type']  # which takes plain weights
-        differs |= {k: v for k, v in convention.items() if net.convention.get(k, v) != v}
-        lists = [f'missing: {listing(missing)}', f'unexpected: {listing(unexpected)}']
-        lists.append(
-            'other shapes: '
-            + listing([f'{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}' for k in shapes])
-        )
-        detail = '; '.join(
-            text for text, keys in zip(lists, (missing, unexpected, shapes), strict=True) if keys
-        )
-        advice = ', '.join(f'{k}={v!r}' for k, v in differs.items())
-        if advice:
-            now = {**has, **net.convention}
-            now = ', '.join(f'{k}={now.get(k)!r}' for k in differs)
-            advice = f' Set {advice} (the network has {now}).'
+    absent = [key for key in own if key not in state]
+    gap = [key for key in absent if '.conv_offset.' in key and not offsets]
+    parts = {
+        'missing': [key for key in absent if key not in gap],
+        'unexpected': [key for key in state if key not in own],
+        'other shapes': [
+            f'{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}'
+            for key in own
+            if key in state and own[key].shape != state[key].shape
+        ],
+    }
+    if any(parts.values()):
+        advice = _advice(net, own, state, convention)
+        detail = '; '.join(f'{what}: {listing(keys)}' for what, keys in parts.items() if keys)
         raise CheckpointError(
             f'{name} (layout {layout}) does not fit the network, and nothing was loaded.{advice} '
             f'[{detail}]'
         )
     net.check_convention(convention, name)
     for key, value in state.items():
-        reason = _unfit(key, value, own[key])
-        if reason:
+        if reason := _unfit(key, value, own[key]):
             raise CheckpointError(f'{name}: {key} {reason}; nothing was loaded')
     return gap
+
+
+def _advice(
+    net: Backbone,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    convention: Mapping[str, str],
+) -> str:
+    """The arguments that would make the network fit, as far as the weights show them."""
+    needs, has = architecture_of(state), architecture_of(own)
+    differs = {k: v for k, v in needs.items() if has.get(k, v) != v}
+    if has['type'] == 'Res2NetDCN' and needs['type'] == 'Res2Net':
+        del differs['type']  # Res2NetDCN takes plain weights
+    differs |= {k: v for k, v in convention.items() if net.convention.get(k, v) != v}
+    if not differs:
+        return ''
+    advice = ', '.join(f'{key}={value!r}' for key, value in differs.items())
+    now = has | net.convention
+    now = ', '.join(f'{key}={now.get(key)!r}' for key in differs)
+    return f' Set {advice} (the network has {now}).'
 
 
 def _unfit(key: str, value: Tensor, own: Tensor) -> str | None:
@@ -269,7 +264,7 @@ def _unfit(key: str, value: Tensor, own: Tensor) -> str | None:
         return 'has no values'
     if value.is_floating_point() != own.is_floating_point() or value.is_complex():
         return f'has type {value.dtype}, where {own.dtype} is needed'
-    value = value.to(own.dtype)  # which may be infinite where the file is not
+    value = value.to(own.dtype)  # may overflow to infinity
     if value.is_floating_point() and not torch.isfinite(value).all():
         return f'has values that are NaN or infinite in {own.dtype}'
     if key.endswith('running_var') and (value < 0).any():

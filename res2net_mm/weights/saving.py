@@ -1,4 +1,4 @@
-"""Writing weights of any layout in this package's names."""
+"""Writes weights of any layout with this package's names."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ SUFFIXES = ('.safetensors', '.pth')
 
 @dataclass
 class WrittenWeights:
-    """What :func:`convert_weights` wrote.
+    """What :func:`convert_weights` wrote; as text, a report.
 
     Attributes:
-        path: The file, the beginning of its sha256 in its name.
+        path: The file; its name has the first digits of its sha256.
         variants: Names of ``list_backbones()`` that the weights fit.
-        arch: Arguments of the backbone, as far as weights tell.
+        arch: Arguments of the backbone, as far as the weights show them.
         layout: Layout of the source.
-        convention: ``first_block`` and ``style``; empty where nothing tells them.
-        has_rule: Whether networks of this kind differ in ``first_block``.
-        parameters: Number of values without batch norm's statistics.
+        convention: ``first_block`` and ``style``; empty if they are not known.
+        has_rule: Whether networks of this kind have different first-block rules.
+        parameters: Number of values, without the statistics of batch norm.
         tensors: Number of tensors.
         dropped: Rule -> names that were left out.
         licence: Licence of published weights.
@@ -81,22 +81,23 @@ def convert_weights(
     prefix: str | None = None,
     trust: bool = False,
 ) -> WrittenWeights:
-    """Writes the backbone in a file of any layout in this package's names, with its convention.
+    """Writes the backbone in a file of any layout with this package's names and its convention.
 
     Args:
         source: As for :func:`load_weights`.
-        out: File to write, .safetensors or .pth; the beginning of its sha256 is put into its name.
-        first_block: The rule, where neither the layout nor a convention tells it.
-        prefix: What the names of the backbone begin with; None finds ``backbone.``.
+        out: File to write, .safetensors or .pth; the first digits of its sha256 are added to its
+            name.
+        first_block: The rule, if neither the layout nor a convention says it.
+        prefix: What the backbone's names begin with; None finds ``backbone.``.
         trust: Read the source with pickle, which runs code that is in it.
 
     Returns:
-        What was written, after it was loaded again and found equal.
+        What was written, after loading it again and comparing it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The source cannot be read, is no backbone of this package, needs another rule
-            than ``first_block``, or ``out`` has another suffix. Nothing is written.
+        ValueError: The source cannot be read, is no backbone of this package or needs another
+            first-block rule, or ``out`` has another suffix. Nothing is written.
         OSError: The file cannot be written; nothing is left there.
     """
     out = Path(out).expanduser()
@@ -174,7 +175,7 @@ def _serialised(
 
 
 def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that go with fewer stages than four."""
+    """The arguments, completed for a network of fewer than four stages."""
     stages = arch.get('num_stages', 4)
     lengths = dict(strides=(1, 2, 2, 2)[:stages], dilations=(1,) * stages)
     return {**arch, **lengths, 'out_indices': range(stages)} if stages != 4 else dict(arch)
@@ -183,22 +184,19 @@ def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
 def _build(args: Mapping[str, Any], convention: Mapping[str, str]) -> Backbone:
     args = dict(args)
     backbone = MODELS.get(args.pop('type', 'Res2Net'))
-    accepted = backbone.arguments()  # DLA, of one form, takes none of it
+    accepted = backbone.arguments()  # DLA, which has only one form, takes none
     return backbone(**{**args, **{k: v for k, v in convention.items() if k in accepted}})
 
 
 def _fits(
     args: Mapping[str, Any], convention: Mapping[str, str], state: Mapping[str, Tensor]
 ) -> bool:
-    """Whether the network has these names and shapes, and its own rule is the convention's."""
+    """Whether the network has these names and shapes, and the convention's rule."""
     with torch.device('meta'):
         try:
             net = _build(args, {})
         except ValueError:
             return False
     own = {key: value.shape for key, value in net.state_dict().items()}
-    same_rule = (
-        net.convention.items()
-        >= {k: v for k, v in convention.items() if k in net.convention}.items()
-    )
+    same_rule = all(convention.get(key, value) == value for key, value in net.convention.items())
     return same_rule and own == {key: value.shape for key, value in state.items()}

@@ -1,8 +1,7 @@
-"""Where weights come from: names, addresses and files, and the conventions of whole models."""
+"""Finds weights by name, address or file, and reads them together with their convention."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -17,12 +16,13 @@ from torch import nn
 
 from ..backbones import Backbone
 from ..backbones.base import CONVENTION
-from .download import fetch, sha256_of
+from ..checks import did_you_mean
+from .download import digest_of, fetch
 from .layouts import Converted, convert, read_convention, unwrap, write_convention
 from .reading import CheckpointError, read_checkpoint
 from .zoo import SCHEME, ZOO, Published
 
-# mmengine's schemes -> what finds the addresses of their names
+# mmengine's schemes -> the function that returns their names and addresses
 OPEN_MMLAB = {
     'open-mmlab://': lambda: get_external_models(),
     'openmmlab://': lambda: get_external_models(),
@@ -34,11 +34,11 @@ HTTP = ('http://', 'https://')
 
 
 def locate(source: str | Path) -> tuple[Path, Published | None]:
-    """The local file of a source, downloaded where need be, and its entry in :data:`ZOO`.
+    """The local file of a source, downloaded if necessary, and its entry in :data:`ZOO`.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The name is not known, the download fails, or a published file was changed.
+        ValueError: The name is unknown, the download fails, or a published file was changed.
     """
     text = os.fspath(source)
     for scheme, addresses in OPEN_MMLAB.items():
@@ -46,12 +46,13 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
             models = addresses()
             name = text.removeprefix(scheme)
             if name not in models:
-                raise ValueError(f'{text}: mmengine knows no such name{_near(name, models)}')
+                raise ValueError(f'{text}: mmengine knows no such name{did_you_mean(name, models)}')
             text = models[name]
     name = text.removeprefix(SCHEME)
     if text.startswith(SCHEME) and name not in ZOO:
         raise ValueError(
-            f'{text}: no published weights of this name in res2net_mm.weights.ZOO{_near(name, ZOO)}'
+            f'{text}: no published weights of this name in res2net_mm.weights.ZOO'
+            f'{did_you_mean(name, ZOO)}'
         )
     if text.startswith(SCHEME) or (name in ZOO and not Path(text).exists()):
         entry = ZOO[name]
@@ -68,7 +69,7 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
     path = Path(text).expanduser()
     entry = files.get(path.name) if path.is_file() else None
     if entry is not None and entry.sha256:
-        digest = sha256_of(path)
+        digest = digest_of(path)
         if not digest.startswith(entry.sha256):
             raise CheckpointError(
                 f'checkpoint {path} has the name of published weights whose sha256 begins with '
@@ -85,12 +86,12 @@ def read_backbone(
     *,
     trust: bool = False,
 ) -> tuple[Converted, Published | None]:
-    """The backbone in a source, in this package's names, and its entry in :data:`ZOO`.
+    """The backbone in a source, with this package's names, and its entry in :data:`ZOO`.
 
     Args:
         source: As for :func:`locate`, or a state dict.
-        prefix: What the names of the backbone begin with; None finds ``backbone.``.
-        map_location: Device that the file is read to.
+        prefix: What the backbone's names begin with; None finds ``backbone.``.
+        map_location: Device to which the file is read.
         trust: Read the file with pickle, which runs code that is in it.
 
     Raises:
@@ -102,26 +103,26 @@ def read_backbone(
     path, entry = locate(source)
     checkpoint = read_checkpoint(path, map_location, trust=trust)
     converted = _convert(checkpoint, prefix, source)
-    if entry is not None and not converted.convention:  # mmdet's names, which do not tell
+    if entry is not None and not converted.convention:  # mmdet's names do not show it
         converted = replace(converted, convention=_convention(entry))
         write_convention(converted.state, converted.convention)
     return converted, entry
 
 
 def read_source(filename: str | Path, map_location: Any = None, *, trust: bool = False) -> dict:
-    """Reads a checkpoint of any source so that networks can refuse it by its convention.
+    """Reads a checkpoint from any source, with the convention by which networks may refuse it.
 
-    mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that key is left out
+    mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that key is removed
     unless the file is trusted. ``cfg``, which mmengine writes itself, stays: nothing runs it.
 
     Args:
         filename: As for :func:`locate`.
-        map_location: Device that the file is read to.
+        map_location: Device to which the file is read.
         trust: Read the file with pickle, which runs code that is in it.
 
     Returns:
-        The checkpoint. A published backbone is renamed to this package's names, as are the
-        backbones of ``mmcls://``; a whole model keeps its own.
+        The checkpoint. Published backbones, and those of ``mmcls://``, get this package's names; a
+        whole model keeps its own.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`locate` and :func:`read_checkpoint`.
@@ -139,23 +140,19 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
             return _bare(checkpoint)
         meta = checkpoint.get('meta')
         paths = meta.get(CONVENTION) if isinstance(meta, Mapping) else None
-        paths = [str(path) for path in paths] if isinstance(paths, Mapping) else []
+        paths = map(str, paths) if isinstance(paths, Mapping) else ()
         conventions = {path: read_convention(checkpoint, path) for path in paths}
         checkpoint['state_dict'] = _with_conventions(_bare(checkpoint['state_dict']), conventions)
         return checkpoint
-    state = unwrap(checkpoint)
-    whole = any(key.startswith('backbone.') for key in state) and entry.layout == 'mmdet'
-    if whole:
-        state = _with_conventions(state, {'backbone': _convention(entry)})
-    else:
-        state = _with_conventions(
-            _convert(checkpoint, None, filename).state, {'': _convention(entry)}
-        )
+    state, path = unwrap(checkpoint), 'backbone'
+    if entry.layout != 'mmdet' or not any(key.startswith('backbone.') for key in state):
+        state, path = _convert(checkpoint, None, filename).state, ''
+    state = _with_conventions(state, {path: _convention(entry)})
     return dict(meta=checkpoint.get('meta') or {}, state_dict=state)
 
 
 def say_unknown_rules(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
-    """Warns where the checkpoint of a whole model does not say the rule of a backbone in it."""
+    """Warns if the checkpoint of a whole model does not say which rule its backbones need."""
     for path, module in model.named_modules():
         if not isinstance(module, Backbone) or 'first_block' not in module.convention:
             continue
@@ -164,7 +161,7 @@ def say_unknown_rules(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
 
 
 def conventions_of(model: nn.Module) -> dict[str, dict[str, str]]:
-    """Paths of the backbones in a model -> their conventions, for a checkpoint's ``meta``."""
+    """Path of each backbone in a model -> its convention, for a checkpoint's ``meta``."""
     return {
         path.removeprefix('module.'): module.convention
         for path, module in model.named_modules()
@@ -173,7 +170,7 @@ def conventions_of(model: nn.Module) -> dict[str, dict[str, str]]:
 
 
 def unknown_rule(net: Backbone) -> str:
-    """What to say where nothing tells the first-block rule of weights."""
+    """The warning for weights that do not say which first-block rule they need."""
     return (
         f'the file does not say its first-block rule; the network has first_block='
         f"{net.first_block!r}. If mmdet trained it with its own Res2Net, set first_block='mmdet'"
@@ -205,18 +202,13 @@ def _with_conventions(
 
 
 def _bare(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without ``module.``: mmengine takes it from the names and leaves it in the metadata."""
+    """Without ``module.``, which mmengine removes from the names but not from the metadata."""
     if not state or not all(str(key).startswith('module.') for key in state):
         return state
     bare = OrderedDict((key.removeprefix('module.'), value) for key, value in state.items())
     metadata = getattr(state, '_metadata', None)
     if isinstance(metadata, Mapping):
         bare._metadata = OrderedDict(
-            (path.removeprefix('module').removeprefix('.'), of) for path, of in metadata.items()
+            (path.removeprefix('module').removeprefix('.'), kept) for path, kept in metadata.items()
         )
     return bare
-
-
-def _near(name: str, names: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    return f'; did you mean {near[0]!r}?' if near else ''

@@ -1,7 +1,7 @@
-"""The published weights: one entry a file.
+"""The table of published weights, one entry per file.
 
-Accuracies are those that each source reports. The hexadecimal digits that end most file names
-begin the file's sha256.
+Accuracies are the ones that each source reports. The hexadecimal digits at the end of most file
+names are the first digits of the file's sha256.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 from ..backbones import VARIANTS
 
 SCHEME = 'res2net://'
+# the normalisation of all published weights: RGB, 0 to 255
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NON_COMMERCIAL = 'CC BY-NC-SA 4.0 (non-commercial)'
 
 
@@ -23,12 +25,12 @@ class Published:
 
     Attributes:
         url: Address of the file.
-        layout: Names of its tensors, as :func:`convert_state_dict` calls them.
+        layout: How its tensors are named, see :func:`convert_state_dict`.
         variant: The network, a name of ``list_backbones()``.
         licence: Licence of the weights.
         source: Who published them.
         accuracy: Measure -> value in %, as the source reports it.
-        first_block: Rule that the weights need, where it is not the variant's.
+        first_block: Rule that the weights need, if it differs from the variant's.
     """
 
     url: str
@@ -46,7 +48,7 @@ class Published:
 
     @property
     def sha256(self) -> str | None:
-        """The digits that the file's sha256 begins with; None where its source gives none."""
+        """The first digits of the file's sha256; None if its source publishes none."""
         found = re.search(r'-([0-9a-f]{8})\.pth$', self.filename)
         return found[1] if found else None
 
@@ -57,51 +59,23 @@ class Published:
 
     @property
     def arch(self) -> dict[str, Any]:
-        """Arguments of the backbone that the weights need, ``type`` included."""
+        """Arguments of the backbone that the weights need, including ``type``."""
         args = {'type': 'Res2Net', **VARIANTS[self.variant]}
         return args if args['type'] == 'Res2NetDLA' else dict(args, first_block=self.rule)
 
 
-def _official(variant: str, file: str, top1: float) -> dict[str, Published]:
-    entry = Published(
-        url=f'https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/{file}.pth',
-        layout='official',
-        variant=variant,
-        licence=NON_COMMERCIAL,
-        source='the authors, github.com/Res2Net/Res2Net-PretrainedModels',
-        accuracy={'ImageNet top-1': top1},
-    )
-    return {variant: entry}
+def _published(url: str, rows: dict[str, tuple[str, str, float]], **shared: str) -> dict:
+    """Entries of one source; rows are name -> variant, file (for ``{}`` in url), ImageNet top-1."""
+    return {
+        name: Published(
+            url=url.format(file), variant=variant, accuracy={'ImageNet top-1': top1}, **shared
+        )
+        for name, (variant, file, top1) in rows.items()
+    }
 
 
-def _mmpretrain(variant: str, file: str, top1: float) -> dict[str, Published]:
-    entry = Published(
-        url=f'https://download.openmmlab.com/mmclassification/v0/res2net/{file}.pth',
-        layout='mmpretrain',
-        variant=variant,
-        licence=NON_COMMERCIAL,
-        source="mmpretrain, converted from the authors' weights",
-        accuracy={'ImageNet top-1': top1},
-    )
-    return {f'{variant}_mmpretrain': entry}
-
-
-def _paddle(name: str, variant: str, file: str, top1: float) -> dict[str, Published]:
-    host = 'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph'
-    entry = Published(
-        url=f'{host}/{file}_pretrained.pdparams',
-        layout='paddle',
-        variant=variant,
-        licence='Apache-2.0',
-        source='PaddleClas',
-        accuracy={'ImageNet top-1': top1},
-        first_block='paddle',
-    )
-    return {name: entry}
-
-
-def _detector(name: str, sha256: str, **accuracy: float) -> dict[str, Published]:
-    entry = Published(
+def _detector(name: str, sha256: str, **accuracy: float) -> Published:
+    return Published(
         url=f'https://download.openmmlab.com/mmdetection/v2.0/res2net/{name}-{sha256}.pth',
         layout='mmdet',
         variant='res2net101_v1b_26w_4s',
@@ -110,52 +84,76 @@ def _detector(name: str, sha256: str, **accuracy: float) -> dict[str, Published]
         accuracy={f'COCO {measure} AP': value for measure, value in accuracy.items()},
         first_block='mmdet',
     )
-    return {name: entry}
 
 
-_V1D = Published(
-    url='https://download.openmmlab.com/pretrain/third_party/'
-    'res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth',
-    layout='mmdet',
-    variant='res2net101_v1b_26w_4s',
-    licence=NON_COMMERCIAL,
-    source="open-mmlab://res2net101_v1d_26w_4s, the authors' weights (mmdet applies its own rule)",
-)
+_OFFICIAL = {
+    'res2net50_48w_2s': ('res2net50_48w_2s-afed724a', 77.32),
+    'res2net50_26w_4s': ('res2net50_26w_4s-06e79181', 77.99),
+    'res2net50_14w_8s': ('res2net50_14w_8s-6527dddc', 78.14),
+    'res2net50_26w_6s': ('res2net50_26w_6s-19041792', 78.58),
+    'res2net50_26w_8s': ('res2net50_26w_8s-2c7c9f12', 79.20),
+    'res2net101_26w_4s': ('res2net101_26w_4s-02a759a1', 79.19),
+    'res2next50_4w_4s_8c': ('res2next50_4s-6ef7e7bf', 78.24),
+    'res2net_dla60': ('res2net_dla60_4s-d88db7f9', 78.47),
+    'res2next_dla60': ('res2next_dla60_4s-d327927b', 78.45),
+    'res2net50_v1b_26w_4s': ('res2net50_v1b_26w_4s-3cf99910', 80.27),
+    'res2net101_v1b_26w_4s': ('res2net101_v1b_26w_4s-0812c246', 81.23),
+}
+_MMPRETRAIN = {
+    'res2net50_14w_8s': ('res2net50-w14-s8', 'bc967bf1', 78.14),
+    'res2net50_26w_8s': ('res2net50-w26-s8', 'f547a94b', 79.20),
+    'res2net101_26w_4s': ('res2net101-w26-s4', '870b6c36', 79.19),
+}
+_PADDLE = {
+    'res2net50_vd_26w_4s': ('res2net50_vd_26w_4s', 'Res2Net50_vd_26w_4s', 79.8),
+    'res2net50_vd_26w_4s_ssld': ('res2net50_vd_26w_4s', 'Res2Net50_vd_26w_4s_ssld', 83.1),
+    'res2net101_vd_26w_4s': ('res2net101_vd_26w_4s', 'Res2Net101_vd_26w_4s', 80.6),
+    'res2net101_vd_26w_4s_ssld': ('res2net101_vd_26w_4s', 'Res2Net101_vd_26w_4s_ssld', 83.9),
+    'res2net200_vd_26w_4s': ('res2net200_vd_26w_4s', 'Res2Net200_vd_26w_4s', 81.2),
+    'res2net200_vd_26w_4s_ssld': ('res2net200_vd_26w_4s', 'Res2Net200_vd_26w_4s_ssld', 85.1),
+    'res2net50_14w_8s_paddle': ('res2net50_14w_8s', 'Res2Net50_14w_8s', 79.5),
+    'res2net50_26w_4s_paddle': ('res2net50_26w_4s', 'Res2Net50_26w_4s', 79.3),
+}
 
 ZOO: dict[str, Published] = {
-    **_official('res2net50_48w_2s', 'res2net50_48w_2s-afed724a', 77.32),
-    **_official('res2net50_26w_4s', 'res2net50_26w_4s-06e79181', 77.99),
-    **_official('res2net50_14w_8s', 'res2net50_14w_8s-6527dddc', 78.14),
-    **_official('res2net50_26w_6s', 'res2net50_26w_6s-19041792', 78.58),
-    **_official('res2net50_26w_8s', 'res2net50_26w_8s-2c7c9f12', 79.20),
-    **_official('res2net101_26w_4s', 'res2net101_26w_4s-02a759a1', 79.19),
-    **_official('res2next50_4w_4s_8c', 'res2next50_4s-6ef7e7bf', 78.24),
-    **_official('res2net_dla60', 'res2net_dla60_4s-d88db7f9', 78.47),
-    **_official('res2next_dla60', 'res2next_dla60_4s-d327927b', 78.45),
-    **_official('res2net50_v1b_26w_4s', 'res2net50_v1b_26w_4s-3cf99910', 80.27),
-    **_official('res2net101_v1b_26w_4s', 'res2net101_v1b_26w_4s-0812c246', 81.23),
-    **_mmpretrain(
-        'res2net50_14w_8s', 'res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1', 78.14
+    **_published(
+        'https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/{}.pth',
+        {variant: (variant, *row) for variant, row in _OFFICIAL.items()},
+        layout='official',
+        licence=NON_COMMERCIAL,
+        source='the authors, github.com/Res2Net/Res2Net-PretrainedModels',
     ),
-    **_mmpretrain(
-        'res2net50_26w_8s', 'res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b', 79.20
+    **_published(
+        'https://download.openmmlab.com/mmclassification/v0/res2net/{}.pth',
+        {
+            f'{variant}_mmpretrain': (variant, f'{file}_3rdparty_8xb32_in1k_20210927-{sha}', top1)
+            for variant, (file, sha, top1) in _MMPRETRAIN.items()
+        },
+        layout='mmpretrain',
+        licence=NON_COMMERCIAL,
+        source="mmpretrain, converted from the authors' weights",
     ),
-    **_mmpretrain(
-        'res2net101_26w_4s', 'res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36', 79.19
+    'res2net101_v1d_26w_4s': Published(
+        url='https://download.openmmlab.com/pretrain/third_party/'
+        'res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth',
+        layout='mmdet',
+        variant='res2net101_v1b_26w_4s',
+        licence=NON_COMMERCIAL,
+        source="open-mmlab://res2net101_v1d_26w_4s, the authors' weights (mmdet applies its own "
+        'rule)',
     ),
-    'res2net101_v1d_26w_4s': _V1D,
-    **_paddle('res2net50_vd_26w_4s', 'res2net50_vd_26w_4s', 'Res2Net50_vd_26w_4s', 79.8),
-    **_paddle('res2net50_vd_26w_4s_ssld', 'res2net50_vd_26w_4s', 'Res2Net50_vd_26w_4s_ssld', 83.1),
-    **_paddle('res2net101_vd_26w_4s', 'res2net101_vd_26w_4s', 'Res2Net101_vd_26w_4s', 80.6),
-    **_paddle(
-        'res2net101_vd_26w_4s_ssld', 'res2net101_vd_26w_4s', 'Res2Net101_vd_26w_4s_ssld', 83.9
+    **_published(
+        'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{}_pretrained.pdparams',
+        _PADDLE,
+        layout='paddle',
+        licence='Apache-2.0',
+        source='PaddleClas',
+        first_block='paddle',
     ),
-    **_paddle('res2net200_vd_26w_4s', 'res2net200_vd_26w_4s', 'Res2Net200_vd_26w_4s', 81.2),
-    **_paddle(
-        'res2net200_vd_26w_4s_ssld', 'res2net200_vd_26w_4s', 'Res2Net200_vd_26w_4s_ssld', 85.1
+    'faster_rcnn_r2_101_fpn_2x_coco': _detector(
+        'faster_rcnn_r2_101_fpn_2x_coco', '175f1da6', box=43.0
     ),
-    **_paddle('res2net50_14w_8s_paddle', 'res2net50_14w_8s', 'Res2Net50_14w_8s', 79.5),
-    **_paddle('res2net50_26w_4s_paddle', 'res2net50_26w_4s', 'Res2Net50_26w_4s', 79.3),
-    **_detector('faster_rcnn_r2_101_fpn_2x_coco', '175f1da6', box=43.0),
-    **_detector('mask_rcnn_r2_101_fpn_2x_coco', '17f061e8', box=43.6, mask=38.7),
+    'mask_rcnn_r2_101_fpn_2x_coco': _detector(
+        'mask_rcnn_r2_101_fpn_2x_coco', '17f061e8', box=43.6, mask=38.7
+    ),
 }

@@ -79,8 +79,9 @@ def test_groups_of_channels(form, dtype):
 def test_blocks_split_and_join_by_them(monkeypatch):
     calls = []
     for name in ('split_groups', 'join_groups'):
+        real = getattr(bottle2neck, name)
 
-        def call(*args, real=getattr(bottle2neck, name), name=name):
+        def call(*args, real=real, name=name):
             calls.append(name)
             return real(*args)
 

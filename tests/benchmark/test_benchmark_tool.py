@@ -35,15 +35,11 @@ def test_whole_run(tool, tmp_path, capsys):
     assert record['title'] == 'Inference of res2net50_v1b_26w_4s, 1x3x64x64'
     assert record['command'].startswith('python tools/benchmark.py backbone --size 64x64')
     assert record['settings']['peers'] == ['mmdet', 'timm'] and record['settings']['batch'] == 1
-    assert set(record['machine']) == set(
-        'cpu flags cores threads gpu python versions matmul_gflops'.split()
-    )
-    assert record['machine']['threads'] == 1 and record['machine']['matmul_gflops']['float32'] > 1
+    assert set(record['machine']) == set('cpu flags cores threads gpu python versions'.split())
+    assert record['machine']['threads'] == 1
     for row, name in zip(record['rows'], ('mmdet', 'timm'), strict=True):
         assert row['name'] == name and len(row['times']) == 1 and row['times'][0] > 0
         assert row['difference'] < 1e-5 and row['memory_mib'] > 0 and row['note'] == ''
-        # 4.5 G for 224 x 224, as timm's and the authors' tables have it
-        assert row['gmacs'] == pytest.approx(4.5 * (64 / 224) ** 2, rel=0.01)
     ratio = record['rows'][0]['times'][0] / record['rows'][1]['times'][0]
     assert f'{ratio:.2f}' in run.stdout
     assert chart.stat().st_size > 1000 and len(list(tmp_path.iterdir())) == 2
@@ -63,6 +59,8 @@ def test_whole_run(tool, tmp_path, capsys):
         (['backbone', '--batch', '0'], '--batch must be at least 1'),
         (['backbone', '--peers', 'someone'], "but got 'someone'"),
         (['backbone', '--peers', 'timm', 'timm'], '--peers must differ'),
+        (['backbone', '--peers', 'ours quick'], "but got 'ours quick'"),
+        (['train', '--peers', 'ours fast'], 'ours fast is not for training step'),
         (['backbone', '--peers', 'ours fast float16'], 'is not for device cpu'),
         (['backbone', '--dtype', 'float16'], 'no peer of type float16 is for device cpu'),
         (
@@ -72,7 +70,7 @@ def test_whole_run(tool, tmp_path, capsys):
         (['backbone', '--device', 'abacus'], '--device must be cpu or cuda, but is abacus'),
         (['backbone', '--rounds', '0'], '--rounds must be at least 1, but is 0'),
         (['backbone', '--threads', '0'], '--threads must be at least 1, but is 0'),
-        (['backbone', '--json', 'none/record.json'], 'none is no folder to write to'),
+        (['backbone', '--json', 'none/record.json'], 'none is not a writable folder'),
         (['backbone', '--json', 'record.png'], '--json must end in .json'),
         (['sweep', '--batch', '2', '2'], 'no two the same'),
         (['train', '--size', '64x64', '96x96'], '--size must be one'),
@@ -95,7 +93,7 @@ def test_mistake_is_one_line(tool, capsys):
         run_tool(lambda: tool.main(['backbone', '--peers', 'someone']))
     assert stop.value.code == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 and lines[0].startswith('error: --peers must be of')
+    assert len(lines) == 1 and lines[0].startswith('error: --peers must be one of')
 
 
 def test_committed_page_is_that_of_its_records(tool, tmp_path, monkeypatch):

@@ -23,8 +23,8 @@ from written_sets import (
     write_voc,
 )
 
-from res2net_mm.data.check.findings import Findings
 from res2net_mm.data.check.inspection import Inspection
+from res2net_mm.data.findings import Findings
 
 PIPELINE = [
     {'type': 'LoadImageFromFile'},
@@ -86,6 +86,7 @@ def make_maps(root: Path) -> Config:
     return config(train, val, scope='mmseg', model=SEGMENTOR)
 
 
+SHAPES = ('disc', 'square', 'triangle', 'star')  # the classes of the synthetic set
 MAKERS = {'coco': make_coco, 'voc': make_voc, 'maps': make_maps}
 
 

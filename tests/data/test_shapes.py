@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 import res2net_mm  # noqa: F401  supplies mmcv's operators, without which mmdet does not import
-from res2net_mm.data import make_shapes, scenes, shapes
+from res2net_mm.data import make_shapes
+from res2net_mm.data.synthetic import scenes, shapes
 
 TOOL = Path(__file__).parents[2] / 'tools/make_shapes.py'
 COUNTS = {'train': 48, 'val': 12}

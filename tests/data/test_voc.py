@@ -1,19 +1,21 @@
-"""VOC files: loose ones are read, in the check and in training; mistakes are told."""
+"""VOC files: loose ones are read, in the check and in training; mistakes are named."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mmengine.config import ConfigDict
 from mmengine.registry import DATASETS, DefaultScope
+from planting import noise
 from written_sets import (
+    DATA,
     HEIGHT,
     WIDTH,
     check_fails,
     config,
+    real_data,
     voc_annotations,
     voc_dataset,
     voc_object,
@@ -23,31 +25,24 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data.check.inspection import inspect_data
 from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
 from res2net_mm.data.sets.voc import VocObject, read_voc
 from res2net_mm.data.transforms import harden_dataset
 
-DATA = os.environ.get('RES2NET_MM_DATA')
-real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
-
 TRAIN = 'train_dataloader.dataset'
+
+
 LOADING = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
 
 
-@pytest.fixture
-def voc(tmp_path: Path) -> Path:
-    write_voc(tmp_path, voc_annotations())
-    write_voc(tmp_path, voc_annotations(2), 'val')
-    return tmp_path
+LOAD = [{'type': 'LoadImageFromFile'}]
 
 
 def build(dataset: dict) -> object:
     with DefaultScope.overwrite_default_scope('mmdet'):
         return DATASETS.build(ConfigDict(dataset))
-
-
-# ---- reading
 
 
 def test_what_tools_write():
@@ -82,7 +77,7 @@ def test_encodings(encoding):
 def test_an_encoding_that_is_none_or_another(encoding):
     head = f'<?xml version="1.0" encoding="{encoding}"?>'
     content = head.encode() + b'<annotation>\x81</annotation>'
-    with pytest.raises(DataError, match=f'a.xml .*{encoding}'):
+    with pytest.raises(DataError, match=f'a.xml: .*{encoding}'):
         read_voc(content, 'a.xml')
 
 
@@ -94,9 +89,9 @@ def test_a_size_that_is_not_told(size):
 @pytest.mark.parametrize(
     'text, said',
     [
-        ('<annotation>', 'a.xml is not valid XML'),
-        ('', 'a.xml is not valid XML'),
-        (voc_xml('<object><name>cat</name></object>'), 'object 1 (cat): has no <bndbox/xmin>'),
+        ('<annotation>', 'not valid XML'),
+        ('', 'not valid XML'),
+        (voc_xml('<object><name>cat</name></object>'), 'object 1 (cat): it has no <bndbox/xmin>'),
         (voc_xml(voc_object('cat', (1, 2, 3, 'x'))), "<bndbox/ymax> is 'x', not a number"),
         (voc_xml(voc_object('cat', (1, 'nan', 3, 4))), "<bndbox/ymin> is 'nan'"),
         (voc_xml(voc_object('cat', (1, '9' * 5000, 3, 4))), '... (5,000 characters)'),
@@ -108,11 +103,8 @@ def test_a_size_that_is_not_told(size):
 def test_what_cannot_be_read(text, said):
     with pytest.raises(DataError) as caught:
         read_voc(text.encode(), 'a.xml')
-    assert said in str(caught.value) and 'a.xml' in str(caught.value)
+    assert said in caught.value.what and caught.value.where == 'a.xml'
     assert '\n' not in str(caught.value)
-
-
-# ---- training
 
 
 @pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.XMLDataset'])
@@ -221,42 +213,42 @@ def test_empty_boxes_of_real_files_do_not_reach_training(split, name):
     check_empty_boxes(dataset, split, name)
 
 
-# ---- mistakes
-
-
 def test_voc_files_missing(voc):
-    check_fails(config(voc_dataset(voc, ann_file='gone.txt')), f"{TRAIN}.ann_file='gone.txt'")
+    cfg = config(voc_dataset(voc, ann_file='gone.txt'))
+    check_fails(cfg, 'gone.txt', where=f'{TRAIN}.ann_file')
     check_fails(
         config(voc_dataset(voc, img_subdir='photos')),
-        f"{TRAIN}.img_subdir='photos': there is no folder {voc / 'photos'}",
+        f'no folder {voc / "photos"}',
+        where=f'{TRAIN}.img_subdir',
     )
     check_fails(
         config(voc_dataset(voc, data_prefix={'sub_data_root': 'VOC2007/'})),
-        f"{TRAIN}.data_prefix.sub_data_root='VOC2007/'",
         str(voc / 'VOC2007'),
+        where=f'{TRAIN}.data_prefix.sub_data_root',
     )
-    check_fails(
-        config(voc_dataset(voc, data_prefix={})), f'{TRAIN}.data_prefix.sub_data_root is not set'
-    )
+    cfg = config(voc_dataset(voc, data_prefix={}))
+    check_fails(cfg, 'not set', where=f'{TRAIN}.data_prefix.sub_data_root')
     (voc / 'JPEGImages' / 'photo.1.jpg').unlink()
-    check_fails(config(voc_dataset(voc)), '1 of the 3 images', 'photo.1.jpg')
+    file = voc / 'JPEGImages' / 'photo.1.jpg'
+    check_fails(config(voc_dataset(voc)), '1 of the 3 images', where=file)
     (voc / 'Annotations' / 'photo.2.xml').unlink()
-    check_fails(config(voc_dataset(voc)), '1 of the 3 annotation files', 'photo.2.xml', 'train.txt')
+    file = voc / 'Annotations' / 'photo.2.xml'
+    check_fails(config(voc_dataset(voc)), '1 of the 3 annotation files', 'train.txt', where=file)
 
 
 @pytest.mark.parametrize('line', ['', ' ', 'photo.0 '])
 def test_blanks_in_a_list_of_names(voc, line):
     with (voc / 'train.txt').open('a') as stream:
         stream.write(f'{line}\n')
-    check_fails(config(voc_dataset(voc)), str(voc / 'train.txt'), f'line 4 is {line!r}')
+    check_fails(config(voc_dataset(voc)), f'line 4 is {line!r}', where=voc / 'train.txt')
 
 
 def test_voc_files_that_cannot_be_read(voc):
     (voc / 'Annotations/photo.2.xml').unlink()
     (voc / 'Annotations/photo.2.xml').mkdir()
-    check_fails(config(voc_dataset(voc)), 'photo.2.xml in', 'is there, but no file')
+    check_fails(config(voc_dataset(voc)), 'photo.2.xml', 'is there, but no file')
     (voc / 'train.txt').write_bytes(b'photo.0\n\x80\n')
-    check_fails(config(voc_dataset(voc)), f'{voc / "train.txt"} is no list in UTF-8')
+    check_fails(config(voc_dataset(voc)), 'UTF-8', where=voc / 'train.txt')
 
 
 def test_a_misspelt_voc_class(voc):
@@ -264,7 +256,9 @@ def test_a_misspelt_voc_class(voc):
     check_fails(
         config(dataset),
         f'{TRAIN}.metainfo.classes',
-        "named 'Dogs', but 3 are named 'dog' (did you mean that?)",
+        "'Dogs'",
+        "3 are named 'dog' (did you mean that?)",
+        where=voc / 'train.txt',
     )
     dataset['metainfo'] = {'classes': ('apple', 'pear')}
     check_fails(config(dataset), "('apple', 'pear')", 'cat (3), dog (3), horse (3)')
@@ -277,7 +271,7 @@ def test_a_voc_class_without_objects(voc):
     train, val, _ = check_data(config(voc_dataset(voc), voc_dataset(voc, 'val')))
     assert val.per_class == {'cat': 1, 'dog': 0, 'horse': 0} and val.other_classes == {'doc': 1}
     write_voc(voc, few)
-    check_fails(config(voc_dataset(voc)), "named 'dog', but 1 are named 'doc'")
+    check_fails(config(voc_dataset(voc)), "'dog'", "1 are named 'doc'")
     few = {'two': voc_xml(voc_object('cat', (1, 1, 9, 9)), voc_object('Dog', (1, 1, 9, 9)))}
     write_voc(voc, few, 'val')
     write_voc(voc, voc_annotations())
@@ -286,6 +280,45 @@ def test_a_voc_class_without_objects(voc):
 
 def test_no_usable_voc_box(voc):
     write_voc(voc, {'one': voc_xml(voc_object('cat', (5, 5, 5, 9)))})
-    check_fails(config(voc_dataset(voc)), f"{TRAIN}.ann_file='train.txt': no usable box")
+    check_fails(config(voc_dataset(voc)), 'no usable box', where=f'{TRAIN}.ann_file')
     write_voc(voc, {})
     check_fails(config(voc_dataset(voc)), f'{TRAIN}', 'no usable image')
+
+
+@pytest.mark.parametrize('suffix', ['.tif', '.tiff', '.webp', '.TIF', '.png', '.JPEG'])
+def test_voc_images_of_any_suffix(tmp_path, suffix):
+    write_voc(tmp_path, voc_annotations(2))
+    for file in sorted((tmp_path / 'JPEGImages').iterdir()):
+        file.unlink()
+        noise(file.with_suffix(suffix))
+    dataset = voc_dataset(tmp_path, pipeline=LOAD)
+    assert not check_data(config(dataset))[0].warnings
+    assert not inspect_data(config(dataset), workers=1).findings.errors
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        sample = DATASETS.build(harden_dataset(dataset))[0]
+    assert sample['img'].shape == (HEIGHT, WIDTH, 3) and sample['img_path'].endswith(suffix)
+
+
+def test_another_spelling_of_a_class_is_told_before_training(tmp_path):
+    other = voc_xml(voc_object('Cat', (3, 4, 20, 30)))
+    write_voc(tmp_path, {**voc_annotations(2), 'a': other, 'b': other})
+    (summary,) = check_data(config(voc_dataset(tmp_path)))
+    (line,) = summary.warnings
+    assert line.startswith('name like a class: ') and "2 objects are named 'Cat'" in line
+    assert summary.per_class['cat'] == 2 and summary.other_classes == {'Cat': 2}
+
+
+def test_fractions_that_mmdet_cuts_off_are_told(tmp_path):
+    fractional = voc_xml(voc_object('cat', (3.5, 4, 20, 30)))
+    write_voc(tmp_path, {**voc_annotations(2), 'a': fractional, 'b': fractional})
+    (summary,) = check_data(config(voc_dataset(tmp_path)))
+    (line,) = summary.warnings
+    assert line.startswith('fractional coordinates: ') and 'a.xml' in line and '1 more' in line
+
+
+def test_a_list_with_a_byte_order_mark_is_named(tmp_path):
+    names = write_voc(tmp_path, voc_annotations(2))
+    names.write_text(names.read_text(), encoding='utf-8-sig')
+    check_fails(config(voc_dataset(tmp_path)), 'byte order mark', where=names)
+    names.write_bytes(b'photo.0\r\nphoto.1\r\n')  # Windows' line ends
+    assert check_data(config(voc_dataset(tmp_path)))[0].images == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ from PIL import Image
 
 from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
+
+DATA = os.environ.get('RES2NET_MM_DATA')
+real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
 
 CLASSES = ('cat', 'dog', 'horse')
 WIDTH, HEIGHT = 60, 40
@@ -137,12 +141,20 @@ def config(train: dict, val: dict | None = None, scope: str = 'mmdet', **more: o
     return Config({'default_scope': scope, **loaders, **more})
 
 
-def check_fails(cfg: Config, *said: str) -> str:
-    """The one-line message of the check's error, which holds all of ``said``."""
+def check_fails(cfg: Config, *said: str, where: str | Path | None = None) -> str:
+    """The one-line message of the check's error, which holds all of ``said``.
+
+    Args:
+        cfg: What is checked.
+        said: Parts of the message.
+        where: The file or config key that the error must name.
+    """
     with pytest.raises(DataError) as caught:
         check_data(cfg)
     message = str(caught.value)
-    assert '\n' not in message
+    assert '\n' not in message and caught.value.what and caught.value.where
+    if where is not None:
+        assert caught.value.where == str(where)
     for part in said:
         assert part in message, f'{part!r} is not in: {message}'
     return message

@@ -72,7 +72,8 @@ BAD = {'thin.png', 'float.tif', 'text.png', 'empty.png', 'cut.jpg', 'loop.jpg', 
 
 
 def names_in(failures):
-    return {name for name in (*BAD, 'dot.png') if any(f'/{name} ' in line for line in failures)}
+    lines = [line.replace(':', ' ') for line in failures]
+    return {name for name in (*BAD, 'dot.png') if any(f'/{name} ' in line for line in lines)}
 
 
 def records_in(out):

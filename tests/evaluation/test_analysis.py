@@ -1,4 +1,4 @@
-"""Errors of detections made by hand, every one known, and the tool that draws them."""
+"""Analyses, their pictures, and the tool that makes them."""
 
 import csv
 import json
@@ -10,140 +10,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from made_errors import CAT, DOG, made_set
 from PIL import Image
-from random_sets import random_set
 
 from res2net_mm.evaluation.analysis import SIZE_BINS, analyse
 from res2net_mm.evaluation.analysis_pictures import draw_worst
-from res2net_mm.evaluation.coco import evaluate
-from res2net_mm.evaluation.judging import FALSE, judge
+from res2net_mm.evaluation.judging import judge
 
 REPO = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, PYTHONPATH=str(REPO))
-CAT, DOG = 8, 3
-# image 4 has all of these, image 6 a cat that is found, image 1 nothing
-OBJECTS = dict(
-    a=(CAT, [0, 0, 100, 100]),
-    b=(CAT, [200, 0, 100, 100]),
-    c=(DOG, [400, 0, 100, 100]),
-    d=(DOG, [0, 200, 100, 100]),
-    e=(CAT, [200, 200, 100, 100]),
-    f=(CAT, [400, 200, 100, 100]),
-    h=(DOG, [0, 400, 40, 40]),
-    crowd=(CAT, [600, 0, 200, 200]),
-)
-DETECTIONS = dict(
-    ignored=(CAT, 0.95, [620, 20, 100, 100]),  # in the crowd
-    a=(CAT, 0.9, [0, 0, 100, 100]),
-    twice=(CAT, 0.8, [10, 0, 100, 100]),  # IoU 90 / 110 with a
-    off=(CAT, 0.7, [260, 0, 100, 100]),  # IoU 40 / 160 with b
-    wrong=(CAT, 0.6, [400, 0, 100, 100]),  # it is c, a dog
-    both=(CAT, 0.5, [60, 200, 100, 100]),  # IoU 40 / 160 with d, a dog
-    nothing=(CAT, 0.4, [700, 400, 50, 50]),
-    f=(CAT, 0.3, [400, 200, 100, 100]),
-    h=(DOG, 0.2, [0, 400, 40, 40]),
-)
 
 
 @pytest.fixture
 def made():
-    annotations = [
-        dict(
-            id=i,
-            image_id=4,
-            category_id=label,
-            bbox=box,
-            area=box[2] * box[3],
-            iscrowd=int(name == 'crowd'),
-        )
-        for i, (name, (label, box)) in enumerate(OBJECTS.items())
-    ]
-    truth = dict(
-        images=[dict(id=i, file_name=f'{i}.png', width=800, height=480) for i in (6, 4, 1)],
-        annotations=annotations,
-        categories=[dict(id=CAT, name='cat'), dict(id=DOG, name='dog')],
-    )
-    results = [
-        dict(image_id=4, category_id=label, score=score, bbox=box)
-        for label, score, box in DETECTIONS.values()
-    ]
-    return truth, results[::-1]
-
-
-def mean_ap(cat, dog):
-    """AP of two classes from (thresholds, precision) pairs: of 0, 0.01, ... 1, how many."""
-    return sum(n * p for part in (cat, dog) for n, p in part) / 101 / 2
-
-
-def test_every_detection_has_its_verdict(made):
-    truth, results = made
-    judged = judge(truth, results, 'bbox')
-    assert judged.images == [1, 4, 6] and judged.classes == [DOG, CAT]
-    order = list(DETECTIONS)[::-1]
-    verdicts = {
-        order[source]: verdict
-        for verdict in ('right', 'ignored', *FALSE)
-        for source in judged.sources[judged.are(verdict)]
-    }
-    assert verdicts == dict(
-        ignored='ignored',
-        a='right',
-        twice='duplicate',
-        off='localisation',
-        wrong='class',
-        both='class and localisation',
-        nothing='background',
-        f='right',
-        h='right',
-    )
-    names = list(OBJECTS)
-    assert {names[i] for i in judged.object_sources[judged.found]} == {'a', 'f', 'h'}
-    assert {names[i] for i in judged.object_sources[judged.missed]} == {'d', 'e'}
-    targets = {order[judged.sources[d]]: judged.target[d] for d in range(len(order))}
-    assert names[judged.object_sources[targets['off']]] == 'b'
-    assert names[judged.object_sources[targets['wrong']]] == 'c'
-    assert targets['nothing'] == targets['both'] == targets['twice'] == -1
-
-
-def test_what_ap_gains_without_an_error(made):
-    """Cats have 4 objects, dogs 3; recall k / 4 reaches 25 k + 1 thresholds."""
-    judged = judge(*made, 'bbox')
-    dog = [(34, 1)]  # h alone: recall 1/3
-    assert judged.ap() == pytest.approx(mean_ap([(26, 1), (25, 2 / 7)], dog), abs=1e-12)
-    assert judged.ap() == pytest.approx(evaluate(*made, 'bbox').ap(0.5), abs=1e-12)
-    expected = {
-        'localisation': mean_ap([(26, 1), (25, 2 / 3), (25, 3 / 7)], dog),
-        'class': mean_ap([(26, 1), (25, 2 / 6)], [(67, 1)]),  # c and h: recall 2/3
-        'duplicate': mean_ap([(26, 1), (25, 2 / 6)], dog),
-        'background': mean_ap([(26, 1), (25, 2 / 6)], dog),
-        'class and localisation': mean_ap([(26, 1), (25, 2 / 6)], dog),
-        'missed': mean_ap([(34, 1), (33, 2 / 7)], [(51, 1)]),  # of 3 cats and 2 dogs
-    }
-    for kind, ap in expected.items():
-        assert judged.ap(kind) == pytest.approx(ap, abs=1e-12), kind
-
-
-def test_of_several_errors_about_an_object_the_best_is_put_right(made):
-    truth, results = made
-    extra = [
-        dict(image_id=4, category_id=CAT, score=0.75, bbox=[240, 0, 100, 100]),  # b, IoU 60/140
-        dict(image_id=4, category_id=DOG, score=0.99, bbox=[400, 200, 100, 100]),  # f, a cat, found
-    ]
-    judged = judge(truth, results + extra, 'bbox')
-    assert judged.counts() == {
-        'localisation': 2,
-        'class': 2,
-        'duplicate': 1,
-        'background': 1,
-        'class and localisation': 1,
-        'missed': 2,
-    }
-    # dogs: the false one at 0.99, then h
-    cat = [(26, 1), (25, 2 / 3), (25, 3 / 7)]
-    assert judged.ap('localisation') == pytest.approx(mean_ap(cat, [(34, 0.5)]), abs=1e-12)
-    # of class: the one about c is right, the one about f gone
-    cat = [(26, 1), (25, 2 / 7)]
-    assert judged.ap('class') == pytest.approx(mean_ap(cat, [(67, 1)]), abs=1e-12)
+    return made_set()
 
 
 def test_confusion_and_worst_images_from_a_score(made):
@@ -167,35 +47,6 @@ def test_wrong_class_on_an_object_already_found_is_background_in_confusions(made
     extra = [dict(image_id=4, category_id=DOG, score=0.5, bbox=[0, 0, 100, 100])]
     table = analyse(truth, results + extra, 'bbox', score=0.25).confident.confusion()
     assert table.tolist() == [[0, 1, 2], [0, 2, 2], [1, 4, 0]], 'a is found as a cat'
-
-
-@pytest.mark.parametrize('kind', ['bbox', 'segm'])
-def test_judged_ap_is_cocos(kind):
-    annotations, results = random_set(1)
-    judged = judge(annotations, results[kind], kind)
-    expected = evaluate(annotations, results[kind], kind).ap(0.5)
-    assert judged.ap() == pytest.approx(expected, abs=1e-12)
-    counts = judged.counts()
-    assert sum(map(bool, counts.values())) == 6, 'every kind is there'
-    ends = judged.are('right').sum() + judged.are('ignored').sum() + judged.false.sum()
-    assert ends == len(judged.verdict) and judged.are('ignored').any()
-    table = judged.confusion()
-    objects = [a for a in annotations['annotations'] if not a['iscrowd']]
-    for k, key in enumerate(judged.classes):
-        assert table[k].sum() == sum(a['category_id'] == key for a in objects)
-        seen = (judged.label == k) & ~judged.are('ignored')
-        assert table[:, k].sum() == seen.sum()
-    assert np.trace(table) == judged.are('right').sum()
-
-
-def test_at_most_max_dets_of_an_image_and_class(made):
-    truth, results = made
-    judged = judge(truth, results, 'bbox', max_dets=3)
-    order = list(DETECTIONS)[::-1]
-    assert {order[i] for i in judged.sources} == {'ignored', 'a', 'twice', 'h'}
-
-
-# the tool
 
 
 @pytest.fixture
@@ -330,10 +181,10 @@ def test_mistakes_are_one_line(written, monkeypatch, capsys):
     (written / 'images' / '4.png').unlink()
     for more, part in (
         (('--images', written / 'images'), '4.png does not exist'),
-        (('--images', written / 'gone'), 'gone is no folder'),
-        (('--metric', 'segm'), 'annotations[0] has no segmentation: score with --metric bbox'),
+        (('--images', written / 'gone'), 'gone is not a folder'),
+        (('--metric', 'segm'), 'annotations[0]: it has no segmentation; score with --metric bbox'),
         (('--score', '2'), '--score must be from 0 to 1, but is 2.0'),
-        (('--out', written / 'truth.json'), 'truth.json cannot be written: it is no folder'),
+        (('--out', written / 'truth.json'), 'truth.json cannot be written'),
     ):
         status, _, error = call(monkeypatch, capsys, *arguments(written, *more))
         assert status == 1 and part in error and error.count('\n') == 1, error

@@ -1,27 +1,20 @@
 """mmdet's other metrics, of the images that were run, against numbers by hand and pycocotools."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from metric_samples import CLASSES, coco_samples, pycocotools_figures
 from mmengine.registry import METRICS
 from random_sets import random_set
-from running import ORIGINALS
 
 import res2net_mm  # noqa: F401  (before mmdet)
 from res2net_mm.evaluation import mmdet_metrics, use_our_metrics
 from res2net_mm.evaluation.panoptic import id2rgb
 
-from test_metrics_of_stacks import CLASSES, coco_samples, pycocotools_figures  # isort: skip
-
 META = dict(classes=('cat', 'sky'), thing_classes=('cat',), stuff_classes=('sky',))
-REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -109,20 +102,3 @@ def test_other_metrics_score_the_images_that_were_run(tmp_path):
     assert metric.evaluate(3)['coco/bbox_mAP'] == pytest.approx(stats[0], abs=6e-4)  # rounded
     with pytest.raises(AttributeError):
         mmdet_metrics.bbox_overlaps  # noqa: B018
-
-
-@pytest.mark.slow
-def test_on_the_originals():
-    """All of the above with the original mmdet."""
-    if not ORIGINALS.is_dir():
-        pytest.skip(f'the original packages are not in {ORIGINALS}: make test lays them there')
-    path = os.pathsep.join([str(ORIGINALS), str(REPO)])
-    run = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-k', 'not originals', __file__],
-        env=dict(os.environ, PYTHONPATH=path, OMP_NUM_THREADS='1'),
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]

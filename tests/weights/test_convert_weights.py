@@ -250,7 +250,7 @@ def test_bad_paths_leave_nothing(tmp_path, out, run):
     )
     assert 'none.pth does not exist' in error_of(call(tmp_path / 'none.pth', out / 'x.pth'))
     assert 'is a folder' in error_of(run(tmp_path, out / 'x.pth'))
-    assert "did you mean 'res2net50_26w_4s'" in error_of(
+    assert 'did you mean res2net50_26w_4s' in error_of(
         run('res2net://res2net50_26w4s', out / 'x.pth')
     )
     for folder, suffix in ((good, '.pth'), (Path('/dev/null'), '.safetensors')):

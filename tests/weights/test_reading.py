@@ -127,6 +127,30 @@ def test_getattr_reaches_no_further_than_histories(tmp_path):
         assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
+def test_nothing_changes_in_the_process(tmp_path, monkeypatch):
+    """Another thread that loads a file meanwhile sees torch's settings as they are."""
+    path = tmp_path / 'run.pth'
+    torch.save(dict(w=torch.ones(2), x=HistoryBuffer([2.0], [1]), y=np.arange(3)), path)
+    for name in ('add_safe_globals', 'clear_safe_globals', 'safe_globals'):
+        monkeypatch.delattr(torch.serialization, name)
+    assert read_checkpoint(path)['x'].mean() == 2
+
+
+def test_torch_can_be_forced_to_load_weights_only(tmp_path, monkeypatch):
+    path = tmp_path / 'net.pth'
+    torch.save(dict(state_dict=dict(w=torch.ones(2))), path)
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
+    assert read_checkpoint(path)['state_dict']['w'].sum() == 2
+
+
+def test_a_state_may_not_change_functions_and_classes(tmp_path):
+    path = tmp_path / 'state.pth'
+    for target in (b'ctorch._utils\n_rebuild_tensor_v2\n', b'ccollections\nOrderedDict\n'):
+        save_pickle(path, b'\x80\x02}' + target + b'}X\x01\0\0\0aK\x01sbX\x01\0\0\0bs.')
+        assert 'asks for a change of a class or function' in refusal(path)
+    assert not hasattr(torch._utils._rebuild_tensor_v2, 'a')
+
+
 def test_histories_change_nothing_outside_of_themselves(tmp_path):
     path = tmp_path / 'history.pth'
     state = dict(vars(HistoryBuffer([2.0], [1])), statistics_methods=dict(mean='evil'), update='no')

@@ -271,7 +271,14 @@ FORMATS = list(files({}))
 
 
 @pytest.mark.parametrize('name', FORMATS)
-def test_content_tells_the_format(tmp_path, name):
+def test_content_tells_the_format(tmp_path, monkeypatch, name):
+    load = torch.load
+
+    def by_content(file, **options):  # torch 2.13 and later look at the name, if they get one
+        assert not isinstance(file, (str, os.PathLike))
+        return load(file, **options)
+
+    monkeypatch.setattr(torch, 'load', by_content)
     state = dict(w=torch.arange(3.0), n=torch.tensor(2))
     for suffix in ('.pth', '.pdparams', '.PDPARAMS', '.safetensors', ''):
         path = tmp_path / f'net{suffix}'

@@ -1,4 +1,7 @@
-"""Measurements against other implementations: describe the contenders, measure, report.
+"""Measurements against other implementations; ``tools/benchmark.py`` is the command.
 
-``tools/benchmark.py`` is the command. Start reading with ``contenders.py``.
+``contenders.py`` describes who is measured, ``measure.py`` times them, ``report.py`` presents the
+record. A module for each kind of work has ``add_arguments(parser, task)`` and ``run(args)``, which
+compares the contenders' results, measures them, and returns the record of ``make_record``. A new
+one gets its line in ``TASKS`` of the command.
 """

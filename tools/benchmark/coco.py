@@ -28,7 +28,7 @@ BOUND = 1e-6
 CLASSES = 80
 SIZE = np.array([640, 480])  # width and height of the images
 OBJECTS = 7  # an image, on average
-DETECTIONS = 100  # an image
+DETECTIONS = 100  # an image, or three an object if that is more
 # shares of objects that are small, medium, large, as in COCO, and ranges of their sides
 SHARES = (0.41, 0.35, 0.24)
 SIDES = np.array([(6, 31), (33, 94), (98, 400)])
@@ -88,9 +88,9 @@ def write_set(folder: Path, images: int, kind: str) -> tuple[Path, Path]:
     """Writes a random set in COCO's format, and gives the paths of ground truth and results.
 
     Objects are of 80 classes, some much more frequent, and of small to large sizes; one in 100 is a
-    crowd. An image has 100 detections: those with the highest scores are objects that were moved a
-    little, some with another class; the others hit nothing. Masks are polygons of 12 corners, those
-    of results and crowds run-length encoded.
+    crowd. Detections are objects that were moved a little, some with another class, and boxes with
+    low scores that hit nothing. Masks are polygons of 12 corners, those of results and crowds
+    run-length encoded.
     """
     rng = np.random.default_rng(0)
     frequency = 1 / np.arange(1, CLASSES + 1)
@@ -99,29 +99,22 @@ def write_set(folder: Path, images: int, kind: str) -> tuple[Path, Path]:
     results: list[dict[str, Any]] = []
     for image in range(1, images + 1):
         boxes = _boxes(rng, rng.poisson(OBJECTS))
-        classes = rng.choice(CLASSES, len(boxes), p=frequency)
-        crowds = rng.random(len(boxes)) < CROWDS
-        for box, label, crowd in zip(boxes, classes, crowds, strict=True):
-            one = dict(id=len(truth) + 1, image_id=image, category_id=int(label) + 1)
-            one |= dict(iscrowd=int(crowd), area=float(box[2] * box[3]))
-            truth.append(one | _shape(box, kind, encoded=bool(crowd)))
-        near = rng.integers(0, len(boxes), min(3 * len(boxes), DETECTIONS)) if len(boxes) else []
-        noise = rng.exponential(0.12, len(near))
-        scale = noise[:, None] * boxes[near][:, [2, 3, 2, 3]]
-        moved = boxes[near] + scale * rng.standard_normal((len(near), 4))
-        other = rng.random(len(near)) < 0.1
-        guessed = np.where(other, rng.integers(0, CLASSES, len(near)), classes[near])
-        missing = DETECTIONS - len(near)
-        found = np.concatenate([moved, _boxes(rng, missing)])
-        found[:, 2:] = np.maximum(found[:, 2:], 2)
-        found[:, :2] = np.clip(found[:, :2], 0, SIZE - 2)
-        found[:, 2:] = np.minimum(found[:, 2:], SIZE - found[:, :2])
-        labels = np.concatenate([guessed, rng.choice(CLASSES, missing, p=frequency)])
-        sure = np.exp(-3 * noise) * rng.uniform(0.5, 1, len(near))
-        scores = np.concatenate([sure, 0.5 * rng.random(missing) ** 2]).round(6)
-        for box, label, score in zip(found, labels, scores, strict=True):
-            one = dict(image_id=image, category_id=int(label) + 1, score=float(score))
-            results.append(one | _shape(box, kind, encoded=True))
+        classes = rng.choice(CLASSES, len(boxes), p=frequency) + 1
+        for box, label in zip(boxes, classes, strict=True):
+            crowd = bool(rng.random() < CROWDS)
+            area = float(box[2] * box[3])
+            one = dict(id=len(truth) + 1, image_id=image, category_id=int(label))
+            truth.append(one | dict(iscrowd=int(crowd), area=area) | _shape(box, kind, crowd))
+            for _ in range(3):
+                noise = rng.exponential(0.12)
+                moved = box + noise * box[[2, 3, 2, 3]] * rng.standard_normal(4)
+                guess = label if rng.random() < 0.9 else rng.integers(CLASSES) + 1
+                score = np.exp(-3 * noise) * rng.uniform(0.5, 1)
+                results.append(_detection(image, moved, guess, score, kind))
+        missing = DETECTIONS - 3 * len(boxes)
+        for box in _boxes(rng, max(missing, 0)):
+            guess, score = rng.choice(CLASSES, p=frequency) + 1, 0.5 * rng.random() ** 2
+            results.append(_detection(image, box, guess, score, kind))
     width, height = SIZE.tolist()
     content = dict(
         images=[dict(id=i, width=width, height=height) for i in range(1, images + 1)],
@@ -141,15 +134,23 @@ def _boxes(rng: np.random.Generator, number: int) -> np.ndarray:
     return np.concatenate([rng.random((number, 2)) * (SIZE - sides), sides], axis=1)
 
 
+def _detection(image: int, box: np.ndarray, label: int, score: float, kind: str) -> dict[str, Any]:
+    corner = np.clip(box[:2], 0, SIZE - 2)
+    box = np.concatenate([corner, np.clip(box[2:], 2, SIZE - corner)])
+    one = dict(image_id=image, category_id=int(label), score=round(float(score), 6))
+    return one | _shape(box, kind, encoded=True)
+
+
 def _shape(box: np.ndarray, kind: str, encoded: bool) -> dict[str, Any]:
+    rounded = dict(bbox=[round(float(v), 2) for v in box])
     if kind == 'bbox':
-        return dict(bbox=[round(float(v), 2) for v in box])
+        return rounded
     from pycocotools import mask
 
     x, y, width, height = box
     corners = np.stack([np.cos(_ANGLES) * width + width, np.sin(_ANGLES) * height + height], 1) / 2
     polygons = [(corners + (x, y)).round(2).ravel().tolist()]
     if not encoded:
-        return dict(segmentation=polygons, bbox=[round(float(v), 2) for v in box])
+        return dict(rounded, segmentation=polygons)
     rle = mask.frPyObjects(polygons, *SIZE[::-1].tolist())[0]
     return dict(segmentation=dict(size=rle['size'], counts=rle['counts'].decode()))

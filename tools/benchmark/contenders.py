@@ -1,11 +1,11 @@
-"""Contenders: networks of several projects with the same weights."""
+"""Contenders: networks from several projects with the same weights, each described by its name."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -30,86 +30,115 @@ VARIANT = 'res2net50_v1b_26w_4s'
 DCN = f'{VARIANT}_dcn'
 # the variants that others have too: depth, and timm's name
 CHOICES = {VARIANT: (50, 'res2net50d'), 'res2net101_v1b_26w_4s': (101, 'res2net101d')}
+INFERENCE, TRAINING = 'inference', 'training step'
 KEPT = ' kept memory'
 LEVELS = ('C2', 'C3', 'C4', 'C5')
+_WORDS = ('fast', 'channels_last', 'bfloat16', 'float16', 'with_cp', *LEVELS, 'compile', 'kept')
+
+
+class Work(NamedTuple):
+    """What is done with which network; batch norm uses fixed statistics, or the batch's."""
+
+    kind: str  # INFERENCE or TRAINING
+    variant: str
+    norm_eval: bool = True
 
 
 class Contender:
     """One way to run a network, described by its name, such as ``'ours bfloat16 channels_last'``.
 
-    First comes the source: ``ours``, ``mmdet``, ``timm``, ``torchvision`` (our network on its
-    deformable convolution) or ``resnet50`` (another network, for scale). Then come words:
+    First comes the source: ``ours``, ``mmdet``, ``timm``, ``torchvision`` (our network on
+    torchvision's deformable convolution) or ``resnet50`` (another network, for scale). Then words:
 
     - ``fast``: ``optimize_for_inference``, as our tools run it;
-    - ``channels_last``: memory format of weights and images; ours then trains as in ``train.py``;
+    - ``channels_last``: memory format of weights and images;
     - ``bfloat16``, ``float16``: type of the computation, by autocast; of the weights for ``fast``;
     - ``with_cp``, ``with_cp C2``, ``compile``: arguments of our backbone, with channels_last;
     - ``kept memory``: its process keeps freed memory, as it does for ``fast`` and our training.
 
     Attributes:
         rule: First-block rule of ours that computes the same; None for another network.
-        variants: What it can run.
+
+    Raises:
+        ToolError: The name has another source or word.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.source, *words = name.split()
-        self.fast = 'fast' in words
-        self.compiles = 'compile' in words
+        self.source, *words = name.removesuffix(KEPT).split() or ['']
+        if self.source not in BUILDERS or not {*words} <= {*_WORDS}:
+            raise ToolError(
+                f'--peers must be one of {", ".join(BUILDERS)} and words of {", ".join(_WORDS)}'
+                f' memory, but got {name!r}'
+            )
+        self.fast, self.compiles = 'fast' in words, 'compile' in words
         trains = any(word in words for word in ('channels_last', 'with_cp', 'compile'))
-        self.as_trained = self.source == 'ours' and trains
         self.channels_last = trains or self.source == 'resnet50'
-        self.keeps_memory = self.fast or self.as_trained or name.endswith(KEPT)
+        as_trained = self.source == 'ours' and trains
+        self.keeps_memory = self.fast or as_trained or name.endswith(KEPT)
         types = [getattr(torch, word) for word in words if word.endswith('float16')]
         self.dtype = types[0] if types else torch.float32
         self.arguments: dict[str, Any] = dict(compile=True) if self.compiles else {}
         if 'with_cp' in words:
-            self.arguments['with_cp'] = words[-1] == 'with_cp' or tuple(
-                level == words[-1] for level in LEVELS
-            )
+            stages = tuple(level in words for level in LEVELS)
+            self.arguments['with_cp'] = stages if any(stages) else True
         self.rule = {'mmdet': 'mmdet', 'resnet50': None}.get(self.source, 'official')
-        several = {'resnet50': [VARIANT], 'torchvision': [DCN], 'ours': VARIANTS}
-        self.variants = several.get(self.source, CHOICES)
+
+    def check(self, work: Work, device: str) -> None:
+        """Raises ToolError unless it can do the work on the device."""
+        of_source = {'resnet50': [VARIANT], 'torchvision': [DCN], 'ours': VARIANTS}
+        kind = torch.device(device).type
+        half_on_cpu = self.dtype == torch.float16 and kind == 'cpu'
+        lacks = {
+            work.variant: work.variant not in of_source.get(self.source, CHOICES),
+            TRAINING: self.fast and work.kind == TRAINING,
+            f'device {kind}': half_on_cpu or not without_kept([self.name], device),
+        }
+        if any(lacks.values()):
+            listed = ' and '.join(what for what, lacking in lacks.items() if lacking)
+            raise ToolError(f'peer {self.name} is not for {listed}')
 
 
 def choose(
     table: Sequence[str],
+    work: Work,
     device: str,
-    variant: str,
     names: Sequence[str] | None = None,
     dtypes: Sequence[str] | None = None,
 ) -> dict[str, Contender]:
-    """Contenders by name; without names, all of these types that run the variant on the device."""
-    kind = torch.device(device).type
+    """The contenders with these names, or those of the table and types that can do the work.
+
+    Raises:
+        ToolError: A name is wrong or cannot do the work, or there is none.
+    """
     if names is not None and len({*names}) < len(names):
         raise ToolError(f'--peers must differ, but are {", ".join(names)}')
     chosen = {}
-    for name in table if names is None else names:
-        if name not in table:
-            raise ToolError(f'--peers must be of {", ".join(table)}, but got {name!r}')
+    for name in names or table:
         contender = Contender(name)
-        fits = name in without_kept([name], device)
-        fits = fits and (contender.dtype != torch.float16 or kind != 'cpu')
-        lacks = [variant] * (variant not in contender.variants) + [f'device {kind}'] * (not fits)
-        if names is not None and lacks:
-            raise ToolError(f'peer {name} is not for {" and ".join(lacks)}')
-        # compilation takes minutes
-        wanted = type_name(contender.dtype) in (dtypes or ()) or dtypes is None
-        if names is not None or (wanted and not lacks and not contender.compiles):
+        try:
+            contender.check(work, device)
+        except ToolError:
+            if names is not None:
+                raise
+            continue
+        typed = dtypes is None or type_name(contender.dtype) in dtypes
+        if names is not None or (typed and not contender.compiles):  # compilation takes minutes
             chosen[name] = contender
     if not chosen:
+        kind = torch.device(device).type
         raise ToolError(f'no peer of type {", ".join(dtypes or ())} is for device {kind}')
     return chosen
 
 
 def without_kept(names: Iterable[str], device: str) -> list[str]:
-    """Names of contenders, but for those that keep freed memory where that cannot be."""
+    """Names of contenders, but for those that keep freed memory if that is impossible."""
     keeps = torch.device(device).type == 'cpu' and can_keep_memory()
     return [name for name in names if keeps or not name.endswith(KEPT)]
 
 
 def require(module: str) -> Any:
-    """A module of an optional package; a ToolError names the package that is missing."""
+    """A module of an optional package; a ToolError names the package if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -124,7 +153,7 @@ def ours(variant: str, state: State | None = None, **overrides: Any) -> nn.Modul
     arguments = {**VARIANTS[variant], 'norm_eval': False, **overrides}
     net = MODELS.get(arguments.pop('type', 'Res2Net'))(**arguments)
     if state is not None:
-        net.load_state_dict(dict(state))  # without a first-block rule: any may be wanted
+        net.load_state_dict(dict(state))  # plain: weights made for any first-block rule load
     return net.eval()
 
 
@@ -154,7 +183,7 @@ def _resnet50(variant: str, state: State) -> nn.Module:
 
 
 def on_torchvision(net: nn.Module) -> nn.Module:
-    """Makes a network's deformable convolutions call torchvision's operator, and nothing else."""
+    """Makes a network's deformable convolutions call torchvision's operator directly."""
     for module in net.modules():
         if isinstance(module, DeformConv2d):
             module._convolve = MethodType(_by_torchvision, module)
@@ -169,7 +198,7 @@ def _by_torchvision(
 
 
 def torchvision_kernels() -> Any:
-    """Within it, our stand-in for mmcv's RoIAlign is torchvision's kernels only."""
+    """Within it, our stand-in for mmcv's RoIAlign uses torchvision's kernels only."""
     align, gradient = torchvision.ops.roi_align, torchvisions_gradient
     return mock.patch.multiple(kernels, roi_align=align, roi_align_gradient=gradient)
 

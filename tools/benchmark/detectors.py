@@ -2,8 +2,8 @@
 
 ``detector`` is mmengine's test loop with the config's data loader and workers, ``test_step`` and
 the evaluator's ``process``; the figures at the end and ``--fast``'s folding before are not timed.
-``train_detector`` is a training step, ours as ``train.py`` runs it. mmdet's way is its own Res2Net,
-metric and transforms; where mmcv has no operators, it trains on torchvision's kernels.
+``train_detector`` is a training step. mmdet's way is its own Res2Net, metric and transforms; if
+mmcv has no operators, it trains on torchvision's kernels.
 
 In the test loop all have the same random weights: batch norm has the statistics of the first image,
 and the classifier is scaled so that ``CANDIDATES`` pairs of proposal and class pass the score
@@ -21,12 +21,10 @@ import os
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext, redirect_stdout
-from functools import partial
+from contextlib import nullcontext, redirect_stdout
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from mmengine.config import Config
@@ -34,7 +32,6 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.benchmark import timer
 
 from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
@@ -44,7 +41,7 @@ from res2net_mm.engine.runner import build_runner, prepare_config
 from res2net_mm.registry import SCOPE
 
 from .contenders import KEPT, check_equal, randomise, require, torchvision_kernels, without_kept
-from .measure import make_record, measure, tf32
+from .measure import exactly, make_record, measure
 from .networks import Step, add_shape, check_batches, group_name, parse_sizes
 
 MMDET, OURS, FAST = LOOPS = ('mmdet', 'ours', 'ours fast')
@@ -60,18 +57,6 @@ GRADIENTS = (
     'backbone.layer2.0.conv1.weight',
 )
 BOXES = 8  # in an image to train on
-# part of the profile -> module within the model, method
-PARTS = {
-    'preprocessor': ('data_preprocessor', 'forward'),
-    'backbone': ('backbone', 'forward'),
-    'neck': ('neck', 'forward'),
-    'rpn_head': ('rpn_head', 'predict'),  # with proposals and their NMS
-    'roi_align': ('roi_head.bbox_roi_extractor', 'forward'),
-    'bbox_head': ('roi_head.bbox_head', 'forward'),
-    'post-processing': ('roi_head.bbox_head', 'predict_by_feat'),
-    'mask_head': ('roi_head', 'predict_mask'),
-}
-LOADING, EVALUATOR, REST = 'data loading', 'evaluator', 'the rest'
 
 
 def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
@@ -87,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The record of a task; of the test loop in seconds an image, with a profile of parts."""
+    """The record of a task; of the test loop in seconds an image."""
     return _run_steps(args) if args.task == 'train_detector' else _run_loops(args)
 
 
@@ -117,62 +102,27 @@ def _images(folder: Path | None, limit: int | None) -> list[Path]:
     if folder is None:
         data = os.environ.get('RES2NET_MM_DATA')
         if not data:
-            raise ToolError('--images is needed where RES2NET_MM_DATA is not set')
+            raise ToolError('--images is needed, as RES2NET_MM_DATA is not set')
         folder = Path(data, 'coco_ccby')
     return find_images(folder)[:limit]
 
 
-class Loop:
-    """One round of a Runner's test loop up to the figures."""
+def prepare_loop(
+    name: str, config: str, images: list[Path], folder: Path, device: str
+) -> Callable[[], None]:
+    """One round of a contender's test loop up to the figures."""
+    runner = build(name, config, images, folder, device)
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-
-    def __call__(self, loading: Callable[[Any], Iterator] = iter) -> None:
-        loop = self.runner.test_loop
-        self.runner.call_hook('before_test')
-        self.runner.call_hook('before_test_epoch')
-        self.runner.model.eval()
-        for number, batch in enumerate(loading(loop.dataloader)):
-            loop.run_iter(number, batch)
-        for metric in loop.evaluator.metrics:
+    def loop() -> None:
+        runner.call_hook('before_test')
+        runner.call_hook('before_test_epoch')
+        runner.model.eval()
+        for number, batch in enumerate(runner.test_loop.dataloader):
+            runner.test_loop.run_iter(number, batch)
+        for metric in runner.test_loop.evaluator.metrics:
             metric.results.clear()
 
-    def profile(self) -> dict[str, float]:
-        """Seconds an image that each part takes; loading is the time waited for the workers."""
-        model, evaluator = self.runner.model, self.runner.test_loop.evaluator
-        places = {name: (model.get_submodule(path), of) for name, (path, of) in PARTS.items()}
-        if not model.roi_head.with_mask:
-            places.pop('mask_head')
-        places[EVALUATOR] = evaluator, 'process'
-        taken = dict.fromkeys((LOADING, *places), 0.0)
-
-        def timed(name: str, function: Callable, *args: Any, **kwargs: Any) -> Any:
-            start = timer()
-            result = function(*args, **kwargs)
-            taken[name] += timer() - start
-            return result
-
-        def loading(loader: Any) -> Iterator:
-            batches = iter(loader)
-            for _ in range(len(loader)):
-                yield timed(LOADING, next, batches)
-
-        with ExitStack() as stack:
-            for name, (owner, method) in places.items():
-                call = partial(timed, name, getattr(owner, method))
-                stack.enter_context(mock.patch.object(owner, method, call))
-            start = timer()
-            self(loading)
-            whole = timer() - start
-        taken[REST] = whole - sum(taken.values())
-        count = len(self.runner.test_loop.dataloader.dataset)
-        return {name: seconds / count for name, seconds in taken.items()}
-
-
-def prepare_loop(name: str, config: str, images: list[Path], folder: Path, device: str) -> Loop:
-    """A contender's test loop."""
-    return Loop(build(name, config, images, folder, device))
+    return loop
 
 
 def build(name: str, config: str, images: list[Path], folder: Path, device: str) -> Runner:
@@ -287,51 +237,33 @@ def make_weights(runner: Runner, device: str = 'cpu') -> dict[str, Tensor]:
 
 @torch.no_grad()
 def compare(name: str, yardstick: Runner, other: Runner) -> float:
-    """The largest difference in what two detectors give for the first images.
+    """The largest difference in what two detectors compute for the first images.
 
-    Features and maps of the RPN are compared with their largest values; then, from the yardstick's
-    proposals in both, scores, and boxes in shares of the longer side of the image. Which proposals
-    there are is not compared: thousands are equally good but for rounding.
+    Features, maps of the RPN and, from the yardstick's proposals, outputs of the heads are compared
+    with their largest values. Which proposals there are is not compared: thousands are equally good
+    but for rounding.
     """
     worst = 0.0
-    with tf32(False, False):
+    with exactly():
         for batch in islice(first_batches(yardstick), COMPARED):
-            maps, detections, proposals = _outputs(yardstick.model, batch)
-            other_maps, others, _ = _outputs(other.model, batch, proposals)
-            apart = check_equal(name, other_maps, MMDET, maps, BOUND)
-            for a, b in zip(detections, others, strict=True):
-                distance = distance_of_detections(a, b)
-                if not distance <= BOUND:
-                    raise ToolError(f'detections of {name} and {MMDET} differ by {distance:.1e}')
-                apart = max(apart, distance)
-            worst = max(worst, apart)
+            expected, proposals = _outputs(yardstick.model, batch)
+            found, _ = _outputs(other.model, batch, proposals)
+            worst = max(worst, check_equal(name, found, MMDET, expected, BOUND))
     return worst
 
 
 def _outputs(
     model: nn.Module, batch: Mapping[str, Any], proposals: list | None = None
-) -> tuple[list[Tensor], list[Tensor], list]:
-    """Maps and detections of a batch, (number, 6) an image; and the proposals that they are of."""
+) -> tuple[list[Tensor], list]:
+    """Tensors for a batch, and the proposals that they are for."""
     data = model.data_preprocessor(copy.deepcopy(dict(batch)))
     samples = data['data_samples']
     levels = model.extract_feat(data['inputs'])
     scores, deltas = model.rpn_head(levels)
     if proposals is None:
         proposals = model.rpn_head.predict(levels, samples, rescale=False)
-    found = model.roi_head.predict(levels, copy.deepcopy(proposals), samples, rescale=True)
-    detections = []
-    for instances, sample in zip(found, samples, strict=True):
-        columns = instances.bboxes / max(sample.ori_shape), instances.scores, instances.labels
-        detections.append(torch.column_stack(columns))
-    return [*levels, *scores, *deltas], detections, proposals
-
-
-def distance_of_detections(a: Tensor, b: Tensor) -> float:
-    """How far detections are from the nearest of the other ones, whatever their order."""
-    if len(a) == 0 or len(b) == 0:
-        return 0.0 if len(a) == len(b) else float('inf')
-    distances = (a[:, None] - b).abs().amax(-1)  # other labels: 1 or more
-    return torch.cat([distances.amin(dim) for dim in (0, 1)]).max().item()
+    heads = model.roi_head.forward(levels, copy.deepcopy(proposals), samples)
+    return [*levels, *scores, *deltas, *heads], proposals
 
 
 class DetectorStep(Step):
@@ -402,7 +334,7 @@ def _run_steps(args: argparse.Namespace) -> dict[str, Any]:
     given = args.config, size, args.batch, args.device
     names = without_kept(STEPS, args.device)
     apart = {}
-    with tf32(False, False):
+    with exactly():
         reference = prepare_step(OURS, *given).results()
         for name in names:
             losses, gradients = prepare_step(name, *given).results()

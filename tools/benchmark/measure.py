@@ -1,7 +1,7 @@
-"""Measures contenders, each in a process of its own, and describes the machine.
+"""Measures contenders, each in its own process, and describes the machine.
 
-What one contender loads, caches or keeps cannot help or hinder another. All of them take turns, so
-whatever disturbs the machine disturbs them all.
+What one contender loads, caches or keeps cannot help or hinder another. They take turns, so that
+whatever disturbs the machine disturbs all of them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import os
 import platform
 import re
 import threading
-import timeit
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -37,20 +36,7 @@ from res2net_mm.ops.memory import keep_freed_memory
 
 FLAGS = ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16')  # decide how fast a CPU convolves
 MODULES = 'torch torchvision mmengine mmcv mmdet timm faster_coco_eval pycocotools'.split()
-REST = 'the rest'
-# kind -> names of operations; an operation within another one is of the outer one's kind
-KINDS = {
-    'optimizer': r'Optimizer\.',
-    'deformable convolution, backward': r'deform_?conv.*backward|CppNode<vision',
-    'deformable convolution': r'deform_?conv',
-    'convolution, backward': r'conv.*backward',
-    'linear': r'linear|addmm',
-    'convolution': r'conv|^aten::(bmm|mm|matmul|baddbmm)$',
-    'batch norm': r'batch_?norm',
-    'ReLU': r'relu|clamp_min|threshold',
-    'pooling': r'pool',
-    'sum, split and concatenation': r'^aten::(add_?|cat)$|(add|split|cat)backward',
-}
+TOP, REST = 10, 'the rest'  # operations in a profile
 _CLEAR_REFS = Path('/proc/self/clear_refs')
 _CALL: list[Callable[[], object]] = []  # what this process measures
 
@@ -64,7 +50,7 @@ def measure(
     profiles: int = 5,
     warmup: int = 1,
 ) -> tuple[list[dict[str, Any]], dict[str, dict[str, float]] | None]:
-    """Measures the time and the memory of contenders.
+    """Measures the time and memory of contenders.
 
     Args:
         contenders: Name -> whether its process keeps freed memory.
@@ -73,13 +59,12 @@ def measure(
         *args: Small, as they are pickled.
         settings: Has ``rounds`` and ``device``.
         profiled: Names of the contenders to profile.
-        profiles: Times that each of them is profiled; the shortest is kept.
+        profiles: How often each of them is profiled; the shortest one is kept.
         warmup: Rounds that are not timed, after the one that is measured for memory.
 
     Returns:
         A row for each contender (name, times in seconds, peak memory, a note); and for the profiled
-        ones what the call's ``profile()`` returns, or else seconds by kind of operation (None on a
-        GPU).
+        ones seconds by operation (None on a GPU).
 
     Raises:
         ToolError: A process was killed.
@@ -90,14 +75,15 @@ def measure(
             own = own_process(name, prepare, name, *args, keep=keep)
             processes[name] = stack.enter_context(own)
         # the first call: later ones reuse memory that the process has kept
-        memory = {name: p.ask(_peak, settings.device) for name, p in processes.items()}
-        calls = {name: partial(own.ask, _seconds) for name, own in processes.items()}
+        memory = {n: p.ask(_on_call, peak_memory, settings.device) for n, p in processes.items()}
+        calls = {name: partial(own.ask, _on_call, seconds) for name, own in processes.items()}
         times = interleave(calls, settings.rounds, warmup)
-        takes = {n: partial(processes[n].ask, _profile, settings.device) for n in profiled}
-        found = least_profiles(takes, profiles)
+        on_cpu = torch.device(settings.device).type == 'cpu'
+        takes = {n: partial(processes[n].ask, _on_call, profile_operations) for n in profiled}
+        found = least_profiles(takes, profiles) if on_cpu and profiled else None
     kept = {name: 'keeps freed memory' * own.keeps for name, own in processes.items()}
     rows = [dict(name=n, times=times[n], memory_mib=memory[n], note=kept[n]) for n in contenders]
-    return rows, found if any(found.values()) else None
+    return rows, found
 
 
 class OwnProcess:
@@ -142,18 +128,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _seconds() -> float:
-    return seconds(_CALL[0])
-
-
-def _peak(device: str) -> float | None:
-    return peak_memory(_CALL[0], device)
-
-
-def _profile(device: str) -> dict[str, float]:
-    if hasattr(_CALL[0], 'profile'):
-        return _CALL[0].profile()
-    return profile_kinds(_CALL[0]) if torch.device(device).type == 'cpu' else {}
+def _on_call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(_CALL[0], *args)
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -166,12 +142,12 @@ def seconds(call: Callable[[], object]) -> float:
 def interleave(
     calls: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 0
 ) -> dict[str, list[float]]:
-    """What calls return in each round. Every round begins with the next call.
+    """What calls return in each round. Each round begins with the next call.
 
     Args:
         calls: Name -> what gives its seconds.
         rounds: Seconds to collect from each call.
-        warmup: Rounds before, which are not collected.
+        warmup: Earlier rounds, which are not collected.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -189,20 +165,18 @@ def interleave(
 def peak_memory(call: Callable[[], object], device: str = 'cpu') -> float | None:
     """MiB that a call needs at its peak, beyond what was in use before it.
 
-    On the CPU that is resident memory, with what a first call loads and keeps; None where the
+    On the CPU that is resident memory, including what a first call loads and keeps; None if the
     system does not report it. On a GPU it is what PyTorch allocates.
     """
     if torch.device(device).type != 'cpu':
-        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
-        torch.cuda.synchronize(device)
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     if not os.access(_CLEAR_REFS, os.W_OK):
         call()
         return None
-    # memory that is free but was not given back to the system would be used without being seen
+    # free memory that was not given back to the system would be reused without being seen
     trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
     if trim is not None:
         trim(0)
@@ -218,61 +192,26 @@ def _resident() -> int:
     return int(re.search(r'^VmHWM:\s*(\d+)', status, re.MULTILINE)[1])
 
 
-def profile_kinds(call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of a call on the CPU by kind of operation."""
+def profile_operations(call: Callable[[], object]) -> dict[str, float]:
+    """Seconds of a call on the CPU in the operations that take longest, and in the others."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         call()
-    taken: Counter[str] = Counter()
-    for event in found.events():
-        taken[kind_of(event)] += event.self_cpu_time_total / 1e6
-    return {kind: taken[kind] for kind in (*KINDS, REST) if taken[kind]}
-
-
-def kind_of(event: Any) -> str:
-    """The kind of an operation that the profiler has seen."""
-    names = []
-    while event is not None:
-        names.append(event.name)
-        event = event.cpu_parent
-    for name in reversed(names):
-        for kind, pattern in KINDS.items():
-            if re.search(pattern, name, re.IGNORECASE):
-                return kind
-    return REST
+    taken = Counter({e.key: e.self_cpu_time_total / 1e6 for e in found.key_averages()})
+    longest = dict(taken.most_common(TOP))
+    return {**longest, REST: taken.total() - sum(longest.values())}
 
 
 def least_profiles(
     takes: Mapping[str, Callable[[], dict[str, float]]], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Profiles by name, taken in turns; of each, the one with the shortest time is kept."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in takes}
-    for _ in range(rounds):
-        for name, take in takes.items():
-            found[name].append(take())
-    return {name: min(all_, key=lambda kinds: sum(kinds.values())) for name, all_ in found.items()}
+    found = [{name: take() for name, take in takes.items()} for _ in range(rounds)]
+    return {n: min((f[n] for f in found), key=lambda parts: sum(parts.values())) for n in takes}
 
 
-@contextmanager
-def tf32(products: bool, convolutions: bool) -> Iterator[None]:
-    """Within it, a GPU may round float32 to TF32, or may not."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32, cudnn.allow_tf32 = products, convolutions
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
-def matmul_gflops(dtype: torch.dtype, device: str = 'cpu') -> float:
-    """Rate of a large matrix product, in 1e9 operations a second: the best of 50."""
-    # a large GPU is not busy with a smaller one
-    side = 1024 if torch.device(device).type == 'cpu' else 8192
-    a, b = (torch.ones(side, side, dtype=dtype, device=device) for _ in range(2))
-    rounded = torch.backends.cudnn.allow_tf32  # products as convolutions
-    with tf32(rounded, rounded):
-        least = min(timeit.repeat(lambda: a @ b, timer=timer, number=1, repeat=50))
-    return 2 * side**3 / least / 1e9
+def exactly() -> AbstractContextManager:
+    """Within it, a GPU does not round the float32 numbers of convolutions to TF32."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def type_name(dtype: torch.dtype) -> str:
@@ -280,11 +219,11 @@ def type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix('torch.')
 
 
-def machine(device: str, dtypes: Iterable[str] = ()) -> dict[str, Any]:
-    """What a time depends on: processor, threads, versions, rate of matrix products by type."""
+def machine(device: str) -> dict[str, Any]:
+    """What a time depends on: processor, threads, versions."""
     info = Path('/proc/cpuinfo')
-    lines = info.read_text().splitlines() if info.exists() else []
-    fields = {key.strip(): value.strip() for key, _, value in (x.partition(':') for x in lines)}
+    text = info.read_text() if info.exists() else ''
+    fields = dict(re.findall(r'^(model name|flags)\s*: (.*)$', text, re.MULTILINE))
     has = fields.get('flags', '').split()
     on_gpu = torch.device(device).type == 'cuda'
     return dict(
@@ -295,12 +234,11 @@ def machine(device: str, dtypes: Iterable[str] = ()) -> dict[str, Any]:
         gpu=torch.cuda.get_device_name(device) if on_gpu else None,
         python=platform.python_version(),
         versions=_versions(),
-        matmul_gflops={name: matmul_gflops(getattr(torch, name), device) for name in dtypes},
     )
 
 
 def _versions() -> dict[str, str]:
-    """Versions of modules; the package is named where it has another name."""
+    """Versions of modules, with the package if it has another name."""
     packages = metadata.packages_distributions()
     found = {}
     for module in MODULES:
@@ -326,9 +264,7 @@ def make_record(
         settings={key: value for key, value in vars(settings).items() if key not in aside},
         command=getattr(settings, 'command', ''),
         date=datetime.date.today().isoformat(),
-        machine=machine(
-            settings.device, dict.fromkeys(row.get('dtype', 'float32') for row in rows)
-        ),
+        machine=machine(settings.device),
         rows=rows,
         profile=profile,
         notes=list(notes),

@@ -7,21 +7,18 @@ anything is timed: levels in inference; in training the loss and gradients of so
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from res2net_mm.deploy import optimize_for_inference
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.evaluation.complexity import describe_stages
 from res2net_mm.ops import DeformConv2d
 from res2net_mm.ops.deform_conv import VARIABLE, choose_way
 
@@ -29,51 +26,48 @@ from .contenders import (
     BUILDERS,
     CHOICES,
     DCN,
+    INFERENCE,
     LEVELS,
+    TRAINING,
     VARIANT,
     Contender,
     State,
+    Work,
     check_equal,
     choose,
     make_state,
     normal_image,
     on_torchvision,
-    ours,
 )
-from .measure import make_record, measure, tf32, type_name
+from .measure import exactly, make_record, measure, type_name
 
-INFERENCE, TRAINING = 'inference', 'training step'
 CONTENDERS = {
     INFERENCE: (
         *('mmdet', 'mmdet channels_last', 'timm', 'timm channels_last', 'resnet50'),
-        *('torchvision', 'torchvision kept memory', 'torchvision fast', 'ours', 'ours fast'),
-        *('mmdet bfloat16', 'ours fast bfloat16', 'ours fast float16', 'mmdet kept memory'),
-        *('timm channels_last kept memory', 'resnet50 kept memory', 'mmdet bfloat16 kept memory'),
+        *('ours', 'ours fast', 'mmdet bfloat16', 'ours fast bfloat16', 'ours fast float16'),
+        *('mmdet kept memory', 'timm channels_last kept memory', 'resnet50 kept memory'),
+        'mmdet bfloat16 kept memory',
     ),
     TRAINING: (
         *('mmdet', 'mmdet channels_last', 'mmdet kept memory', 'timm', 'timm channels_last'),
-        *('torchvision', 'torchvision kept memory', 'ours', 'ours channels_last', 'ours compile'),
+        *('ours', 'ours channels_last', 'ours compile'),
         *('ours bfloat16 channels_last', 'mmdet bfloat16'),
         *(f'ours with_cp {level}' for level in LEVELS),
         'ours with_cp',
     ),
 }
-OF_DCN = [name for name in CONTENDERS[INFERENCE] if name.startswith('torchvision')]
-OF_DCN += ['ours', 'ours fast', 'ours channels_last']
+OF_DCN = {
+    INFERENCE: (
+        *('torchvision', 'torchvision kept memory', 'torchvision fast', 'ours', 'ours fast'),
+    ),
+    TRAINING: ('torchvision', 'torchvision kept memory', 'ours', 'ours channels_last'),
+}
 BOUND, BOUND_OF_HALF, BOUND_OF_DCN = 1e-5, 3e-2, 1e-4  # of levels
 # Gradients are compared in double precision: in float32 rounding moves the first one by 1e-3 and
 # more. What is timed is compared too, with room for that; of bfloat16 only the loss.
 BOUND_OF_GRADIENTS, BOUND_OF_TIMED = 1e-6, 1e-2
 _COMPARED = 4  # first convolutions
 _SMALL = 192  # pixels: gradients are compared on images with sides of at most this
-
-
-class Work(NamedTuple):
-    """What is done with which network; batch norm that trains keeps its statistics, or not."""
-
-    kind: str  # INFERENCE or TRAINING
-    variant: str
-    norm_eval: bool = True
 
 
 class Inference:
@@ -182,54 +176,32 @@ def compare(
     contenders: dict[str, Contender], work: Work, state: State, image: Tensor
 ) -> dict[str, float | None]:
     """How far each contender's results are from ours; a ToolError if further than the bound."""
-    given = work, state, image
     exact = torch.float32 if work.kind == INFERENCE else torch.float64
     references: dict[str, tuple[Tensor, ...]] = {}
     apart: dict[str, float | None] = {}
     for name, contender in tqdm(contenders.items(), desc='comparing', unit='contender'):
-        rule = contender.rule
+        rule, half = contender.rule, contender.dtype != torch.float32
         if rule is None:
             apart[name] = None
             continue
-        label = f"ours (first_block='{rule}', {type_name(exact)})"
-        with tf32(False, False):
+        # types of the weights, how many of the results are compared, bound
+        if work.kind == INFERENCE:
+            full = BOUND_OF_DCN if work.variant == DCN else BOUND
+            checks = [(torch.float32, None, BOUND_OF_HALF if half else full)]
+        elif half:
+            checks = [(torch.float32, 1, BOUND_OF_TIMED)]
+        else:
+            checks = [(torch.float32, None, BOUND_OF_TIMED), (exact, None, BOUND_OF_GRADIENTS)]
+        with exactly():
             if rule not in references:
                 plain = Contender('ours')
                 plain.arguments['first_block'] = rule
-                references[rule] = make_call(plain, *given, exact).results()
-            reference = references[rule]
-            found = make_call(contender, *given).results()
-            if work.kind == INFERENCE:
-                bound = BOUND_OF_DCN if work.variant == DCN else BOUND
-                bound = bound if contender.dtype == torch.float32 else BOUND_OF_HALF
-                apart[name] = check_equal(name, found, label, reference, bound)
-            elif contender.dtype != torch.float32:
-                apart[name] = check_equal(name, found[:1], label, reference[:1], BOUND_OF_TIMED)
-            else:
-                check_equal(name, found, label, reference, BOUND_OF_TIMED)
-                found = make_call(contender, *given, exact).results()
-                apart[name] = check_equal(name, found, label, reference, BOUND_OF_GRADIENTS)
+                references[rule] = make_call(plain, work, state, image, exact).results()
+            label = f"ours (first_block='{rule}', {type_name(exact)})"
+            for dtype, most, bound in checks:
+                found = make_call(contender, work, state, image, dtype).results()
+                apart[name] = check_equal(name, found[:most], label, references[rule][:most], bound)
     return apart
-
-
-@functools.cache
-def useful_work(source: str, work: Work, shape: tuple[int, ...]) -> float | None:
-    """Multiply-adds in 1e9 of the plain network, without padded channels and recomputation."""
-    training = work.kind == TRAINING
-    if work.variant == DCN:  # without the interpolation of samples, most of its backward pass
-        macs = sum(stage.macs for stage in describe_stages(ours(DCN), *shape[2:]))
-        return None if training else macs * shape[0] / 1e9
-    return multiply_adds(BUILDERS[source](work.variant, None), shape, training)
-
-
-def multiply_adds(net: nn.Module, shape: Sequence[int], train: bool = False) -> float:
-    """Multiply-adds of convolutions in 1e9, as counted without data; ``train`` adds backward's."""
-    net = net.to('meta').train(train)
-    with FlopCounterMode(display=False) as counter, torch.set_grad_enabled(train):
-        levels = net(torch.empty(tuple(shape), device='meta'))
-        if train:
-            sum(level.sum() for level in levels).backward()
-    return counter.get_total_flops() / 2e9
 
 
 def parse_sizes(words: Sequence[str], several: bool = True) -> list[tuple[int, int]]:
@@ -275,12 +247,12 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
     parser.add_argument('--variant', choices=tuple(CHOICES), default=VARIANT)
     names = CONTENDERS[TRAINING if task == 'train' else INFERENCE]
     default = ['mmdet', 'ours fast'] if task == 'sweep' else None
-    text = f'of {", ".join(n for n in names if "torchvision" not in n)}; the first one is the '
-    text += f'yardstick ({", ".join(default or ["all of the types, but not ours compile"])})'
+    text = f'such as {", ".join(names)}; the first one is the yardstick '
+    text += f'({", ".join(default or ["all of these, but not ours compile"])})'
     parser.add_argument('--peers', nargs='+', default=default, metavar='NAME', help=text)
     if task != 'sweep':
         types = [*dict.fromkeys(type_name(Contender(name).dtype) for name in names)]
-        text = 'types of the peers, where --peers does not name them (all)'
+        text = 'types of the peers, if --peers does not name them (all)'
         parser.add_argument('--dtype', nargs='+', choices=types, default=types, help=text)
     if task == 'train':
         text = "statistics of batch norm: fixed as in detectors, or the batch's (fixed)"
@@ -298,19 +270,16 @@ def add_shape(parser: argparse.ArgumentParser, sizes: list[str], batch: int | li
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The record of a task; with a profile where it is of one size, batch and part."""
+    """The record of a task; with a profile if it has one size, batch and part."""
     task, variant, norm_eval = args.task, args.variant, args.norm == 'fixed'
     sizes = parse_sizes(args.size, several=task in ('backbone', 'sweep'))
     batches = args.batch if isinstance(args.batch, list) else [args.batch]
     check_batches(*batches)
-    chosen = {}
-    for kind in CONTENDERS if args.part is None else [args.part]:
-        names = [name for name in CONTENDERS[kind] if task != 'dcn' or name in OF_DCN]
-        chosen[Work(kind, variant, norm_eval)] = choose(
-            names, args.device, variant, args.peers, args.dtype
-        )
+    tables = OF_DCN if task == 'dcn' else CONTENDERS
+    works = [Work(kind, variant, norm_eval) for kind in tables if args.part in (kind, None)]
+    chosen = {w: choose(tables[w.kind], w, args.device, args.peers, args.dtype) for w in works}
     state = make_state(variant)
-    places = [(work, size, batch) for work in chosen for size in sizes for batch in batches]
+    places = [(work, size, batch) for work in works for size in sizes for batch in batches]
     rows, profile = [], None
     for work, size, batch in places:
         contenders, training = chosen[work], work.kind == TRAINING
@@ -318,7 +287,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image = normal_image(sides, max(batch, 2) if training else batch, args.device)
         apart = compare(contenders, work, state, image)
         first, *others = contenders
-        # recomputing does nothing that is of another kind
+        # recomputation does nothing that is of another kind
         profiled = [first, *(name for name in others if 'with_cp' not in name)]
         found, profile = measure(
             {name: contender.keeps_memory for name, contender in contenders.items()},
@@ -327,16 +296,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             settings=args,
             profiled=profiled if len(places) == 1 else (),
         )
-        group = dict(train='', dcn=work.kind).get(task, group_name(size, batch))
         for row in found:
             contender = contenders[row['name']]
             other = 'another network, for scale' if contender.rule is None else ''
-            source = 'resnet50' if other else 'ours'
-            row.update(group=group, size=list(size), batch=batch)
-            row['dtype'] = type_name(contender.dtype)
-            row['gmacs'] = useful_work(source, work, (batch, 3, *size))
-            row['difference'] = apart[row['name']]
-            row['note'] = ', '.join(filter(None, (other, row['note'])))
+            row.update(
+                group=dict(train='', dcn=work.kind).get(task, group_name(size, batch)),
+                size=list(size),
+                batch=batch,
+                dtype=type_name(contender.dtype),
+                difference=apart[row['name']],
+                note=', '.join(filter(None, (other, row['note']))),
+            )
         rows += found
     at = f', {group_name(sizes[0], batches[0])}' if len(sizes) == 1 else ''
     statistics = 'fixed statistics' if norm_eval else 'statistics of the batch'

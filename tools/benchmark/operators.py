@@ -19,7 +19,7 @@ from res2net_mm.ops.deform_conv import COMPUTE
 from res2net_mm.ops.mmcv_ext import uses_stand_in
 
 from .contenders import check_equal
-from .measure import make_record, measure, tf32
+from .measure import exactly, make_record, measure
 from .networks import check_batches
 
 SHAPES = {'C3': (52, 64), 'C4': (104, 32), 'C5': (208, 16)}  # channels, side of the map
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows = []
     for level, shape in SHAPES.items():
         given = args.batch, *shape, args.channels_last, args.device
-        with tf32(False, False):
+        with exactly():
             found = {
                 n: [make_call(n, FORWARD, *given)(), *make_call(n, BOTH, *given)()] for n in names
             }

@@ -1,48 +1,131 @@
-"""What the full check finds in the files of a data set: lists, images, label maps."""
+"""What is wrong with the files of a data set: images, label maps, copies, what no list has."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..findings import Finding, caught, error, of_split, raised, warning
+from ..sets.images import IMAGE_SUFFIXES
 from ..sets.label_maps import check_map, check_variety, values_are_labels
-from ..sets.nodes import Image
-from ..sets.sizes import (
-    RESIZE_KIND,
-    RESIZE_REMEDY,
-    is_unseen_turn,
-    only_swapped,
-    resize_faults,
-    size_fault,
-    unseen_turn,
-)
-from .findings import Collector
-from .pixels import Part, Picture
-
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+from ..sets.records import Image, check_missing
+from ..sets.sizes import resize_faults, size_fault, unseen_turn
+from .pixels import CheckedSet
 
 
-def check_files(watch: Collector, part: Part, everything: Sequence[Part]) -> None:
-    """Images listed twice, and files that no list has.
+def check_files(part: CheckedSet) -> Iterator[Finding]:
+    """Files that are missing, listed twice or, as far as they were looked at, not usable."""
+    option = 'ann_file' if part.node.config.get('ann_file') else 'data_prefix.img_path'
+    source, key = f'{part.node.key}.{option}', part.node.key
+    yield from check_missing([image.file for image in part.used], 'images', source, key)
+    if part.node.kind != 'coco':  # whose reader reports it
+        by_place = defaultdict(list)
+        for place, image in _places(part.listed):
+            by_place[place].append(image.file)
+        for files in by_place.values():
+            if len(files) > 1:
+                yield warning(
+                    'image listed twice',
+                    files[-1],
+                    f'the set has it {len(files)} times, by its list or by a link to a folder',
+                )
+    yield from _check_pictures(part)
+    yield from _check_maps(part)
 
-    Args:
-        watch: gets the findings.
-        part: the dataset.
-        everything: all datasets of the config, of which others may list what this one does not.
-    """
-    counts = Counter(os.path.normpath(image.file) for image in part.listed)
-    for file in (file for file, count in counts.items() if count > 1):
-        if part.node.kind != 'coco':  # of which the reader tells
-            watch.warn(
-                'image listed twice',
-                file,
-                f'it is {counts[file]} times in the list',
-                'remove it there; as it is, it counts for more than others',
+
+def _check_pictures(part: CheckedSet) -> Iterator[Finding]:
+    """Images that do not decode or resize, have another size than annotated, or more bits."""
+    sizes = {
+        image.file: picture.size if picture and picture.size else (image.width, image.height)
+        for image in part.used
+        for picture in [part.pictures.get(image.file)]
+    }
+    thin = resize_faults(part.node.pipeline, {size for size in sizes.values() if all(size)})
+    for image in part.used:
+        if sizes[image.file] in thin:
+            yield error('image that cannot be resized', image.file, thin[sizes[image.file]])
+        picture = part.pictures.get(image.file)
+        if picture and picture.fault:
+            yield caught('image unreadable', picture.fault)
+        if not (picture and picture.size):
+            continue
+        annotated = image.width, image.height
+        if all(annotated) and picture.size != annotated:
+            boxes = [item.box for item in image.objects] if part.node.kind == 'voc' else None
+            yield size_fault(image.file, annotated, picture.size, picture.header, boxes)
+        else:
+            yield from unseen_turn(image.file, picture.header, picture.size)
+        if picture.header.deep:
+            yield warning(
+                'image of 16 bits',
+                image.file,
+                f'its samples have more than 8 bits (mode {picture.header.mode}), of which '
+                'training sees the upper 8',
             )
+
+
+def _check_maps(part: CheckedSet) -> Iterator[Finding]:
+    """Label maps that do not decode, have another size, or hold what is no class."""
+    compared = bool(part.ignored) and values_are_labels(part.node, part.classes)
+    agreed = len(set(part.ignored.values())) == 1
+    for image in part.used:
+        file = image.label_map
+        label_map, picture = part.maps.get(file), part.pictures.get(image.file)
+        if label_map is None:
+            continue
+        if label_map.fault:
+            coloured = label_map.header.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
+            kind = 'coloured label map' if coloured else 'label map unreadable'
+            yield caught(kind, label_map.fault)
+            continue
+        if label_map.header.deep:
+            yield warning(
+                'label map of 16 bits',
+                file,
+                f'its mode is {label_map.header.mode}; of values above 255, only the lower 8 bits '
+                'are loaded',
+            )
+        if picture and picture.size and picture.size != label_map.size:
+            size, wanted = (f'{w} x {h} px' for w, h in (label_map.size, picture.size))
+            yield error('label map of another size', file, f'it has {size}, its image {wanted}')
+        if compared:
+            counts = label_map.counts
+            yield from raised(
+                'value that is no class', check_map, file, counts, part.classes, part.ignored
+            )
+            if agreed and set(np.flatnonzero(counts).tolist()) <= set(part.ignored.values()):
+                yield warning(
+                    'label map all ignored',
+                    file,
+                    'all of its pixels have the value that is ignored, so nothing of it is trained '
+                    'on or measured',
+                )
+    readable = sum(label_map.fault is None for label_map in part.maps.values())
+    if compared and readable:
+        yield from raised(
+            'a single class', check_variety, part.node.key, readable, part.labels(), part.classes,
+            part.ignored,
+        )  # fmt: skip
+
+
+def check_copies(part: CheckedSet) -> Iterator[Finding]:
+    """Images of a dataset with the same content."""
+    first: dict[str, tuple[str, str]] = {}
+    for place, image in _places(part.used):
+        picture = part.pictures.get(image.file)
+        content = picture and (picture.pixels or picture.digest)
+        if not content:
+            continue
+        other, file = first.setdefault(content, (place, image.file))
+        if other != place:
+            yield warning('same content twice', image.file, f'it is pixel for pixel {file}')
+
+
+def check_left_over(part: CheckedSet, everything: Sequence[CheckedSet]) -> Iterator[Finding]:
+    """Images and label maps in the folders of a dataset that none of ``everything`` lists."""
     known = {
         os.path.normpath(file)
         for other in everything
@@ -50,183 +133,65 @@ def check_files(watch: Collector, part: Part, everything: Sequence[Part]) -> Non
         for file in (image.file, image.label_map)
         if file
     }
-    folders = {os.path.dirname(file) for file in counts}
+    folders = {os.path.dirname(os.path.normpath(image.file)) for image in part.listed}
     for file in _left_over(folders, known):
-        watch.warn(
-            'image not listed',
-            file,
-            'no split of the config lists it',
-            'list and annotate it, if it was meant to be; as it is, it is not used',
-        )
+        yield warning('image not listed', file, 'no split of the config lists it')
     maps = {os.path.dirname(os.path.normpath(i.label_map)) for i in part.listed if i.label_map}
     for file in _left_over(maps - folders, known):
         if file.endswith(part.node.option('seg_map_suffix')):
-            watch.warn(
-                'label map without image', file, 'it is not used', 'add its image, or remove it'
-            )
+            yield warning('label map without image', file, 'it is not used')
 
 
-def check_pictures(watch: Collector, part: Part) -> None:
-    """Images that do not decode or resize, are of another size than annotated, or turned; uncommon
-    modes."""
-    sizes = (picture.size for picture in part.pictures.values() if picture.size)
-    thin = resize_faults(part.node.config.get('pipeline') or (), sizes)
-    for image in part.used:
-        picture = part.pictures.get(image.file)
-        if picture is None:
-            continue
-        if picture.fault:
-            with watch.guard('image unreadable', image.file):
-                raise picture.fault
-            continue
-        _check_size(watch, picture, image, part.node.kind == 'voc')
-        if picture.size in thin:
-            watch.error(RESIZE_KIND, image.file, thin[picture.size], RESIZE_REMEDY)
-        if picture.deep:
-            watch.warn(
-                'image of 16 bits',
-                image.file,
-                f'its samples have more than 8 bits (mode {picture.mode}), of which training '
-                'sees the upper 8',
-                'look whether they show enough (contact sheet); if not, write 8 bits yourself',
-            )
-    by_content = defaultdict(dict)
-    for image in part.used:
-        picture = part.pictures.get(image.file)
-        if picture and (content := picture.pixels or picture.digest):
-            by_content[content][os.path.normpath(image.file)] = None
-    for first, *others in by_content.values():
-        for file in others:
-            watch.warn(
-                'same content twice',
-                file,
-                f'it is pixel for pixel {first}',
-                'keep one of them; as it is, it counts for more than others',
-            )
-
-
-def _check_size(watch: Collector, picture: Picture, image: Image, voc: bool) -> None:
-    annotated = image.width, image.height
-    if all(annotated) and picture.size != annotated:
-        boxes = [item.box for item in image.objects]
-        if voc and only_swapped(annotated, picture.size, picture.stored, boxes):
-            watch.warn(
-                'width and height swapped',
-                picture.file,
-                f'it has {picture.size[0]} x {picture.size[1]} px, its xml file says '
-                f'{annotated[0]} x {annotated[1]}; its boxes are used as they are',
-                'correct <size>',
-            )
-            return
-        fault = size_fault(annotated, picture.size, picture.stored, picture.orientation)
-        watch.error(fault[0], picture.file, *fault[1:])
-    elif is_unseen_turn(picture.orientation, picture.stored, picture.size):
-        kind, what, remedy = unseen_turn(picture.orientation)
-        watch.warn(kind, picture.file, what, remedy)
-
-
-def check_maps(watch: Collector, part: Part, ignored: Mapping[str, Any]) -> None:
-    """Label maps that do not decode, are coloured, of another size, or hold what is no class.
-
-    Args:
-        watch: gets the findings.
-        part: the dataset.
-        ignored: where the model says which value is ignored -> the value; empty without a model.
-    """
-    told = {**ignored, **part.ignored}
-    agreed = len(set(told.values())) == 1
-    held = values_are_labels(part.node, part.classes)
-    seen: set[int] = set()
-    readable = 0
-    for image in part.used:
-        file = image.label_map
-        label_map = part.maps.get(file)
-        if label_map is None:
-            continue
-        if label_map.fault:
-            coloured = label_map.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
-            with watch.guard('coloured label map' if coloured else 'label map unreadable', file):
-                raise label_map.fault
-            continue
-        readable += 1
-        if label_map.deep:
-            watch.warn(
-                'label map of 16 bits',
-                file,
-                f'its mode is {label_map.mode}; of values from 256 on only the rest is loaded',
-                'write it with 8 bits a pixel',
-            )
-        picture = part.pictures.get(image.file)
-        if picture and picture.size and picture.size != label_map.size:
-            size, wanted = (f'{w} x {h}' for w, h in (label_map.size, picture.size))
-            watch.error(
-                'label map of another size',
-                file,
-                f'it has {size} px, its image {wanted}',
-                'write the map for the image as it is loaded',
-            )
-        if held and ignored:
-            labels = set(np.flatnonzero(label_map.counts).tolist())
-            seen |= labels - set(ignored.values())
-            with watch.guard('value that is no class', file):
-                check_map(file, label_map.counts, part.classes, told)
-            if agreed and labels <= set(told.values()):
-                watch.warn(
-                    'label map all ignored',
-                    file,
-                    'all of its pixels are of the value that is ignored, so that nothing of it is '
-                    'trained on or measured',
-                    'label it, or take it out of the set',
-                )
-    if held and ignored and readable:
-        with watch.guard('a single class', part.node.key):
-            check_variety(part.node, readable, seen, part.classes, ignored)
-
-
-def check_splits(watch: Collector, parts: Sequence[Part]) -> None:
+def check_splits(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
     """Images of the training set that are in another split too, by path or by content.
 
-    A copy that was written anew is found where that lost nothing, as in a PNG; one that was
-    compressed again or resized is not.
+    A copy that was written anew is found if that lost nothing, as in a PNG; one that was compressed
+    again or resized is not. Contents are compared only of images that were looked at.
     """
     trained: dict[str, str] = {}
     for part in parts:
         if part.split == 'train':
-            trained |= {key: image.file for image in part.used for key in _marks(part, image.file)}
+            trained |= {mark: image.file for image, marks in _marks(part) for mark in marks}
     for part in parts:
-        if part.split == 'train':
-            continue
-        watch.begin(part.split)
-        for image in part.used:
-            twin = next((trained[k] for k in _marks(part, image.file) if k in trained), None)
+        for image, marks in _marks(part) if part.split != 'train' else ():
+            twin = next((mark for mark in marks if mark in trained), None)
             if twin:
-                same = os.path.realpath(twin) == os.path.realpath(image.file)
-                what = 'the same file' if same else f'pixel for pixel {twin}, which'
-                watch.warn(
+                copy = '' if twin == marks[0] else f'pixel for pixel {trained[twin]}, which is '
+                found = warning(
                     'split overlap',
                     image.file,
-                    f'{"it is " if not same else ""}{what} is trained on: what is measured on it '
-                    'says nothing',
-                    'take it out of one of the two splits',
+                    f'it is {copy}trained on: what is measured on it says nothing',
                 )
+                yield from of_split(part.split, [found])
 
 
-def _marks(part: Part, file: str) -> list[str]:
-    """What tells an image: its place, and where it can be read, its content."""
-    picture = part.pictures.get(file)
-    contents = (picture.digest, picture.pixels) if picture else ()
-    return [os.path.realpath(file), *filter(None, contents)]
+def _marks(part: CheckedSet) -> Iterator[tuple[Image, list[str]]]:
+    """What identifies each image: its place, and its content if it was looked at."""
+    for place, image in _places(part.used):
+        picture = part.pictures.get(image.file)
+        contents = (picture.digest, picture.pixels) if picture else ()
+        yield image, [place, *filter(None, contents)]
 
 
-def _left_over(folders: set[str], known: set[str]) -> list[str]:
-    """Pictures in ``folders`` that are not known."""
-    found = []
+def _places(images: Iterable[Image]) -> Iterator[tuple[str, Image]]:
+    """Images with their paths, links to folders resolved."""
+    folders: dict[str, str] = {}
+    for image in images:
+        folder, name = os.path.split(image.file)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        yield os.path.join(folders[folder], name), image
+
+
+def _left_over(folders: set[str], known: set[str]) -> Iterator[str]:
     for folder in sorted(folders):
         try:
             names = sorted(os.listdir(folder or os.curdir))
         except OSError:
             continue
-        # hidden ones are macOS's companions ._photo.jpg
-        files = (os.path.normpath(os.path.join(folder, n)) for n in names if not n.startswith('.'))
-        found += [f for f in files if f.lower().endswith(_SUFFIXES) and f not in known]
-    return found
+        for name in names:
+            file = os.path.normpath(os.path.join(folder, name))
+            # hidden files are macOS's companions ._photo.jpg
+            pictured = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+            if pictured and file not in known:
+                yield file

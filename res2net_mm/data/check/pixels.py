@@ -5,179 +5,145 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..sets.images import Header, read_header
 from ..sets.label_maps import count_values
-from ..sets.nodes import Image, Node, missing_files
-from ..sets.sizes import read_header
+from ..sets.nodes import Node
+from ..sets.records import Image, missing_files
 from ..transforms import LoadImageFromFile, loader_of
-
-_PNG_START, _PNG_DEPTH = b'\x89PNG\r\n\x1a\n', 24  # where a PNG tells its bits a sample
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What a file of pixels turned out to be.
-
-    Attributes:
-        file: its path.
-        size: width and height in px as training gets them; None where it does not decode.
-        stored: width and height before an EXIF tag turns the image.
-        mode: Pillow's word for the channels (``RGB``, ``L``, ``RGBA``, ...), empty if not known.
-        deep: whether a sample has more than 8 bits.
-        orientation: value of the EXIF tag; 1 where there is none.
-        digest: hash of the file's bytes.
-        pixels: hash of what it decodes to; empty where it does not, and of a label map.
-        fault: why it is not usable, and what to do; None where it is.
-        counts: (256,) pixels of each value, of a label map alone.
-    """
-
-    file: str
-    size: tuple[int, int] | None = None
-    stored: tuple[int, int] | None = None
-    mode: str = ''
-    deep: bool = False
-    orientation: int = 1
-    digest: str = ''
-    pixels: str = ''
-    fault: DataError | None = None
-    counts: np.ndarray | None = None
 
 
 @dataclass
-class Part:
-    """One dataset of a split as its annotations describe it, and what its files turned out to be.
+class Picture:
+    """What a file of pixels turned out to be."""
 
-    Attributes:
-        split: ``train``, ``val`` or ``test``.
-        node: its config.
-        classes: the names it is used with.
-        listed: all its images.
-        used: those that the run uses.
-        masks: whether the run uses masks of its objects.
-        ignored: where the metrics it is measured by say which label they ignore -> the label.
-        pictures: what the images are, by path, those that are missing left out.
-        maps: what the label maps are, likewise.
-    """
+    file: str
+    header: Header
+    digest: str = ''  # hash of the file's bytes
+    size: tuple[int, int] | None = None  # width and height as loaded; None if it does not load
+    pixels: str = ''  # hash of the decoded image; empty for a label map
+    counts: np.ndarray | None = None  # (256,) pixels with each value, for a label map
+    fault: DataError | None = None  # why it is not usable
 
-    split: str
+
+@dataclass
+class CheckedSet:
+    """One dataset of a split: what its annotations say, and what its files turned out to be."""
+
+    split: str  # train, val or test
     node: Node
     classes: tuple[str, ...]
-    listed: list[Image]
-    used: list[Image]
-    masks: bool
+    listed: list[Image]  # all its images
+    used: list[Image]  # those that the run uses
+    masks: bool  # whether the run uses the masks of objects
+    # where a segmentor or its metrics set the label that they ignore -> the label
     ignored: dict[str, int] = field(default_factory=dict)
-    pictures: dict[str, Picture] = field(default_factory=dict)
-    maps: dict[str, Picture] = field(default_factory=dict)
+    pictures: dict[str, Picture] = field(default_factory=dict)  # the images that exist, by path
+    maps: dict[str, Picture] = field(default_factory=dict)  # the label maps, likewise
 
     @property
     def loader(self) -> LoadImageFromFile:
         """Loads images as its pipeline does."""
-        return loader_of(self.node.config.get('pipeline') or ())
+        return loader_of(self.node.pipeline)
 
-    def class_pixels(self) -> np.ndarray:
-        """(classes,) pixels of each class in the label maps."""
+    def count_values(self) -> np.ndarray:
+        """(256,) pixels with each value in the label maps that were looked at."""
         counts = [picture.counts for picture in self.maps.values() if picture.counts is not None]
-        total = np.sum(counts, axis=0) if counts else np.zeros(256, np.int64)
-        return total[: len(self.classes)]
+        return np.sum([np.zeros(256, np.int64), *counts], axis=0)
 
-
-# way of loading -> path -> what is there
-Known = dict[tuple, dict[str, Picture]]
+    def labels(self) -> set[int]:
+        """The values in these label maps that are not ignored."""
+        return set(np.flatnonzero(self.count_values()).tolist()) - set(self.ignored.values())
 
 
 def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
-    """Decode an image with ``load``, and read what its header tells."""
-    facts = _header(file)
+    """Decodes an image with ``load``; one that ``load`` leaves out has neither size nor fault."""
+    picture = _look(file)
     try:
-        image = load.transform({'img_path': file})['img']
+        results = load.transform({'img_path': file})
     except DataError as fault:
-        return Picture(file, fault=fault, **facts)
-    hashed = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
-    hashed.update(repr(image.shape).encode())
-    return Picture(file, image.shape[1::-1], pixels=hashed.hexdigest(), **facts)
+        picture.fault = fault
+        return picture
+    if results:
+        image = results['img']
+        picture.size = image.shape[1::-1]
+        hashed = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+        hashed.update(repr(image.shape).encode())
+        picture.pixels = hashed.hexdigest()
+    return picture
 
 
-def look_at_map(file: str, node: Node) -> Picture:
-    """Decode a label map as the dataset ``node`` does, and count its values."""
-    facts = _header(file)
+def look_at_map(file: str, reduce_zero_label: bool) -> Picture:
+    """Decodes a label map as mmseg does, and counts its values."""
+    picture = _look(file)
     try:
-        counts = count_values(node, file)
+        picture.counts = count_values(file, reduce_zero_label)
+        picture.size = picture.header.size
     except DataError as fault:
-        return Picture(file, fault=fault, **facts)
-    return Picture(file, facts['stored'], counts=counts, **facts)
+        picture.fault = fault
+    return picture
 
 
-def look_at_pixels(part: Part, known: Known, workers: int | None = None) -> None:
-    """Look at all image files and label maps of a dataset that are there, with a progress bar.
+def look_at_pixels(
+    part: CheckedSet,
+    images: Sequence[str],
+    maps: Sequence[str],
+    workers: int | None = None,
+    bar: bool = False,
+) -> None:
+    """Decodes images and label maps of a dataset, and sets its ``pictures`` and ``maps``.
+
+    Files that do not exist are passed over.
 
     Args:
-        part: the dataset; its ``pictures`` and ``maps`` are set.
-        known: what was looked at before in the same way, and is not again; it is added to.
-        workers: threads; one a processor, but at most 16, by default.
+        part: The dataset.
+        images: Files.
+        maps: Likewise.
+        workers: Threads; by default one per processor, but at most 16.
+        bar: Whether to show the progress.
     """
-    load, node = part.loader, part.node
-    part.pictures = _look_at_all(
-        f'{part.split} images',
-        [image.file for image in part.used],
-        lambda file: look_at_image(file, load),
-        known.setdefault((load.color_type, load.imdecode_backend), {}),
-        workers,
-    )
-    part.maps = _look_at_all(
-        f'{part.split} label maps',
-        [image.label_map for image in part.used if image.label_map],
-        lambda file: look_at_map(file, node),
-        known.setdefault(('map', bool(node.option('reduce_zero_label'))), {}),
-        workers,
-    )
+    load, reduce = part.loader, bool(part.node.option('reduce_zero_label'))
+
+    def look_at_all(
+        what: str, files: Sequence[str], look: Callable[[str], Picture]
+    ) -> dict[str, Picture]:
+        absent = set(missing_files(files))
+        there = [file for file in dict.fromkeys(files) if file not in absent]
+        # threads are enough: decoding and hashing happen outside of Python
+        pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+        with pool, closing(pool.map(look, there)) as pictures:  # closing drops what is not yet done
+            shown = progress(pictures, f'{part.split} {what}', len(there)) if bar else pictures
+            return {picture.file: picture for picture in shown}
+
+    part.pictures = look_at_all('images', images, lambda file: look_at_image(file, load))
+    part.maps = look_at_all('label maps', maps, lambda file: look_at_map(file, reduce))
+
+
+def spread(items: Sequence, most: int) -> list:
+    """At most ``most`` of ``items``, evenly from first to last."""
+    step = max(1, len(items) / most)
+    return [items[int(i * step)] for i in range(min(most, len(items)))]
 
 
 def progress(items: Iterable, title: str, total: int) -> Iterable:
-    """``items``, with a bar while there are any."""
+    """``items``, with a bar if there are any."""
     # without a terminal: a line every ten seconds
     interval = 0.1 if sys.stderr.isatty() else 10
     return tqdm(items, title, total, leave=False, mininterval=interval, disable=not total)
 
 
-def _look_at_all(
-    title: str,
-    files: list[str],
-    look: Callable[[str], Picture],
-    known: dict[str, Picture],
-    workers: int | None,
-) -> dict[str, Picture]:
-    absent = set(missing_files(files))
-    there = [file for file in dict.fromkeys(files) if file not in absent]
-    new = [file for file in there if file not in known]
-    # threads will do: decoding and hashing are done outside of Python
-    pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
-    with pool, closing(pool.map(look, new)) as pictures:  # closed, it drops what is left to do
-        for picture in progress(pictures, title, len(new)):
-            known[picture.file] = picture
-    return {file: known[file] for file in there}
-
-
-def _header(file: str) -> dict[str, Any]:
+def _look(file: str) -> Picture:
     try:
         with open(file, 'rb') as stream:
             content = stream.read()
-    except OSError:  # the one that decodes tells of it
-        return {'stored': None}
-    stored, mode, orientation = read_header(content)
-    png_of_16_bits = content.startswith(_PNG_START) and content[_PNG_DEPTH:][:1] == b'\x10'
-    return {
-        'stored': stored,
-        'mode': mode,
-        'orientation': orientation,
-        'digest': hashlib.blake2b(content).hexdigest(),
-        'deep': stored is not None and (png_of_16_bits or mode.startswith(('I', 'F'))),
-    }
+    except OSError:  # whoever decodes it reports that
+        return Picture(file, Header())
+    return Picture(file, read_header(content), hashlib.blake2b(content).hexdigest())

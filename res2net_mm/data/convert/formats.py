@@ -1,6 +1,6 @@
-"""Annotations of other formats written as COCO json: Pascal VOC, YOLO, masks.
+"""Converts annotations of other formats to COCO json: Pascal VOC, YOLO, masks.
 
-What cannot be used is left out and told, with its reason; nothing else changes.
+Whatever cannot be used is left out and reported with its reason.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from PIL import Image
 from pycocotools import mask as rle
 
 from ..errors import DataError
-from ..sets.limits import check_pixels
-from ..sets.readers import written_as_corners
+from ..sets.coco import written_as_corners
+from ..sets.images import check_pixels
 from ..sets.voc import find_image, read_voc
-from .writer import CocoWriter, Converted, image_files
+from .writer import CocoWriter, ConversionReport, image_files
 
 KINDS = ('instances', 'binary', 'labels')
-_FARTHEST_SHARE = 2  # of the image's sides that a YOLO coordinate may be; beyond, it is in pixels
+_FARTHEST_SHARE = 2  # YOLO coordinates beyond this many image sides are taken for pixels
+_FAR_OUTSIDE = 0.04  # of the image's longer side by which a box must leave it to be suspicious
 
 
 def voc2coco(
@@ -38,33 +39,34 @@ def voc2coco(
     annotations: str = 'Annotations',
     merge: bool = False,
     force: bool = False,
-) -> Converted:
-    """Write a Pascal VOC set as COCO json.
+) -> ConversionReport:
+    """Writes a Pascal VOC set as COCO json.
 
-    Boxes are those that mmdet makes of the xml, but that fractions stay: (xmin - 1, ymin - 1) is
-    the corner, and width and height are xmax - xmin and ymax - ymin, one less than the pixels that
-    VOC counts. Whoever trains on one and measures on the other has no box shifted. Difficult
-    objects become ``iscrowd: 1``: mmdet ignores them as it does in the xml, and COCO's evaluation
-    counts them neither as missed nor as wrong (``ignore: 1`` it would overwrite).
+    The boxes are the ones that mmdet makes from the xml, except that fractions stay: the corner is
+    (xmin - 1, ymin - 1), width and height are xmax - xmin and ymax - ymin, one less than the
+    pixels that VOC counts. So no box is shifted between training on one format and testing on the
+    other. Difficult objects become ``iscrowd: 1``: mmdet ignores them, as it does in the xml, and
+    COCO's evaluation counts them neither as missed nor as wrong (it would overwrite
+    ``ignore: 1``).
 
     Args:
-        root: the folder of the set.
-        out: the json to write.
-        names: a file of image names, one a line, such as ``ImageSets/Main/train.txt``, below
-            ``root`` or anywhere; by default all annotation files in the order of their names.
-        classes: see :class:`CocoWriter`; objects of other classes are left out.
-        images: the folder of the images below ``root``; the json's file names start there.
-        annotations: the folder of the xml files below ``root``.
-        merge: make names that differ only in case, blanks and Unicode form one class: that of
-            ``classes``, else the most frequent of them. Without it they are reported.
-        force: replace ``out`` where it exists.
+        root: The folder of the set.
+        out: The json to write.
+        names: A file of image names, one per line, such as ``ImageSets/Main/train.txt``, below
+            ``root`` or anywhere; by default all annotation files, sorted by name.
+        classes: See :class:`CocoWriter`; objects of other classes are left out.
+        images: The folder of the images below ``root``; the json's file names are relative to it.
+        annotations: The folder of the xml files below ``root``.
+        merge: Treat names that differ only in case, blanks and Unicode form as one class: the name
+            in ``classes``, or else the most frequent one. Without it they are reported.
+        force: Replace ``out`` if it exists.
 
     Returns:
-        What was written, and what was left out.
+        What was written and what was left out.
 
     Raises:
-        DataError: a file or folder is missing, an xml file is none, or nothing can be used. An
-            object that cannot be read is left out.
+        DataError: A file or folder is missing, a file is no xml, or nothing can be used. An object
+            that cannot be read is left out.
     """
     root = Path(root)
     writer = CocoWriter(out, force, classes, merge)
@@ -74,7 +76,7 @@ def voc2coco(
             raise DataError(f'there is no folder {folder}; name it with --images, --annotations')
 
     def leave_out(error: DataError) -> None:
-        what = str(error).rpartition('; ')[0]
+        what = ': '.join(filter(None, (error.where, error.what)))
         writer.left_out.add('object without a name, or whose numbers are none', what)
 
     seen = set()
@@ -88,8 +90,8 @@ def voc2coco(
         elif not image.is_file():
             writer.left_out.add('annotation file without image', image)
         elif size := writer.image(image, image_folder):
-            said, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
-            if said not in (None, size):
+            written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
+            if written_size not in (None, size):
                 writer.notes.add('size in the annotation file that is not of the image', xml)
             for obj in objects:
                 x1, y1, x2, y2 = obj.corners
@@ -118,7 +120,7 @@ def _text(file: Path) -> str:
     try:
         return file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
-        raise DataError(f'{file} is no text in UTF-8 ({error}); write it again') from error
+        raise DataError(f'it is no text in UTF-8 ({error})', str(file), 'write it again') from error
 
 
 def yolo2coco(
@@ -129,28 +131,28 @@ def yolo2coco(
     images: str = 'images',
     labels: str = 'labels',
     force: bool = False,
-) -> Converted:
-    """Write a set of YOLO label files as COCO json.
+) -> ConversionReport:
+    """Writes a set of YOLO label files as COCO json.
 
-    A line of a label file is a class number from 0 and a box (centre x and y, width, height) or
-    at least three points of a polygon, all as shares of the image's width and height. What
-    reaches over the image's border is cut there. An image without a label file has no objects.
+    A line of a label file is a class number starting at 0, and either a box (centre x and y,
+    width, height) or a polygon of at least three points, as shares of the image's width and
+    height. Objects are cut at the image's border. An image without a label file has no objects.
 
     Args:
-        root: the folder of the set.
-        out: the json to write.
-        classes: the names; by default those of ``data.yaml``, else of ``classes.txt``, in ``root``
-            or among the labels.
-        images: the folder of the images below ``root``, with or without subfolders; the json's
-            file names start there.
-        labels: the folder of the label files below ``root``, with the same subfolders.
-        force: replace ``out`` where it exists.
+        root: The folder of the set.
+        out: The json to write.
+        classes: The names; by default those in ``data.yaml``, or else in ``classes.txt``, in
+            ``root`` or in the folder of the labels.
+        images: The folder of the images below ``root``, with or without subfolders; the json's
+            file names are relative to it.
+        labels: The folder of the label files below ``root``, with the same subfolders.
+        force: Replace ``out`` if it exists.
 
     Returns:
-        What was written, and what was left out.
+        What was written and what was left out.
 
     Raises:
-        DataError: a folder is missing, there are no class names, or nothing can be used.
+        DataError: A folder is missing, there are no class names, or nothing can be used.
     """
     root = Path(root)
     image_folder, label_folder = root / images, root / labels
@@ -168,9 +170,10 @@ def yolo2coco(
             _read_yolo(writer, file, names, size, formats)
     if written_as_corners(formats):
         raise DataError(
-            f'{label_folder}: all of its {formats["boxes"]:,} boxes would be in their images as x1 '
-            f'y1 x2 y2, but as centre and size {formats["beyond"]:,} go beyond them; write them as '
-            'YOLO does'
+            f'all of its {formats["boxes"]:,} boxes would be in their images as x1 y1 x2 y2, but '
+            f'as centre and size {formats["beyond"]:,} go beyond them',
+            str(label_folder),
+            'write them as YOLO does',
         )
     for file in sorted(set(label_folder.rglob('*.txt')) - read):
         writer.left_out.add('label file without image', file)
@@ -180,39 +183,37 @@ def yolo2coco(
 def _read_yolo(
     writer: CocoWriter, file: Path, names: list[str], size: tuple[int, int], formats: Counter
 ) -> None:
-    for where, numbers in _yolo_lines(writer, file):
-        label = numbers[0]
-        if max(map(abs, numbers[1:])) > _FARTHEST_SHARE:
-            writer.left_out.add(
-                'object with coordinates in pixels, where YOLO has shares of the image from 0 to 1',
-                where,
-            )
+    for where, (label, *shares) in _yolo_lines(writer, file):
+        if max(map(abs, shares)) > _FARTHEST_SHARE:
+            reason = 'coordinates in pixels, where YOLO has shares of the image from 0 to 1'
+            writer.left_out.add(f'object with {reason}', where)
             continue
         if label not in range(len(names)):
             writer.left_out.add(f'object of class {label:g}, of {len(names)} from 0', where)
             continue
-        values = [value * size[i % 2] for i, value in enumerate(numbers[1:])]
-        more = {}
-        if len(values) == 4:
-            x, y, width, height = values
+        points = np.reshape(shares, (-1, 2)) * size  # (N, 2) px: of a polygon, or centre and size
+        is_box = len(points) == 2
+        if is_box:
+            centre, extent = points
             formats['boxes'] += 1
-            formats['corners'] += width > x and height > y and all(0 <= v <= 1 for v in numbers[1:])
-            values = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
-        cut = [min(max(value, 0), size[i % 2]) for i, value in enumerate(values)]
-        if max(abs(a - b) for a, b in zip(values, cut, strict=True)) >= 1:
+            within = min(shares) >= 0 and max(shares) <= 1
+            formats['corners'] += bool(within and (extent > centre).all())
+            points = np.stack([centre - extent / 2, centre + extent / 2])
+        cut = points.clip(0, size)
+        beyond = np.abs(points - cut).max()
+        if beyond >= 1:
             writer.notes.add('object that reached over the border of its image', where)
-            far = max(abs(a - b) for a, b in zip(values, cut, strict=True)) > 0.04 * max(size)
-            formats['beyond'] += far and len(values) == 4
-        xs, ys = cut[::2], cut[1::2]
-        left, top, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
-        area = width * height
-        if len(values) == 4:
-            if values[0] >= values[2] or values[1] >= values[3]:
-                width = height = 0  # a negative one
+            formats['beyond'] += bool(is_box and beyond > _FAR_OUTSIDE * max(size))
+        width, height = np.ptp(cut, 0).tolist()
+        if is_box:
+            if (points[0] >= points[1]).any():
+                width = height = 0  # a negative width or height
+            area, more = width * height, {}
         else:
-            more['segmentation'] = [cut]
+            xs, ys = cut.T.tolist()
             area = abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
-        writer.add(names[int(label)], [left, top, width, height], area, where, **more)
+            more = dict(segmentation=[cut.ravel().tolist()])
+        writer.add(names[int(label)], [*cut.min(0).tolist(), width, height], area, where, **more)
 
 
 def _yolo_lines(writer: CocoWriter, file: Path) -> Iterator[tuple[str, list[float]]]:
@@ -246,25 +247,26 @@ def _yolo_classes(root: Path, label_folder: Path) -> list[str]:
         if file.is_file():
             return _lines(file)
     raise DataError(
-        f'{root} has no data.yaml and no classes.txt; name the classes with --classes, in the '
-        'order of their numbers'
+        'it has no data.yaml and no classes.txt',
+        str(root),
+        'name the classes with --classes, in the order of their numbers',
     )
 
 
 def _yaml_classes(file: Path) -> list[str]:
     try:
-        content = yaml.safe_load(_text(file))
-        names = content['names']
+        names = yaml.safe_load(_text(file))['names']
         if isinstance(names, dict):
             names = [names[i] for i in range(len(names))]
     except (yaml.YAMLError, RecursionError) as error:
-        why = ' '.join(str(error).split())
-        raise DataError(f'{file} is not valid YAML ({why})') from error
+        raise DataError(
+            f'it is not valid YAML ({" ".join(str(error).split())})', str(file)
+        ) from error
     except (KeyError, TypeError) as error:
-        raise DataError(f'{file} has no names of classes, numbered from 0') from error
-    # lists in lists, named once each, are longer than any memory when they are written out
+        raise DataError('it has no names of classes, numbered from 0', str(file)) from error
+    # writing out nested lists that refer to each other could take more than all memory
     if not isinstance(names, list) or not names or any(isinstance(n, list | dict) for n in names):
-        raise DataError(f'{file} has no list of names of classes')
+        raise DataError('it has no list of names of classes', str(file))
     return [str(name) for name in names]
 
 
@@ -278,30 +280,29 @@ def masks2coco(
     first: int = 1,
     ignore: Sequence[int] = (255,),
     force: bool = False,
-) -> Converted:
-    """Write masks as COCO json: a compressed run-length code, its area and box for every object.
+) -> ConversionReport:
+    """Writes masks as COCO json: compressed run-length code, area and box for every object.
 
     Args:
-        images: the folder of the images, with or without subfolders.
-        masks: the folder of the masks, which bear the images' names and lie in the same
-            subfolders.
-        out: the json to write.
-        kind: what a mask is. ``instances``: one png an image, whose pixels hold 0 or the number of
-            their object. ``binary``: one folder an image, with one png an object, whose pixels
-            are 0 elsewhere. ``labels``: one png an image, whose pixels hold their class; every
-            piece that hangs together, corners included, is an object.
-        classes: the names. For ``labels`` those of ``first`` and the following values, for the
-            other kinds the one that all objects have.
-        first: of ``labels``, the first class's value; lower ones are background.
-        ignore: of ``labels``, values that are of no class.
-        force: replace ``out`` where it exists.
+        images: The folder of the images, with or without subfolders.
+        masks: The folder of the masks, which have the images' names and the same subfolders.
+        out: The json to write.
+        kind: What a mask is. ``instances``: one png per image, whose pixels are 0 or the number of
+            their object. ``binary``: one folder per image with one png per object, whose pixels
+            are 0 outside the object. ``labels``: one png per image, whose pixels are their class;
+            every connected piece (also by a corner) is an object.
+        classes: The names. For ``labels``, those of the value ``first`` and the following ones;
+            otherwise a single name, for all objects.
+        first: For ``labels``, the value of the first class; lower values are background.
+        ignore: For ``labels``, values that belong to no class.
+        force: Replace ``out`` if it exists.
 
     Returns:
-        What was written, and what was left out.
+        What was written and what was left out.
 
     Raises:
-        DataError: a folder is missing, a mask is none, an argument makes no sense, or nothing can
-            be used.
+        DataError: A folder is missing, a mask cannot be read, an argument is invalid, or nothing
+            can be used.
     """
     images, masks = Path(images), Path(masks)
     if kind not in KINDS:
@@ -321,57 +322,54 @@ def masks2coco(
         if not (file.is_dir() if kind == 'binary' else file.is_file()):
             writer.left_out.add('image without mask', file)
         elif size := writer.image(image, images):
-            if kind == 'labels':
-                _add_classes(writer, file, size, classes, first, ignore)
-            elif kind == 'binary':
-                for part in sorted(p for p in file.glob('*.png') if p.is_file()):
-                    values = _values(writer, part, size)
-                    if values is not None:
-                        _add(writer, classes[0], values > 0, str(part))
-            else:
-                values = _values(writer, file, size)
-                for number, mask in _each(values):
-                    _add(writer, classes[0], mask, f'{file} object {number}')
+            pngs = sorted(p for p in file.glob('*.png') if p.is_file())
+            for png in pngs if kind == 'binary' else [file]:
+                values = _values(writer, png, size)
+                if values is None:
+                    continue
+                if kind == 'labels':
+                    _add_classes(writer, png, values, classes, first, ignore)
+                elif kind == 'binary':
+                    _add(writer, classes[0], values > 0, str(png))
+                else:
+                    for number, mask in _each(values):
+                        _add(writer, classes[0], mask, f'{png} object {number}')
     return writer.write(f'masks2coco of {masks}')
 
 
 def _values(writer: CocoWriter, file: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """The values of a mask (H, W); None where it is of another size than its image."""
+    """The values of a mask (H, W), or None if it has another size than its image."""
     check_pixels(file, f'mask {file}')
     try:
         with Image.open(file) as image:
             values = np.array(image) if image.size == size else None
-    # SyntaxError: Pillow's of a broken png
+    # Pillow raises SyntaxError for a broken png
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f'{file} cannot be read ({error}); write it again') from error
+        raise DataError(f'it cannot be read ({error})', str(file), 'write it again') from error
     if values is None:
         writer.left_out.add('mask of another size than its image', file)
         return None
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # grey, written with three channels
     if values.ndim != 2:
-        raise DataError(f'{file} is a colour image; a mask has one channel')
+        raise DataError('it is a colour image', str(file), 'a mask has one channel')
     return values
 
 
-def _each(values: np.ndarray | None) -> Iterator[tuple[int, np.ndarray]]:
+def _each(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Every value above 0 and where it is."""
-    if values is not None:
-        for number in np.unique(values[values > 0]).tolist():
-            yield number, values == number
+    for number in np.unique(values[values > 0]).tolist():
+        yield number, values == number
 
 
 def _add_classes(
     writer: CocoWriter,
     file: Path,
-    size: tuple[int, int],
+    values: np.ndarray,
     classes: Sequence[str],
     first: int,
     ignore: Sequence[int],
 ) -> None:
-    values = _values(writer, file, size)
-    if values is None:
-        return
     for value in np.unique(values).tolist():
         if value < first or value in ignore:
             continue
@@ -387,5 +385,5 @@ def _add_classes(
 def _add(writer: CocoWriter, name: str, mask: np.ndarray, where: str) -> None:
     code: dict[str, Any] = rle.encode(np.asfortranarray(mask, np.uint8))
     code['counts'] = code['counts'].decode('ascii')
-    # Without a pixel the box is 0 0 0 0, and the writer leaves it out.
+    # The box of an empty mask is 0 0 0 0, and the writer leaves it out.
     writer.add(name, rle.toBbox(code).tolist(), int(rle.area(code)), where, segmentation=code)

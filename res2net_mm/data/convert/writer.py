@@ -1,4 +1,4 @@
-"""Writing of COCO json from what is read elsewhere, with a report of what was left out."""
+"""Writes COCO json from annotations that were read elsewhere, and reports what was left out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,10 @@ from PIL import Image
 from ...checks import alike, folded, listed
 from ...files import check_writable, write_text
 from ..errors import DataError
-
-SUFFIXES = frozenset(('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'))
+from ..sets.images import IMAGE_SUFFIXES, ORIENTATION, TURNED
 
 _EXAMPLES = 3
 _BORDER = 1  # px by which a box may reach over the border: rounding, and counting from 0 or 1
-_ORIENTATION = 0x0112  # the EXIF tag; from 5 on width and height are swapped
 _TURNED = 'image that EXIF turns: its annotations must be of the turned one'
 
 
@@ -46,17 +44,17 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What was written; as text a report.
+class ConversionReport:
+    """What was written; as text, a report.
 
     Attributes:
-        file: the json.
-        images: how many it has, of which
-        without_objects: so many have none.
-        objects: how many of each class, in the order of the categories.
-        crowds: how many of them are neither trained on nor counted in an evaluation.
-        left_out: what is not in it.
-        notes: what is in it and worth a look.
+        file: The json.
+        images: Number of images in it.
+        without_objects: Number of these that have no object.
+        objects: Class -> number of objects, in the order of the categories.
+        crowds: Number of objects that are neither trained on nor evaluated.
+        left_out: What is not in it.
+        notes: What is in it but deserves a look.
     """
 
     file: Path
@@ -85,12 +83,12 @@ class CocoWriter:
     """Collects images and objects, and writes them as COCO json.
 
     Args:
-        out: the json to write.
-        force: replace it where it exists.
-        classes: names in the order of the categories, whose ids count from 1; without them those
-            that the objects have, sorted.
-        merge: names that differ only in case, blanks and Unicode form are one class; None: they are
-            not, and there is no option for it.
+        out: The json to write.
+        force: Replace it if it exists.
+        classes: Names in the order of the categories, whose ids start at 1; without them, the
+            sorted names of the objects.
+        merge: Whether names that differ only in case, blanks and Unicode form are one class. None
+            means no, and that the caller offers no such option.
 
     Raises:
         DataError: ``out`` exists, or a class is named twice.
@@ -111,8 +109,7 @@ class CocoWriter:
         twice = [name for name, count in Counter(classes or ()).items() if count > 1]
         if twice:
             raise DataError(f'classes name {listed(twice)} more than once')
-        self.classes = classes
-        self.merge = merge
+        self.classes, self.merge = classes, merge
         self.hint = '' if merge is None else ' (--merge makes them one)'
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
@@ -120,36 +117,35 @@ class CocoWriter:
         self.folded = {folded(known): known for known in reversed(self.classes or ())}
 
     def image(self, file: Path, folder: Path) -> tuple[int, int] | None:
-        """Add an image below ``folder``. Its width and height, or None: it cannot be read."""
+        """Adds an image below ``folder``. Returns its width and height, or None if unreadable."""
         try:
-            size, turned = image_size(file)
+            (width, height), turned = image_size(file)
         except (OSError, ValueError, Image.DecompressionBombError):
             self.left_out.add('image that cannot be read', file)
             return None
         if turned:
             self.notes.add(_TURNED, file)
-        name = file.relative_to(folder).as_posix()
-        width, height = size
-        number = len(self.images) + 1
+        name, number = file.relative_to(folder).as_posix(), len(self.images) + 1
         self.images.append({'id': number, 'file_name': name, 'width': width, 'height': height})
-        return size
+        return width, height
 
     def add(self, name: str, box: Sequence[float], area: float, where: str, **more: Any) -> None:
-        """Add an object of the latest image, if it has a use.
+        """Adds an object of the latest image, or reports why it is useless.
 
         Args:
-            name: of its class.
+            name: Its class.
             box: x, y, width, height in px.
-            area: in px.
-            where: it comes from, for the report.
-            more: further entries of the annotation.
+            area: In px.
+            where: Where it was read, for the report.
+            **more: Further entries of the annotation.
         """
         x, y, width, height = box
         image = self.images[-1]
-        exact = self.classes is None or name in self.classes
-        likely = None if exact else self.folded.get(folded(name))
-        if self.merge and likely:
-            name = likely
+        likely = None
+        if self.classes is not None and name not in self.classes:
+            likely = self.folded.get(folded(name))
+            if self.merge and likely:
+                name = likely
         if self.classes is not None and name not in self.classes:
             reason = f'object of class {name!r}, which is not asked for'
             reason += f', as {likely!r} is{self.hint}' if likely else ''
@@ -168,16 +164,50 @@ class CocoWriter:
             return
         self.left_out.add(reason, where)
 
-    def write(self, description: str) -> Converted:
-        """Write the json: all of it or nothing.
+    def write(self, description: str) -> ConversionReport:
+        """Writes the json, whole or not at all.
 
         Raises:
-            DataError: it would have no image, or all objects were left out.
+            DataError: It would have no image, or all objects were left out.
         """
         if not self.images or (self.left_out.counts and not self.annotations):
             what = 'object' if self.images else 'image'
             why = ';'.join(self.left_out.lines()) or ' nothing was found'
             raise DataError(f'{description}: no {what} can be used:{why}')
+        self._join_names()
+        found = Counter(annotation['category_id'] for annotation in self.annotations)
+        names = list(self.classes or sorted(found))
+        for name in names:
+            if name not in found:
+                self.notes.add('class without objects', name)
+        numbers = {name: i for i, name in enumerate(names, 1)}
+        for annotation in self.annotations:
+            annotation['category_id'] = numbers[annotation['category_id']]
+        content = {
+            'info': {'description': description},
+            'licenses': [],
+            'images': self.images,
+            'annotations': self.annotations,
+            'categories': [
+                {'id': number, 'name': name, 'supercategory': ''}
+                for name, number in numbers.items()
+            ],
+        }
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.out, json.dumps(content, ensure_ascii=False))
+        occupied = {annotation['image_id'] for annotation in self.annotations}
+        return ConversionReport(
+            file=self.out,
+            images=len(self.images),
+            without_objects=len(self.images) - len(occupied),
+            objects={name: found[name] for name in names},
+            crowds=sum(annotation['iscrowd'] for annotation in self.annotations),
+            left_out=self.left_out,
+            notes=self.notes,
+        )
+
+    def _join_names(self) -> None:
+        """Makes spellings of one class the most frequent of them, or reports them."""
         found = Counter(annotation['category_id'] for annotation in self.annotations)
         for group in alike(sorted(found)):
             if not self.merge:
@@ -190,61 +220,33 @@ class CocoWriter:
             for annotation in self.annotations:
                 if annotation['category_id'] in group:
                     annotation['category_id'] = kept
-            found[kept] = sum(found.pop(name) for name in group)
-        names = list(self.classes or sorted(found))
-        for name in names:
-            if name not in found:
-                self.notes.add('class without objects', name)
-        numbers = {name: i for i, name in enumerate(names, 1)}
-        content = {
-            'info': {'description': description},
-            'licenses': [],
-            'images': self.images,
-            'annotations': [
-                annotation | {'category_id': numbers[annotation['category_id']]}
-                for annotation in self.annotations
-            ],
-            'categories': [
-                {'id': number, 'name': name, 'supercategory': ''}
-                for name, number in numbers.items()
-            ],
-        }
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.out, json.dumps(content, ensure_ascii=False))
-        return Converted(
-            file=self.out,
-            images=len(self.images),
-            without_objects=len(self.images)
-            - len({annotation['image_id'] for annotation in self.annotations}),
-            objects={name: found[name] for name in names},
-            crowds=sum(annotation['iscrowd'] for annotation in self.annotations),
-            left_out=self.left_out,
-            notes=self.notes,
-        )
 
 
 def image_size(file: Path) -> tuple[tuple[int, int], bool]:
-    """Width and height as mmcv loads the image, from its header alone; whether EXIF turns it."""
-    if not file.is_file():  # to open a pipe may take for ever
+    """Width and height of an image as mmcv loads it, and whether EXIF turns it.
+
+    Only the header is read.
+    """
+    if not file.is_file():  # opening a pipe may block forever
         raise OSError(f'{file} is no regular file')
     with Image.open(file) as image:
         width, height = image.size
-        # OpenCV heeds it in these; Pillow reads its file to the end where it has not met it yet.
-        heeded = image.format in ('JPEG', 'MPO', 'PNG') and 'exif' in image.info
-        orientation = image.getexif().get(_ORIENTATION) if heeded else None
+        # OpenCV obeys it in these formats; Pillow would read the whole file to look for it.
+        obeyed = image.format in ('JPEG', 'MPO', 'PNG') and 'exif' in image.info
+        orientation = image.getexif().get(ORIENTATION) if obeyed else None
     turned = isinstance(orientation, int) and 2 <= orientation <= 8
-    return ((height, width) if turned and orientation >= 5 else (width, height)), turned
+    return ((height, width) if turned and orientation >= TURNED else (width, height)), turned
 
 
 def image_files(folder: Path) -> list[Path]:
     """The images in a folder and below it, sorted.
 
     Raises:
-        DataError: there is no such folder, or no image in it.
+        DataError: There is no such folder, or no image in it.
     """
     if not folder.is_dir():
         raise DataError(f'there is no folder {folder}')
-    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f'no image is in {folder}')
     return files

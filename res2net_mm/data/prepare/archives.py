@@ -1,11 +1,12 @@
-"""The published data sets: which archives they are, where those come from and what is in them.
+"""The table of published data sets: their archives, and what is in them.
 
-Checksums are those that torchvision, TensorFlow Datasets and PyTorch-Encoding verify; where none
-of them has one there is none here, and the archive's own checks are all there is.
+The checksums are those that torchvision, TensorFlow Datasets and PyTorch-Encoding verify. An
+archive without a checksum here has none there.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -14,15 +15,15 @@ class Archive:
     """One file to fetch and unpack.
 
     Attributes:
-        name: of the file.
-        url: where it is published; None where that takes an account.
-        size: of the file in bytes, rounded where no table tells it exactly.
-        unpacked: of what is taken out of it, in bytes, roughly.
-        moves: beginnings of members' names and the folder, below the set's, that takes their
-            place. Members that begin otherwise stay in the archive.
-        md5: hex digits of the file, if known.
-        sha256: likewise.
-        nested: zip files in it are unpacked as well, where they lie.
+        name: Name of the file.
+        url: Where it is published; None if that requires an account.
+        size: Size of the file in bytes, rounded where no source gives it exactly.
+        unpacked: Rough size in bytes of what is taken out of it.
+        moves: Pairs (beginning of members' names, what replaces it below the set's folder).
+            Other members stay in the archive.
+        md5: Hex digits of the file's md5, if known.
+        sha256: Hex digits of the file's sha256, if known.
+        nested: Whether zip files in it are unpacked as well, in the folder where they are.
     """
 
     name: str
@@ -37,23 +38,23 @@ class Archive:
 
 @dataclass(frozen=True)
 class Count:
-    """How many files a finished part has: those of ``folder`` that match ``pattern``."""
+    """The number of files in ``folder`` that match ``pattern`` once a part is complete."""
 
     folder: str
     pattern: str
-    number: int
+    number: int = 1
 
 
 @dataclass(frozen=True)
-class Part:
-    """What can be asked for by itself.
+class SetPart:
+    """The smallest unit that can be asked for.
 
     Attributes:
-        archives: that it is unpacked from.
-        counts: what is there when they are.
-        finish: what has to be made from these files: 'voc_aug' or 'train_ids'.
-        made: what is there when it is.
-        needs: parts that have to be there before it.
+        archives: What it is unpacked from.
+        counts: The files that the archives contain.
+        finish: What has to be made from these files: 'voc_aug' or 'train_ids'.
+        made: The files that are made.
+        needs: Names of the parts that must be complete before it.
     """
 
     archives: tuple[Archive, ...]
@@ -65,217 +66,188 @@ class Part:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set.
+    """A published data set.
 
     Attributes:
-        name: what users call it.
-        folder: its own, below the root of all sets; paths of the parts start there.
-        licence: what may be done with it, in a line.
-        site: the page to read more, and to get an account where one is needed.
-        parts: by name.
-        default: the parts that are prepared unless others are asked for.
+        name: What users call it.
+        folder: Its folder below the root of all sets; the parts' paths start there.
+        licence: What may be done with it, in one line.
+        site: The page with more information, and with accounts if one is needed.
+        parts: Name -> part.
+        default: Names of the parts that are prepared unless others are asked for.
     """
 
     name: str
     folder: str
     licence: str
     site: str
-    parts: dict[str, Part]
+    parts: dict[str, SetPart]
     default: tuple[str, ...]
 
 
-_COCO = 'http://images.cocodataset.org'
-_VOC = 'http://host.robots.ox.ac.uk/pascal/VOC'
+_SHA256 = {
+    'train2017.zip': '69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929',
+    'val2017.zip': '4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05',
+    'test2017.zip': 'c7908c3c9f94ba2f3340ebbeec58c25db6be8774f18d68c2f15d0e369d95baba',
+    'annotations_trainval2017.zip': (
+        '113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268'
+    ),
+    'panoptic_annotations_trainval2017.zip': (
+        'c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370'
+    ),
+    'image_info_test2017.zip': 'e52f412dd7195ac8f98d782b44c6dd30ea10241e9f42521f67610fbe055a74f8',
+}
+_MD5 = {
+    'VOCtrainval_06-Nov-2007.tar': 'c52e279531787c972589f7e41ab4ae64',
+    'VOCtest_06-Nov-2007.tar': 'b6e924de25625d8de591ea690078ad9f',
+    'VOCtrainval_11-May-2012.tar': '6cd6e144f989b92b3379bac3b3de84fd',
+    'benchmark.tgz': '82b4d87ceb2ed10f6038a1cba92111cb',
+    'ADEChallengeData2016.zip': '7328b3957e407ddae1d3cbf487f149ef',
+}
 
 
-def _coco_images(split: str, number: int, size: int, sha256: str) -> Part:
-    archive = Archive(
-        f'{split}2017.zip',
-        f'{_COCO}/zips/{split}2017.zip',
-        size=size,
-        unpacked=size,
-        moves=((f'{split}2017/', f'{split}2017/'),),
-        sha256=sha256,
+def _archive(url: str, size: int, *moves: str, unpacked: int = 0, nested: bool = False) -> Archive:
+    """An archive with its checksum; a move is ``'from -> to'``, or a folder that keeps its name."""
+    name = url.rpartition('/')[2]
+    pairs = tuple((move.split(' -> ')[0], move.split(' -> ')[-1]) for move in moves)
+    return Archive(
+        name, url, size, unpacked or size, pairs, _MD5.get(name), _SHA256.get(name), nested
     )
-    return Part((archive,), (Count(f'{split}2017', '*.jpg', number),))
 
 
-_COCO_TEST = _coco_images(
-    'test',
-    40_670,
-    6_646_970_404,
-    'c7908c3c9f94ba2f3340ebbeec58c25db6be8774f18d68c2f15d0e369d95baba',
+def _counts(numbers: dict[str, int]) -> tuple[Count, ...]:
+    """Counts from paths whose last part, or all from the first ``*`` on, is a pattern."""
+    parts = {path: re.fullmatch(r'([^*]*)/([^/]*\*.*|[^/]*)', path) for path in numbers}
+    return tuple(Count(*match.groups(), numbers[path]) for path, match in parts.items())
+
+
+_COCO = 'http://images.cocodataset.org'
+
+
+def _coco_images(split: str, size: int, number: int) -> SetPart:
+    archive = _archive(f'{_COCO}/zips/{split}.zip', size, f'{split}/')
+    return SetPart((archive,), _counts({f'{split}/*.jpg': number}))
+
+
+def _coco_json(name: str, size: int, unpacked: int, nested: bool = False) -> Archive:
+    url = f'{_COCO}/annotations/{name}.zip'
+    return _archive(url, size, 'annotations/', unpacked=unpacked, nested=nested)
+
+
+_TEST = _coco_images('test2017', 6_646_970_404, 40_670)
+_STUFF = _archive(
+    'http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/'
+    'stuffthingmaps_trainval2017.zip',
+    700_000_000,
+    'train2017/ -> stuffthingmaps/train2017/',
+    'val2017/ -> stuffthingmaps/val2017/',
+    unpacked=800_000_000,
 )
-
 COCO = DataSet(
     name='coco',
     folder='coco',
     licence='annotations CC BY 4.0; images by the terms of use of Flickr, each of its own licence',
     site='https://cocodataset.org/#download',
     parts={
-        'train': _coco_images(
-            'train',
-            118_287,
-            19_336_861_798,
-            '69a8bb58ea5f8f99d24875f21416de2e9ded3178e903f1f7603e283b9e06d929',
+        'train': _coco_images('train2017', 19_336_861_798, 118_287),
+        'val': _coco_images('val2017', 815_585_330, 5_000),
+        'annotations': SetPart(
+            (_coco_json('annotations_trainval2017', 252_907_541, 850_000_000),),
+            _counts({f'annotations/instances_{split}2017.json': 1 for split in ('train', 'val')}),
         ),
-        'val': _coco_images(
-            'val',
-            5_000,
-            815_585_330,
-            '4f7e2ccb2866ec5041993c9cf2a952bbed69647b115d0f74da7ce8f4bef82f05',
-        ),
-        'annotations': Part(
-            (
-                Archive(
-                    'annotations_trainval2017.zip',
-                    f'{_COCO}/annotations/annotations_trainval2017.zip',
-                    size=252_907_541,
-                    unpacked=850_000_000,
-                    moves=(('annotations/', 'annotations/'),),
-                    sha256='113a836d90195ee1f884e704da6304dfaaecff1f023f49b6ca93c4aaae470268',
-                ),
-            ),
-            (
-                Count('annotations', 'instances_train2017.json', 1),
-                Count('annotations', 'instances_val2017.json', 1),
+        'panoptic': SetPart(
+            (_coco_json('panoptic_annotations_trainval2017', 860_725_834, 1_300_000_000, True),),
+            _counts(
+                {
+                    'annotations/panoptic_train2017.json': 1,
+                    'annotations/panoptic_val2017.json': 1,
+                    'annotations/panoptic_train2017/*.png': 118_287,
+                    'annotations/panoptic_val2017/*.png': 5_000,
+                }
             ),
         ),
-        'panoptic': Part(
-            (
-                Archive(
-                    'panoptic_annotations_trainval2017.zip',
-                    f'{_COCO}/annotations/panoptic_annotations_trainval2017.zip',
-                    size=860_725_834,
-                    unpacked=1_300_000_000,
-                    moves=(('annotations/', 'annotations/'),),
-                    sha256='c05f76d2129b6b561eb70efe16e7006df62f73fb92889132d373b9d90e31a370',
-                    nested=True,
-                ),
-            ),
-            (
-                Count('annotations', 'panoptic_train2017.json', 1),
-                Count('annotations', 'panoptic_val2017.json', 1),
-                Count('annotations/panoptic_train2017', '*.png', 118_287),
-                Count('annotations/panoptic_val2017', '*.png', 5_000),
+        'stuff': SetPart(
+            (_STUFF,),
+            _counts(
+                {
+                    'stuffthingmaps/train2017/*.png': 118_287,
+                    'stuffthingmaps/val2017/*.png': 5_000,
+                }
             ),
         ),
-        'stuff': Part(
-            (
-                Archive(
-                    'stuffthingmaps_trainval2017.zip',
-                    'http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/'
-                    'stuffthingmaps_trainval2017.zip',
-                    size=700_000_000,
-                    unpacked=800_000_000,
-                    moves=(
-                        ('train2017/', 'stuffthingmaps/train2017/'),
-                        ('val2017/', 'stuffthingmaps/val2017/'),
-                    ),
-                ),
-            ),
-            (
-                Count('stuffthingmaps/train2017', '*.png', 118_287),
-                Count('stuffthingmaps/val2017', '*.png', 5_000),
-            ),
-        ),
-        'test': Part(
-            (
-                *_COCO_TEST.archives,
-                Archive(
-                    'image_info_test2017.zip',
-                    f'{_COCO}/annotations/image_info_test2017.zip',
-                    size=1_144_034,
-                    unpacked=20_000_000,
-                    moves=(('annotations/', 'annotations/'),),
-                    sha256='e52f412dd7195ac8f98d782b44c6dd30ea10241e9f42521f67610fbe055a74f8',
-                ),
-            ),
-            (*_COCO_TEST.counts, Count('annotations', 'image_info_test-dev2017.json', 1)),
+        'test': SetPart(
+            (*_TEST.archives, _coco_json('image_info_test2017', 1_144_034, 20_000_000)),
+            (*_TEST.counts, Count('annotations', 'image_info_test-dev2017.json')),
         ),
     },
     default=('train', 'val', 'annotations'),
 )
 
 
-def _voc_archive(name: str, year: int, size: int, md5: str) -> Archive:
-    url = f'{_VOC}/voc{year}/{name}'
-    moves = ((f'VOCdevkit/VOC{year}/', f'VOC{year}/'),)
-    return Archive(name, url, size=size, unpacked=size, moves=moves, md5=md5)
+def _voc_archive(name: str, year: int, size: int) -> Archive:
+    url = f'http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{name}'
+    return _archive(url, size, f'VOCdevkit/VOC{year}/ -> VOC{year}/')
 
 
+_SBD = _archive(
+    'https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/'
+    'benchmark.tgz',
+    1_420_000_000,
+    *(
+        f'benchmark_RELEASE/dataset/{name} -> VOCaug/dataset/{name}'
+        for name in ('cls/', 'train.txt', 'val.txt')
+    ),
+    unpacked=200_000_000,
+)
 VOC = DataSet(
     name='voc',
     folder='VOCdevkit',
     licence='images by the terms of use of Flickr; SBD by those in its README',
     site='http://host.robots.ox.ac.uk/pascal/VOC/',
     parts={
-        'voc2007': Part(
+        'voc2007': SetPart(
             (
-                _voc_archive(
-                    'VOCtrainval_06-Nov-2007.tar',
-                    2007,
-                    460_032_000,
-                    'c52e279531787c972589f7e41ab4ae64',
-                ),
-                _voc_archive(
-                    'VOCtest_06-Nov-2007.tar',
-                    2007,
-                    451_020_800,
-                    'b6e924de25625d8de591ea690078ad9f',
-                ),
+                _voc_archive('VOCtrainval_06-Nov-2007.tar', 2007, 460_032_000),
+                _voc_archive('VOCtest_06-Nov-2007.tar', 2007, 451_020_800),
             ),
-            (
-                Count('VOC2007/JPEGImages', '*.jpg', 9_963),
-                Count('VOC2007/Annotations', '*.xml', 9_963),
-                Count('VOC2007/ImageSets/Main', 'trainval.txt', 1),
-                Count('VOC2007/ImageSets/Main', 'test.txt', 1),
+            _counts(
+                {
+                    'VOC2007/JPEGImages/*.jpg': 9_963,
+                    'VOC2007/Annotations/*.xml': 9_963,
+                    'VOC2007/ImageSets/Main/trainval.txt': 1,
+                    'VOC2007/ImageSets/Main/test.txt': 1,
+                }
             ),
         ),
-        'voc2012': Part(
-            (
-                _voc_archive(
-                    'VOCtrainval_11-May-2012.tar',
-                    2012,
-                    1_999_639_040,
-                    '6cd6e144f989b92b3379bac3b3de84fd',
-                ),
-            ),
-            (
-                Count('VOC2012/JPEGImages', '*.jpg', 17_125),
-                Count('VOC2012/Annotations', '*.xml', 17_125),
-                Count('VOC2012/SegmentationClass', '*.png', 2_913),
-                Count('VOC2012/ImageSets/Segmentation', 'train.txt', 1),
-                Count('VOC2012/ImageSets/Segmentation', 'val.txt', 1),
+        'voc2012': SetPart(
+            (_voc_archive('VOCtrainval_11-May-2012.tar', 2012, 1_999_639_040),),
+            _counts(
+                {
+                    'VOC2012/JPEGImages/*.jpg': 17_125,
+                    'VOC2012/Annotations/*.xml': 17_125,
+                    'VOC2012/SegmentationClass/*.png': 2_913,
+                    'VOC2012/ImageSets/Segmentation/train.txt': 1,
+                    'VOC2012/ImageSets/Segmentation/val.txt': 1,
+                }
             ),
         ),
-        'aug': Part(
-            (
-                Archive(
-                    'benchmark.tgz',
-                    'https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/'
-                    'semantic_contours/benchmark.tgz',
-                    size=1_420_000_000,
-                    unpacked=200_000_000,
-                    moves=(
-                        ('benchmark_RELEASE/dataset/cls/', 'VOCaug/dataset/cls/'),
-                        ('benchmark_RELEASE/dataset/train.txt', 'VOCaug/dataset/train.txt'),
-                        ('benchmark_RELEASE/dataset/val.txt', 'VOCaug/dataset/val.txt'),
-                    ),
-                    md5='82b4d87ceb2ed10f6038a1cba92111cb',
-                ),
-            ),
-            (
-                Count('VOCaug/dataset/cls', '*.mat', 11_355),
-                Count('VOCaug/dataset', 'train.txt', 1),
-                Count('VOCaug/dataset', 'val.txt', 1),
+        'aug': SetPart(
+            (_SBD,),
+            _counts(
+                {
+                    'VOCaug/dataset/cls/*.mat': 11_355,
+                    'VOCaug/dataset/train.txt': 1,
+                    'VOCaug/dataset/val.txt': 1,
+                }
             ),
             finish='voc_aug',
-            made=(
-                # 9,118 of SBD alone, 1,464 to train on and 1,449 to measure on of VOC2012
-                Count('VOC2012/SegmentationClassAug', '*.png', 12_031),
-                Count('VOC2012/ImageSets/Segmentation', 'aug.txt', 1),
-                Count('VOC2012/ImageSets/Segmentation', 'trainaug.txt', 1),
+            # 9,118 that only SBD has, and VOC2012's 1,464 for training and 1,449 for validation
+            made=_counts(
+                {
+                    'VOC2012/SegmentationClassAug/*.png': 12_031,
+                    'VOC2012/ImageSets/Segmentation/aug.txt': 1,
+                    'VOC2012/ImageSets/Segmentation/trainaug.txt': 1,
+                }
             ),
             needs=('voc2012',),
         ),
@@ -283,27 +255,26 @@ VOC = DataSet(
     default=('voc2007', 'voc2012'),
 )
 
+_ADE = _archive(
+    'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
+    970_000_000,
+    'ADEChallengeData2016/',
+    unpacked=1_000_000_000,
+)
 ADE20K = DataSet(
     name='ade20k',
     folder='ade',
     licence='images for non-commercial research and education; annotations BSD 3-clause',
     site='http://sceneparsing.csail.mit.edu/',
     parts={
-        'challenge2016': Part(
-            (
-                Archive(
-                    'ADEChallengeData2016.zip',
-                    'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
-                    size=970_000_000,
-                    unpacked=1_000_000_000,
-                    moves=(('ADEChallengeData2016/', 'ADEChallengeData2016/'),),
-                    md5='7328b3957e407ddae1d3cbf487f149ef',
-                ),
-            ),
-            tuple(
-                Count(f'ADEChallengeData2016/{kind}/{split}', pattern, number)
-                for kind, pattern in (('images', '*.jpg'), ('annotations', '*.png'))
-                for split, number in (('training', 20_210), ('validation', 2_000))
+        'challenge2016': SetPart(
+            (_ADE,),
+            _counts(
+                {
+                    f'ADEChallengeData2016/{kind}/{split}/{pattern}': number
+                    for kind, pattern in (('images', '*.jpg'), ('annotations', '*.png'))
+                    for split, number in (('training', 20_210), ('validation', 2_000))
+                }
             ),
         ),
     },
@@ -311,16 +282,14 @@ ADE20K = DataSet(
 )
 
 
-def _cityscapes_counts(folder: str, suffix: str) -> tuple[Count, ...]:
-    return tuple(
-        Count(f'{folder}/{split}', f'*/*_{suffix}.png', number)
-        for split, number in (('train', 2_975), ('val', 500), ('test', 1_525))
-    )
-
-
-def _cityscapes_archive(folder: str, size: int) -> Archive:
+def _cityscapes(folder: str, size: int) -> Archive:
     moves = ((f'{folder}/', f'{folder}/'),)
-    return Archive(f'{folder}_trainvaltest.zip', None, size=size, unpacked=size, moves=moves)
+    return Archive(f'{folder}_trainvaltest.zip', None, size, size, moves)
+
+
+def _cityscapes_counts(folder: str, suffix: str) -> tuple[Count, ...]:
+    numbers = {'train': 2_975, 'val': 500, 'test': 1_525}
+    return _counts({f'{folder}/{s}/*/*_{suffix}.png': numbers[s] for s in numbers})
 
 
 CITYSCAPES = DataSet(
@@ -329,12 +298,12 @@ CITYSCAPES = DataSet(
     licence='non-commercial use, by the terms that the account is given for',
     site='https://www.cityscapes-dataset.com/downloads/',
     parts={
-        'images': Part(
-            (_cityscapes_archive('leftImg8bit', 11_600_000_000),),
+        'images': SetPart(
+            (_cityscapes('leftImg8bit', 11_600_000_000),),
             _cityscapes_counts('leftImg8bit', 'leftImg8bit'),
         ),
-        'labels': Part(
-            (_cityscapes_archive('gtFine', 255_000_000),),
+        'labels': SetPart(
+            (_cityscapes('gtFine', 255_000_000),),
             _cityscapes_counts('gtFine', 'gtFine_labelIds'),
             finish='train_ids',
             made=_cityscapes_counts('gtFine', 'gtFine_labelTrainIds'),

@@ -1,4 +1,4 @@
-"""Unpacking of archives from elsewhere: nothing but plain files, nowhere but in one folder."""
+"""Unpacks downloaded archives: only plain files, and only into one folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
@@ -25,20 +24,15 @@ _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError,
     NotImplementedError,
 )  # fmt: skip
-# what a file and a folder of one name come to
+# raised if a file and a folder have the same name
 _CLASHES = (FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
-class _Open(Protocol):
-    def __call__(self) -> IO[bytes]: ...
-
-
-@dataclass(frozen=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     size: int
-    plain: bool  # else a link, a device, a pipe
-    open: _Open
+    plain: bool  # otherwise a link, a device or a pipe
+    open: Callable[[], IO[bytes]]
 
 
 def unpack(
@@ -49,35 +43,35 @@ def unpack(
     nested: bool = False,
     most: int | None = None,
 ) -> int:
-    """Unpack the members that ``moves`` names, first into ``stage``, then at once to ``target``.
+    """Unpacks the members that ``moves`` names into ``stage``, then moves them to ``target``.
 
-    What an earlier call that was interrupted left in either folder is not unpacked again; a file
-    there of another size than the member's is replaced.
+    Files that an interrupted call left in either folder are not unpacked again, unless their size
+    differs from the member's.
 
     Args:
-        archive: a zip or tar file, compressed or not.
-        stage: a folder for this archive alone; it is removed at the end.
-        target: the folder that the files come to; folders that are there are added to.
-        moves: beginnings of members' names, and what takes their place below ``target``.
-        nested: zip files in it are unpacked as well, as if their members lay beside them.
-        most: bytes that it may unpack to.
+        archive: A zip or tar file, compressed or not.
+        stage: A folder for this archive only; it is removed at the end.
+        target: The folder to which the files are moved; existing folders are added to.
+        moves: Beginnings of members' names, and what replaces them below ``target``.
+        nested: Whether zip files in it are unpacked too, as if their members were next to them.
+        most: Largest number of bytes that it may unpack to.
 
     Returns:
-        How many files were unpacked.
+        The number of files that were unpacked.
 
     Raises:
-        DataError: the archive is damaged, has nothing of ``moves`` or more than ``most``, or a
-            member that would come to lie outside, or is no plain file. Then nothing has come to
-            ``target``. Or the disk is full or cannot be written to; then the next call goes on
-            where this one stopped.
+        DataError: The archive is damaged, has nothing of ``moves``, unpacks to more than ``most``,
+            or has a member that is no plain file or would be put outside the target. Nothing is
+            moved to ``target`` then. Or the disk is full or cannot be written to; the next call
+            continues.
     """
     part = stage.with_name(f'{stage.name}.part')  # what is being written; no member's place
     with disk_errors(target):
         stage.mkdir(parents=True, exist_ok=True)
         try:
-            written = _fill(archive, stage, target, moves, nested, part, most)
+            written = _fill(archive, stage, target, moves, nested, most)
         except DataError:
-            shutil.rmtree(stage)  # or the next archive of this name would be mixed with it
+            shutil.rmtree(stage)  # or the next archive of this name would mix with it
             part.unlink(missing_ok=True)
             raise
         part.unlink(missing_ok=True)
@@ -87,18 +81,23 @@ def unpack(
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """A block that writes to ``folder``: what the system refuses there becomes a DataError."""
+    """Turns errors of the system in a block that writes to ``folder`` into a DataError."""
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # no error of the system's
+        if error.errno is None:  # not an error of the system
             raise
         where = ' -> '.join(str(f) for f in (error.filename, error.filename2) if f) or folder
         todo = 'make room there' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'correct that'
         raise DataError(
-            f'{folder} cannot be completed ({error.strerror}: {where}); {todo} and call again, '
-            'which goes on from here, or give another --root'
+            f'it cannot be completed ({error.strerror}: {where})',
+            str(folder),
+            f'{todo} and call again, which goes on from here, or give another --root',
         ) from error
+
+
+def _foreign(archive: Path, what: str) -> DataError:
+    return DataError(what, str(archive), 'it is not the published archive, get it from there')
 
 
 def _fill(
@@ -107,10 +106,10 @@ def _fill(
     target: Path,
     moves: tuple[tuple[str, str], ...],
     nested: bool,
-    part: Path,
     most: int | None,
 ) -> int:
     written = taken = total = 0
+    part = stage.with_name(f'{stage.name}.part')
     try:
         # disable=None: shown on a terminal only
         bar = tqdm(desc=archive.name, unit=' files', disable=None)
@@ -120,17 +119,11 @@ def _fill(
                 if relative is None:
                     continue
                 if not member.plain:
-                    raise DataError(
-                        f'{archive}: {member.name!r} is a link or a device, no plain file; it is '
-                        'not the published archive, get it from there'
-                    )
+                    raise _foreign(archive, f'{member.name!r} in it is a link or a device')
                 taken += 1
                 total += member.size
-                if most is not None and total > most:  # a few bytes can stand for any number
-                    raise DataError(
-                        f'{archive} would unpack to more than {most / 1e9:.1f} GB; it is not the '
-                        'published archive, get it from there'
-                    )
+                if most is not None and total > most:  # a few bytes can unpack to any number
+                    raise _foreign(archive, f'it would unpack to more than {most / 1e9:.1f} GB')
                 bar.update()
                 there = (stage / relative, target / relative)
                 if any(path.is_file() and path.stat().st_size == member.size for path in there):
@@ -138,26 +131,23 @@ def _fill(
                 _write(member, stage / relative, part)
                 written += 1
     except _CLASHES as error:
-        raise DataError(
-            f'{archive} has a file and a folder of one name ({error.filename2 or error.filename}); '
-            'it is not the published archive, get it from there'
-        ) from error
+        name = error.filename2 or error.filename
+        raise _foreign(archive, f'it has a file and a folder of one name ({name})') from error
     except (*_BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's; one of a decompressor has no number
+            raise  # from the disk; a decompressor's has no number
         why = str(error).partition('\n')[0].rstrip(':') or type(error).__name__
-        raise DataError(f'{archive} is damaged ({why}); remove it and fetch it again') from error
+        raise DataError(
+            f'it is damaged ({why})', str(archive), 'remove it and fetch it again'
+        ) from error
     if not taken:
         wanted = ', '.join(beginning for beginning, _ in moves)
-        raise DataError(
-            f'{archive} has nothing below {wanted}; it is not the published archive, get it from '
-            'there'
-        )
+        raise _foreign(archive, f'it has nothing below {wanted}')
     return written
 
 
 class _Header(tarfile.TarInfo):
-    """A header of a tar file; long names and the like, which are read at once, are short."""
+    """A header of a tar file. Those that tarfile reads at once, such as long names, are short."""
 
     _READ_AT_ONCE = (
         tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
@@ -184,11 +174,12 @@ def _members(
     if isinstance(opened, tarfile.TarFile):
         for info in opened:
             if not info.isdir():
-                yield _Member(info.name, info.size, info.isreg(), partial(_of_tar, opened, info))
-        while opened.fileobj.read(1 << 20):  # the checksum of a compressed one is at its end
+                content = partial(opened.extractfile, info)
+                yield _Member(info.name, info.size, info.isreg(), content)
+        while opened.fileobj.read(1 << 20):  # a compressed one has its checksum at the end
             pass
         return
-    # In the order of the file: seeking back in a zip that lies in a zip reads it from its start.
+    # In the file's order: seeking back in a zip inside a zip would read it again from the start.
     for info in sorted(opened.infolist(), key=lambda info: info.header_offset):
         if info.is_dir():
             continue
@@ -198,30 +189,23 @@ def _members(
             folder = str(PurePosixPath(info.filename).parent)
             with opened.open(info) as stream, zipfile.ZipFile(stream) as inner:
                 for member in _members(inner, info.filename, False):
-                    yield _Member(f'{folder}/{member.name}', member.size, member.plain, member.open)
+                    yield member._replace(name=f'{folder}/{member.name}')
             continue
         kind = stat.S_IFMT(info.external_attr >> 16)
         plain = kind in (0, stat.S_IFREG)
         yield _Member(info.filename, info.file_size, plain, partial(opened.open, info))
 
 
-def _of_tar(opened: tarfile.TarFile, info: tarfile.TarInfo) -> Any:
-    return opened.extractfile(info)
-
-
 def _is_litter(name: str) -> bool:
-    """Whether a member is one of those that a Mac adds to every archive."""
+    """Whether a member is one that macOS adds to every archive."""
     parts = PurePosixPath(name).parts
     return '__MACOSX' in parts or any(part[:2] == '._' or part == '.DS_Store' for part in parts)
 
 
 def _placed(name: str, moves: tuple[tuple[str, str], ...], archive: Path) -> str | None:
-    """Where a member comes to lie; None where it stays in the archive."""
+    """Where a member is put; None if it stays in the archive."""
     if name.startswith('/') or '..' in PurePosixPath(name).parts or set('\\:\0') & set(name):
-        raise DataError(
-            f'{archive}: {name!r} would be unpacked outside of the target; it is not the published '
-            'archive, get it from there'
-        )
+        raise _foreign(archive, f'{name!r} in it would be unpacked outside of the target')
     name = str(PurePosixPath(name))  # without ./ and double slashes
     if _is_litter(name):
         return None
@@ -241,7 +225,7 @@ def _write(member: _Member, path: Path, part: Path) -> None:
 
 
 def _merge(source: Path, target: Path) -> None:
-    """Move all of a folder: in one step where nothing of its name is there."""
+    """Moves all of a folder, in one step if the target does not exist."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(source, target)
@@ -249,7 +233,7 @@ def _merge(source: Path, target: Path) -> None:
     for entry in list(source.iterdir()):
         if entry.is_dir():
             _merge(entry, target / entry.name)
-        elif (target / entry.name).is_dir():  # where shutil.move would put it into
+        elif (target / entry.name).is_dir():  # shutil.move would put the file into it
             message = os.strerror(errno.EISDIR)
             raise IsADirectoryError(errno.EISDIR, message, str(target / entry.name))
         else:

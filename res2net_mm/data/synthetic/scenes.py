@@ -1,4 +1,4 @@
-"""Drawing of synthetic scenes: textured shapes that occlude each other on textured ground."""
+"""Draws synthetic scenes: textured shapes that occlude each other on a textured background."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from ..sets.sizes import COCO_SIZES as SIZE_BINS
+
 CLASSES = ('disc', 'square', 'triangle', 'star')
-#: COCO's bins of an object's area in pixels: lower bound in, upper bound out.
-SIZE_BINS = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, math.inf)}
 SIDES = (12, 200)
 MAX_OBJECTS = 8
 MIN_VISIBLE = 0.5
 
 _OVERHANG = 0.1  # share of its side by which an object may stick out of the image
-_CONTRAST = 120.0  # least distance of an object's mean colours from what lies beneath, of 0..441
-_OVERLAPPING = 0.3  # share of the objects that may be laid over others
+_CONTRAST = 120.0  # least distance, of 0..441, between an object's colour and what it covers
+_OVERLAPPING = 0.3  # share of the objects that may cover others
 _TRIES = 40
 _SUPERSAMPLING = 4
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """What the visible pixels do not tell.
+    """What the visible pixels do not show.
 
     Attributes:
-        label: index into ``CLASSES``.
-        full_area: pixels of the whole shape.
-        inside_area: those of them that lie in the image, hidden or not.
+        label: Index into ``CLASSES``.
+        full_area: Pixels of the whole shape.
+        inside_area: Pixels of it inside the image, hidden or not.
     """
 
     label: int
@@ -39,12 +39,12 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and what is on it.
+    """One image and the objects in it.
 
     Attributes:
         image: (H, W, 3) uint8, BGR.
         instances: (H, W) uint8, 0 for the background and i + 1 where ``objects[i]`` is visible.
-        objects: from the backmost to the topmost.
+        objects: From the backmost to the topmost.
     """
 
     image: np.ndarray
@@ -52,35 +52,35 @@ class Scene:
     objects: list[SceneObject]
 
     def mask(self, index: int) -> np.ndarray:
-        """Visible pixels of an object as (H, W) bool."""
+        """The visible pixels of an object as (H, W) bool."""
         return self.instances == index + 1
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Smallest box around the true pixels as (x, y, width, height); the mask must not be empty."""
+    """Smallest box around the true pixels as (x, y, width, height). The mask must not be empty."""
     xs, ys = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
     return int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1)
 
 
 def size_bin(area: float) -> str:
-    """COCO's name for the size of an object of ``area`` pixels."""
+    """COCO's name for the size of an object with ``area`` pixels."""
     return next(name for name, (low, high) in SIZE_BINS.items() if low <= area < high)
 
 
 def draw_scene(
     rng: np.random.Generator, width: int, height: int, label: int, first_bin: str
 ) -> Scene:
-    """Draw one scene of 1 to ``MAX_OBJECTS`` objects.
+    """Draws one scene of 1 to ``MAX_OBJECTS`` objects.
 
-    Every object keeps at least ``MIN_VISIBLE`` of its area and ``SIDES[0]`` px of its longest
-    side in view. Colours and textures are drawn without regard to the class.
+    At least ``MIN_VISIBLE`` of each object's area and ``SIDES[0]`` px of its longest side are
+    visible. Colours and textures do not depend on the class.
 
     Args:
-        rng: source of all randomness.
-        width: of the image in px.
-        height: of the image in px.
-        label: class of the first object; those of the others are random.
-        first_bin: key of ``SIZE_BINS`` that the visible area of the first object falls in.
+        rng: Source of all randomness.
+        width: Width of the image in px.
+        height: Height of the image in px.
+        label: Class of the first object; the others' classes are random.
+        first_bin: Key of ``SIZE_BINS`` for the visible area of the first object.
     """
     canvas = _background(rng, width, height)
     instances = np.zeros((height, width), np.uint8)
@@ -90,8 +90,8 @@ def draw_scene(
     shapes = [(label, _draw_shape(rng, label, first_bin))]
     others = [int(i) for i in rng.integers(0, len(CLASSES), count - 1)]
     rest = [(i, _draw_shape(rng, i, None)) for i in others]
-    # Large ones tend to lie behind: in a random order they would hide the small ones, be
-    # rejected, and be missing from crowded images.
+    # Large ones tend to be drawn first: in a random order they would hide small ones, be rejected,
+    # and be missing from crowded images.
     order = np.argsort([-a.shape[0] * math.exp(rng.normal(0, 0.5)) for _, a in rest])
     shapes += [rest[i] for i in order]
 
@@ -111,12 +111,12 @@ def draw_scene(
 
 
 def _outline(rng: np.random.Generator, name: str) -> np.ndarray:
-    """A turned and squeezed outline of the class, (N, 2), with a bounding box of longest side 1."""
+    """A rotated and squeezed outline of the class, (N, 2); its box has a longest side of 1."""
     corners = {'disc': 72, 'square': 4, 'triangle': 3, 'star': 10}[name]
     radii = np.ones(corners)
     if name == 'star':
         radii[::2] = rng.uniform(0.38, 0.45)
-    # The half step lays a square's sides along the axes, so that squeezing makes a rectangle.
+    # The half step aligns a square's sides with the axes, so that squeezing makes a rectangle.
     angles = (np.arange(corners) + 0.5) * (2 * np.pi / corners)
     points = np.stack([radii * np.cos(angles), radii * np.sin(angles)], 1)
     points[:, 0] *= rng.uniform(0.8, 1)
@@ -129,7 +129,7 @@ def _outline(rng: np.random.Generator, name: str) -> np.ndarray:
 
 def _draw_shape(rng: np.random.Generator, label: int, in_bin: str | None) -> np.ndarray:
     """Coverage 0..1 of a shape of random size on its own square canvas, (S, S) float32."""
-    # Inner margins of the bin, since what ends up visible is a little less.
+    # A margin inside the bin, since a little less ends up visible.
     low, high = SIZE_BINS[in_bin] if in_bin else (0, math.inf)
     while True:
         outline = _outline(rng, CLASSES[label])
@@ -144,7 +144,7 @@ def _draw_shape(rng: np.random.Generator, label: int, in_bin: str | None) -> np.
 
 
 def _rasterise(outline: np.ndarray) -> np.ndarray:
-    """Share of every pixel that a centred outline in px covers."""
+    """The share of each pixel that a centred outline in px covers."""
     side = math.ceil(np.ptp(outline, axis=0).max()) + 2
     fine = np.zeros((side * _SUPERSAMPLING,) * 2, np.uint8)
     points = (outline + side / 2) * _SUPERSAMPLING - 0.5
@@ -159,10 +159,10 @@ def _place(
     objects: list[SceneObject],
     first_bin: str,
 ) -> tuple[np.ndarray, tuple[int, int]] | None:
-    """Look for a place where every rule of ``draw_scene`` holds.
+    """Looks for a place where every rule of ``draw_scene`` holds.
 
     Returns:
-        The part of ``alpha`` inside the image and its left upper corner there, None if all
+        The part of ``alpha`` inside the image and its upper left corner there, or None if all
         tries failed.
     """
     height, width = instances.shape
@@ -207,7 +207,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 
 def _paint(rng: np.random.Generator, patch: np.ndarray, alpha: np.ndarray) -> None:
-    """Blend a random texture into a view of the canvas, in colours that differ from it."""
+    """Blends a random texture into a view of the canvas, in colours that differ from it."""
     beneath = patch[alpha >= 0.5].mean(0)
     candidates = rng.uniform(0, 255, (32, 3)).astype(np.float32)
     distance = np.linalg.norm(candidates - beneath, axis=1)
@@ -235,13 +235,13 @@ def _texture(rng: np.random.Generator, kind: str, height: int, width: int) -> np
     waves = np.sin(u * (2 * math.pi / period))
     if kind == 'checker':
         waves = waves * np.sin(v * (2 * math.pi / period))
-    # Steep but not hard edges, about a pixel wide.
+    # Edges are steep but not hard, about a pixel wide.
     return np.clip(waves * period / 6 + 0.5, 0, 1)
 
 
 def _smooth_noise(
     rng: np.random.Generator, height: int, width: int, cells: int, channels: int
 ) -> np.ndarray:
-    """Interpolated noise in -1..1 of ``cells`` blotches a side, (H, W) or (H, W, channels)."""
+    """Interpolated noise in -1..1, ``cells`` blotches per side: (H, W) or (H, W, channels)."""
     grid = rng.uniform(-1, 1, (cells, cells, channels)).astype(np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""The synthetic set: one description of each scene, written as COCO, Pascal VOC and label maps."""
+"""Writes the synthetic set: each scene as COCO, Pascal VOC and a label map."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from xml.etree import ElementTree
 
 import cv2
 import numpy as np
+from pycocotools import mask as rle
 from tqdm import tqdm
 
 from ..check.pictures import tile_up, write_text
@@ -23,22 +23,22 @@ SPLITS = ('train', 'val')
 MANIFEST = 'shapes.json'
 VERSION = 2
 
-# Image ids and file names go on from here in the second split: no two images share a name, in
-# the VOC layout all lie in one folder.
+# Image ids and file names of the second split start here: the VOC layout has all images in one
+# folder, so no two may share a name.
 _IDS_PER_SPLIT = 100_000
 _MIN_SIZE = 224  # px, room for an object of 200 px
 
 
 @dataclass(frozen=True)
 class ShapesSet:
-    """A set on disk.
+    """A set on disk; as text, a table of its objects.
 
     Attributes:
-        root: its folder.
-        reused: whether it was there already.
-        images: number of images by split.
-        objects: number of objects by split, class and COCO size bin (small, medium, large).
-        occluded: share of the objects that are partly hidden or cut by the border, by split.
+        root: Its folder.
+        reused: Whether it was there already.
+        images: Split -> number of images.
+        objects: Split -> class -> COCO size bin (small, medium, large) -> number of objects.
+        occluded: Split -> share of the objects that are partly hidden or cut by the border.
     """
 
     root: Path
@@ -67,38 +67,38 @@ def make_shapes(
     seed: int = 0,
     overwrite: bool = False,
 ) -> ShapesSet:
-    """Make a detection and segmentation set of discs, squares, triangles and stars.
+    """Makes a detection and segmentation set of discs, squares, triangles and stars.
 
-    Every image holds 1 to 8 objects whose longest side is 12 to 200 px, in random colours and
-    textures; at least half of each is visible. In a split of 12 images or more every class
-    comes small, medium and large. Annotations are of the visible part and agree to the pixel::
+    Every image has 1 to 8 objects whose longest side is 12 to 200 px, in random colours and
+    textures; at least half of each is visible. A split of 12 images or more has every class in
+    small, medium and large. Annotations cover the visible part and agree to the pixel::
 
         root/train/000001.jpg, root/val/100001.jpg
-        root/annotations/instances_{train,val}.json    COCO: an object in one piece is a polygon
-                                                       along its pixels' edges, others are RLE
+        root/annotations/instances_{train,val}.json    COCO: a polygon along the pixels' edges for
+                                                       an object in one piece, RLE for others
         root/voc/{JPEGImages,Annotations,ImageSets/Main}
         root/semseg/{train,val}/*.png                  0 background, 1.. classes, single channel
         root/classes.txt
         root/shapes.json                               the arguments
 
-    The same arguments give the same bytes (with the same NumPy and OpenCV), an image depends on
-    nothing but seed, split and position, and nothing is left behind by a run that fails.
+    The same arguments give the same bytes (with the same NumPy and OpenCV). An image depends only
+    on seed, split and position. A run that fails leaves nothing behind.
 
     Args:
-        root: folder to make. If it holds the very set already, that is reused.
-        train: number of training images.
-        val: number of validation images.
-        size: width and height of the images in px, at least 224 each.
-        seed: any integer from 0.
-        overwrite: replace a set that was made with other arguments. A folder with anything
+        root: Folder to make. If it has exactly this set already, that is reused.
+        train: Number of training images.
+        val: Number of validation images.
+        size: Width and height of the images in px, at least 224 each.
+        seed: Any integer from 0.
+        overwrite: Replace a set that was made with other arguments. A folder that has anything
             else in it is never touched.
 
     Returns:
-        Where the set is and what it holds.
+        Where the set is and what is in it.
 
     Raises:
-        ValueError: an argument is out of range.
-        FileExistsError: ``root`` holds something else.
+        ValueError: An argument is out of range.
+        FileExistsError: ``root`` has something else in it.
     """
     for name, value, low, high in (
         ('train', train, 1, _IDS_PER_SPLIT - 1),
@@ -135,10 +135,10 @@ def make_shapes(
 
 
 def draw_sheet(root: str | Path, split: str = 'val', columns: int = 6, rows: int = 4) -> Path:
-    """Draw the first images of a split with their annotations into ``root/sheet.png``.
+    """Draws the first images of a split with their annotations into ``root/sheet.png``.
 
     Polygons and boxes come from the json file, not from the scene, so the picture shows what a
-    reader of the set gets; objects in RLE get no outline but say so.
+    reader of the set gets. Objects in RLE have no outline and are marked as such.
 
     Returns:
         The picture's path.
@@ -171,7 +171,7 @@ def _draw_annotation(tile: np.ndarray, ann: dict[str, Any], name: str, scale: fl
 
 
 def _is_there(root: Path, manifest: dict[str, Any], overwrite: bool) -> bool:
-    """Whether the very set is in ``root``; raises if something is that must not be replaced."""
+    """Whether this set is in ``root``; raises if something else is that must not be replaced."""
     if not root.exists() or root.is_dir() and not any(root.iterdir()):
         return False
     try:
@@ -200,7 +200,7 @@ def _is_there(root: Path, manifest: dict[str, Any], overwrite: bool) -> bool:
 
 
 def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
-    """Draw the scenes of a split and write them in every layout."""
+    """Draws the scenes of a split and writes them in every layout."""
     layout = (split, 'annotations', f'semseg/{split}')
     layout += ('voc/JPEGImages', 'voc/Annotations', 'voc/ImageSets/Main')
     for folder in layout:
@@ -208,7 +208,7 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
     images, annotations = [], []
     number = SPLITS.index(split)
     bins = list(SIZE_BINS)
-    # Without a terminal: a line every ten seconds.
+    # without a terminal, a line every ten seconds
     interval = 0.1 if sys.stderr.isatty() else 10
     for index in tqdm(range(count), split, mininterval=interval, unit='image'):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, index)))
@@ -217,15 +217,13 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
 
         image_id = number * _IDS_PER_SPLIT + index + 1
         stem = f'{image_id:06d}'
-        images.append(
-            {'id': image_id, 'file_name': f'{stem}.jpg', 'width': size[0], 'height': size[1]}
-        )
+        images.append(dict(id=image_id, file_name=f'{stem}.jpg', width=size[0], height=size[1]))
         found = _annotate(scene, image_id, len(annotations) + 1)
         annotations += found
         picture = root / split / f'{stem}.jpg'
         _write_image(picture, scene.image)
         _link(picture, root / 'voc/JPEGImages' / picture.name)
-        _write_voc(root / 'voc/Annotations' / f'{stem}.xml', picture.name, scene, found)
+        _write_voc(root / f'voc/Annotations/{stem}.xml', picture.name, scene, found)
         classes = np.array([0] + [thing.label + 1 for thing in scene.objects], np.uint8)
         _write_image(root / f'semseg/{split}/{stem}.png', classes[scene.instances])
 
@@ -244,31 +242,32 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
 
 
 def _annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
-    """COCO annotations of the visible parts; ``visibility`` is ours."""
+    """COCO annotations of the visible parts; ``visibility`` is our own entry."""
     annotations = []
     for index, thing in enumerate(scene.objects):
         mask = scene.mask(index)
         area = int(mask.sum())
         annotations.append(
-            {
-                'id': first_id + index,
-                'image_id': image_id,
-                'category_id': thing.label + 1,
-                'bbox': list(tight_box(mask)),
-                'area': area,
-                'iscrowd': 0,
-                'segmentation': _segmentation(mask),
-                'visibility': round(area / thing.full_area, 4),
-            }
+            dict(
+                id=first_id + index,
+                image_id=image_id,
+                category_id=thing.label + 1,
+                bbox=list(tight_box(mask)),
+                area=area,
+                iscrowd=0,
+                segmentation=_segmentation(mask),
+                visibility=round(area / thing.full_area, 4),
+            )
         )
     return annotations
 
 
 def _segmentation(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
-    """One polygon if the mask is in one piece and has no hole, else compressed RLE.
+    """A polygon if the mask is in one piece and has no hole, otherwise compressed RLE.
 
-    The polygon runs along the pixels' edges, so rasterising gives the very mask. OpenCV joins
-    the centres of border pixels: in the doubled image both sides of an edge halve to the edge.
+    The polygon runs along the pixels' edges, so rasterising it gives exactly the mask. OpenCV
+    connects the centres of border pixels, so it gets the image at twice the size, where both
+    sides of an edge become the edge when halved.
     """
     x, y, width, height = tight_box(mask)
     crop = mask[y : y + height, x : x + width].astype(np.uint8)
@@ -280,28 +279,12 @@ def _segmentation(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
         before, after = points - np.roll(points, 1, 0), np.roll(points, -1, 0) - points
         corners = before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]
         return [points[corners].ravel().tolist()]
-    pixels = mask.ravel(order='F')
-    starts = np.flatnonzero(np.diff(pixels, prepend=False, append=not pixels[-1]))
-    runs = np.diff(starts, prepend=0).tolist()
-    return {'size': list(mask.shape), 'counts': _compress(runs)}
-
-
-def _compress(runs: Sequence[int]) -> str:
-    """COCO's text form of run lengths: 5 bits a character, from the third run on differences."""
-    text = ''
-    for i, run in enumerate(runs):
-        value = run - runs[i - 2] if i > 2 else run
-        more = True
-        while more:
-            bits = value & 31
-            value >>= 5
-            more = value != (-1 if bits & 16 else 0)
-            text += chr(48 + bits + 32 * more)
-    return text
+    counts = rle.encode(np.asfortranarray(mask, np.uint8))['counts'].decode()
+    return {'size': list(mask.shape), 'counts': counts}
 
 
 def _write_voc(path: Path, name: str, scene: Scene, annotations: list[dict[str, Any]]) -> None:
-    """Pascal VOC xml; its pixels count from 1 and the box's last ones belong to it."""
+    """Pascal VOC xml: pixels count from 1, and a box includes its last row and column."""
     height, width = scene.instances.shape
     root = ElementTree.Element('annotation')
     _add(root, {'folder': 'voc', 'filename': name})
@@ -332,12 +315,12 @@ def _add(node: ElementTree.Element, fields: dict[str, Any]) -> None:
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    # cv2.imwrite answers False on a full disk; writing the bytes ourselves raises.
+    # cv2.imwrite returns False on a full disk; write_bytes raises
     path.write_bytes(cv2.imencode(path.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard link where the file system has them, else a copy."""
+    """Makes a hard link, or a copy if the file system has none."""
     try:
         os.link(source, target)
     except OSError:
@@ -345,7 +328,7 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _summarise(root: Path, reused: bool) -> ShapesSet:
-    """Count what the json files hold."""
+    """Counts what the json files hold."""
     images, objects, occluded = {}, {}, {}
     for split in SPLITS:
         coco = json.loads((root / f'annotations/instances_{split}.json').read_text())

@@ -1,9 +1,8 @@
-"""The look at detection data before a run: it counts what mmdet uses."""
+"""Reading a config: it counts what mmdet uses, and warns in a line for each kind."""
 
 from __future__ import annotations
 
 import copy
-import os
 import random
 import re
 from collections import Counter
@@ -14,6 +13,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import DefaultScope
 from written_sets import (
     CLASSES,
+    DATA,
     HEIGHT,
     WIDTH,
     check_fails,
@@ -21,6 +21,7 @@ from written_sets import (
     coco_content,
     coco_dataset,
     config,
+    real_data,
     voc_annotations,
     voc_dataset,
     voc_object,
@@ -30,30 +31,11 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data.check.inspection import inspect_data
 from res2net_mm.data.check.quick import SplitSummary, check_data, format_summary
 from res2net_mm.data.transforms import harden_dataset
 
-DATA = os.environ.get('RES2NET_MM_DATA')
-real_data = pytest.mark.skipif(not DATA, reason='RES2NET_MM_DATA, the real data, is not set')
-
 LOADING = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]
-
-
-@pytest.fixture
-def coco(tmp_path: Path) -> Path:
-    write_coco(tmp_path, coco_content())
-    write_coco(tmp_path, coco_content(2), 'val')
-    return tmp_path
-
-
-@pytest.fixture
-def voc(tmp_path: Path) -> Path:
-    write_voc(tmp_path, voc_annotations())
-    write_voc(tmp_path, voc_annotations(2), 'val')
-    return tmp_path
-
-
-# ---- counting
 
 
 def used_by_mmdet(dataset: dict) -> tuple[int, Counter, int]:
@@ -200,7 +182,7 @@ def test_ground_truth_keeps_what_training_drops(voc):
         'val: 3 images, 7 boxes (cat 2, dog 3, horse 2); '
         '1 zero-size box (odd) kept in the ground truth',
         f'WARNING: val: split overlap: {voc}/JPEGImages/photo.0.jpg: it is trained on: what is '
-        'measured on it says nothing, and 2 more; take it out of one of the two splits',
+        'measured on it says nothing, and 2 more; remove it from one of the two splits',
         'test: the same as val',
     ]
 
@@ -234,9 +216,8 @@ def test_wrappers_are_opened_and_their_parts_added(coco):
     assert (summary.images, summary.boxes) == (9, 27)
     broken = copy.deepcopy(wrapped)
     broken['dataset']['datasets'][1]['dataset'] = {**part, 'ann_file': 'gone.json'}
-    check_fails(
-        config(broken), 'train_dataloader.dataset.dataset.datasets.1.dataset.ann_file', 'gone.json'
-    )
+    key = 'train_dataloader.dataset.dataset.datasets.1.dataset.ann_file'
+    check_fails(config(broken), 'gone.json', where=key)
 
 
 @pytest.mark.parametrize('kind', ['mmdet.CocoDataset', 'class', 'subclass'])
@@ -368,3 +349,37 @@ def test_files_that_a_loader_of_the_users_reads_are_its_own_affair(tmp_path):
     assert summary.images == 3
     pipeline = [{'type': 'LoadImageFromFile'}]
     check_fails(config(coco_dataset(tmp_path, pipeline=pipeline)), '.jpg')
+
+
+def test_warnings_are_printed_a_line_a_kind(tmp_path):
+    content = coco_content()
+    content['categories'].append({'id': 90, 'name': 'Cat'})
+    content['annotations'] += [
+        coco_box(100, 0, 90, [2, 3, 10, 12]),
+        coco_box(101, 0, 90, [2, 3, 10, 12]),
+        coco_box(102, 10, 7, [WIDTH - 5, 3, 7, 12]),
+        coco_box(103, 10, 12, [-4, 3, 7, 12]),
+        coco_box(104, 20, 7, [WIDTH - 5, 3, 6, 12]),  # a pixel is rounding
+        coco_box(105, 20, 7, [5, 3, 6, 12], area=float('nan')),
+    ]
+    write_coco(tmp_path, content)
+    (summary,) = check_data(config(coco_dataset(tmp_path)))
+    kinds = {line.partition(':')[0]: line for line in summary.warnings}
+    assert set(kinds) == {'name like a class', 'box beyond the border', 'area beyond its box'}
+    assert "2 objects are named 'Cat'" in kinds['name like a class']
+    assert '2 px beyond the 60 x 40 px' in kinds['box beyond the border']
+    assert 'and 1 more' in kinds['box beyond the border']
+    lines = format_summary([summary]).split('\n')[1:]
+    assert lines == [f'WARNING: train: {line}' for line in summary.warnings]
+    findings = inspect_data(config(coco_dataset(tmp_path)), workers=1).findings
+    told = {finding.kind for finding in findings}
+    assert set(kinds) <= told and findings.verdict == 'fit to train'
+
+
+def test_classes_that_people_take_for_one_are_told(tmp_path):
+    content = coco_content()
+    content['categories'][1]['name'] = 'CAT'
+    write_coco(tmp_path, content)
+    names = ('cat', 'CAT', 'horse')
+    (summary,) = check_data(config(coco_dataset(tmp_path, metainfo={'classes': names})))
+    assert [line.partition(':')[0] for line in summary.warnings] == ['classes alike']

@@ -1,11 +1,11 @@
-import json
+"""Evaluators as the tools use them, and their figures as tables."""
+
 import re
 
 import pytest
 
 from res2net_mm.evaluation import (
     collect_results,
-    draw_curves,
     format_metrics,
     ignored_label,
     split_coco_metrics,
@@ -136,15 +136,3 @@ def test_which_metrics_are_replaced():
     assert split == [dict(type=f'{room}.voc_metric.VOCMetric', table=False)]
     assert use_our_metrics(None) is None and ignored_label(None) is None
     assert ignored_label(dict(decode_head=dict(ignore_index=3))) == 3
-
-
-def test_curves(tmp_path):
-    scalars = tmp_path / 'scalars.json'
-    lines = [dict(step=i, loss=1 / (i + 1), loss_cls=0.5, lr=0.1) for i in range(5)]
-    lines.append({'coco/bbox_mAP': 0.4, 'step': 1})
-    scalars.write_text('\n'.join(json.dumps(line) for line in lines))
-    picture = draw_curves(scalars, tmp_path / 'loss.png')
-    assert picture.read_bytes().startswith(b'\x89PNG') and picture.stat().st_size > 10_000
-    scalars.write_text('{"lr": 0.1, "step": 1}')
-    with pytest.raises(ValueError, match='scalars.json holds no loss'):
-        draw_curves(scalars, tmp_path / 'none.png')

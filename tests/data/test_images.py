@@ -1,8 +1,11 @@
-"""Images that would take all memory are refused by their headers."""
+"""Headers of images: what they say, and that images which would take all memory are refused."""
+
+from __future__ import annotations
 
 import struct
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,8 +13,8 @@ from running import memory_for
 
 from res2net_mm.data.convert.formats import masks2coco
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.sets.label_maps import _value_counts
-from res2net_mm.data.sets.limits import check_pixels
+from res2net_mm.data.sets.images import ORIENTATION, Header, check_pixels, read_header
+from res2net_mm.data.sets.label_maps import count_values
 from res2net_mm.data.transforms import LoadImageFromFile
 
 SIDE = 30_000
@@ -77,7 +80,7 @@ def test_label_maps_and_masks(tmp_path):
     Image.new('RGB', (9, 8)).save(small)
     load = LoadImageFromFile().transform
     for call in (
-        lambda: _value_counts(str(large), False),
+        lambda: count_values(str(large), False),
         lambda: load({'img_path': str(small), 'seg_map_path': str(large)}),
         lambda: masks2coco(
             small.parent, large.parent, tmp_path / 'out.json', 'instances', classes=['a']
@@ -98,6 +101,39 @@ def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
         check_pixels(path, 'aerial')
     check_pixels(b'no image', 'text')
     monkeypatch.setenv('RES2NET_MM_MAX_PIXELS', '10 GB')
-    with pytest.raises(DataError, match="RES2NET_MM_MAX_PIXELS must be .* '10 GB'"):
+    with pytest.raises(DataError, match="RES2NET_MM_MAX_PIXELS: .*must be .* '10 GB'"):
         check_pixels(path, 'aerial')
     monkeypatch.delenv('RES2NET_MM_MAX_PIXELS')
+
+
+@pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tif'])
+def test_what_a_header_says(tmp_path, suffix):
+    path = tmp_path / f'photo.{suffix}'
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    Image.new('RGB', (9, 8)).save(path, exif=exif)
+    wanted = Header((9, 8), 72, 'RGB', 6)
+    assert read_header(path) == read_header(str(path)) == read_header(path.read_bytes()) == wanted
+
+
+def test_depth_transparency_and_pages(tmp_path):
+    path = tmp_path / 'image.png'
+    cv2.imwrite(str(path), np.zeros((8, 9, 3), np.uint16))
+    assert read_header(path).deep and read_header(path).mode == 'RGB'
+    Image.new('RGBA', (9, 8)).save(path)
+    assert read_header(path) == Header((9, 8), 72, 'RGBA', alpha=True)
+    pages = [Image.new('L', (9, 8)), Image.new('L', (7, 6))]
+    pages[0].save(tmp_path / 'pages.tif', save_all=True, append_images=pages[1:])
+    assert read_header(tmp_path / 'pages.tif').pages == 2
+
+
+def test_no_header(tmp_path):
+    (tmp_path / 'text.png').write_text('text')
+    for source in (
+        tmp_path / 'text.png',
+        tmp_path / 'none.png',
+        tmp_path,
+        b'',
+        b'\x89PNG\r\n\x1a\n',
+    ):
+        assert read_header(source) == Header()

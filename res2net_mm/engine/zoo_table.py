@@ -1,0 +1,117 @@
+"""The zoo as Markdown tables: published weights, and configs with published accuracies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from mmengine.registry import DefaultScope
+
+from ..evaluation.complexity import describe_stages
+from ..evaluation.models import describe_model
+from ..registry import MODELS, ROOT_MODELS
+from ..weights import SCHEME, ZOO
+from .config import config_folders, load_config, our_backbones, pretrained
+from .errors import ToolError
+
+_IMAGE, _DETECTION, _SEGMENTATION = (224, 224), (800, 1280), (512, 512)  # height, width in px
+
+
+def format_zoo() -> str:
+    """Both tables, as docs/configs.md has them between its markers."""
+    return f'{weights_table()}\n\n{configs_table()}'
+
+
+def weights_table() -> str:
+    """One row per file of :data:`ZOO`.
+
+    Parameters and multiply-adds are counted as :func:`describe_stages` does, for an image of
+    224 x 224 px and with a classifier of 1000 classes.
+    """
+    rows = []
+    for name, entry in ZOO.items():
+        whole = any(measure.startswith('COCO') for measure in entry.accuracy)  # a detector
+        params, macs = ('', '') if whole else _classifier_cost(entry.variant)
+        accuracy = ', '.join(f'{measure} {value}' for measure, value in entry.accuracy.items())
+        rows.append((f'`{SCHEME}{name}`', accuracy, params, macs, entry.licence, entry.source))
+    height, width = _IMAGE
+    sizes = ('params (M)', f'GFLOPs ({height} x {width})')
+    return _table(('weights', 'published accuracy (%)', *sizes, 'licence', 'source'), rows)
+
+
+@cache
+def _classifier_cost(variant: str) -> tuple[str, str]:
+    entry = next(entry for entry in ZOO.values() if entry.variant == variant)
+    arguments = dict(entry.arch)
+    with torch.device('meta'):
+        net = MODELS.get(arguments.pop('type'))(**arguments)
+    stages = describe_stages(net, *_IMAGE)
+    last = stages[-1].shape
+    params = sum(stage.params for stage in stages) + (last[0] + 1) * 1000
+    macs = sum(stage.macs for stage in stages) + prod(last) + last[0] * 1000
+    return f'{params / 1e6:.2f}', f'{macs / 1e9:.3f}'
+
+
+def configs_table() -> str:
+    """One row per config with a published accuracy in metafile.yml.
+
+    Parameters and GFLOPs of the whole model are counted as :func:`describe_model` does. The
+    licence is that of the weights that training starts from, if they are in :data:`ZOO`.
+    """
+    rows = []
+    for entry in _metafile():
+        if not entry.get('Results'):
+            continue
+        cfg = load_config(entry['Config'].removeprefix('configs/'))
+        size = _SEGMENTATION if cfg.model.get('decode_head') else _DETECTION
+        scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
+        with scope, torch.device('meta'):
+            model = ROOT_MODELS.build(cfg.model)
+        cost = describe_model(model.eval(), *size)
+        sources = [init.checkpoint for part in our_backbones(cfg) for init in pretrained(part)]
+        known = (ZOO.get(source.removeprefix(SCHEME)) for source in sources)
+        accuracies, publishers = _published(entry['Results'])
+        rows.append(
+            (
+                f'`{entry["Name"]}`',
+                accuracies,
+                f'{cost.params / 1e6:.2f}',
+                f'{cost.gflops:.1f} ({size[0]} x {size[1]})',
+                ', '.join(weights.licence for weights in known if weights) or '-',
+                publishers,
+            )
+        )
+    licence = 'licence of the weights it starts from'
+    head = ('config', 'published accuracy (%)', 'params (M)', 'GFLOPs', licence, 'published by')
+    return _table(head, rows)
+
+
+def _metafile() -> list[dict[str, Any]]:
+    files = (folder / 'metafile.yml' for folder in config_folders())
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        raise ToolError('there is no metafile.yml in the folders of configs')
+    return yaml.safe_load(Path(file).read_text(encoding='utf-8'))['Models']
+
+
+def _published(results: Iterable[dict[str, Any]]) -> tuple[str, str]:
+    """The accuracies by publisher, and the publishers in the same order."""
+    by: dict[str, list[str]] = {}
+    for result in results:
+        by.setdefault(result['Published By'], []).extend(
+            f'{measure} {value}' for measure, value in result['Metrics'].items()
+        )
+    return '; '.join(map(', '.join, by.values())), '; '.join(by)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    def lines() -> Iterator[str]:
+        for row in (head, ['---'] * len(head), *rows):
+            yield f'| {" | ".join(row)} |'
+
+    return '\n'.join(lines())
