@@ -1,4 +1,4 @@
-"""Packaging of res2net_mm; what a wheel holds beside the package is in BuildWithConfigs."""
+"""Packaging of res2net_mm. BuildWithConfigs adds what a wheel holds besides the package."""
 
 import re
 import shutil
@@ -12,11 +12,11 @@ VERSION = re.search(r"__version__ = '(.+)'", (ROOT / 'res2net_mm/version.py').re
 
 
 class BuildWithConfigs(build_py):
-    """Adds what is no module of the package to a wheel.
+    """Adds files to the wheel that are not modules of the package.
 
-    configs/, tools/ and the model index go to res2net_mm/.mim, where mim looks. A .pth file has
-    Python register the finder of mmcv's operators when it starts, from a copy outside the package,
-    whose import would load torch.
+    configs/, tools/ and the model index go to res2net_mm/.mim, where mim looks for them. A .pth
+    file makes Python register the finder for mmcv's operators at startup. It imports a copy of the
+    finder from outside the package, because importing the package would load torch.
     """
 
     def run(self) -> None:
@@ -25,8 +25,8 @@ class BuildWithConfigs(build_py):
             return
         for folder in ('configs', 'tools'):
             target = Path(self.build_lib, 'res2net_mm', '.mim', folder)
-            shutil.rmtree(target, ignore_errors=True)  # of an earlier build, with files since gone
-            # the benchmark's contenders need what no user of a wheel has
+            shutil.rmtree(target, ignore_errors=True)  # files left by an earlier build
+            # the benchmark compares with packages that users of a wheel do not have
             ignored = shutil.ignore_patterns('__pycache__', 'benchmark', 'benchmark.py')
             shutil.copytree(ROOT / folder, target, ignore=ignored)
         shutil.copy(ROOT / 'model-index.yml', target.parent)
@@ -46,25 +46,25 @@ setup(
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.10',
     install_requires=[
-        'torch>=2.7',  # torch.compiler.is_exporting; safe loading by names needs 2.6
+        'torch>=2.7.1',  # the oldest release tested; torch.compiler.is_exporting needs 2.7
         'torchvision',  # its operators stand in for mmcv's compiled ones
         'numpy',
         'tqdm',  # progress bars
         'filelock',  # one download of a file at a time
         'safetensors',  # weights that cannot hold code
-        'faster-coco-eval',  # AP of boxes and masks, equal to pycocotools' and much faster
+        'faster-coco-eval',  # computes the same AP as pycocotools, much faster
     ],
-    # The two stacks share their import names and exclude each other, so neither is required. Each
-    # extra is a set that was tested together; newer releases of torch are known to break some.
+    # The two stacks share import names and exclude each other, so neither is required. Each extra
+    # is tested as a set, and both ends of a range by make test-oldest and make test-newest.
     extras_require={
         'onedl': [
-            'torch==2.11.0',
-            'torchvision==0.26.0',
+            'torch>=2.7.1,<=2.14.1',
+            'torchvision>=0.22.1,<=0.29.1',
             'onedl-mmengine==0.10.12',
             'onedl-mmcv==2.3.6',
             'onedl-mmdetection==3.5.1',
             'onedl-mmsegmentation==1.4.2',
-            'imaug==0.4.3',  # mmdet imports it; older ones go with OpenCV versions not tested here
+            'imaug==0.4.3',  # imported by mmdet; older ones need an OpenCV that is not tested
         ],
         'openmmlab': [
             'torch==2.11.0',
@@ -73,9 +73,9 @@ setup(
             'mmcv-lite==2.1.0',
             'mmdet==3.3.0',
             'mmsegmentation==1.2.2',
-            'ftfy',  # imported by mmsegmentation 1.2.2, which does not require it
-            'regex',  # the same
-            'setuptools<81',  # later ones lose pkg_resources, which mmengine imports
+            'ftfy',  # mmsegmentation 1.2.2 imports it without requiring it
+            'regex',  # likewise
+            'setuptools<81',  # later releases lack pkg_resources, which mmengine imports
         ],
         'dev': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'fvcore'],
         'export': ['onnx', 'onnxruntime'],

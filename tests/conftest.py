@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background; tests send it
+# Tests send Ctrl-C, which a shell makes its background jobs ignore.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-if 'PYTEST_XDIST_WORKER' in os.environ:  # one thread a process, or they wait for each other
+if 'PYTEST_XDIST_WORKER' in os.environ:  # several threads per process would compete
     os.environ['OMP_NUM_THREADS'] = '1'
 
 REPO = Path(__file__).resolve().parents[1]
@@ -25,7 +26,7 @@ from res2net_mm.data import make_shapes  # noqa: E402
 
 @pytest.fixture(scope='session')
 def shapes(tmp_path_factory) -> Path:
-    """A small synthetic set: 16 images to train on, 12 to measure on."""
+    """A small synthetic data set: 16 training and 12 validation images."""
     root = tmp_path_factory.mktemp('data') / 'shapes'
     make_shapes(root, train=16, val=12)
     return root
@@ -33,7 +34,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='session')
 def real_data() -> Path:
-    """Folder of the real data sets; skips where there is none."""
+    """The folder with real data sets; skips the test if there is none."""
     folder = os.environ.get('RES2NET_MM_DATA')
     if not folder:
         pytest.skip('RES2NET_MM_DATA is not set: no real data to test on')
@@ -42,7 +43,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope='module', autouse=True)
 def no_logger_of_others() -> Iterator[None]:
-    """A Runner's logger writes to a file of its test: the next module does not find it."""
+    """Removes loggers that write to a file of a test, so that the next module does not use them."""
     from mmengine.logging import MMLogger
 
     before = dict(MMLogger._instance_dict)
@@ -53,19 +54,19 @@ def no_logger_of_others() -> Iterator[None]:
 
 @pytest.fixture(params=['default', 'originals'])
 def stack(request) -> dict[str, str]:
-    """Environment of a process on each stack: what is installed, and the original packages."""
+    """The environment variables of a process on each stack: as installed, and the originals."""
     env = dict(os.environ, OMP_NUM_THREADS='1')
     paths = [str(REPO)]
     if request.param == 'originals':
         if not ORIGINALS.is_dir():
-            pytest.skip(f'the original packages are not in {ORIGINALS}: make test lays them there')
+            pytest.skip(f'no original packages in {ORIGINALS}: `make test` installs them')
         paths.insert(0, str(ORIGINALS))
     env['PYTHONPATH'] = os.pathsep.join(paths)
     return env
 
 
 def run_python(*args: str, env: dict[str, str], **kwargs) -> subprocess.CompletedProcess:
-    """Runs Python in the repository with the output captured."""
+    """Runs Python in the repository and captures its output."""
     return subprocess.run(
         [sys.executable, *map(str, args)],
         env=env,
@@ -84,7 +85,7 @@ def python():
 
 @pytest.fixture(scope='session')
 def tiny_options(shapes):
-    """--cfg-options that make the synthetic config small and read the small set."""
+    """``--cfg-options`` that shrink the synthetic config and make it read the small data set."""
     size = 'train_dataloader.dataset.pipeline.2.scale'
     options = {
         'model.backbone.base_channels': 8,

@@ -1,4 +1,4 @@
-"""Tiny sets in every layout that the configs expect, below one folder."""
+"""Tiny data sets in every layout that the configs expect, in one folder."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -9,11 +9,11 @@ import numpy as np
 from mmengine.registry import DATASETS
 
 WIDTH, HEIGHT = 128, 96
-BOXES = [(8, 10, 56, 60), (60, 20, 116, 84)]  # x1, y1, x2, y2 of the two objects of every image
+BOXES = [(8, 10, 56, 60), (60, 20, 116, 84)]  # x1, y1, x2, y2 of the two objects in every image
 
 
 def write_layouts(root: Path) -> None:
-    """Writes all of them below ``root``, two images a split."""
+    """Writes all of them to ``root``, two images per split."""
     coco(root / 'coco', 'train2017', 'val2017', classes('mmdet.CocoDataset'))
     panoptic(root / 'coco')
     coco(root / 'shapes', 'train', 'val', ('disc', 'square', 'triangle', 'star'))
@@ -56,7 +56,7 @@ def save(file: Path, pixels: np.ndarray) -> None:
 
 
 def labels(first: int, second: int, ground: int, dtype: type = np.uint8) -> np.ndarray:
-    """A map of the two objects on the ground."""
+    """A label map of the two objects on a background."""
     found = np.full((HEIGHT, WIDTH), ground, dtype)
     for value, (x1, y1, x2, y2) in zip((first, second), BOXES, strict=True):
         found[y1:y2, x1:x2] = value
@@ -100,7 +100,7 @@ def panoptic(root: Path) -> None:
             content['images'].append(
                 dict(id=number, file_name=f'{number:012}.jpg', width=WIDTH, height=HEIGHT)
             )
-            ids = labels(7, 300, 70_000, np.int64)  # two things on stuff
+            ids = labels(7, 300, 70_000, np.int64)  # two things on one stuff
             colours = np.stack([ids // 256**2, ids // 256 % 256, ids % 256], -1)  # BGR
             save(root / f'annotations/panoptic_{split}/{number:012}.png', colours.astype(np.uint8))
             areas = [int((ids == id_).sum()) for id_ in (7, 300, 70_000)]

@@ -1,4 +1,4 @@
-"""Independent networks to compare with, and weights that leave nothing at its initial value."""
+"""Independent networks to compare with, and random weights that replace every initial value."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from res2net_mm.registry import MODELS
 
 
 def empty(args: Mapping) -> nn.Module:
-    """Our network of these arguments, without memory for its weights, in evaluation mode."""
+    """Our network with these arguments in evaluation mode, on the meta device."""
     args = dict(args)
     with torch.device('meta'):
         return MODELS.get(args.pop('type', 'Res2Net'))(**args).eval()
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights and batch norm statistics that keep activations of order one."""
+    """Sets random weights and batch norm statistics that keep activations near one."""
     generator = torch.Generator().manual_seed(seed)
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -36,12 +36,12 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:
-    """Relative L2 distance."""
+    """The relative L2 distance."""
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def paddle_levels(weights: Mapping[str, Tensor], image: Tensor) -> list[Tensor]:
-    """C2 to C5 of PaddleClas's network, from its description, by functions and its names alone."""
+    """C2 to C5 of PaddleClas's network, written from its description with functions only."""
 
     def conv_norm(x: Tensor, name: str, stride: int = 1) -> Tensor:
         kernel = weights[f'{name}._conv.weight'].to(x)
@@ -53,7 +53,7 @@ def paddle_levels(weights: Mapping[str, Tensor], image: Tensor) -> list[Tensor]:
         return (x - mean) / (variance + 1e-5).sqrt() * scale + shift
 
     def block(x: Tensor, name: str, stride: int) -> Tensor:
-        branches = sorted(  # their names end in 1, 2, 3 ...; fewer than ten
+        branches = sorted(  # names end in 1, 2, 3 ..., always below ten
             key.removesuffix('._conv.weight')
             for key in weights
             if key.startswith(f'{name}.res') and key.endswith('._conv.weight')
@@ -63,7 +63,7 @@ def paddle_levels(weights: Mapping[str, Tensor], image: Tensor) -> list[Tensor]:
         for group, branch in zip(groups, branches, strict=True):
             y = group + outs[-1] if outs and stride == 1 else group
             outs.append(conv_norm(y, branch, stride).relu())
-        if stride == 2:  # the mean over the pixels that exist
+        if stride == 2:  # the mean of the pixels inside the image
             ones = torch.ones_like(last[:, :1])
             total, count = (avg_pool2d(pad(y, (1, 1, 1, 1)), 3, 2) for y in (last, ones))
             last = total / count

@@ -1,4 +1,4 @@
-"""What tests run the tools with."""
+"""Helpers for tests that run tools."""
 
 import os
 import re
@@ -31,16 +31,16 @@ def call(
 
 
 def as_arguments(options: dict) -> list[str]:
-    """The options as a user types them."""
+    """The options as a user would type them."""
     return ['--cfg-options'] + [f'{key}={value}'.replace(' ', '') for key, value in options.items()]
 
 
 @contextmanager
 def memory_for(megabytes: int) -> Iterator[None]:
-    """Lets this process take so much more memory than it has; more is a MemoryError."""
+    """Limits how much more memory this process may take; beyond that is a ``MemoryError``."""
     status = Path('/proc/self/status')
     if not status.exists():
-        pytest.skip('the memory of a process is read from /proc')
+        pytest.skip('needs /proc to read the memory of a process')
     taken = int(re.search(r'VmData:\s+(\d+) kB', status.read_text())[1]) << 10
     before = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (taken + (megabytes << 20), before[1]))

@@ -1,8 +1,8 @@
-"""Run in a fresh process on each stack: build from every registry, one step, one prediction.
+"""Builds from every registry, trains a step and predicts; run in a fresh process on each stack.
 
     python tests/smoke_stack.py SHAPES_FOLDER WORK_DIR
 
-Nothing but ``custom_imports`` of a config brings the package in.
+Only ``custom_imports`` of the config imports the package.
 """
 
 import sys
@@ -38,7 +38,7 @@ import res2net_mm  # noqa: E402
 backbone = dict(type='res2net_mm.Res2Net', depth=14)
 for registry in (mmengine.registry.MODELS, DET_MODELS, SEG_MODELS):
     assert type(registry.build(dict(backbone))) is res2net_mm.Res2Net, registry
-# mmdet's own network of that name stays what it was
+# mmdet's own network of that name is unchanged
 assert DET_MODELS.get('Res2Net') is DET_MODELS.get('mmdet.Res2Net') is BuiltIn
 assert 'Res2Net' not in SEG_MODELS.module_dict
 
@@ -51,7 +51,7 @@ cfg.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=Fals
 cfg.val_dataloader.num_workers = cfg.test_dataloader.num_workers = 0
 cfg.train_cfg.update(max_epochs=1, val_interval=1)
 
-# mmengine's own Runner: what a user's own script calls
+# mmengine's own Runner, as a user's script would call it
 from mmengine.runner import Runner  # noqa: E402
 
 cfg.work_dir = work_dir
@@ -62,7 +62,7 @@ runner.train()
 after = runner.model.state_dict()
 assert any(not after[k].equal(v) for k, v in before.items() if k.startswith('backbone.layer4'))
 
-weights = f'{work_dir}/weights.pth'  # without what mmengine 0.10.7 itself cannot read again
+weights = f'{work_dir}/weights.pth'  # mmengine 0.10.7 cannot read the rest of a checkpoint
 torch.save(
     dict(state_dict=after, meta=dict(dataset_meta=dict(classes=('a', 'b', 'c', 'd')))), weights
 )

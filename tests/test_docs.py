@@ -1,4 +1,4 @@
-"""README and docs: links resolve, commands parse, examples run, names exist."""
+"""README, CHANGELOG and docs: links resolve, commands parse, examples run, names exist."""
 
 import argparse
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
-PAGES = [REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md'))]
+PAGES = [REPO / 'README.md', REPO / 'CHANGELOG.md', *sorted((REPO / 'docs').glob('*.md'))]
 IDS = [page.name for page in PAGES]
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```', re.DOTALL | re.MULTILINE)
 
@@ -20,23 +20,23 @@ class Parsed(Exception):
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
-    """Language and content of every block of code."""
+    """The language and content of every code block."""
     return FENCE.findall(text)
 
 
 def commands(page: Path) -> list[str]:
-    """All calls of tools on a page, from blocks and from inline code, without redirections."""
+    """Every call of a tool on a page, in code blocks and in inline code, without its comment."""
     text = page.read_text().replace('\\\n', ' ')
     lines = [line for language, code in blocks(text) if not language for line in code.splitlines()]
     inline = re.findall(r'`(python tools/[^`]+)`', FENCE.sub('', text))
     calls = [line.split('  #')[0] for line in [*lines, *(' '.join(i.split()) for i in inline)]]
     found = [re.sub(r'^torchrun --nproc_per_node \d+', 'python', call.strip()) for call in calls]
-    # a tool named without arguments is no call
+    # a tool that is named without arguments is not called
     return [call for call in found if re.match(r'python tools/\w+\.py .', call)]
 
 
 def headings(page: Path) -> set[str]:
-    """Anchors of a page, as they are made from its headings."""
+    """The anchors that GitHub makes from the headings of a page."""
     titles = re.findall(r'^#+ (.+)', page.read_text(), re.MULTILINE)
     return {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-') for title in titles}
 
@@ -61,7 +61,7 @@ def test_commands_parse(page, monkeypatch):
         raise Parsed
 
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse)
-    monkeypatch.syspath_prepend(REPO / 'tools')  # where Python finds what a tool imports
+    monkeypatch.syspath_prepend(REPO / 'tools')  # a tool imports its neighbours
     for command in commands(page):
         _, tool, *arguments = shlex.split(command)
         monkeypatch.setattr(sys, 'argv', [tool, *arguments])
@@ -78,7 +78,7 @@ def test_the_front_door_has_commands():
 
 @pytest.mark.parametrize('page', PAGES, ids=IDS)
 def test_examples_run(page, tmp_path, monkeypatch):
-    """Configs load, other Python runs; what needs published weights is marked, and compiles."""
+    """Configs load and other Python runs; a block marked as needing weights only compiles."""
     from mmengine.config import Config
 
     monkeypatch.chdir(REPO)
@@ -99,18 +99,19 @@ def test_examples_run(page, tmp_path, monkeypatch):
 def test_named_files_exist(page):
     text = page.read_text()
     names = re.findall(r'configs/(\w+\.(?:py|yml))', text)
-    names += [
-        n
-        for n in re.findall(r'`(\w+\.py)`', text)
-        if n.startswith(('mask_rcnn', 'sem_fpn', 'faster'))
-    ]
+    names += re.findall(r'`((?:mask_rcnn|sem_fpn|faster)\w*\.py)`', text)
     for name in names:
         assert (REPO / 'configs' / name).exists(), name
+    paths = re.findall(r'`((?:res2net_mm|docs)/[\w/.]*)', text)
+    for path in [*paths, *re.findall(r'(?<![\w/])tests/[\w/]+(?:\.py)?', text)]:
+        assert (REPO / path).exists(), path
     for path in re.findall(
-        r'`((?:res2net_mm|backbones|weights|ops|data|evaluation|engine)/[\w/.]+)`', text
+        r'`((?:backbones|weights|ops|data|evaluation|deploy|engine)/[\w/.]*)', text
     ):
-        inside = REPO / path if path.startswith('res2net_mm') else REPO / 'res2net_mm' / path
-        assert inside.exists(), path
+        assert (REPO / 'res2net_mm' / path).exists(), path
+    targets = re.findall(r'`make ([\w-]+)`|^make ([\w-]+) +#', text, re.MULTILINE)
+    for target in filter(None, (name for pair in targets for name in pair)):
+        assert re.search(rf'^{target}:', (REPO / 'Makefile').read_text(), re.MULTILINE), target
 
 
 def test_the_front_door_is_short():

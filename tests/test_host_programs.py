@@ -1,7 +1,7 @@
-"""Programs of mmdet, mmseg and SAHI, which import their packages before a config names ours.
+"""Programs of mmdet, mmseg and SAHI, which import their own packages before a config names ours.
 
-Python must have started with the finder of mmcv's operators (``make env`` lays it beside the
-editable install), or these programs end with ``No module named 'mmcv._ext'``.
+They need the finder for mmcv's operators at Python's startup; ``make env`` installs it beside the
+editable package. Without it they end with ``No module named 'mmcv._ext'``.
 """
 
 import importlib.util
@@ -46,7 +46,7 @@ print('objects', len(found.object_prediction_list) > 0)
 
 
 def program(package: str, name: str, stack: dict) -> Path:
-    """A tool that an installed package brings for mim."""
+    """The path of a tool that an installed package carries for mim."""
     root = ORIGINALS if str(ORIGINALS) in stack['PYTHONPATH'] else None
     if root is None:
         root = Path(importlib.util.find_spec(package).origin).parents[1]
@@ -68,7 +68,7 @@ def run(stack, cwd, *command):
 
 @pytest.fixture
 def detector(tiny_options, tmp_path):
-    """A small config by itself, as a user has it, and weights that every mmengine reads."""
+    """A small self-contained config, and weights that every release of mmengine can read."""
     from res2net_mm.engine.config import load_config
 
     options = {

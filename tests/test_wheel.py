@@ -1,4 +1,4 @@
-"""A wheel brings configs, tools and the model index, and works away from the repository."""
+"""A wheel holds configs, tools and the model index, and works without the repository."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ REPO = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory) -> Path:
-    """What a wheel of the repository unpacks to."""
+    """The folder that a wheel of this repository unpacks to."""
     root = tmp_path_factory.mktemp('wheel')
     source = root / 'source'
     ignored = shutil.ignore_patterns('.venv', '.git', 'work_dirs', 'data', '__pycache__')
@@ -39,7 +39,7 @@ def installed(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_python_starts_with_the_finder(installed, tmp_path):
-    """Once installed, mmdet imports in any order; once uninstalled, nothing is left."""
+    """With the wheel installed, mmdet imports first; uninstalling it leaves nothing behind."""
     subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'env'], check=True)
     python = tmp_path / 'env/bin/python'
     site = next((tmp_path / 'env/lib').glob('*/site-packages'))
@@ -71,7 +71,7 @@ def test_model_index(installed):
     assert [m['Config'] for m in models] == [f'configs/{m["Name"]}.py' for m in models]
     listed = {mim / model['Config'] for model in models}
     assert listed == set((mim / 'configs').glob('*.py')) and len(listed) == len(models)
-    tools = {f.name for f in REPO.glob('tools/*.py')} - {'benchmark.py'}  # its peers need timm
+    tools = {f.name for f in REPO.glob('tools/*.py')} - {'benchmark.py'}  # it needs timm
     assert {f.name for f in (mim / 'tools').iterdir()} == tools
 
 
@@ -97,7 +97,7 @@ def test_config_runs_from_a_wheel(installed, shapes, tiny_arguments, stack, tmp_
     assert run.returncode == 0, run.stderr[-3000:]
     assert (tmp_path / 'work_dirs/faster_rcnn_r2n14_shapes/epoch_1.pth').exists()
     where = 'import res2net_mm; print(res2net_mm.__file__)'
-    told = subprocess.run(
+    imported = subprocess.run(
         [sys.executable, '-c', where], env=env, cwd=tmp_path, capture_output=True, text=True
     )
-    assert told.stdout.startswith(str(installed))
+    assert imported.stdout.startswith(str(installed))

@@ -124,7 +124,7 @@ def _bags(
     first = torch.add(found.base, first, alpha=groups, out=first)
     last = batch * (height + BORDER) * pitch * groups - 1
     first.clamp_(0, max(last - (pitch + 1) * groups, 0))  # for offsets that are NaN
-    index = first.view(-1, 1) + found.around
+    index = first.reshape(-1, 1) + found.around  # torch 2.14 compiles `first` with by_tap's strides
 
     fy, fx = fraction.unbind(-1)
     rows = torch.empty_like(fraction)  # shares of the upper and the lower two pixels
