@@ -7,7 +7,7 @@ OTHER_TORCH =
 export VENV PYTHON OTHER_TORCH
 
 # The tests whose results a release of torch can change.
-TORCH_TESTS = tests/ops tests/backbones tests/weights tests/deploy tests/engine/test_resume.py tests/test_stacks.py
+TORCH_TESTS = tests/ops tests/backbones tests/weights tests/deploy tests/engine/test_safe_runner.py tests/test_stacks.py
 
 # Both ends of what setup.py promises, each in an environment of its own. Everything else is as locked.
 %-oldest: override VENV := $(VENV)-oldest
