@@ -8,7 +8,7 @@ export VENV PYTHON
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help env overlay test test-slow demo lint
+.PHONY: help env overlay test test-slow test-gpu demo lint
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
@@ -101,6 +101,15 @@ test: overlay  ## the tests, on both stacks
 
 test-slow: overlay  ## the tests that take minutes each
 	@$(PY) -m pytest -m slow $(ARGS)
+
+test-gpu: env  ## the tests that need a CUDA GPU, and benchmarks on it, in 8 minutes
+	@$(PY) -c 'import torch; assert torch.cuda.is_available(), "no CUDA GPU here"'
+	timeout 200 $(PY) -m pytest -m gpu $(ARGS)
+	mkdir -p work_dirs/cuda
+	for task in backbone train dcn deform_conv; do
+		timeout 60 $(PY) tools/benchmark.py $$task --device cuda --rounds 5 --json work_dirs/cuda/$$task.json \
+			|| echo "error: the benchmark '$$task' did not end well"
+	done
 
 demo: env  ## train on a synthetic set: COCO mAP, pictures, loss curve
 	@$(PY) tools/demo.py --work-dir work_dirs/demo

@@ -115,7 +115,7 @@ class Backbone(BaseModule):
         if differs:
             raise ValueError(
                 f'{source} needs {_arguments({k: convention[k] for k in differs})}, but the '
-                f'network has {_arguments(differs)}: set the former (names and shapes are the same, '
+                f'network has {_arguments(differs)}: set the former (names and shapes are equal, '
                 'features are not)'
             )
 

@@ -6,9 +6,11 @@ No other file uses private names of PyTorch, torchvision or mmengine
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
+import torchvision
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -105,3 +107,34 @@ def bag_products(grad: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     starts = torch.arange(0, index.numel(), size, **numbers)
     owner = torch.arange(bags, **numbers).repeat_interleave(size)
     return kernel(grad, rows, index.view(-1), starts, owner, 0, -1).view(bags, size)
+
+
+def torchvisions_gradient(
+    grad: Tensor,
+    rois: Tensor,
+    shape: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Gradient of ``torchvision.ops.roi_align`` for an input of a shape, by its own kernel.
+
+    Without the private name the forward pass runs too.
+    """
+    size = tuple(grad.shape[2:])
+    kernel = getattr(torch.ops.torchvision, '_roi_align_backward', None)
+    if kernel is not None:
+        return kernel(grad, rois, spatial_scale, *size, *shape, sampling_ratio, aligned)
+    rule = spatial_scale, sampling_ratio, aligned
+    features = [grad.new_zeros(tuple(shape))]
+    return gradients(lambda x: torchvision.ops.roi_align(x, rois, size, *rule), features, grad)[0]
+
+
+def gradients(
+    compute: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of ``compute(*tensors)`` for each of its tensors, given that for its result."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        result = compute(*leaves)
+    return torch.autograd.grad(result, leaves, grad.to(result.dtype))

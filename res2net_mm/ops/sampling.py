@@ -79,7 +79,7 @@ def _bags(
     first = torch.add(base, first, alpha=groups, out=first)
     first.clamp_(0, max(batch * size - 1 - (pitch + 1) * groups, 0))  # NaN offsets
     around = torch.tensor([0, 1, pitch, pitch + 1], **numbers) * groups
-    index = first.view(-1, 1) + around
+    index = first.reshape(-1, 1) + around  # torch 2.14 compiles `first` with by_tap's strides
 
     fy, fx = fraction.unbind(-1)
     rows = torch.empty_like(fraction)  # shares of the upper and the lower two pixels

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from res2net_mm.ops.mmcv_ext import roi as module
+from res2net_mm.ops.mmcv_ext import roi
 from res2net_mm.ops.mmcv_ext.roi import roi_align, roi_align_gradient
 
 CASES = {  # (N, C, H, W), sides of regions from and to, bins
@@ -77,7 +77,7 @@ def test_gradient_equals_torchvisions(monkeypatch, case, ratio, aligned):
     reference = torchvisions_gradient(features, rois, grad, size, *args)
     theirs = torchvisions_gradient(features.float(), rois.float(), grad.float(), size, *args)
     assert reference.abs().max() > 0.1
-    monkeypatch.delattr(torchvision.ops, 'roi_align')  # it is not needed
+    monkeypatch.delattr(roi, 'torchvisions_gradient')  # it is not needed
     ours = roi_align_gradient(grad, rois, shape, *args)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours, reference, rtol=1e-11, atol=1e-12)
@@ -95,33 +95,36 @@ def test_gradient_by_hand():
     assert torch.equal(found[0, 0], expected)
 
 
-@pytest.mark.parametrize('what', ['huge', 'few samples'])
-def test_gradients_that_torchvision_computes(monkeypatch, what):
+@pytest.mark.parametrize('private', [True, False])
+@pytest.mark.parametrize('what', ['none', 'huge', 'few samples'])
+def test_gradients_that_torchvision_computes(monkeypatch, what, private):
     shape, sides, size = CASES['many samples']
     features, rois = make(shape, sides)
     ratio = 0
-    if what == 'few samples':  # in bins with many pixels
+    if what == 'none':
+        rois = rois[:0]
+    elif what == 'few samples':  # in bins with many pixels
         rois[:, 3:] += 400
         ratio = 2
     else:
-        monkeypatch.setattr(module, '_LARGEST_GRADIENT', 1000)
+        monkeypatch.setattr(roi, '_LARGEST_GRADIENT', 1000)
     grad = torch.rand(len(rois), shape[1], *size, dtype=torch.float64)
     expected = torchvisions_gradient(features, rois, grad, size, 0.25, ratio, True)
-    calls, kernel = [], torchvision.ops.roi_align
+    calls, real = [], roi.torchvisions_gradient
     monkeypatch.setattr(
-        torchvision.ops, 'roi_align', lambda *args: calls.append(args) or kernel(*args)
+        roi, 'torchvisions_gradient', lambda *args: calls.append(args) or real(*args)
     )
+    if not private:
+        monkeypatch.setattr(torch.ops.torchvision, '_roi_align_backward', None)
     assert torch.equal(roi_align_gradient(grad, rois, shape, 0.25, ratio, True), expected)
     assert len(calls) == 1
 
 
-def test_gradient_without_regions_or_pixels():
+def test_gradient_without_pixels():
     shape, sides, size = CASES['many samples']
-    _, rois = make(shape, sides)
-    for some, sizes in ((rois[:0], shape), (rois, (*shape[:2], 0, shape[3]))):
-        grad = torch.ones(len(some), shape[1], *size, dtype=torch.float64)
-        found = roi_align_gradient(grad, some, sizes, 0.25, 0, True)
-        assert found.shape == sizes and not found.any()
+    rois, shape = make(shape, sides)[1], (*shape[:2], 0, shape[3])
+    grad = torch.ones(len(rois), shape[1], *size, dtype=torch.float64)
+    assert roi_align_gradient(grad, rois, shape, 0.25, 0, True).shape == shape
 
 
 @contextmanager
@@ -221,7 +224,7 @@ def test_what_torchvision_computes(monkeypatch, what):
         rois[3, 1:] = torch.tensor([-3e38, -3e38, 3e38, 3e38])
     else:
         rois[3, 3] = 1e5
-        monkeypatch.setattr(module, '_LARGEST', 10**6)
+        monkeypatch.setattr(roi, '_LARGEST', 10**6)
     calls = []
     monkeypatch.setattr(torchvision.ops, 'roi_align', lambda *args: calls.append(args))
     roi_align(features, rois, (7, 7), 0.25, 0, True)

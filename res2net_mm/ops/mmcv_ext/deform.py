@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..deform_conv import deform_conv2d
+from ..internals import gradients
 from ..precision import compute_dtype
 from ..sampling import Pair
 
@@ -23,16 +23,6 @@ __all__ = [
     'ms_deform_attn_forward',
 ]
 _FAR = -(2.0**24)  # pixels, beyond any image
-
-
-def gradients(
-    compute: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
-) -> tuple[Tensor, ...]:
-    """Gradients of ``compute(*tensors)`` for each of its tensors, given that for its result."""
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    with torch.enable_grad():
-        result = compute(*leaves)
-    return torch.autograd.grad(result, leaves, grad.to(result.dtype))
 
 
 def _deform(
@@ -191,9 +181,8 @@ def _attend(value: Tensor, places: Tensor, weights: Tensor, shapes: Tensor) -> T
     value, places, weights = value.to(dtype), places.to(dtype), weights.to(dtype)
     batch, _, heads, dim = value.shape
     queries = places.shape[1]
-    grids = (
-        (2 * places - 1).transpose(1, 2).flatten(0, 1)
-    )  # (N * heads, queries, levels, points, 2)
+    # (N * heads, queries, levels, points, 2)
+    grids = (2 * places - 1).transpose(1, 2).flatten(0, 1)
     shares = weights.transpose(1, 2).flatten(0, 1)[:, None]
     sizes = [(height, width) for height, width in shapes.tolist()]
     images = value.split([height * width for height, width in sizes], dim=1)

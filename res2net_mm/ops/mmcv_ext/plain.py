@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..internals import gradients
 from ..precision import compute_dtype
-from .deform import gradients
 
 __all__ = [
     'carafe_backward',

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from ..internals import torchvisions_gradient
 from ..precision import compute_dtype, without_autocast
-from .deform import gradients
 
 __all__ = ['roi_align_backward', 'roi_align_forward', 'roi_pool_backward', 'roi_pool_forward']
 
@@ -142,14 +142,9 @@ def roi_align_gradient(
     rois = _regions(rois, shape[0], sampling_ratio, aligned)
     size = grad.shape[2], grad.shape[3]
     rule = spatial_scale, sampling_ratio, aligned
-    if 0 in (len(rois), *shape):
-        return grad.new_zeros(tuple(shape))
     bags = _bags(shape, rois, size, *rule) if grad.is_cpu else None
     if bags is None or len(bags.pixel) > _LARGEST_GRADIENT:
-        zeros = grad.new_zeros(tuple(shape))
-        return gradients(lambda x: torchvision.ops.roi_align(x, rois, size, *rule), [zeros], grad)[
-            0
-        ]
+        return torchvisions_gradient(grad, rois, shape, *rule)
     count, channels, height, width = shape
     pixel, order = bags.pixel.sort(stable=True)
     numbers = torch.arange(count * height * width, dtype=torch.int32, device=grad.device)
