@@ -133,8 +133,8 @@ def torchvisions_gradient(
 def gradients(
     compute: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of ``compute(*tensors)`` for each of its tensors, given that for its result."""
+    """Gradients of ``compute(*tensors)`` for its tensors; None for those without influence."""
     leaves = [tensor.detach().requires_grad_() for tensor in tensors]
     with torch.enable_grad():
         result = compute(*leaves)
-    return torch.autograd.grad(result, leaves, grad.to(result.dtype))
+    return torch.autograd.grad(result, leaves, grad.to(result.dtype), allow_unused=True)

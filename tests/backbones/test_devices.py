@@ -32,7 +32,8 @@ def devices(tensors):
 @pytest.mark.parametrize('name', VARIANTS)
 def test_backbones(fake, name, half):
     arguments = dict(VARIANTS[name])  # built without initial values, which mmengine compares
-    net = OURS.get(arguments.pop('type', 'Res2Net'))(**arguments, norm_eval=False).to(CUDA)
+    with torch.device(CUDA):
+        net = OURS.get(arguments.pop('type', 'Res2Net'))(**arguments, norm_eval=False)
     image = torch.rand(2, 3, 64, 64, device=CUDA)
     with torch.autocast(CUDA, torch.float16, enabled=half):
         levels = net(image)
@@ -47,7 +48,8 @@ def test_backbones(fake, name, half):
 @pytest.mark.parametrize('way', ['auto', 'torchvision'])
 def test_deformable_convolution(fake, monkeypatch, way, half):
     monkeypatch.setenv('RES2NET_MM_DEFORM_CONV', way)
-    layer = ModulatedDeformConv2d(8, 6, 3, padding=1).to(CUDA)
+    with torch.device(CUDA):
+        layer = ModulatedDeformConv2d(8, 6, 3, padding=1)
     x = torch.rand(2, 8, 12, 10, device=CUDA, requires_grad=True)
     with torch.autocast(CUDA, torch.float16, enabled=half):
         out = layer(x)
@@ -62,7 +64,8 @@ def test_parts_of_faster_rcnn(fake, half):
     init_default_scope('mmdet')
     cfg = load_config('faster_rcnn_r2n14_dcn_shapes.py').model
     cfg.backbone.norm_eval = False
-    model = MODELS.build(cfg).to(CUDA)
+    with torch.device(CUDA):
+        model = MODELS.build(cfg)
     image = torch.rand(2, 3, 64, 96, device=CUDA)
     rois = torch.rand(7, 5, device=CUDA)
     with torch.autocast(CUDA, torch.float16, enabled=half):

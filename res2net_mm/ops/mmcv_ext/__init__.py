@@ -1,7 +1,7 @@
 """What stands in for ``mmcv._ext`` where mmcv came without compiled operators.
 
 mmcv's own Python code (``mmcv.ops``) runs unchanged over it; :mod:`.finder` puts it in place. The
-operators have the signatures of the extension: results go into buffers that the caller made
+operators are called as those of the extension: results go into buffers that the caller made
 (``output``, ``grad_*``), while scratch buffers and hints such as ``columns``, ``ones`` and
 ``im2col_step`` are not used. Half precision is computed in float32.
 """
@@ -21,10 +21,13 @@ from torch import Tensor
 from . import boxes, deform, finder, plain, roi
 
 OPERATORS: dict[str, Callable[..., Any]] = {
-    name: getattr(room, name) for room in (boxes, deform, plain, roi) for name in room.__all__
+    'get_compiler_version': lambda: f'none (torchvision {torchvision.__version__})',
+    'get_compiling_cuda_version': lambda: 'not available',  # the extension's words
+    **boxes.OPERATORS,
+    **deform.OPERATORS,
+    **plain.OPERATORS,
+    **roi.OPERATORS,
 }
-OPERATORS['get_compiler_version'] = lambda: f'none (torchvision {torchvision.__version__})'
-OPERATORS['get_compiling_cuda_version'] = lambda: 'not available'  # the extension's words
 
 
 def ensure_mmcv_ops() -> None:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..precision import compute_dtype
 
-__all__ = ['bbox_overlaps', 'nms', 'nms_match', 'softnms']
-
 
 def _overlaps(first: Tensor, second: Tensor, offset: int, over_first: bool = False) -> Tensor:
     """Intersection over union, or over the area of the first boxes; boxes broadcast."""
@@ -142,3 +140,6 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         groups.append([int(best), *rest[dropped].tolist()])
         left = rest[~dropped]
     return groups
+
+
+OPERATORS = {f.__name__: f for f in (bbox_overlaps, nms, nms_match, softnms)}

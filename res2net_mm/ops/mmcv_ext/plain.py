@@ -1,26 +1,15 @@
-"""Focal losses, PSAMask and CARAFE with the signatures of mmcv's compiled extension."""
+"""Focal losses, PSAMask and CARAFE in place of mmcv's compiled extension."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..internals import gradients
 from ..precision import compute_dtype
-
-__all__ = [
-    'carafe_backward',
-    'carafe_forward',
-    'carafe_naive_backward',
-    'carafe_naive_forward',
-    'psamask_backward',
-    'psamask_forward',
-    'sigmoid_focal_loss_backward',
-    'sigmoid_focal_loss_forward',
-    'softmax_focal_loss_backward',
-    'softmax_focal_loss_forward',
-]
+from .buffers import Sizes, Tensors, backward, forward
 
 
 def _signed_logits(
@@ -120,8 +109,14 @@ def softmax_focal_loss_backward(
     grad_input.copy_(slope[:, None] * (hit.to(slope.dtype) - softmax))
 
 
-def _lay_out(input: Tensor, psa_type: int, sizes: dict[str, int]) -> Tensor:
-    height, width = input.shape[2:]
+def _psamask(tensors: Tensors, sizes: Sizes) -> Tensor:
+    """Lays the attention masks of all pixels out over the image (PSANet, Zhao et al., ECCV 2018).
+
+    (N, h_mask * w_mask, H, W), a mask around each pixel, -> (N, H * W, H, W). ``psa_type`` is 0
+    (collect) for what each pixel takes from the others, 1 (distribute) for what it gives to them.
+    """
+    input = tensors['input']
+    batch, _, height, width = input.shape
     tall, wide = sizes['h_mask'], sizes['w_mask']
     y, x = (torch.arange(n, device=input.device) for n in (height, width))
     rows = y[:, None] - y + sizes['half_h_mask']  # (H of the other, H): row in the mask
@@ -135,32 +130,20 @@ def _lay_out(input: Tensor, psa_type: int, sizes: dict[str, int]) -> Tensor:
     ]  # (N, H of the other, W of the other, H, W)
     in_rows, in_columns = (rows >= 0) & (rows < tall), (columns >= 0) & (columns < wide)
     picked = picked.masked_fill(~(in_rows[:, None, :, None] & in_columns[None, :, None, :]), 0)
-    laid_out = picked.reshape(len(input), height * width, height * width)
-    laid_out = laid_out if psa_type == 0 else laid_out.transpose(1, 2)
-    return laid_out.reshape(len(input), height * width, height, width)
+    laid_out = picked.reshape(batch, height * width, height * width)
+    laid_out = laid_out if sizes['psa_type'] == 0 else laid_out.transpose(1, 2)
+    return laid_out.reshape(batch, height * width, height, width)
 
 
-def psamask_forward(input: Tensor, output: Tensor, psa_type: int, **sizes: int) -> None:
-    """Lays the attention masks of all pixels out over the image (PSANet, Zhao et al., ECCV 2018).
+def _carafe(tensors: Tensors, sizes: Sizes) -> Tensor:
+    """Content-aware reassembly of features (https://arxiv.org/abs/1905.02188).
 
-    Args:
-        input: (N, h_mask * w_mask, H, W), a mask around each pixel.
-        output: Result, (N, H * W, H, W).
-        psa_type: 0 (collect) for what each pixel takes from the others, 1 (distribute) for what it
-            gives to them.
-        **sizes: ``h_mask``, ``w_mask``, ``half_h_mask`` and ``half_w_mask`` of the masks.
+    Each output pixel is a weighted sum of the ``kernel_size ** 2`` features, (N, C, H, W), around
+    its place; each of ``group_size`` groups of channels has its own weights, ``masks``. The output
+    is ``scale_factor`` times as large.
     """
-    output.copy_(_lay_out(input, psa_type, sizes))
-
-
-def psamask_backward(grad_output: Tensor, grad_input: Tensor, psa_type: int, **sizes: int) -> None:
-    """Gradient of :func:`psamask_forward` for its input, into ``grad_input``."""
-    (grad,) = gradients(lambda x: _lay_out(x, psa_type, sizes), [grad_input], grad_output)
-    grad_input.copy_(grad)
-
-
-def _reassemble(features: Tensor, masks: Tensor, kernel: int, groups: int, scale: int) -> Tensor:
-    """CARAFE: each output pixel is a weighted sum of the pixels around its place."""
+    features, masks = tensors['features'], tensors['masks']
+    kernel, groups, scale = (sizes[n] for n in ('kernel_size', 'group_size', 'scale_factor'))
     given, dtype = features.dtype, compute_dtype(features, masks)
     batch, channels, height, width = features.shape
     padded = F.pad(features.to(dtype), [kernel // 2] * 4).unflatten(1, (groups, -1))
@@ -173,70 +156,32 @@ def _reassemble(features: Tensor, masks: Tensor, kernel: int, groups: int, scale
     return out.reshape(batch, channels, height * scale, width * scale).to(given)
 
 
-def carafe_naive_forward(
-    features: Tensor,
-    masks: Tensor,
-    output: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Content-aware reassembly of features (https://arxiv.org/abs/1905.02188).
-
-    Args:
-        features: (N, C, H, W).
-        masks: (N, group_size * kernel_size ** 2, scale_factor * H, scale_factor * W), the weights
-            of the pixels around each output pixel.
-        output: Result, (N, C, scale_factor * H, scale_factor * W).
-        kernel_size: Width and height of the window around a pixel.
-        group_size: Groups of channels, each with its own weights.
-        scale_factor: How much larger the output is.
-    """
-    output.copy_(_reassemble(features, masks, kernel_size, group_size, scale_factor))
+def _carafe_forward(tensors: Tensors, sizes: Sizes) -> Tensor:
+    tensors['rfeatures'].copy_(tensors['features'])  # all that the backward pass is given
+    return _carafe(tensors, sizes)
 
 
-def carafe_naive_backward(
-    grad_output: Tensor,
-    features: Tensor,
-    masks: Tensor,
-    grad_features: Tensor,
-    grad_masks: Tensor,
-    kernel_size: int,
-    group_size: int,
-    scale_factor: int,
-) -> None:
-    """Gradients of :func:`carafe_naive_forward` for features and masks."""
-    sizes = kernel_size, group_size, scale_factor
-    found = gradients(lambda x, m: _reassemble(x, m, *sizes), (features, masks), grad_output)
-    for buffer, grad in zip((grad_features, grad_masks), found, strict=True):
-        buffer.copy_(grad)
+def _psamask_backward(grad_output: Tensor, grad_input: Tensor, **sizes: Any) -> None:
+    # without the input, whose values do not count: the buffer has its shape
+    operator = backward(_psamask, 'grad_output grad_input input')
+    operator(grad_output, grad_input, grad_input, **sizes)
 
 
-def carafe_forward(
-    features: Tensor,
-    masks: Tensor,
-    rfeatures: Tensor,
-    routput: Tensor,
-    rmasks: Tensor,
-    output: Tensor,
-    **sizes: int,
-) -> None:
-    """:func:`carafe_naive_forward`; ``rfeatures`` keeps the features for the backward pass."""
-    rfeatures.copy_(features)
-    carafe_naive_forward(features, masks, output, **sizes)
-
-
-def carafe_backward(
-    grad_output: Tensor,
-    rfeatures: Tensor,
-    masks: Tensor,
-    rgrad_output: Tensor,
-    rgrad_input_hs: Tensor,
-    rgrad_input: Tensor,
-    rgrad_masks: Tensor,
-    grad_input: Tensor,
-    grad_masks: Tensor,
-    **sizes: int,
-) -> None:
-    """Gradients of :func:`carafe_forward` for features and masks."""
-    carafe_naive_backward(grad_output, rfeatures, masks, grad_input, grad_masks, **sizes)
+OPERATORS = {
+    'carafe_forward': forward(_carafe_forward, 'features masks rfeatures routput rmasks output'),
+    'carafe_backward': backward(
+        _carafe,
+        'grad_output features masks rgrad_output rgrad_input_hs rgrad_input rgrad_masks '
+        'grad_features grad_masks',
+    ),
+    'carafe_naive_forward': forward(_carafe, 'features masks output'),
+    'carafe_naive_backward': backward(
+        _carafe, 'grad_output features masks grad_features grad_masks'
+    ),
+    'psamask_forward': forward(_psamask, 'input output'),
+    'psamask_backward': _psamask_backward,
+    'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
+    'sigmoid_focal_loss_forward': sigmoid_focal_loss_forward,
+    'softmax_focal_loss_backward': softmax_focal_loss_backward,
+    'softmax_focal_loss_forward': softmax_focal_loss_forward,
+}

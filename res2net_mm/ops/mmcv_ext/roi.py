@@ -7,7 +7,7 @@ On a CPU, RoIAlign is computed on channels_last features, where each pixel is a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,6 @@ from torch import Tensor
 
 from ..internals import torchvisions_gradient
 from ..precision import compute_dtype, without_autocast
-
-__all__ = ['roi_align_backward', 'roi_align_forward', 'roi_pool_backward', 'roi_pool_forward']
 
 _LARGEST = 2**25  # numbers in a tensor made here; torchvision computes what needs more
 _LARGEST_GRADIENT = 2**23  # pixels in all bins, which are sorted
@@ -32,12 +30,9 @@ def roi_align_forward(
     output: Tensor,
     argmax_y: Tensor,
     argmax_x: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
+    *,
     pool_mode: int,
-    aligned: bool,
+    **sizes: Any,
 ) -> None:
     """RoIAlign (https://arxiv.org/abs/1703.06870), into ``output``.
 
@@ -45,10 +40,11 @@ def roi_align_forward(
         input: (N, C, H, W).
         rois: (K, 5), rows of image index, x1, y1, x2, y2 in pixels of the image.
         output: Result, (K, C, aligned_height, aligned_width).
-        spatial_scale: Pixels of ``input`` per pixel of the image.
-        sampling_ratio: Samples per bin and axis; 0 takes as many as there are pixels in it.
         pool_mode: 1 for the average, 0 for the maximum.
-        aligned: Shift by half a pixel, so that pixel centres are at half integers.
+        **sizes: ``aligned_height`` and ``aligned_width``; ``spatial_scale``, pixels of ``input``
+            per pixel of the image; ``sampling_ratio``, samples per bin and axis, 0 for as many as
+            there are pixels in it; ``aligned`` to shift by half a pixel, so that pixel centres are
+            at half integers.
 
     Raises:
         NotImplementedError: ``pool_mode`` is 0 (maximum), which torchvision does not have.
@@ -59,9 +55,8 @@ def roi_align_forward(
             "with them, or use pool_mode='avg'"
         )
     dtype = compute_dtype(input, rois)
-    size = aligned_height, aligned_width
-    rule = spatial_scale, sampling_ratio, aligned
-    output.copy_(roi_align(input.to(dtype), rois.to(dtype), size, *rule))
+    size = sizes['aligned_height'], sizes['aligned_width']
+    output.copy_(roi_align(input.to(dtype), rois.to(dtype), size, *_rule(sizes)))
 
 
 @torch.compiler.disable
@@ -71,18 +66,16 @@ def roi_align_backward(
     argmax_y: Tensor,
     argmax_x: Tensor,
     grad_input: Tensor,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    **sizes: Any,
 ) -> None:
     """Gradient of :func:`roi_align_forward` (average) for its input, into ``grad_input``."""
     dtype = compute_dtype(grad_output, rois)
-    rule = spatial_scale, sampling_ratio, aligned
     grad, rois = grad_output.to(dtype), rois.to(dtype)
-    grad_input.copy_(roi_align_gradient(grad, rois, grad_input.shape, *rule))
+    grad_input.copy_(roi_align_gradient(grad, rois, grad_input.shape, *_rule(sizes)))
+
+
+def _rule(sizes: dict[str, Any]) -> tuple[float, int, bool]:
+    return sizes['spatial_scale'], sizes['sampling_ratio'], sizes['aligned']
 
 
 def roi_align(
@@ -329,13 +322,7 @@ def roi_pool_forward(
 
 
 def roi_pool_backward(
-    grad_output: Tensor,
-    rois: Tensor,
-    argmax: Tensor,
-    grad_input: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
+    grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, **_: Any
 ) -> None:
     """Gradient of :func:`roi_pool_forward` for its input, into ``grad_input``."""
     count, channels = grad_input.shape[:2]
@@ -344,3 +331,9 @@ def roi_pool_backward(
     place = owner[:, :, None] * grad_input[0, 0].numel() + argmax.clamp(min=0).flatten(2)
     result = grad.new_zeros(grad_input.numel())
     grad_input.copy_(result.index_add_(0, place.flatten(), grad.flatten()).view_as(grad_input))
+
+
+OPERATORS = {
+    f.__name__: f
+    for f in (roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward)
+}
