@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_choice, check_positive
 from .compiling import Compilation
-from .frozen_norm import BATCH_NORMS, conv_norm
+from .layers import BATCH_NORMS, build_conv_norm, conv_norm
 
 FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle')
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
@@ -119,22 +119,13 @@ class Bottle2neck(BaseModule):
         )
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, width * scales, postfix=1)
         self.add_module(self.norm1_name, norm1)
-        branches = range(max(scales - 1, 1))
-        self.convs = nn.ModuleList(
-            build_conv_layer(
-                conv_cfg,
-                width,
-                width,
-                kernel_size=3,
-                stride=stride,
-                padding=dilation,
-                dilation=dilation,
-                groups=groups,
-                bias=False,
-            )
-            for _ in branches
-        )
-        self.bns = nn.ModuleList(build_norm_layer(norm_cfg, width)[1] for _ in branches)
+        sizes = dict(stride=stride, dilation=dilation, groups=groups)
+        branches = [
+            build_conv_norm(width, width, 3, **sizes, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+            for _ in range(max(scales - 1, 1))
+        ]
+        self.convs = nn.ModuleList(conv for conv, _ in branches)
+        self.bns = nn.ModuleList(norm for _, norm in branches)
         self.conv3 = build_conv_layer(
             conv_cfg, width * scales, outplanes, kernel_size=1, bias=False
         )

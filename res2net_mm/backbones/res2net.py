@@ -15,7 +15,7 @@ from ..registry import MODELS
 from .base import Backbone
 from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck
 from .compiling import Compilation
-from .frozen_norm import ConvNormSequential, conv_norm
+from .layers import ConvNormSequential, build_conv_norm, conv_norm
 
 
 @MODELS.register_module(force=True)
@@ -202,16 +202,9 @@ class Res2Net(Backbone):
             widths = (in_channels, channels // 2, channels // 2, channels)
             modules: list[nn.Module] = []
             for i in range(3):
-                conv = build_conv_layer(
-                    conv_cfg,
-                    widths[i],
-                    widths[i + 1],
-                    kernel_size=3,
-                    stride=2 if i == 0 else 1,
-                    padding=1,
-                    bias=False,
-                )
-                modules += [conv, build_norm_layer(norm_cfg, widths[i + 1])[1], nn.ReLU(True)]
+                layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, stride=2 if i == 0 else 1)
+                modules += build_conv_norm(widths[i], widths[i + 1], 3, **layers)
+                modules.append(nn.ReLU(inplace=True))
             self.stem = ConvNormSequential(*modules)
         else:
             self.conv1 = build_conv_layer(
@@ -233,18 +226,11 @@ class Res2Net(Backbone):
         **block_args: Any,
     ) -> nn.Sequential:
         outplanes = planes * Bottle2neck.expansion
-        conv_cfg, norm_cfg = block_args['conv_cfg'], block_args['norm_cfg']
+        layers = {name: block_args[name] for name in ('conv_cfg', 'norm_cfg')}
         downsample = None
         if stride != 1 or inplanes != outplanes:
-            conv = build_conv_layer(
-                conv_cfg,
-                inplanes,
-                outplanes,
-                kernel_size=1,
-                stride=1 if avg_down else stride,
-                bias=False,
-            )
-            modules = [conv, build_norm_layer(norm_cfg, outplanes)[1]]
+            conv_stride = 1 if avg_down else stride
+            modules = [*build_conv_norm(inplanes, outplanes, 1, stride=conv_stride, **layers)]
             if avg_down:  # at stride 1 too: published names count it
                 pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
                 modules.insert(0, pool)

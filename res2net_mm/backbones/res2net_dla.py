@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmcv.cnn import build_conv_layer, build_norm_layer
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_positive
 from ..registry import MODELS
 from .base import Backbone
 from .bottle2neck import Bottle2neck
-from .frozen_norm import ConvNormSequential
+from .layers import ConvNormSequential, build_conv_norm
 
 
 class DLABottle2neck(Bottle2neck):
@@ -68,8 +67,8 @@ class Tree(nn.Module):
         )
         self.tree2 = DLABottle2neck(outplanes, planes, **block_args)
         if inplanes != outplanes:
-            self.project = ConvNormSequential(*_conv_norm(inplanes, outplanes, 1, **layers))
-        conv, norm = _conv_norm(2 * outplanes + joined, outplanes, 1, **layers)
+            self.project = ConvNormSequential(*build_conv_norm(inplanes, outplanes, 1, **layers))
+        conv, norm = build_conv_norm(2 * outplanes + joined, outplanes, 1, **layers)
         self.root = ConvNormSequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(inplace=True)))
 
     def forward(self, x: Tensor, bottom: Tensor, *joined: Tensor) -> Tensor:
@@ -158,7 +157,7 @@ class Res2NetDLA(Backbone):
         stem = dict(base_layer=(4, 7, 1), level0=(4, 3, 1), level1=(2, 3, 2))
         for name, (divisor, kernel_size, stride) in stem.items():
             planes = base_channels // divisor
-            modules = _conv_norm(inplanes, planes, kernel_size, stride, **layers)
+            modules = build_conv_norm(inplanes, planes, kernel_size, stride=stride, **layers)
             self.add_module(name, ConvNormSequential(*modules, nn.ReLU(inplace=True)))
             inplanes = planes
 
@@ -202,24 +201,3 @@ class Res2NetDLA(Backbone):
             if stage in self.out_indices:
                 outs.append(x)
         return tuple(outs)
-
-
-def _conv_norm(
-    inplanes: int,
-    outplanes: int,
-    kernel_size: int,
-    stride: int = 1,
-    *,
-    conv_cfg: dict | None,
-    norm_cfg: dict,
-) -> tuple[nn.Module, nn.Module]:
-    conv = build_conv_layer(
-        conv_cfg,
-        inplanes,
-        outplanes,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        bias=False,
-    )
-    return conv, build_norm_layer(norm_cfg, outplanes)[1]

@@ -4,6 +4,8 @@ FakeTensorMode, which has no public name, runs operators on shapes, types and de
 devices is an error in it.
 """
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
@@ -24,6 +26,18 @@ def fake():
         yield mode
 
 
+@contextmanager
+def float16(wanted):
+    """Autocast of CUDA, which ``torch.autocast`` leaves off without a GPU."""
+    torch.set_autocast_enabled(CUDA, wanted)
+    torch.set_autocast_dtype(CUDA, torch.float16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_enabled(CUDA, False)
+        torch.clear_autocast_cache()
+
+
 def devices(tensors):
     return {tensor.device.type for tensor in tensors}
 
@@ -35,7 +49,7 @@ def test_backbones(fake, name, half):
     with torch.device(CUDA):
         net = OURS.get(arguments.pop('type', 'Res2Net'))(**arguments, norm_eval=False)
     image = torch.rand(2, 3, 64, 64, device=CUDA)
-    with torch.autocast(CUDA, torch.float16, enabled=half):
+    with float16(half):
         levels = net(image)
     assert devices([*net.parameters(), *net.buffers(), *levels]) == {CUDA}
     widths = [level.shape[1] for level in levels]
@@ -51,7 +65,7 @@ def test_deformable_convolution(fake, monkeypatch, way, half):
     with torch.device(CUDA):
         layer = ModulatedDeformConv2d(8, 6, 3, padding=1)
     x = torch.rand(2, 8, 12, 10, device=CUDA, requires_grad=True)
-    with torch.autocast(CUDA, torch.float16, enabled=half):
+    with float16(half):
         out = layer(x)
     assert out.device.type == CUDA and out.shape == (2, 6, 12, 10)
     offset, weight = (torch.rand(s, device=CUDA) for s in ((2, 18, 12, 10), (6, 8, 3, 3)))
@@ -68,7 +82,7 @@ def test_parts_of_faster_rcnn(fake, half):
         model = MODELS.build(cfg)
     image = torch.rand(2, 3, 64, 96, device=CUDA)
     rois = torch.rand(7, 5, device=CUDA)
-    with torch.autocast(CUDA, torch.float16, enabled=half):
+    with float16(half):
         levels = model.extract_feat(image)
         scores, deltas = model.rpn_head(levels)
         extractor = model.roi_head.bbox_roi_extractor

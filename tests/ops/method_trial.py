@@ -77,7 +77,7 @@ def smallest(folder: str) -> Path:
         layers = re.findall(r'(?<![a-z0-9])(?:r|s|x|hourglass|res2net-|hrnetv2p-w)(\d+)', path.stem)
         return min(map(int, layers), default=50), len(path.stem), path.stem
 
-    found = [p for p in (configs() / folder).glob('*.py') if '_base' not in p.stem]
+    found = [p for p in (configs() / folder).glob('*.py') if not p.stem.endswith(('_base', '_tta'))]
     larger = [p for p in found if not p.stem.startswith('ssd')]  # which needs larger images
     return min(larger or found, key=size)
 

@@ -8,7 +8,7 @@ from references import randomise
 from torch import nn
 
 from res2net_mm import Res2Net, Res2NetDCN, Res2NetDLA
-from res2net_mm.backbones.frozen_norm import BATCH_NORMS, conv_norm
+from res2net_mm.backbones.layers import BATCH_NORMS, conv_norm
 
 SMALL = dict(depth=14, base_channels=16, base_width=7, zero_init_residual=False)
 NETWORKS = {
