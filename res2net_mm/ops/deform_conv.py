@@ -163,8 +163,8 @@ def _check_shapes(
         raise ValueError(f'weight must not be empty, but has shape {tuple(weight.shape)}')
     if not channels or channels % per_group or out_channels % (channels // per_group):
         raise ValueError(
-            f'weight must have shape (C_out, C / groups, kh, kw), and groups must divide C_out and '
-            f'C, which is {channels}, but its shape is {tuple(weight.shape)}'
+            f'weight must have shape (C_out, C / groups, kh, kw) for an input of {channels} '
+            f'channels and groups that divide C_out, but its shape is {tuple(weight.shape)}'
         )
     taps = math.prod(kernel)
     size = [

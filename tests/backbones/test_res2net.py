@@ -283,7 +283,7 @@ def test_wrong_block_values_are_named():
 
 
 def test_create_backbone():
-    with pytest.raises(ValueError, match="'res2net50_v1b_26w4s'; did you mean 'res2net50_v1b_26w"):
+    with pytest.raises(ValueError, match="'res2net50_v1b_26w4s'; did you mean res2net50_v1b_26w"):
         create_backbone('res2net50_v1b_26w4s')
     with pytest.raises(TypeError, match='out_indexes'):
         create_backbone('res2net14_v1b_26w_4s', out_indexes=(0,))

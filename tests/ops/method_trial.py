@@ -55,6 +55,7 @@ CHOSEN = {
     'guided_anchoring': ['ga-retinanet_r50-caffe_fpn_1x_coco'],
     'hrnet': ['faster-rcnn_hrnetv2p-w18-1x_coco'],
     'nas_fcos': ['nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco'],
+    'rtmdet': ['rtmdet_tiny_8xb32-300e_coco'],
 }
 
 
@@ -124,6 +125,10 @@ def _step_and_predict(config: Path, size: int) -> None:
 
     torch.manual_seed(0)
     os.chdir(configs().parent)  # configs of teachers are named from here
+    # mmcv's SyncBN asks for a group when it is built
+    torch.distributed.init_process_group(
+        'gloo', store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
     init_default_scope('mmdet')
     PretrainedInit.__call__ = lambda self, module: None
     for name, value in dict(iter=0, epoch=0, max_iters=10, max_epochs=1).items():
@@ -182,9 +187,12 @@ def _inputs(cfg: Any, size: int) -> dict[str, Any]:
     classes = min(names, default=1)
     map_scale = 8 if 'semantic_head' in model.get('roi_head', {}) else 1
     samples = [_sample(size, min(classes, 3), map_scale, seed) for seed in (0, 1)]
-    if model.get('rpn_head'):
-        for sample in samples:
+    has_masks = re.search("'with_mask': True|LoadPanopticAnnotations", str(cfg))
+    for sample in samples:
+        if model.get('rpn_head'):
             del sample.proposals
+        if not has_masks:
+            del sample.gt_instances.masks, sample.ignored_instances.masks
     images = [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in samples]
     train = dict(inputs=images, data_samples=samples)
     test = dict(inputs=images[:1], data_samples=samples[:1])

@@ -71,10 +71,10 @@ def test_recompiles_are_a_line_in_the_log(monkeypatch):
 
     lines = []
     monkeypatch.setattr(MMLogger.get_current_instance(), 'log', lambda _, line: lines.append(line))
-    monkeypatch.setattr(torch._dynamo.config, 'recompile_limit', 8)
-    internals.allow_recompiles(64)
-    internals.allow_recompiles(32)
-    assert torch._dynamo.config.recompile_limit == 64
+    with torch._dynamo.config.patch(recompile_limit=8):
+        internals.allow_recompiles(64)
+        internals.allow_recompiles(32)
+        assert torch._dynamo.config.recompile_limit == 64
     assert len(lines) == 1 and '64' in lines[0] and '8 before' in lines[0]
     monkeypatch.delattr(torch, '_dynamo')
     internals.allow_recompiles(128)
