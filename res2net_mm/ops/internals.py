@@ -21,7 +21,10 @@ def makes_graph() -> bool:
 
 
 def exports_graph() -> bool:
-    """Whether that graph is for other programs and other sizes: in an export or a trace."""
+    """Whether that graph is for other programs and other sizes: in an export or a trace.
+
+    PyTorch 2.11 cannot tell ``torch.compile`` from an export here.
+    """
     exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
     return exporting or torch.jit.is_tracing()
 

@@ -56,6 +56,7 @@ CHOSEN = {
     'hrnet': ['faster-rcnn_hrnetv2p-w18-1x_coco'],
     'nas_fcos': ['nas-fcos_r50-caffe_fpn_fcoshead-gn-head_4xb4-1x_coco'],
     'rtmdet': ['rtmdet_tiny_8xb32-300e_coco'],
+    'v3det': ['faster_rcnn_r50_fpn_8x4_sample1e-3_mstrain_v3det_2x'],
 }
 
 
