@@ -85,16 +85,27 @@ def deform_conv2d(
         >>> deform_conv2d(x, torch.zeros(1, 18, 5, 5), weight, padding=1).shape
         torch.Size([1, 16, 5, 5])
     """
+    way = 'export' if exports_graph() else choose_way(input.device)
     places = pair(stride), pair(padding), pair(dilation)
-    if exports_graph():  # to operators that other runtimes have, for any size
-        compute = grid_sample_and_multiply
-    else:
+    return convolve(way, input, offset, mask, weight, bias, *places)
+
+
+def convolve(
+    way: str,
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    *places: Pair,
+) -> Tensor:
+    """:func:`deform_conv2d` by one way of ``COMPUTE``."""
+    if way != 'export':  # whose sizes may be symbols
         _check_shapes(input, offset, mask, weight, bias, *places)
-        compute = COMPUTE[choose_way(input.device)]
     given = (input, offset, mask, weight, bias)
     dtype = compute_dtype(*(t for t in given if t is not None))
     with without_autocast(input.device.type):
-        out = compute(*(t if t is None else t.to(dtype) for t in given), *places)
+        out = COMPUTE[way](*(t if t is None else t.to(dtype) for t in given), *places)
     return out.to(input.dtype)
 
 
@@ -134,7 +145,12 @@ def _by_mmcv(
     return compute(input, offset, mask, weight, bias, *places, *groups)
 
 
-COMPUTE = {'torch': sample_and_multiply, 'torchvision': _by_torchvision, 'mmcv': _by_mmcv}
+COMPUTE = {
+    'torch': sample_and_multiply,
+    'torchvision': _by_torchvision,
+    'mmcv': _by_mmcv,
+    'export': grid_sample_and_multiply,  # to operators that other runtimes have, for any size
+}
 
 
 def _check_shapes(

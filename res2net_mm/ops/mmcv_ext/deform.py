@@ -7,7 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..deform_conv import deform_conv2d
+from ..deform_conv import convolve
+from ..internals import exports_graph
 from ..precision import compute_dtype
 from .buffers import Sizes, Tensors, backward, forward
 
@@ -31,13 +32,15 @@ def _deform_conv(tensors: Tensors, sizes: Sizes) -> Tensor:
         mask = _first(mask, (taps, *size))
         names = [(f'{name}_h', f'{name}_w') for name in ('stride', 'pad', 'dilation')]
     places = [(sizes[y], sizes[x]) for y, x in names]
-    return deform_conv2d(tensors['input'], offset, weight, bias, *places, mask)
+    input = tensors['input']
+    way = 'export' if exports_graph() else 'torch' if input.is_cpu else 'torchvision'
+    return convolve(way, input, offset, mask, weight, bias, *places)
 
 
 def _first(values: Tensor, shape: tuple[int, ...]) -> Tensor:
     count = math.prod(shape)
     if not len(values) or values[0].numel() < count:
-        return values  # which deform_conv2d refuses, or an empty batch
+        return values  # which convolve refuses, or an empty batch
     return values.flatten(1)[:, :count].unflatten(1, shape)
 
 
