@@ -46,6 +46,7 @@ SKIPPED = {
     'sort': VIDEO,
     'strongsort': VIDEO,
     'timm_example': PRETRAIN,
+    'v3det': 'its 13,204 classes take minutes a step',
 }
 # where the config with the shallowest backbone does not show the method, or not all of it
 CHOSEN = {
