@@ -19,7 +19,7 @@ ENVIRONMENTS = env env-oldest env-newest
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help $(ENVIRONMENTS) overlay test test-slow test-oldest test-newest demo lint
+.PHONY: help $(ENVIRONMENTS) overlay test test-slow test-oldest test-newest test-gpu demo lint
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 20
@@ -124,6 +124,15 @@ test-oldest: env-oldest  ## the tests that depend on torch, with the oldest supp
 test-newest: env-newest  ## the same, with the newest supported release
 test-oldest test-newest:
 	@$(PY) -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile $(TORCH_TESTS) $(ARGS)
+
+test-gpu: env  ## the tests that need a CUDA GPU, and benchmarks on it, in 8 minutes
+	@$(PY) -c 'import torch; assert torch.cuda.is_available(), "no CUDA GPU here"'
+	timeout 200 $(PY) -m pytest -m gpu $(ARGS)
+	mkdir -p work_dirs/cuda
+	for task in backbone train dcn deform_conv; do
+		timeout 60 $(PY) tools/benchmark.py $$task --device cuda --rounds 5 --json work_dirs/cuda/$$task.json \
+			|| echo "error: the benchmark '$$task' did not end well"
+	done
 
 demo: env  ## train on a synthetic set and write COCO mAP, pictures and a loss curve
 	@$(PY) tools/demo.py --work-dir work_dirs/demo

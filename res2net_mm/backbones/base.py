@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from mmengine.model import BaseModule, PretrainedInit
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_choice
 from ..ops.internals import makes_graph
 from ..registry import WEIGHT_INITIALIZERS
 from .bottle2neck import Bottle2neck
-from .frozen_norm import frozen_norm_warning
-from .layers import gains_by_channels_last
+from .frozen_norm import freeze_statistics, frozen_norm_warning
 
 CONVENTION = 'res2net_mm'  # key in a state dict's _metadata and in a checkpoint's meta
 
@@ -25,10 +23,11 @@ CONVENTION = 'res2net_mm'  # key in a state dict's _metadata and in a checkpoint
 class Backbone(BaseModule):
     """Base of the Res2Net backbones.
 
-    A subclass builds its modules, then calls :meth:`_set_outputs`, and computes in ``_levels``.
+    A subclass builds its modules, calls :meth:`_set_outputs`, and computes its features in
+    ``_levels``.
 
     Args:
-        norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only, and
+        norm_eval: Keep batch norm in evaluation mode during training. This is for loaded weights;
             without them the first training step warns.
         zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
         init_cfg: mmengine's initialisation config; None is Kaiming. ``Pretrained`` means this
@@ -36,12 +35,12 @@ class Backbone(BaseModule):
             published layout, which fits exactly or fails.
     """
 
-    first_block: str | None = None  # of networks that were published in one form only
+    first_block: str | None = None  # None: published with one rule only
     style = 'pytorch'
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
-    said_frozen_norm = False  # whether somebody was told that batch norm stays as it was built
-    _norm_is_due = True  # whether to look at it in the next training step
+    said_frozen_norm = False  # whether the user was warned that batch norm stays as built
+    _checks_norm = True  # whether the next training step looks at batch norm
 
     def __init__(
         self, *, norm_eval: bool, zero_init_residual: bool, init_cfg: dict | list[dict] | None
@@ -58,30 +57,24 @@ class Backbone(BaseModule):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of the stages in ``out_indices``.
 
-        On a CPU, where no gradients are recorded, they are computed in channels_last, which is
-        faster, and given as images and weights lie in memory. Plugins and hooks inside see that.
-
         Args:
             x: Images, (N, in_channels, H, W).
 
         Returns:
-            One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) a level.
+            One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) per stage.
         """
-        if not makes_graph() and self._norm_is_due:
+        if self._checks_norm and not makes_graph():
             self._check_norm()
-        if not gains_by_channels_last(x, self):
-            return self._levels(x)
-        levels = self._levels(x.contiguous(memory_format=torch.channels_last))
-        return tuple(level.contiguous() for level in levels)
+        return self._levels(x)
 
     def _check_norm(self) -> None:
-        """Warns once, where training starts, of batch norm that stays as it was built."""
+        """Warns once, when training starts, about batch norm that stays as it was built."""
         if not (self.training and torch.is_grad_enabled()):
             return
-        self._norm_is_due = False
+        self._checks_norm = False
         try:
             message = frozen_norm_warning(self)
-        except RuntimeError:  # inside of vmap and the like values cannot be looked at
+        except RuntimeError:  # inside vmap and the like, values cannot be read
             return
         if message is not None:
             self.said_frozen_norm = True
@@ -92,7 +85,7 @@ class Backbone(BaseModule):
 
     @classmethod
     def arguments(cls) -> dict[str, Any]:
-        """Names and defaults of all arguments, those of base classes included."""
+        """Names and defaults of all arguments, including those of base classes."""
         found: dict[str, Any] = {}
         for base in reversed(cls.__mro__[: cls.__mro__.index(Backbone)]):
             parameters = inspect.signature(base).parameters.values()
@@ -105,7 +98,7 @@ class Backbone(BaseModule):
 
     @property
     def convention(self) -> dict[str, str]:
-        """The arguments that features depend on and weights do not show."""
+        """The arguments that change features without changing any weight's name or shape."""
         scales = {m.scales for m in self.modules() if isinstance(m, Bottle2neck)}
         has_rule = self.first_block is not None and scales != {1}
         return dict(dict(first_block=self.first_block) if has_rule else {}, style=self.style)
@@ -113,39 +106,37 @@ class Backbone(BaseModule):
     def check_convention(
         self, convention: Mapping[str, str], source: str = 'the state dict'
     ) -> None:
-        """Raises ``ValueError`` naming what to set, where weights need another network.
+        """Raises ``ValueError`` if weights need another convention, naming what to set.
 
         Args:
-            convention: Of the weights, see :attr:`convention`; {} fits every network.
-            source: What the weights are called in the message.
+            convention: The :attr:`convention` of the weights; {} fits every network.
+            source: What the message calls the weights.
         """
         differs = {k: v for k, v in self.convention.items() if convention.get(k, v) != v}
         if differs:
             raise ValueError(
                 f'{source} needs {_arguments({k: convention[k] for k in differs})}, but the '
-                f'network has {_arguments(differs)}: set the former (same names and shapes, other '
-                'features)'
+                f'network has {_arguments(differs)}: set the former (names and shapes are equal, '
+                'features are not)'
             )
 
     def train(self, mode: bool = True) -> Backbone:
-        """Sets the mode, frozen parts and (``norm_eval``) batch norm staying in evaluation."""
+        """Sets the mode; frozen parts and, with ``norm_eval``, batch norm stay in evaluation."""
         super().train(mode)
         self._freeze()
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        self._norm_is_due = mode and not self.said_frozen_norm
+            freeze_statistics(self)
+        self._checks_norm = mode and not self.said_frozen_norm
         return self
 
     def init_weights(self) -> None:
-        """Initialises the weights by ``init_cfg``, once.
+        """Initialises the weights as ``init_cfg`` says, once.
 
         Raises:
             ValueError: Pretrained weights do not fit exactly.
         """
         if self.is_init:
-            super().init_weights()  # which says so
+            super().init_weights()  # warns
             return
         given = self.init_cfg
         cfgs = given if isinstance(given, list) else [given]
@@ -154,7 +145,7 @@ class Backbone(BaseModule):
         try:
             super().init_weights()
             for name, module in self.named_modules():
-                if name.endswith('.conv_offset'):  # of a deformable convolution, ours or mmcv's
+                if name.endswith('.conv_offset'):  # a deformable convolution, ours or mmcv's
                     nn.init.zeros_(module.weight)
                     nn.init.zeros_(module.bias)
             if self.zero_init_residual:
@@ -181,7 +172,7 @@ class Backbone(BaseModule):
         out_indices: Sequence[int],
         frozen_stages: int,
     ) -> None:
-        """Args: names of modules, channels and strides of all stages, and the user's choices."""
+        """Takes names, channels and strides of all stages, and the user's choices."""
         check_choice('frozen_stages', frozen_stages, range(-1, len(stages) + 1))
         allowed = range(len(stages))
         listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
@@ -203,7 +194,7 @@ class Backbone(BaseModule):
         names += self.stage_names[: max(self.frozen_stages, 0)]
         for name in names:
             getattr(self, name).eval()
-        # a stage that is not run gets no gradient, which DistributedDataParallel would wait for
+        # A stage that does not run gets no gradient, and DistributedDataParallel would wait for it
         for name in (*names, *self.stage_names[self.out_indices[-1] + 1 :]):
             getattr(self, name).requires_grad_(False)
 

@@ -9,14 +9,15 @@ import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_choice, check_positive
-from .compiling import run_compiled
-from .layers import conv_norm, join_groups, split_groups
+from .compiling import Compilation
+from .layers import BATCH_NORMS, build_conv_norm, conv_norm
 
 FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle')
+# torch 2.7 compiles recomputation so that it counts each batch into the statistics twice.
+_COMPILES_CHECKPOINTS = torch.__version__ >= '2.11'
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
 
@@ -32,7 +33,7 @@ class Bottle2neck(BaseModule):
         inplanes: Channels of the input.
         planes: Channels of the stage before expansion; the output has ``expansion * planes``.
         scales: Number of channel groups; 1 is a plain bottleneck.
-        base_width: Channels of one group (of one group of a grouped conv) where ``planes`` equals
+        base_width: Channels of one group (of one group of a grouped conv) if ``planes`` equals
             ``base_channels``; ``width = planes * base_width // base_channels * groups``.
         base_channels: ``planes`` of the network's first stage.
         groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
@@ -45,15 +46,17 @@ class Bottle2neck(BaseModule):
             and a pool that does not count the padding.
         downsample: Module of the shortcut, or None for the identity.
         style: ``'pytorch'`` puts the stride on the 3x3 convs, ``'caffe'`` on the first 1x1 conv.
-        with_cp: Recompute the block in the backward pass instead of storing activations.
-        compile: Run the block under ``torch.compile``, or as it is where that fails.
+        with_cp: Recompute the block in the backward pass instead of storing activations. Has no
+            effect inside ``torch.compile`` before torch 2.11.
+        compile: Run the block under ``torch.compile``, or as it is if that fails. The blocks of a
+            network share a :class:`Compilation`.
         conv_cfg: Config of the convolutions; None is ``Conv2d``.
         norm_cfg: Config of the normalisation layers.
         plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3')``.
         init_cfg: mmengine's initialisation config.
 
     Raises:
-        ValueError: An argument has a value that it cannot have.
+        ValueError: An argument has an invalid value.
 
     Shape:
         (N, inplanes, H, W) -> (N, expansion * planes, ceil(H / stride), ceil(W / stride)).
@@ -77,7 +80,7 @@ class Bottle2neck(BaseModule):
         downsample: nn.Module | None = None,
         style: str = 'pytorch',
         with_cp: bool = False,
-        compile: bool = False,
+        compile: bool | Compilation = False,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         plugins: Sequence[dict] | None = None,
@@ -94,22 +97,22 @@ class Bottle2neck(BaseModule):
         check_choice('style', style, ('pytorch', 'caffe'))
         if stage_type == 'normal' and stride != 1:
             raise ValueError(
-                f"stride must be 1 where stage_type is 'normal', but got {stride}: a group "
-                'that is passed through cannot change its size'
+                f"stride must be 1 if stage_type is 'normal', but got {stride}: a group that is "
+                'passed through cannot change its size'
             )
         norm_cfg = norm_cfg or dict(type='BN')
         width = planes * base_width // base_channels * groups
         if width < 1:
             raise ValueError(
-                f'base_width must give every group at least one channel, but {base_width} of '
-                f'{base_channels} base_channels gives none at {planes} planes'
+                f'base_width must give every group at least one channel, but {base_width} with '
+                f'base_channels={base_channels} gives none at {planes} planes'
             )
         outplanes = planes * self.expansion
         conv1_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
         self.scales = scales
         self.width = width
         self.with_cp = with_cp
-        self.compiles = compile
+        self.compilation = Compilation() if compile is True else compile
         self.adds, self.pool = _first_block(
             first_block if stage_type == 'stage' and scales > 1 else None, stride
         )
@@ -119,22 +122,13 @@ class Bottle2neck(BaseModule):
         )
         self.norm1_name, norm1 = build_norm_layer(norm_cfg, width * scales, postfix=1)
         self.add_module(self.norm1_name, norm1)
-        branches = range(max(scales - 1, 1))
-        self.convs = nn.ModuleList(
-            build_conv_layer(
-                conv_cfg,
-                width,
-                width,
-                kernel_size=3,
-                stride=stride,
-                padding=dilation,
-                dilation=dilation,
-                groups=groups,
-                bias=False,
-            )
-            for _ in branches
-        )
-        self.bns = nn.ModuleList(build_norm_layer(norm_cfg, width)[1] for _ in branches)
+        sizes = dict(stride=stride, dilation=dilation, groups=groups)
+        branches = [
+            build_conv_norm(width, width, 3, **sizes, conv_cfg=conv_cfg, norm_cfg=norm_cfg)
+            for _ in range(max(scales - 1, 1))
+        ]
+        self.convs = nn.ModuleList(conv for conv, _ in branches)
+        self.bns = nn.ModuleList(norm for _, norm in branches)
         self.conv3 = build_conv_layer(
             conv_cfg, width * scales, outplanes, kernel_size=1, bias=False
         )
@@ -159,18 +153,19 @@ class Bottle2neck(BaseModule):
         return getattr(self, self.norm3_name)
 
     def forward(self, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
-        """Features of the block; ``shortcut`` is added in the place of ``downsample(x)``."""
+        """Features of the block; ``shortcut``, if given, replaces ``downsample(x)``."""
         trains = x.requires_grad or self.conv1.weight.requires_grad
         if self.with_cp and trains and torch.is_grad_enabled():
-            # compiled, a recomputation does not reach the statistics (and takes no bound method)
-            compiled = torch.compiler.is_compiling()
-            contexts = {} if compiled else dict(context_fn=self._checkpoint_contexts)
-            return checkpoint(self._run, x, shortcut, use_reentrant=False, **contexts)
+            if not torch.compiler.is_compiling():
+                contexts = self._checkpoint_contexts
+                return checkpoint(self._run, x, shortcut, use_reentrant=False, context_fn=contexts)
+            if _COMPILES_CHECKPOINTS:  # recomputation does not reach the statistics
+                return checkpoint(self._run, x, shortcut, use_reentrant=False)
         return self._run(x, shortcut)
 
     def _run(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        if self.compiles:
-            return run_compiled(type(self)._forward, self, x, shortcut)
+        if self.compilation:
+            return self.compilation.run(type(self)._forward, self, x, shortcut)
         return self._forward(x, shortcut)
 
     def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -184,18 +179,19 @@ class Bottle2neck(BaseModule):
         return self.relu(out)
 
     def _cascade(self, x: Tensor) -> Tensor:
-        groups = split_groups(x, self.width)
+        groups = x.split(self.width, dim=1)
         outs: list[Tensor] = []
-        for group, conv, norm in zip(groups, self.convs, self.bns, strict=False):
+        convolved = groups[: len(self.convs)]
+        for group, conv, norm in zip(convolved, self.convs, self.bns, strict=True):
             y = group + outs[-1] if self.adds and outs else group
             outs.append(self.relu(conv_norm(conv, norm, y)))
         if self.scales > 1:
             outs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
-        return join_groups(outs)
+        return torch.cat(outs, dim=1)  # (N, scales * width, H / stride, W / stride)
 
     def _add_plugin(self, plugin: dict, channels: dict[str, int]) -> None:
         check_choice('plugins position', plugin.get('position'), PLUGIN_POSITIONS)
-        cfg = dict(plugin['cfg'])  # mmcv pops from it
+        cfg = dict(plugin['cfg'])  # a copy: the caller's stays as it is
         position = plugin['position']
         name, layer = build_plugin_layer(
             cfg, postfix=cfg.pop('postfix', ''), in_channels=channels[position]
@@ -219,11 +215,8 @@ class Bottle2neck(BaseModule):
     @contextmanager
     def _untracked_statistics(self) -> Iterator[None]:
         """Recomputation must not count a batch into the running statistics a second time."""
-        norms = [
-            m
-            for m in self.modules()
-            if isinstance(m, _BatchNorm) and m.training and m.track_running_stats
-        ]
+        norms = [m for m in self.modules() if isinstance(m, BATCH_NORMS)]
+        norms = [norm for norm in norms if norm.training and norm.track_running_stats]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
             norm.momentum = 0.0
@@ -236,7 +229,7 @@ class Bottle2neck(BaseModule):
 
 
 def _first_block(rule: str | None, stride: int) -> tuple[bool, nn.Module | None]:
-    """Whether a block adds, and its pool of the last group; rule None is a normal block."""
+    """Whether a block adds, and its pool for the last group; rule None means a normal block."""
     if rule is None or (rule == 'paddle' and stride == 1):
         return True, None
     if rule == 'mmdet' and stride == 1:

@@ -1,23 +1,23 @@
-"""Modules that a block takes in through its ``plugins``."""
+"""Modules for the ``plugins`` of a block."""
 
 from __future__ import annotations
 
-from torchvision.ops import SqueezeExcitation as _SqueezeExcitation
+import torchvision
 
 from ..checks import check_positive
 from ..registry import MODELS
 
 
 @MODELS.register_module(force=True)
-class SqueezeExcitation(_SqueezeExcitation):
+class SqueezeExcitation(torchvision.ops.SqueezeExcitation):
     """Scales channels by gates from their global averages (https://arxiv.org/abs/1709.01507).
 
     Args:
-        in_channels: Channels of the features; the block gives it.
+        in_channels: Channels of the features; the block fills it in.
         reduction: The hidden layer has ``in_channels // reduction`` channels.
 
     Raises:
-        ValueError: ``reduction`` is no positive integer, or leaves no channel.
+        ValueError: ``reduction`` is not a positive integer, or leaves no channel.
     """
 
     _abbr_ = 'se'

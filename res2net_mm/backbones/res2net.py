@@ -14,7 +14,8 @@ from ..checks import check_choice, check_positive
 from ..registry import MODELS
 from .base import Backbone
 from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck
-from .layers import ConvNormSequential, conv_norm
+from .compiling import Compilation
+from .layers import ConvNormSequential, build_conv_norm, conv_norm
 
 
 @MODELS.register_module(force=True)
@@ -28,9 +29,9 @@ class Res2Net(Backbone):
         scales: Channel groups of a block; 1 is a plain bottleneck.
         base_width: Channels of one group in the first stage.
         groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
-        first_block: Rule of the first block of a stage, ``'official'`` (authors, timm,
+        first_block: Rule for the first block of a stage: ``'official'`` (authors, timm,
             mmpretrain), ``'mmdet'`` or ``'paddle'``; see :class:`Bottle2neck`. Weights need the
-            rule that they were trained with.
+            rule they were trained with.
         deep_stem: Stem of three 3x3 convs (v1b, v1d, vd) instead of one 7x7 conv (v1).
         avg_down: Average pool before the 1x1 conv of a shortcut (v1b, v1d, vd) instead of a
             strided 1x1 conv (v1).
@@ -41,25 +42,25 @@ class Res2Net(Backbone):
         strides: Stride of the first block of each stage.
         dilations: Dilation of each stage.
         contract_dilation: Halve the dilation in the first block of a dilated stage.
-        multi_grid: Dilations of the blocks of the last stage; None is ``dilations``'s.
-        out_indices: Stages to return, ascending, 0 to 3 for C2 to C5. Stages after the last one
-            are neither run nor trained.
+        multi_grid: Dilations of the blocks of the last stage; None takes that of ``dilations``.
+        out_indices: Stages to return, ascending, 0 to 3 for C2 to C5. Later stages are neither run
+            nor trained.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         conv_cfg: Config of the convolutions; None is ``Conv2d``.
         norm_cfg: Config of the normalisation layers; None is ``dict(type='BN')``.
-        norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only.
+        norm_eval: Keep batch norm in evaluation mode during training; for loaded weights only.
         plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3', stages=(...))``;
             without ``stages`` a plugin goes into every stage.
-        with_cp: Recompute blocks in the backward pass to save memory; a bool, or one a stage.
-        compile: Run blocks under ``torch.compile``, for images of one or few sizes: each kind of
-            block is compiled at its first use with a size, which takes minutes on a CPU. Where
-            that fails, they run as they are after a warning.
-        zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
-        style: ``'pytorch'`` strides in the 3x3 convs, ``'caffe'`` in the first 1x1 conv.
+        with_cp: Recompute blocks in the backward pass to save memory; a bool, or one per stage.
+        compile: Run blocks under ``torch.compile``. This is for images of one or few sizes: each
+            kind of block is compiled when it first meets a size, which takes minutes on a CPU. If
+            that fails, a warning says why and blocks run as they are.
+        zero_init_residual: Start each block as the identity (if ``init_cfg`` is None).
+        style: ``'pytorch'`` has strides in the 3x3 convs, ``'caffe'`` in the first 1x1 conv.
         init_cfg: mmengine's initialisation config; None is Kaiming.
 
     Raises:
-        ValueError: An argument has a value that it cannot have.
+        ValueError: An argument has an invalid value.
 
     Example:
         >>> net = Res2Net(depth=50)
@@ -67,7 +68,7 @@ class Res2Net(Backbone):
         [(1, 256, 16, 16), (1, 512, 8, 8), (1, 1024, 4, 4), (1, 2048, 2, 2)]
     """
 
-    # 14 and 26 count layers as timm does for its small ResNets; 200 is PaddleClas's
+    # 14 and 26 count layers as timm's small ResNets do; 200 is PaddleClas's
     stage_blocks = {
         14: (1, 1, 1, 1),
         26: (2, 2, 2, 2),
@@ -137,12 +138,13 @@ class Res2Net(Backbone):
         layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         self._make_stem(in_channels, stem_channels, **layers)
 
+        compilation = Compilation() if compile else False
         inplanes = stem_channels
         for stage, num_blocks in enumerate(blocks):
             planes = base_channels * 2**stage
             last = stage == num_stages - 1
             dilation = dilations[stage]
-            # as in mmseg: a multi grid replaces the stage's dilation, contracted or not
+            # As in mmseg, a multi grid replaces the stage's dilation, contracted or not
             grid = [dilation] * num_blocks
             if multi_grid is not None and last:
                 grid = list(multi_grid)
@@ -161,7 +163,7 @@ class Res2Net(Backbone):
                 first_block=first_block,
                 style=style,
                 with_cp=with_cp[stage],
-                compile=compile,
+                compile=compilation,
                 plugins=_stage_plugins(plugins, stage, num_stages),
                 **layers,
             )
@@ -200,16 +202,9 @@ class Res2Net(Backbone):
             widths = (in_channels, channels // 2, channels // 2, channels)
             modules: list[nn.Module] = []
             for i in range(3):
-                conv = build_conv_layer(
-                    conv_cfg,
-                    widths[i],
-                    widths[i + 1],
-                    kernel_size=3,
-                    stride=2 if i == 0 else 1,
-                    padding=1,
-                    bias=False,
-                )
-                modules += [conv, build_norm_layer(norm_cfg, widths[i + 1])[1], nn.ReLU(True)]
+                layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, stride=2 if i == 0 else 1)
+                modules += build_conv_norm(widths[i], widths[i + 1], 3, **layers)
+                modules.append(nn.ReLU(inplace=True))
             self.stem = ConvNormSequential(*modules)
         else:
             self.conv1 = build_conv_layer(
@@ -231,19 +226,12 @@ class Res2Net(Backbone):
         **block_args: Any,
     ) -> nn.Sequential:
         outplanes = planes * Bottle2neck.expansion
-        conv_cfg, norm_cfg = block_args['conv_cfg'], block_args['norm_cfg']
+        layers = {name: block_args[name] for name in ('conv_cfg', 'norm_cfg')}
         downsample = None
         if stride != 1 or inplanes != outplanes:
-            conv = build_conv_layer(
-                conv_cfg,
-                inplanes,
-                outplanes,
-                kernel_size=1,
-                stride=1 if avg_down else stride,
-                bias=False,
-            )
-            modules = [conv, build_norm_layer(norm_cfg, outplanes)[1]]
-            if avg_down:  # at stride 1 too: its place is part of the published names
+            conv_stride = 1 if avg_down else stride
+            modules = [*build_conv_norm(inplanes, outplanes, 1, stride=conv_stride, **layers)]
+            if avg_down:  # at stride 1 too: published names count it
                 pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
                 modules.insert(0, pool)
             downsample = ConvNormSequential(*modules)

@@ -10,7 +10,7 @@ from ..registry import MODELS
 from .bottle2neck import Bottle2neck
 from .res2net import Res2Net
 
-# In this scope alone: the names without a scope stay mmcv's.
+# Only in this scope: without a scope, these names stay mmcv's.
 MODELS.register_module(name='DCN', module=DeformConv2d, force=True)
 MODELS.register_module(name='DCNv2', module=ModulatedDeformConv2d, force=True)
 
@@ -19,23 +19,22 @@ DCNV2 = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
 
 @MODELS.register_module(force=True)
 class Res2NetDCN(Res2Net):
-    """Res2Net whose 3x3 convolutions are deformable in chosen stages.
+    """Res2Net with deformable 3x3 convolutions in chosen stages.
 
-    Every 3x3 convolution of a cascade is, as in mmdet's ``Res2Net`` with ``dcn``, whose state-dict
-    names these are. Offsets start at zero; weights of the plain network fit
-    (:func:`res2net_mm.weights.load_weights`).
+    All 3x3 convolutions of these stages are deformable, as in mmdet's ``Res2Net`` with ``dcn``,
+    which has the same state-dict names. Offsets start at zero, and weights of the plain network
+    fit (:func:`res2net_mm.weights.load_weights`).
 
     Args:
-        *args: Those of :class:`Res2Net`, as are all others that are not named here.
-        dcn: Type, ``'DCN'`` (v1, https://arxiv.org/abs/1703.06211) or ``'DCNv2'`` (v2,
-            https://arxiv.org/abs/1811.11168), and arguments of the layer, such as
-            ``deform_groups``. With ``fallback_on_stride=True`` a convolution that has a stride
-            stays a plain one (in mmdet: those of the first block alone). ``'mmengine.DCNv2'`` is
-            the layer of mmcv.
+        *args: Arguments of :class:`Res2Net`, like all keywords not named here.
+        dcn: The layer's type, ``'DCN'`` (v1, https://arxiv.org/abs/1703.06211) or ``'DCNv2'`` (v2,
+            https://arxiv.org/abs/1811.11168), and its arguments, such as ``deform_groups``. With
+            ``fallback_on_stride=True`` convolutions with a stride stay plain (in mmdet only those
+            of the first block). ``'mmengine.DCNv2'`` is mmcv's layer.
         stage_with_dcn: Whether the 3x3 convolutions of each stage are deformable.
 
     Raises:
-        ValueError: An argument has a value that it cannot have.
+        ValueError: An argument has an invalid value.
 
     Example:
         >>> net = Res2NetDCN(depth=50, dcn=dict(type='DCN', deform_groups=1))
@@ -59,7 +58,7 @@ class Res2NetDCN(Res2Net):
                 f'{stage_with_dcn!r}'
             )
         if not isinstance(dcn, Mapping):
-            raise ValueError(f'dcn must be a dict of type and arguments, but got {dcn!r}')
+            raise ValueError(f'dcn must be a dict with a type and arguments, but got {dcn!r}')
         for name, chosen in zip(self.stage_names, stage_with_dcn, strict=True):
             for block in getattr(self, name) if chosen else ():
                 _deform(block, dcn)

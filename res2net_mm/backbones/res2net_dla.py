@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from mmcv.cnn import build_conv_layer, build_norm_layer
 from torch import Tensor, nn
 
 from ..checks import check_choice, check_positive
 from ..registry import MODELS
 from .base import Backbone
 from .bottle2neck import Bottle2neck
-from .layers import ConvNormSequential
+from .layers import ConvNormSequential, build_conv_norm
 
 
 class DLABottle2neck(Bottle2neck):
-    """Res2Net block of a DLA network, which expands less."""
+    """Res2Net block of a DLA network, with a smaller expansion."""
 
     expansion = 2
 
@@ -26,15 +25,15 @@ class DLABottle2neck(Bottle2neck):
 class Tree(nn.Module):
     """Blocks in a row, aggregated by roots (https://arxiv.org/abs/1707.06484, section 3.2).
 
-    A tree of depth 1 is two blocks and the root that joins their outputs. A deeper one is two
-    trees: the output of the first is the input of the second and is joined by its last root.
+    A tree of depth 1 has two blocks and the root that joins their outputs. A deeper one has two
+    trees: the output of the first is the input of the second, whose last root joins it too.
 
     Args:
-        depth: Depth of the tree, of ``2 ** depth`` blocks.
+        depth: Depth of the tree, which has ``2 ** depth`` blocks.
         inplanes: Channels of the input.
         outplanes: Channels of the output.
         stride: Stride of the first block.
-        joined: Channels that the last root joins besides those of its two blocks.
+        joined: Channels that the last root joins in addition to those of its two blocks.
         conv_cfg: Config of the convolutions.
         norm_cfg: Config of the normalisation layers.
         **block_args: Further arguments of every :class:`DLABottle2neck`.
@@ -68,17 +67,17 @@ class Tree(nn.Module):
         )
         self.tree2 = DLABottle2neck(outplanes, planes, **block_args)
         if inplanes != outplanes:
-            self.project = ConvNormSequential(*_conv_norm(inplanes, outplanes, 1, **layers))
-        conv, norm = _conv_norm(2 * outplanes + joined, outplanes, 1, **layers)
+            self.project = ConvNormSequential(*build_conv_norm(inplanes, outplanes, 1, **layers))
+        conv, norm = build_conv_norm(2 * outplanes + joined, outplanes, 1, **layers)
         self.root = ConvNormSequential(OrderedDict(conv=conv, bn=norm, relu=nn.ReLU(inplace=True)))
 
     def forward(self, x: Tensor, bottom: Tensor, *joined: Tensor) -> Tensor:
         """Features of the tree.
 
         Args:
-            x: Its input, (N, inplanes, H, W).
-            bottom: The input at the output's size, for the shortcut of the first block.
-            *joined: What the last root joins besides its two blocks.
+            x: Input, (N, inplanes, H, W).
+            bottom: The input in the output's size, for the shortcut of the first block.
+            *joined: What the last root joins in addition to its two blocks.
 
         Returns:
             (N, outplanes, ceil(H / stride), ceil(W / stride)).
@@ -94,9 +93,9 @@ class Tree(nn.Module):
 class Res2NetDLA(Backbone):
     """DLA (https://arxiv.org/abs/1707.06484) with the blocks of Res2Net.
 
-    ``Res2NetDLA()`` is the authors' Res2Net-DLA-60, ``Res2NetDLA(base_width=4, groups=8)`` their
-    Res2NeXt-DLA-60; state-dict names are theirs. Blocks with a stride are first blocks by the
-    ``'official'`` rule of :class:`Bottle2neck`, all others are normal ones.
+    ``Res2NetDLA()`` is the authors' Res2Net-DLA-60 and ``Res2NetDLA(base_width=4, groups=8)`` their
+    Res2NeXt-DLA-60, with their state-dict names. Blocks with a stride are first blocks by the
+    ``'official'`` rule of :class:`Bottle2neck`; all others are normal ones.
 
     Args:
         depth: 60.
@@ -106,18 +105,18 @@ class Res2NetDLA(Backbone):
         in_channels: Channels of the image.
         base_channels: Channels of the first stage before expansion, a multiple of 4; the stem
             has a quarter and a half of them.
-        out_indices: Stages to return, ascending, 0 to 3 for the authors' level2 to level5.
-            Stages after the last one are neither run nor trained.
+        out_indices: Stages to return, ascending, 0 to 3 for the authors' level2 to level5. Later
+            stages are neither run nor trained.
         frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
         conv_cfg: Config of the convolutions; None is ``Conv2d``.
         norm_cfg: Config of the normalisation layers; None is ``dict(type='BN')``.
-        norm_eval: Keep batch norm in evaluation mode while training; for loaded weights only.
+        norm_eval: Keep batch norm in evaluation mode during training; for loaded weights only.
         with_cp: Recompute blocks in the backward pass to save memory.
-        zero_init_residual: Start each block as the identity (where ``init_cfg`` is None).
+        zero_init_residual: Start each block as the identity (if ``init_cfg`` is None).
         init_cfg: mmengine's initialisation config; None is Kaiming.
 
     Raises:
-        ValueError: An argument has a value that it cannot have.
+        ValueError: An argument has an invalid value.
 
     Example:
         >>> net = Res2NetDLA()
@@ -158,11 +157,11 @@ class Res2NetDLA(Backbone):
         stem = dict(base_layer=(4, 7, 1), level0=(4, 3, 1), level1=(2, 3, 2))
         for name, (divisor, kernel_size, stride) in stem.items():
             planes = base_channels // divisor
-            modules = _conv_norm(inplanes, planes, kernel_size, stride, **layers)
+            modules = build_conv_norm(inplanes, planes, kernel_size, stride=stride, **layers)
             self.add_module(name, ConvNormSequential(*modules, nn.ReLU(inplace=True)))
             inplanes = planes
 
-        # rounds sizes up as the strided convs do
+        # rounds sizes up, as the strided convs do
         self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
         depths = self.stage_depths[depth]
         widths = [base_channels * DLABottle2neck.expansion * 2**s for s in range(len(depths))]
@@ -197,29 +196,8 @@ class Res2NetDLA(Backbone):
         outs = []
         for stage, name in enumerate(self.stage_names[: self.out_indices[-1] + 1]):
             bottom = self.maxpool(x)
-            joined = [bottom] if stage > 0 else []  # the first stage's input comes from no tree
+            joined = [bottom] if stage > 0 else []  # the first stage has no tree before it
             x = getattr(self, name)(x, bottom, *joined)
             if stage in self.out_indices:
                 outs.append(x)
         return tuple(outs)
-
-
-def _conv_norm(
-    inplanes: int,
-    outplanes: int,
-    kernel_size: int,
-    stride: int = 1,
-    *,
-    conv_cfg: dict | None,
-    norm_cfg: dict,
-) -> tuple[nn.Module, nn.Module]:
-    conv = build_conv_layer(
-        conv_cfg,
-        inplanes,
-        outplanes,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=kernel_size // 2,
-        bias=False,
-    )
-    return conv, build_norm_layer(norm_cfg, outplanes)[1]

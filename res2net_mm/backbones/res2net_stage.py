@@ -6,28 +6,28 @@ from typing import Any
 
 from mmengine.model import BaseModule
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..checks import check_choice
 from ..registry import MODELS
+from .frozen_norm import freeze_statistics
 from .res2net import Res2Net
 
 
 @MODELS.register_module(force=True)
 class Res2NetStage(BaseModule):
-    """A stage that runs on regions of interest: ``roi_head.shared_head``, as mmdet's ``ResLayer``.
+    """A stage that runs on regions of interest (``roi_head.shared_head``), as mmdet's ``ResLayer``.
 
-    Names of parameters are those of the stage in the whole network: ``layer4.0.conv1.weight``.
+    Parameters have the names of the stage in the whole network: ``layer4.0.conv1.weight``.
 
     Args:
-        stage: Which one, 0 to 3 for layer1 to layer4.
-        norm_eval: Keep batch norm in evaluation mode while training.
-        init_cfg: As :class:`Res2Net` takes it. Pretrained weights are those of the whole network,
-            of which this one stage is kept; they fit the whole network exactly or are refused.
-        **network: Other arguments of :class:`Res2Net`; they describe the whole network.
+        stage: 0 to 3 for layer1 to layer4.
+        norm_eval: Keep batch norm in evaluation mode during training.
+        init_cfg: As in :class:`Res2Net`. Pretrained weights are those of the whole network: they
+            must fit it exactly, and the weights of this stage are kept.
+        **network: Other arguments of :class:`Res2Net` that describe the whole network.
 
     Raises:
-        ValueError: An argument has a value that it cannot have.
+        ValueError: An argument has an invalid value.
 
     Example:
         >>> Res2NetStage(stage=3, depth=50)(torch.rand(2, 1024, 14, 14)).shape
@@ -52,7 +52,7 @@ class Res2NetStage(BaseModule):
         """Features of regions.
 
         Args:
-            x: (N, C, H, W), C being the channels of the stage before.
+            x: (N, C, H, W) with the channels of the stage before.
 
         Returns:
             (N, out_channels, ceil(H / stride), ceil(W / stride)).
@@ -60,16 +60,14 @@ class Res2NetStage(BaseModule):
         return getattr(self, self.layer)(x)
 
     def train(self, mode: bool = True) -> Res2NetStage:
-        """Sets the mode, batch norm staying in evaluation where ``norm_eval`` says so."""
+        """Sets the mode; with ``norm_eval``, batch norm stays in evaluation."""
         super().train(mode)
         if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            freeze_statistics(self)
         return self
 
     def init_weights(self) -> None:
-        """Initialises a whole network by ``init_cfg``, and takes this stage's weights from it.
+        """Initialises a whole network as ``init_cfg`` says and takes this stage's weights from it.
 
         Raises:
             ValueError: Pretrained weights do not fit exactly.

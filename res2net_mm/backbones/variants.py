@@ -1,13 +1,13 @@
-"""The named networks: each entry holds what differs from ``Res2Net()`` (or its ``type``)."""
+"""The named networks. Each entry holds what differs from ``Res2Net()`` (or its ``type``)."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 from typing import Any
 
 from mmengine.logging import MMLogger
 
+from ..checks import did_you_mean
 from ..registry import MODELS
 from .base import Backbone, pretrained_cfgs
 
@@ -29,13 +29,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'res2net50_vd_26w_4s': dict(_VD),
     'res2net101_vd_26w_4s': dict(_VD, depth=101),
     'res2net200_vd_26w_4s': dict(_VD, depth=200),
-    # the paper's section 4.1; nobody published weights of it
+    # section 4.1 of the paper; nobody published weights
     'se_res2net50_26w_4s': dict(_V1, plugins=[dict(cfg=_SE, position='after_conv3')]),
     'res2net_dla60': dict(type='Res2NetDLA', base_width=28),
     'res2next_dla60': dict(type='Res2NetDLA', base_width=4, groups=8),
     'res2net50_v1b_26w_4s_dcn': dict(_DCN),
     'res2net101_v1b_26w_4s_dcn': dict(_DCN, depth=101),
-    # one and two blocks a stage: for tests, demos and small data; nobody published weights
+    # one or two blocks per stage, for tests, demos and small data; nobody published weights
     'res2net14_v1b_26w_4s': dict(depth=14),
     'res2net26_v1b_26w_4s': dict(depth=26),
     'res2net14_v1b_26w_4s_dcn': dict(_DCN, depth=14),
@@ -59,14 +59,14 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
             ``out_indices`` or ``frozen_stages``.
 
     Returns:
-        The backbone, initialised, in training mode. Its batch norm is trained where it starts from
-        random weights, and keeps its statistics (``norm_eval=True``, mmdet's default) where
-        weights are loaded here; ``norm_eval`` says otherwise.
+        The backbone, initialised, in training mode. With random weights its batch norm trains;
+        with loaded weights it keeps its statistics (``norm_eval=True``, mmdet's default). Pass
+        ``norm_eval`` to choose.
 
     Raises:
-        ValueError: The name is not known, an override has a value that it cannot have, or the
-            weights do not fit.
-        TypeError: An override is no argument of the backbone.
+        ValueError: The name is unknown, an override has an invalid value, or the weights do not
+            fit.
+        TypeError: An override is not an argument of the backbone.
 
     Example:
         >>> net = create_backbone('res2net50_v1b_26w_4s', out_indices=(2, 3))
@@ -74,9 +74,9 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
         ((1024, 2048), (16, 32))
     """
     if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, n=1, cutoff=0.4)
-        hint = f'; did you mean {near[0]!r}?' if near else ''
-        raise ValueError(f'name must be one of list_backbones(), but got {name!r}{hint}')
+        raise ValueError(
+            f'name must be one of list_backbones(), but got {name!r}{did_you_mean(name, VARIANTS)}'
+        )
     args = {**VARIANTS[name], **overrides}
     if pretrained:
         if 'init_cfg' in overrides:
@@ -97,5 +97,5 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
 
 
 def _is_no_listing(record: logging.LogRecord) -> bool:
-    """mmengine lists how every parameter was initialised."""
+    """Whether a log record is not mmengine's list of how each parameter was initialised."""
     return ' - torch.Size(' not in record.getMessage()

@@ -1,14 +1,18 @@
-"""Private names of PyTorch, each with a public way for versions that lack it.
+"""The private names of PyTorch that this package uses, each with a public way to do without.
 
-No other file of the package uses such names.
+No other file uses private names of PyTorch, torchvision or mmengine
+(``tests/ops/test_internals.py`` holds the exceptions).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+import torchvision
+from mmengine.logging import print_log
+from torch import Tensor, nn
 
 
 def makes_graph() -> bool:
@@ -16,24 +20,34 @@ def makes_graph() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
-def is_transformed(x: Tensor) -> bool:
-    """Whether a tensor is wrapped by a transform of ``torch.func``, such as ``vmap``.
+def exports_graph() -> bool:
+    """Whether that graph is for other programs and other sizes: in an export or a trace.
 
-    Without the private names nothing counts as wrapped: strides are then chosen as for a plain
-    tensor, which costs time only.
+    PyTorch 2.11 cannot tell ``torch.compile`` from an export here.
     """
+    exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+    return exporting or torch.jit.is_tracing()
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something watches the calls of a module; without the private names, always."""
     try:
-        kinds = torch._C._functorch
-        return kinds.is_functorch_wrapped_tensor(x) or kinds.is_legacy_batchedtensor(x)
+        return bool(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        )
     except AttributeError:
-        return False
+        return True
 
 
 @cache
 def onednn_computes(dtype: torch.dtype) -> bool:
     """Whether this processor has instructions for oneDNN to compute in a type.
 
-    Without the private names only float32 counts, so that half precision is reported as slow.
+    Without the private names the answer is yes for float32 only, so half precision is reported as
+    slow.
     """
     if not torch.backends.mkldnn.is_available():
         return False
@@ -49,11 +63,81 @@ def onednn_computes(dtype: torch.dtype) -> bool:
 
 
 def allow_recompiles(count: int) -> None:
-    """Raises the number of graphs that ``torch.compile`` keeps for one function to ``count``.
+    """Lets ``torch.compile`` keep at least ``count`` graphs for each function.
 
-    It holds for the whole process. Without the private name PyTorch's limit stays (8), and what
-    exceeds it runs eagerly.
+    This holds for the whole process, and a line in the log says so. Without the private name
+    PyTorch's limit (8) stays, and calls beyond it run eagerly.
     """
-    config = getattr(torch._dynamo, 'config', None)
-    if hasattr(config, 'recompile_limit'):
-        config.recompile_limit = max(config.recompile_limit, count)
+    config = getattr(getattr(torch, '_dynamo', None), 'config', None)
+    limit = getattr(config, 'recompile_limit', count)
+    if limit < count:
+        config.recompile_limit = count
+        print_log(
+            f'torch.compile now keeps up to {count} graphs for each function of this process '
+            f'({limit} before)',
+            logger='current',
+        )
+
+
+def compilation_errors() -> tuple[type[Exception], ...]:
+    """What calling a compiled function raises where PyTorch cannot compile it."""
+    try:
+        from torch._dynamo.exc import TorchDynamoException
+    except ImportError:
+        return (RuntimeError,)  # its public base
+    return (TorchDynamoException,)
+
+
+def bag_products(grad: Tensor, rows: Tensor, index: Tensor) -> Tensor:
+    """Gradient of the weights of ``F.embedding_bag(index, rows, mode='sum')``.
+
+    Without the private name the rows are copied for a matrix product, which takes three times as
+    long.
+
+    Args:
+        grad: (bags, C), gradient of the sums.
+        rows: (rows, C).
+        index: (bags, size), the rows in each bag.
+
+    Returns:
+        (bags, size): ``grad[i] @ rows[index[i, j]]``.
+    """
+    bags, size = index.shape
+    kernel = getattr(torch.ops.aten, '_embedding_bag_per_sample_weights_backward', None)
+    if kernel is None:
+        return torch.bmm(rows[index], grad[:, :, None]).squeeze(2)
+    numbers = dict(dtype=index.dtype, device=index.device)
+    starts = torch.arange(0, index.numel(), size, **numbers)
+    owner = torch.arange(bags, **numbers).repeat_interleave(size)
+    return kernel(grad, rows, index.view(-1), starts, owner, 0, -1).view(bags, size)
+
+
+def torchvisions_gradient(
+    grad: Tensor,
+    rois: Tensor,
+    shape: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    """Gradient of ``torchvision.ops.roi_align`` for an input of a shape, by its own kernel.
+
+    Without the private name the forward pass runs too.
+    """
+    size = tuple(grad.shape[2:])
+    kernel = getattr(torch.ops.torchvision, '_roi_align_backward', None)
+    if kernel is not None:
+        return kernel(grad, rois, spatial_scale, *size, *shape, sampling_ratio, aligned)
+    rule = spatial_scale, sampling_ratio, aligned
+    features = [grad.new_zeros(tuple(shape))]
+    return gradients(lambda x: torchvision.ops.roi_align(x, rois, size, *rule), features, grad)[0]
+
+
+def gradients(
+    compute: Callable[..., Tensor], tensors: Sequence[Tensor], grad: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of ``compute(*tensors)`` for its tensors; None for those without influence."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        result = compute(*leaves)
+    return torch.autograd.grad(result, leaves, grad.to(result.dtype), allow_unused=True)

@@ -1,54 +1,39 @@
-"""Deformable convolution in plain PyTorch: exact, with gradients; and a form that exports.
+"""Deformable convolution in plain PyTorch: an exact one with gradients, and one for exports.
 
-The image lies as rows of channels, with a border of zeros around it. Each tap of each output pixel
-is a bag of four rows, weighted by bilinear interpolation times mask: ``F.embedding_bag`` gathers
-and weighs them in one call, and one matrix product with the weight follows. This goes by blocks of
-output pixels, so that the sampled columns, nine times the input, never exist as a whole; the
-backward pass samples again rather than keep them.
+The exact one reads the image as rows of channels, one row per pixel, with a border of zeros. Each
+tap of each output pixel is a bag of four rows, weighted by bilinear interpolation times mask:
+``F.embedding_bag`` gathers and weighs them in one call, and a matrix product with the weight
+follows. This goes block by block of output pixels, so that the sampled columns, nine times the
+input for a 3x3 kernel, never exist as a whole. The backward pass samples again.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-# Bytes of a block's columns: on the CPU it should stay in the cache, elsewhere launches count.
+from .internals import bag_products
+from .precision import without_autocast
+
+# Bytes of a block's columns: they should stay in a CPU's cache; elsewhere few launches count.
 CPU_BLOCK = 4 * 2**20
 OTHER_BLOCK = 256 * 2**20
-_LARGEST_KEPT = 2**19  # values of places that are kept for the next call
+BORDER = 3  # zeros around the image: one row (column) before it, two after it
 _FAR = -(2.0**24)  # pixels, beyond any image
-BORDER = 3  # of zeros: one row (column) before the image, two after it
 
 Pair = tuple[int, int]
 
 
-def without_autocast(device: str) -> AbstractContextManager:
-    """A context in which types stay as they are; ``device`` is its type."""
-    return nullcontext() if device == 'meta' else torch.autocast(device, enabled=False)
-
-
 class _Bags(NamedTuple):
-    """Where each tap samples; the bags lie as (N, H_out, W_out, taps, deform_groups)."""
+    """Where each tap samples. The bags are ordered (N, H_out, W_out, taps, deform_groups)."""
 
-    index: Tensor  # (bags, 4): rows of the pixels around it, upper two first
+    index: Tensor  # (bags, 4): rows of the pixels around the sample, upper two first
     share: Tensor  # (bags, 4): their weights
-    fraction: Tensor  # (N, H_out, W_out, taps, deform_groups, 2): y and x behind the first pixel
-    inside: Tensor | None  # the same shape: whether the tap lies beyond row (column) -1
-
-
-class _Places(NamedTuple):
-    """What the places of samples are made of, but for the offsets."""
-
-    grid: Tensor  # (H_out, W_out, taps, 1, 2): y and x of the undeformed taps, 1 after the border
-    highest: Tensor  # (2,): y and x of the border's last pixels
-    base: Tensor  # (N, 1, 1, 1, deform_groups): row of the first pixel
-    around: Tensor  # (4,): rows from a pixel to the four around a sample
+    fraction: Tensor  # (N, H_out, W_out, taps, deform_groups, 2): y and x from the first pixel on
+    inside: Tensor | None  # the same shape: whether the tap is beyond row (column) -1
 
 
 def _grid(device: torch.device, kernel: Pair, out: Pair, *places: Pair) -> Tensor:
@@ -59,39 +44,6 @@ def _grid(device: torch.device, kernel: Pair, out: Pair, *places: Pair) -> Tenso
     ]
     y, x = axes[0][:, None, :, None], axes[1][None, :, None, :]
     return torch.stack(torch.broadcast_tensors(y, x), -1).flatten(2, 3).unsqueeze(3)
-
-
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
-def _places(
-    dtype: torch.dtype,
-    device: torch.device,
-    image: torch.Size,
-    groups: int,
-    kernel: Pair,
-    out: Pair,
-    *places: Pair,
-) -> _Places:
-    batch, _, height, width = image
-    pitch = width + BORDER
-    size = (height + BORDER) * pitch * groups  # rows of an image
-    bags = batch * out[0] * out[1] * kernel[0] * kernel[1] * groups
-    integer = torch.int32 if max(batch * size, 8 * bags) < 2**31 else torch.int64
-    numbers = dict(dtype=integer, device=device)
-    images = torch.arange(batch, **numbers).mul_(size).view(-1, 1, 1, 1, 1)
-    return _Places(
-        (_grid(device, kernel, out, *places) + 1).to(dtype),
-        torch.tensor([height + 1, width + 1], dtype=dtype, device=device),
-        images + torch.arange(groups, **numbers),
-        torch.tensor([0, 1, pitch, pitch + 1], **numbers) * groups,
-    )
-
-
-def _may_keep(offset: Tensor) -> bool:
-    """Whether places are tensors like any other, small, and on no device with queues of its own."""
-    plain = type(offset) is Tensor and _get_current_dispatch_mode() is None
-    small = offset.is_cpu and offset.shape[1:].numel() <= _LARGEST_KEPT
-    return plain and small and not torch.compiler.is_compiling()
 
 
 def _bags(
@@ -106,25 +58,28 @@ def _bags(
     taps = kernel[0] * kernel[1]
     by_tap = offset.unflatten(1, (-1, taps, 2)).permute(0, 4, 5, 2, 1, 3)
     groups = by_tap.shape[4]
-    make = _places if _may_keep(offset) else _places.__wrapped__
-    out = tuple(offset.shape[2:])
-    found = make(offset.dtype, offset.device, image, groups, kernel, out, *places)
-    at = torch.add(by_tap, found.grid, out=offset.new_empty(by_tap.shape))
-    # Whatever lies a pixel or more outside samples zero: it is moved to the border.
-    kept = at.clamp(at.new_zeros(2), found.highest)
-    # mmcv's rule: on the line before the image a tap is outside. Behind the image, on the line
-    # too, all four pixels around it are zero, and so is the gradient.
+    grid = _grid(offset.device, kernel, tuple(offset.shape[2:]), *places) + 1  # after the border
+    at = torch.add(by_tap, grid.to(offset.dtype), out=offset.new_empty(by_tap.shape))
+    # What is a pixel or more outside samples zero: move it to the border.
+    kept = at.clamp(at.new_zeros(2), at.new_tensor([height + 1, width + 1]))
+    # mmcv's rule: a tap on the line before the image is outside. Behind the image, and on the line
+    # there, all four pixels around it are zero, and so is the gradient.
     inside = kept > 0 if with_inside else None
     corner = torch.floor(kept, out=at)
     fraction = kept.sub_(corner)
 
-    y, x = corner.to(found.base.dtype).unbind(-1)
     pitch = width + BORDER
+    size = (height + BORDER) * pitch * groups  # rows of an image
+    integer = torch.int32 if max(batch * size, 4 * fraction.numel()) < 2**31 else torch.int64
+    numbers = dict(dtype=integer, device=offset.device)
+    y, x = corner.to(integer).unbind(-1)
+    base = torch.arange(batch, **numbers).mul_(size).view(-1, 1, 1, 1, 1)
+    base = base + torch.arange(groups, **numbers)  # (N, 1, 1, 1, deform_groups)
     first = torch.add(x, y, alpha=pitch)
-    first = torch.add(found.base, first, alpha=groups, out=first)
-    last = batch * (height + BORDER) * pitch * groups - 1
-    first.clamp_(0, max(last - (pitch + 1) * groups, 0))  # for offsets that are NaN
-    index = first.reshape(-1, 1) + found.around  # torch 2.14 compiles `first` with by_tap's strides
+    first = torch.add(base, first, alpha=groups, out=first)
+    first.clamp_(0, max(batch * size - 1 - (pitch + 1) * groups, 0))  # NaN offsets
+    around = torch.tensor([0, 1, pitch, pitch + 1], **numbers) * groups
+    index = first.reshape(-1, 1) + around  # torch 2.14 compiles `first` with by_tap's strides
 
     fy, fx = fraction.unbind(-1)
     rows = torch.empty_like(fraction)  # shares of the upper and the lower two pixels
@@ -142,7 +97,7 @@ def _bags(
 
 
 def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, slice]]:
-    """Output pixels, and their bags."""
+    """Slices of output pixels, each with the slice of its bags."""
     per_pixel = bags.fraction.shape[3:5].numel()
     pixels = bags.fraction.shape[:3].numel()
     bound = CPU_BLOCK if bags.share.device.type == 'cpu' else OTHER_BLOCK
@@ -155,7 +110,7 @@ def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _gather(rows: Tensor, bags: _Bags, block: slice, groups: int) -> Tensor:
-    """The columns of a block by group, (groups, pixels, taps * channels / groups)."""
+    """Columns of a block for each group, (groups, pixels, taps * channels / groups)."""
     index, share = bags.index[block], bags.share[block]
     samples = F.embedding_bag(index, rows, per_sample_weights=share, mode='sum')
     taps, deform_groups = bags.fraction.shape[3:5]
@@ -204,7 +159,7 @@ class _DeformConv(torch.autograd.Function):
             ctx.save_for_backward(rows, mask, weight, *bags)
             ctx.image = input.shape
         out = out.view(*bags.fraction.shape[:3], len(weight)).permute(0, 3, 1, 2)
-        return out if input.stride(1) == 1 else out.contiguous()  # as the input lies in memory
+        return out if input.stride(1) == 1 else out.contiguous()  # in the input's memory format
 
     @staticmethod
     @once_differentiable
@@ -244,7 +199,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if needs_input:
             _scatter(of_rows, of_columns, bags.index[block], bags.share[block])
         if needs_place:
-            of_share[block] = _dot(of_columns, rows, bags.index[block])
+            of_share[block] = bag_products(of_columns, rows, bags.index[block])
 
     of_offset, of_mask = _of_place(of_share, bags, mask) if needs_place else (None, None)
     inner = of_rows.view(batch, height + BORDER, width + BORDER, channels)
@@ -262,7 +217,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _scatter(of_rows: Tensor, of_columns: Tensor, index: Tensor, share: Tensor) -> None:
-    """Add to every row what its bags pass on: a sum of bags too, once sorted by row."""
+    """Adds the gradients of the bags to their rows: sorted by row, these are bags as well."""
     row, order = index.view(-1).sort(stable=True)
     low, high = row[0].item(), row[-1].item() + 1
     starts = torch.searchsorted(row, torch.arange(low, high, dtype=row.dtype, device=row.device))
@@ -273,16 +228,6 @@ def _scatter(of_rows: Tensor, of_columns: Tensor, index: Tensor, share: Tensor) 
         per_sample_weights=share.view(-1).index_select(0, order),
         mode='sum',
     )
-
-
-def _dot(of_columns: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """Products of each bag's gradient with its four rows: the gradient of their shares."""
-    numbers = dict(dtype=index.dtype, device=index.device)
-    starts = torch.arange(0, index.numel(), 4, **numbers)
-    owner = torch.arange(len(index), **numbers).repeat_interleave(4)
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        of_columns, rows, index.view(-1), starts, owner, 0, -1
-    ).view(-1, 4)
 
 
 def _of_place(of_share: Tensor, bags: _Bags, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -304,24 +249,24 @@ def _of_place(of_share: Tensor, bags: _Bags, mask: Tensor | None) -> tuple[Tenso
     return of_at.permute(0, 4, 3, 5, 1, 2).flatten(1, 3), of_mask
 
 
-# For tensors that all are float32, or all float64, of the shapes that deform_conv2d names.
+# Takes tensors that are all float32 or all float64, in the shapes of deform_conv2d.
 sample_and_multiply = _DeformConv.apply
 
 
 def hide_outside(offset: Tensor, image: Pair, kernel: Pair, *places: Pair) -> Tensor:
-    """The offsets, far outside wherever mmcv's operator takes the tap to be outside.
+    """Moves the taps that mmcv's operator takes to be outside the image far away.
 
-    It does so on the lines around the image too (row -1 and H, column -1 and W) and where an
-    offset is NaN. Such a tap reads nothing and gets no gradient from torchvision's kernels, which
-    by themselves give it a gradient on the lines, and take NaN for an index.
+    These are taps on the lines around the image too (row -1 and H, column -1 and W), and those
+    with a NaN offset. torchvision's kernels would give the former a gradient and read memory at
+    the latter.
 
     Args:
         offset: As in ``deform_conv2d``.
-        image: Height and width of its input.
-        kernel: Height and width of its weight.
-        *places: Its stride, padding and dilation, pairs.
+        image: Height and width of the input.
+        kernel: Height and width of the weight.
+        *places: Stride, padding and dilation, as pairs.
     """
-    if torch.jit.is_tracing():  # mmcv's function, of which the exporter takes the name only
+    if torch.jit.is_tracing():  # the exporter takes only the name of mmcv's function
         return offset
     by_tap = offset.unflatten(1, (-1, kernel[0] * kernel[1], 2))
     grid = _grid(offset.device, kernel, tuple(offset.shape[2:]), *places)[..., 0, :]
@@ -340,9 +285,9 @@ def grid_sample_and_multiply(
     padding: Pair,
     dilation: Pair,
 ) -> Tensor:
-    """The same values by ``F.grid_sample``, which ONNX has; not for training.
+    """Deformable convolution by ``F.grid_sample``, which ONNX has; not for training.
 
-    A normalised grid does not hit integer positions, where bilinear interpolation has its kinks:
+    A normalised grid does not hit whole pixels, where bilinear interpolation has its kinks, so
     some gradients of fresh offsets, all zero, are the slope before the kink.
     """
     height, width = input.shape[2:]
@@ -353,8 +298,8 @@ def grid_sample_and_multiply(
     grid = _grid(weight.device, tuple(weight.shape[2:]), *places)
     at = offset.reshape(-1, taps, 2, out_height, out_width) + grid[..., 0, :].permute(2, 3, 0, 1)
     y, x = at.unbind(2)  # (N * deform_groups, taps, H_out, W_out)
-    if not torch.onnx.is_in_onnx_export():  # where there are gradients
-        # from -1 to the size: no value changes, and relu has no slope at 0, which is mmcv's rule
+    if not torch.onnx.is_in_onnx_export():  # gradients are possible
+        # Clamping to -1 .. size changes no value, and relu has no slope at 0: mmcv's rule
         y, x = (n - F.relu(n + 1 - F.relu(a + 1)) for a, n in ((y, height), (x, width)))
     places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
     image = input.reshape(-1, input.shape[1] // deform_groups, height, width)

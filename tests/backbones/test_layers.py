@@ -1,7 +1,6 @@
-"""Fixed statistics inside of the weights, recomputation by stage, compiled blocks."""
+"""Batch norm with fixed statistics: features, gradients, and what stays a module call."""
 
 import copy
-import warnings
 
 import pytest
 import torch
@@ -9,8 +8,7 @@ from references import randomise
 from torch import nn
 
 from res2net_mm import Res2Net, Res2NetDCN, Res2NetDLA
-from res2net_mm.backbones import bottle2neck, compiling
-from res2net_mm.backbones.layers import conv_norm, join_groups, split_groups
+from res2net_mm.backbones.layers import BATCH_NORMS, conv_norm
 
 SMALL = dict(depth=14, base_channels=16, base_width=7, zero_init_residual=False)
 NETWORKS = {
@@ -37,7 +35,7 @@ def test_fixed_statistics_give_the_same_features_and_gradients(kind):
     net = randomise(NETWORKS[kind]()).double().train()
     reference = copy.deepcopy(net)
     for module in reference.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, BATCH_NORMS):
             module.register_forward_hook(lambda *_: None)  # with a hook, modules run one by one
     before = copy.deepcopy(net.state_dict())
     image = torch.rand(2, 3, 40, 52, generator=torch.Generator().manual_seed(0)).double()
@@ -51,43 +49,6 @@ def test_fixed_statistics_give_the_same_features_and_gradients(kind):
             scale = gradient.abs().max() + 1e-12
             assert ((given[name] - gradient).abs().max() / scale).item() < 1e-9, name
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
-
-
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize('form', [torch.channels_last, torch.contiguous_format])
-def test_groups_of_channels(form, dtype):
-    x = torch.rand(2, 12, 5, 7).to(dtype, memory_format=form).requires_grad_()
-    groups = split_groups(x, 3)
-    own = form == torch.channels_last and dtype == torch.bfloat16
-    owned = [group.is_contiguous(memory_format=form) for group in groups]
-    assert owned == [own] * 3 + [False]  # the last is in no sum
-    for group, wanted in zip(groups, x.split(3, dim=1), strict=True):
-        assert group.equal(wanted)
-    seen = {}
-    mine = [group.clone(memory_format=form) for group in groups]
-    for i, group in enumerate(mine):
-        group.register_hook(lambda g, i=i: seen.update({i: g.is_contiguous(memory_format=form)}))
-    out = join_groups(mine)
-    factor = torch.arange(12.0).view(-1, 1, 1).to(dtype)
-    (grad,) = torch.autograd.grad((out * factor).sum(), [x])
-    assert out.equal(x) and grad.equal(factor.expand_as(x))
-    assert [seen[i] for i in range(4)] == [form == torch.channels_last] * 3 + [False]
-    with torch.no_grad():
-        assert join_groups(mine).equal(x)
-
-
-def test_blocks_split_and_join_by_them(monkeypatch):
-    calls = []
-    for name in ('split_groups', 'join_groups'):
-        real = getattr(bottle2neck, name)
-
-        def call(*args, real=real, name=name):
-            calls.append(name)
-            return real(*args)
-
-        monkeypatch.setattr(bottle2neck, name, call)
-    Res2Net(**SMALL).eval()(torch.rand(1, 3, 32, 32))
-    assert calls == ['split_groups', 'join_groups'] * 4
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
@@ -138,79 +99,29 @@ def test_norms_in_another_type_and_of_another_kind_run_by_themselves():
     assert torch.equal(conv_norm(half, norm, x.bfloat16()), norm(half(x.bfloat16())))
 
 
-def test_recomputation_by_stage(monkeypatch):
-    recomputed = []
-    checkpoint = bottle2neck.checkpoint
-    monkeypatch.setattr(
-        bottle2neck,
-        'checkpoint',
-        lambda run, *args, **kwargs: (
-            recomputed.append(run.__self__) or checkpoint(run, *args, **kwargs)
-        ),
-    )
-    net = Res2Net(**SMALL, with_cp=(False, True, False, True)).train()
-    image = torch.rand(1, 3, 32, 32)
-    _, given = gradients(net, image)
-    assert recomputed == [*net.layer2, *net.layer4]
-    plain = Res2Net(**SMALL).train()
-    plain.load_state_dict(net.state_dict())
-    _, wanted = gradients(plain, image)
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(given[name], gradient, msg=name)
+@pytest.mark.parametrize('kind', ['v1b', 'deformable', 'dla'])
+def test_without_weights_of_its_own(kind):
+    """As in a replica of nn.DataParallel, or where a wrapper holds the weights."""
+    net = randomise(NETWORKS[kind]()).eval()
+    image = torch.rand(2, 3, 40, 52, generator=torch.Generator().manual_seed(0))
+    expected = net(image)
+    for module in net.modules():
+        for name, value in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            setattr(module, name, value.detach())
+    assert not list(net.parameters())
+    for level, reference in zip(net(image), expected, strict=True):
+        torch.testing.assert_close(level, reference)
 
 
-@pytest.mark.parametrize('value', [(True,), (True, False, 'no', True), 'yes'])
-def test_recomputation_refuses_other_values(value):
-    with pytest.raises(ValueError, match='with_cp'):
-        Res2Net(**SMALL, with_cp=value)
-
-
-@pytest.fixture
-def fresh_compilation(monkeypatch):
-    monkeypatch.setattr(compiling, '_failures', [])
-    compiling._compile.cache_clear()
-    yield
-    compiling._compile.cache_clear()
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures('fresh_compilation')
-def test_compiled_blocks_share_a_graph_and_give_the_same(monkeypatch):
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **kw: compile(f, **kw, backend=backend))
-    args = dict(SMALL, depth=50)
-    net, plain = Res2Net(**args, compile=True).train(), Res2Net(**args).train()
-    plain.load_state_dict(net.state_dict())
-    assert net.state_dict().keys() == plain.state_dict().keys()
-    image = torch.rand(1, 3, 32, 32)
-    (outs, given), (wanted_outs, wanted) = gradients(net, image), gradients(plain, image)
-    for out, other in zip(outs, wanted_outs, strict=True):
-        torch.testing.assert_close(out, other)
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(given[name], gradient, msg=name)
-    assert len(graphs) == 8  # first and other blocks of four stages, not 16 blocks
-
-
-@pytest.mark.usefixtures('fresh_compilation')
-def test_blocks_run_where_they_cannot_be_compiled(monkeypatch):
-    def backend(graph, inputs):
-        raise OSError('no compiler here\nand a long trace')
-
-    compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **kw: compile(f, **kw, backend=backend))
-    net, plain = Res2Net(**SMALL, compile=True).eval(), Res2Net(**SMALL).eval()
-    plain.load_state_dict(net.state_dict())
-    image = torch.rand(1, 3, 32, 32)
-    with pytest.warns(UserWarning, match='compile=True has no effect here.*no compiler here'):
-        outs = net(image)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        again = net(image)
-    for out, second, other in zip(outs, again, plain(image), strict=True):
-        assert torch.equal(out, other) and torch.equal(second, other)
+@pytest.mark.parametrize('form', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('kind', ['v1b', 'deformable', 'dla'])
+def test_memory_format_changes_no_feature(kind, form):
+    net = randomise(NETWORKS[kind]()).eval()
+    image = torch.rand(2, 3, 65, 48, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = net(image)
+        levels = net.to(memory_format=form)(image.contiguous(memory_format=form))
+    for level, reference in zip(levels, expected, strict=True):
+        assert level.is_contiguous(memory_format=form)
+        assert (level - reference).abs().max() < 1e-5 * reference.abs().max()

@@ -274,16 +274,16 @@ def test_wrong_values_are_named(args, words):
 
 
 def test_wrong_block_values_are_named():
-    with pytest.raises(ValueError, match='base_width .*1 of 64 .* 16 planes'):
+    with pytest.raises(ValueError, match='base_width .* 1 with base_channels=64 .* 16 planes'):
         Bottle2neck(16, 16, base_width=1)
-    with pytest.raises(ValueError, match="stride must be 1 where stage_type is 'normal'.* 2"):
+    with pytest.raises(ValueError, match="stride must be 1 if stage_type is 'normal'.* 2"):
         Bottle2neck(16, 16, stride=2)
     with pytest.raises(ValueError, match="stage_type .*'normal', 'stage'.*'first'"):
         Bottle2neck(16, 16, stage_type='first')
 
 
 def test_create_backbone():
-    with pytest.raises(ValueError, match="'res2net50_v1b_26w4s'; did you mean 'res2net50_v1b_26w"):
+    with pytest.raises(ValueError, match="'res2net50_v1b_26w4s'; did you mean res2net50_v1b_26w"):
         create_backbone('res2net50_v1b_26w4s')
     with pytest.raises(TypeError, match='out_indexes'):
         create_backbone('res2net14_v1b_26w_4s', out_indexes=(0,))

@@ -19,8 +19,8 @@ from benchmark.contenders import (
 
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.ops import DeformConv2d
-from res2net_mm.ops.mmcv_ext import kernels
-from res2net_mm.ops.mmcv_ext.roi_align import torchvisions_gradient
+from res2net_mm.ops.internals import torchvisions_gradient
+from res2net_mm.ops.mmcv_ext import roi
 
 
 def test_names_describe_contenders():
@@ -78,12 +78,12 @@ def test_chosen_contenders():
 
 
 def test_yardsticks_run_on_torchvisions_kernels():
-    own = kernels.roi_align, kernels.roi_align_gradient
+    own = roi.roi_align, roi.roi_align_gradient
     with pytest.raises(KeyError), contenders.torchvision_kernels():
-        assert kernels.roi_align is torchvision.ops.roi_align
-        assert kernels.roi_align_gradient is torchvisions_gradient
+        assert roi.roi_align is torchvision.ops.roi_align
+        assert roi.roi_align_gradient is torchvisions_gradient
         raise KeyError
-    assert (kernels.roi_align, kernels.roi_align_gradient) == own
+    assert (roi.roi_align, roi.roi_align_gradient) == own
 
 
 def test_missing_package_is_named(monkeypatch):

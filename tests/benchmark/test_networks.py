@@ -90,7 +90,7 @@ def test_difference_stops_the_benchmark(state, monkeypatch):
     image = contenders.normal_image(SIZE, 1)
     given = {'timm': Contender('timm')}, Work(INFERENCE, VARIANT), state, image
     apart = networks.compare(*given)
-    assert 0 < apart['timm'] < 1e-5
+    assert 0 <= apart['timm'] < 1e-5
 
     def changed(variant, state):
         net = contenders.ours(variant, state)

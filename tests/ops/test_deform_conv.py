@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 import torchvision
-from torch._subclasses import FakeTensorMode
 
 from res2net_mm.ops import deform_conv2d, sampling
 
@@ -367,26 +366,6 @@ def test_autocast_and_mixed_types(monkeypatch, way):
     assert found['out'].equal(expected['out'].bfloat16())
     for name, dtype in zip(tensors, dtypes, strict=True):
         check({name: found[name]}, {name: expected[name].to(dtype)}, torch.finfo(dtype).eps)
-
-
-def test_places_are_kept_and_stay_as_they_are():
-    tensors, places = make(padding=(1, 1))
-    sampling._places.cache_clear()
-    with torch.inference_mode():
-        first = call(deform_conv2d, tensors, places)
-    for _ in range(3):  # now with gradients
-        found = results(deform_conv2d, tensors, places)
-        expected = results(torchvision.ops.deform_conv2d, tensors, places)
-        check(found, expected, 1e-12)
-    assert torch.equal(found['out'], first)
-    assert sampling._places.cache_info().currsize == 1
-    kept = sampling._places.cache_info()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        call(deform_conv2d, tensors, places)
-    assert sampling._places.cache_info() == kept  # what is simulated is neither taken nor kept
-    monstrous = torch.zeros(1, 18, 180, 180)
-    deform_conv2d(torch.zeros(1, 1, 180, 180), monstrous, torch.zeros(1, 1, 3, 3), padding=1)
-    assert sampling._places.cache_info() == kept
 
 
 @pytest.mark.parametrize('way', ['torch', 'torchvision'])

@@ -108,11 +108,18 @@ def test_choice_by_environment(undecided, monkeypatch):
 
 
 def test_operators_without_a_stand_in_say_so_when_called():
-    for call in (
-        lambda: mmcv.ops.carafe(torch.zeros(1, 4, 2, 2), torch.zeros(1, 9, 4, 4), 3, 1, 2),
-        lambda: mmcv._ext.carafe_forward(),
-    ):
-        with pytest.raises(NotImplementedError, match="'carafe_forward'.*install mmcv built with"):
+    x, mask = torch.ones(1, 1, 2, 2), torch.ones(1, 2, 2)
+    calls = {
+        'masked_im2col_forward': lambda: mmcv.ops.masked_conv2d(
+            x, mask, torch.ones(1, 1, 1, 1), torch.zeros(1)
+        ),
+        'deform_roi_pool_forward': lambda: mmcv.ops.deform_roi_pool(
+            x, torch.zeros(1, 5), None, (2, 2)
+        ),
+        'bezier_align_forward': lambda: mmcv._ext.bezier_align_forward(),
+    }
+    for name, call in calls.items():
+        with pytest.raises(NotImplementedError, match=f"'{name}'.*install mmcv built with"):
             call()
     assert not hasattr(mmcv._ext, '__wrapped__') and not hasattr(mmcv._ext, '_private')
 
@@ -136,6 +143,7 @@ def test_signatures_fit_every_call_of_mmcv():
                 continue  # in code for another framework
             keywords = {keyword.arg: None for keyword in node.keywords}
             inspect.signature(OPERATORS[name]).bind(*node.args, **keywords)
+            assert len(getattr(OPERATORS[name], 'tensors', node.args)) == len(node.args), name
             seen.add(name)
     assert set(OPERATORS) - seen <= {'nms_match'} and len(seen) > 20
 

@@ -6,11 +6,14 @@ Against loops in float64 written from the definitions, torchvision, and numerica
 import math
 from functools import partial
 
+import mmcv
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 from mmcv.ops import (
+    CARAFE,
+    CARAFENaive,
     PSAMask,
     RoIPool,
     roi_pool,
@@ -269,3 +272,50 @@ def test_psa_mask(kind, mask_size):
     layer = PSAMask(kind, mask_size)
     assert torch.equal(layer(given), expected)
     assert gradcheck(layer, given, fast_mode=True)
+
+
+def slow_carafe(features, masks, kernel, groups, scale):
+    """From the definition: output pixels are weighted sums of the pixels around their place."""
+    batch, channels, height, width = features.shape
+    result = torch.zeros(batch, channels, height * scale, width * scale, dtype=features.dtype)
+    for n, c, y, x in torch.ones(result.shape).nonzero().tolist():
+        group = c // (channels // groups)
+        for a in range(kernel):
+            for b in range(kernel):
+                row, column = y // scale + a - kernel // 2, x // scale + b - kernel // 2
+                if 0 <= row < height and 0 <= column < width:
+                    weight = masks[n, (group * kernel + a) * kernel + b, y, x]
+                    result[n, c, y, x] += weight * features[n, c, row, column]
+    return result
+
+
+@pytest.mark.parametrize('kernel, groups, scale', [(5, 1, 2), (3, 2, 3), (1, 4, 1)])
+def test_carafe(kernel, groups, scale):
+    features = rand(2, 4, 3, 4, dtype=torch.float64).requires_grad_()
+    masks = rand(2, groups * kernel**2, 3 * scale, 4 * scale, seed=1, dtype=torch.float64)
+    masks.requires_grad_()
+    layer = CARAFE(kernel, groups, scale)
+    expected = slow_carafe(features.detach(), masks.detach(), kernel, groups, scale)
+    torch.testing.assert_close(layer(features, masks), expected, rtol=1e-12, atol=1e-12)
+    naive = CARAFENaive(kernel, groups, scale)(features, masks)
+    assert torch.equal(naive, layer(features, masks))
+    assert gradcheck(layer, (features, masks), fast_mode=True)
+    # mmcv asks for a GPU before it calls the naive operator's gradient
+    grad = rand(*expected.shape, seed=2, dtype=torch.float64)
+    wanted = torch.autograd.grad(layer(features, masks), (features, masks), grad)
+    buffers = [torch.zeros_like(tensor) for tensor in (features, masks)]
+    sizes = dict(kernel_size=kernel, group_size=groups, scale_factor=scale)
+    mmcv._ext.carafe_naive_backward(grad, features, masks, *buffers, **sizes)
+    assert all(map(torch.equal, buffers, wanted)) and wanted[0].any() and wanted[1].any()
+
+
+@pytest.mark.parametrize('dtype', HALVES)
+def test_carafe_in_half_precision(dtype):
+    features = rand(1, 4, 3, 4).to(dtype).requires_grad_()
+    masks = rand(1, 9, 6, 8, seed=1).to(dtype).requires_grad_()
+    result = CARAFE(3, 1, 2)(features, masks)
+    assert result.dtype == dtype
+    expected = slow_carafe(features.detach().float(), masks.detach().float(), 3, 1, 2)
+    assert torch.equal(result, expected.to(dtype))
+    result.float().sum().backward()
+    assert features.grad.dtype == masks.grad.dtype == dtype and features.grad.any()

@@ -17,9 +17,9 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.ops import DeformConv2d
+from res2net_mm.ops.internals import torchvisions_gradient
 from res2net_mm.ops.memory import can_keep_memory
-from res2net_mm.ops.mmcv_ext import kernels
-from res2net_mm.ops.mmcv_ext.roi_align import torchvisions_gradient
+from res2net_mm.ops.mmcv_ext import roi
 from res2net_mm.registry import MODELS
 from res2net_mm.weights import convert_state_dict
 
@@ -200,7 +200,7 @@ def _by_torchvision(
 def torchvision_kernels() -> Any:
     """Within it, our stand-in for mmcv's RoIAlign uses torchvision's kernels only."""
     align, gradient = torchvision.ops.roi_align, torchvisions_gradient
-    return mock.patch.multiple(kernels, roi_align=align, roi_align_gradient=gradient)
+    return mock.patch.multiple(roi, roi_align=align, roi_align_gradient=gradient)
 
 
 # source -> makes its network, in evaluation mode, from a variant and weights under our names

@@ -1,6 +1,9 @@
 """What stands in for ``mmcv._ext`` where mmcv came without compiled operators.
 
-mmcv's own Python code (``mmcv.ops``) runs unchanged over it. :mod:`.finder` puts it there.
+mmcv's own Python code (``mmcv.ops``) runs unchanged over it; :mod:`.finder` puts it in place. The
+operators are called as those of the extension: results go into buffers that the caller made
+(``output``, ``grad_*``), while scratch buffers and hints such as ``columns``, ``ones`` and
+``im2col_step`` are not used. Half precision is computed in float32.
 """
 
 from __future__ import annotations
@@ -15,41 +18,46 @@ from typing import Any
 import torchvision
 from torch import Tensor
 
-from . import boxes, finder, kernels, plain
+from . import boxes, deform, finder, plain, roi
 
 OPERATORS: dict[str, Callable[..., Any]] = {
-    name: getattr(room, name) for room in (boxes, kernels, plain) for name in room.__all__
+    'get_compiler_version': lambda: f'none (torchvision {torchvision.__version__})',
+    'get_compiling_cuda_version': lambda: 'not available',  # the extension's words
+    **boxes.OPERATORS,
+    **deform.OPERATORS,
+    **plain.OPERATORS,
+    **roi.OPERATORS,
 }
 
 
 def ensure_mmcv_ops() -> None:
     """Makes ``mmcv.ops`` work, with mmcv's compiled operators or without.
 
-    Compiled operators that load are used as they are. Where they are missing, or do not load (a
-    warning says why), a module backed by torchvision takes their place. ``RES2NET_MM_OPS`` decides
-    otherwise: ``torchvision`` takes the stand-in in any case, ``mmcv`` never, ``off`` leaves mmcv
-    as it is. ``import res2net_mm`` calls this; another call changes nothing.
+    Compiled operators that load are used as they are. If they are missing, or do not load (a
+    warning says why), a module backed by torchvision takes their place. ``RES2NET_MM_OPS`` changes
+    that: ``torchvision`` always takes the stand-in, ``mmcv`` never does, and ``off`` leaves mmcv
+    alone. ``import res2net_mm`` calls this; another call changes nothing.
 
     Raises:
-        ValueError: ``RES2NET_MM_OPS`` is something else.
+        ValueError: ``RES2NET_MM_OPS`` has another value.
         ImportError: It is ``mmcv``, and compiled operators are missing or broken.
     """
     chosen = finder.choice()
     if chosen == 'mmcv':
         try:
-            importlib.import_module(finder.EXTENSION)
+            _extension()
         except (ImportError, OSError) as error:
             raise ImportError(
                 f"{finder.VARIABLE} asks for 'mmcv', but mmcv's compiled operators do not load: "
                 f'{error}'
             ) from error
     elif chosen != 'off' and (finder.register() or finder.late):
-        finder.late = False  # said once
+        finder.late = False  # warn once
         early = {'mmcv.ops', 'mmdet.models', 'mmseg.models'} & sys.modules.keys()
         if early and finder.EXTENSION not in sys.modules:
             logging.getLogger('res2net_mm').warning(
-                '%s was imported before res2net_mm, and does without operators: import '
-                'res2net_mm first, or install its wheel, which has Python find them from the start',
+                '%s was imported before res2net_mm and has no operators: import res2net_mm first, '
+                'or install its wheel, which has Python find them from the start',
                 ' and '.join(sorted(early)),
             )
 
@@ -58,7 +66,7 @@ def operator_named(name: str) -> Callable[..., Any]:
     """An operator of the stand-in.
 
     Raises:
-        NotImplementedError: It has none of this name.
+        NotImplementedError: There is no stand-in for this one.
     """
     if name not in OPERATORS:
         raise NotImplementedError(

@@ -1,8 +1,8 @@
 """Finds ``mmcv._ext`` where mmcv came without it.
 
-Python itself imports this file when it starts (a ``.pth`` file of the wheel says so), so that
-programs which import mmcv, mmdet or mmseg first work too. It loads nothing until somebody asks for
-``mmcv._ext``, and the operators only when one is called: by then mmcv is complete.
+A ``.pth`` file of the wheel has Python import this file when it starts, so programs that import
+mmcv, mmdet or mmseg first work too. The finder loads nothing until somebody asks for ``mmcv._ext``,
+and loads the operators only when one is called: by then the import of mmcv is complete.
 """
 
 import os
@@ -14,10 +14,10 @@ CHOICES = ('off', 'mmcv', 'torchvision')
 
 
 class StandIn(type(sys)):
-    """The module in the extension's place; ``reason`` says why it is there."""
+    """The module that takes the extension's place; ``reason`` says why."""
 
     def __getattr__(self, name: str) -> object:
-        # Python and tools look for names with an underscore in any module, and must not find them.
+        # Python and tools look for such names in every module, and must not find them here.
         if name.startswith('_'):
             raise AttributeError(f'module {self.__name__!r} has no attribute {name!r}')
         known = getattr(sys.modules.get('res2net_mm.ops.mmcv_ext'), 'OPERATORS', {})
@@ -36,13 +36,13 @@ class StandIn(type(sys)):
 class Finder:
     """Asks the other finders, and stands in for an extension that is missing or does not load.
 
-    It comes first, since Python's own finder raises at a broken extension.
+    It comes first because importing a broken extension through Python's own finder raises.
     """
 
     finds = EXTENSION
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> object:
-        """The spec of ``mmcv._ext``; None for other modules, or where only mmcv's own will do."""
+        """The spec of ``mmcv._ext``; None for other modules, or if only mmcv's own will do."""
         if name != EXTENSION or choice() in ('off', 'mmcv'):
             return None
         from importlib.machinery import ModuleSpec
@@ -81,26 +81,26 @@ class Loader:
         return module
 
     def exec_module(self, module: object) -> None:
-        """Nothing is left to do."""
+        """Does nothing: the module is complete."""
 
 
 def choice() -> str | None:
-    """What ``RES2NET_MM_OPS`` asks for, None where it is not set.
+    """The value of ``RES2NET_MM_OPS``, or None if it is not set.
 
     Raises:
-        ValueError: It is set to something else.
+        ValueError: It has another value than those of ``CHOICES``.
     """
     value = os.environ.get(VARIABLE) or None
     if value not in (None, *CHOICES):
         raise ValueError(
-            f'{VARIABLE} must be one of {", ".join(CHOICES)}, or be left out to use what is there; '
-            f'got {value!r}'
+            f'{VARIABLE} must be one of {", ".join(CHOICES)}, or unset to use what is installed, '
+            f'but got {value!r}'
         )
     return value
 
 
 def register() -> bool:
-    """Puts the finder in its place, once; whether it was not there."""
+    """Puts the finder in its place unless there is one; returns whether there was none."""
     there = any(getattr(finder, 'finds', None) == EXTENSION for finder in sys.meta_path)
     if not there:
         sys.meta_path.insert(0, Finder())

@@ -1,4 +1,4 @@
-"""RoIAlign and deformable convolution, through mmcv's own Python code.
+"""RoIAlign and deformable convolution through mmcv's own Python code.
 
 Against loops in float64 written from the definitions, torchvision, and numerical gradients.
 """
@@ -380,7 +380,29 @@ def test_deform_conv_without_offsets_is_a_convolution():
 
 def test_deform_conv_refuses_wrong_offsets():
     x, offset, mask, weight, _ = inputs()
-    with pytest.raises(RuntimeError, match='offset'):
+    with pytest.raises(ValueError, match='offset'):
         deform_conv2d(x, offset[..., :-1], weight, 1, 1, 1, 2, 2)
-    with pytest.raises(RuntimeError, match='mask'):
+    with pytest.raises(ValueError, match='mask'):
         modulated_deform_conv2d(x, offset, mask[..., :-1], weight, None, 1, 1, 1, 2, 2)
+
+
+def test_deform_conv_reads_the_first_values_of_larger_maps():
+    """As mmcv's kernel reads memory; DyHead convolves with the offsets of the level below."""
+    x, offset, mask, weight, bias = (t.double() for t in inputs(groups=1))
+    larger_offset = rand(2, 36, 9, 8, seed=5, dtype=torch.float64).requires_grad_()
+    larger_mask = rand(2, 18, 9, 8, seed=6, dtype=torch.float64).requires_grad_()
+    places = 1, 1, 1, 1, 2
+    result = modulated_deform_conv2d(x, larger_offset, larger_mask, weight, bias, *places)
+    # the first 36 * 6 * 6 and 18 * 6 * 6 values of each image
+    counts = {larger_offset: 36 * 36, larger_mask: 18 * 36}
+    taken = [t.detach().flatten(1)[:, :n].clone().requires_grad_() for t, n in counts.items()]
+    shaped = taken[0].view(2, 36, 6, 6), taken[1].view(2, 18, 6, 6)
+    expected = slow_deform_conv(x, shaped[0].detach(), shaped[1].detach(), weight, bias, 1, 1, 1, 1)
+    torch.testing.assert_close(result, expected, rtol=1e-10, atol=1e-10)
+    same = modulated_deform_conv2d(x, *shaped, weight, bias, *places)
+    grads = torch.autograd.grad(result.square().sum(), (larger_offset, larger_mask))
+    wanted = torch.autograd.grad(same.square().sum(), taken)
+    for grad, other in zip(grads, wanted, strict=True):
+        grad, count = grad.flatten(1), other.shape[1]
+        torch.testing.assert_close(grad[:, :count], other, rtol=1e-10, atol=1e-10)
+        assert other.any() and not grad[:, count:].any()

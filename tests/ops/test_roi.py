@@ -8,8 +8,8 @@ import pytest
 import torch
 import torchvision
 
-from res2net_mm.ops.mmcv_ext import roi_align as module
-from res2net_mm.ops.mmcv_ext.roi_align import roi_align, roi_align_gradient
+from res2net_mm.ops.mmcv_ext import roi
+from res2net_mm.ops.mmcv_ext.roi import roi_align, roi_align_gradient
 
 CASES = {  # (N, C, H, W), sides of regions from and to, bins
     'many samples': ((2, 8, 20, 30), (-5, 90), (7, 7)),
@@ -77,7 +77,7 @@ def test_gradient_equals_torchvisions(monkeypatch, case, ratio, aligned):
     reference = torchvisions_gradient(features, rois, grad, size, *args)
     theirs = torchvisions_gradient(features.float(), rois.float(), grad.float(), size, *args)
     assert reference.abs().max() > 0.1
-    monkeypatch.delattr(torch.ops.torchvision, '_roi_align_backward')  # it is not needed
+    monkeypatch.delattr(roi, 'torchvisions_gradient')  # it is not needed
     ours = roi_align_gradient(grad, rois, shape, *args)
     assert ours.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(ours, reference, rtol=1e-11, atol=1e-12)
@@ -95,28 +95,36 @@ def test_gradient_by_hand():
     assert torch.equal(found[0, 0], expected)
 
 
-@pytest.mark.parametrize('what', ['none', 'huge', 'few samples', 'no pixels'])
-def test_gradients_that_torchvision_computes(monkeypatch, what):
+@pytest.mark.parametrize('private', [True, False])
+@pytest.mark.parametrize('what', ['none', 'huge', 'few samples'])
+def test_gradients_that_torchvision_computes(monkeypatch, what, private):
     shape, sides, size = CASES['many samples']
-    _, rois = make(shape, sides)
+    features, rois = make(shape, sides)
     ratio = 0
     if what == 'none':
         rois = rois[:0]
-    elif what == 'no pixels':
-        shape = (*shape[:2], 0, shape[3])
-    elif what == 'few samples':  # of bins with many pixels
+    elif what == 'few samples':  # in bins with many pixels
         rois[:, 3:] += 400
         ratio = 2
     else:
-        monkeypatch.setattr(module, '_LARGEST_GRADIENT', 1000)
-    calls = []
+        monkeypatch.setattr(roi, '_LARGEST_GRADIENT', 1000)
+    grad = torch.rand(len(rois), shape[1], *size, dtype=torch.float64)
+    expected = torchvisions_gradient(features, rois, grad, size, 0.25, ratio, True)
+    calls, real = [], roi.torchvisions_gradient
     monkeypatch.setattr(
-        torch.ops.torchvision, '_roi_align_backward', lambda *args: calls.append(args)
+        roi, 'torchvisions_gradient', lambda *args: calls.append(args) or real(*args)
     )
+    if not private:
+        monkeypatch.setattr(torch.ops.torchvision, '_roi_align_backward', None)
+    assert torch.equal(roi_align_gradient(grad, rois, shape, 0.25, ratio, True), expected)
+    assert len(calls) == 1
+
+
+def test_gradient_without_pixels():
+    shape, sides, size = CASES['many samples']
+    rois, shape = make(shape, sides)[1], (*shape[:2], 0, shape[3])
     grad = torch.ones(len(rois), shape[1], *size, dtype=torch.float64)
-    roi_align_gradient(grad, rois, shape, 0.25, ratio, True)
-    assert len(calls) == 1 and calls[0][0] is grad
-    assert calls[0][2:] == (0.25, *size, *shape, ratio, True)
+    assert roi_align_gradient(grad, rois, shape, 0.25, 0, True).shape == shape
 
 
 @contextmanager
@@ -157,7 +165,7 @@ def test_half_precision_is_refused_and_not_rounded(dtype):
 
 LOST = """
 import itertools, torch
-from res2net_mm.ops.mmcv_ext.roi_align import roi_align, roi_align_gradient
+from res2net_mm.ops.mmcv_ext.roi import roi_align, roi_align_gradient
 features = torch.ones(2, 3, 6, 6)
 grad = torch.ones(3, 3, 2, 2)
 good, swapped = [0, 1, 1, 5, 5], [1, 5, 1, 1, 5]
@@ -190,7 +198,7 @@ def test_images_that_are_not_there(image, form):
     features = features.contiguous(memory_format=form)
     rois[7, 0] = image
     grad = torch.ones(len(rois), 8, 7, 7, dtype=torch.float64)
-    message = r'rois must be of images 0 to 1 in their first column, but are of '
+    message = r'first column of rois must name images 0 to 1, but names '
     with pytest.raises(ValueError, match=message):
         roi_align(features, rois, (7, 7), 0.25, 0, True)
     with pytest.raises(ValueError, match=message):
@@ -216,7 +224,7 @@ def test_what_torchvision_computes(monkeypatch, what):
         rois[3, 1:] = torch.tensor([-3e38, -3e38, 3e38, 3e38])
     else:
         rois[3, 3] = 1e5
-        monkeypatch.setattr(module, '_LARGEST', 10**6)
+        monkeypatch.setattr(roi, '_LARGEST', 10**6)
     calls = []
     monkeypatch.setattr(torchvision.ops, 'roi_align', lambda *args: calls.append(args))
     roi_align(features, rois, (7, 7), 0.25, 0, True)

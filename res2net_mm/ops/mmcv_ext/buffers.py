@@ -1,0 +1,61 @@
+"""Operators of mmcv's compiled extension, made of functions that return their result.
+
+The extension takes tensors by position and numbers by name, and writes into buffers that the caller
+made. Each operator is described by the names of its tensors in the extension's order; names of
+scratch buffers are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..internals import gradients
+
+Tensors = dict[str, Tensor]
+Sizes = dict[str, Any]
+Compute = Callable[[Tensors, Sizes], Tensor]
+
+
+def forward(compute: Compute, names: str) -> Callable[..., Tensor | None]:
+    """An operator that writes the result into ``output``, or returns it without such a name."""
+
+    def operator(*tensors: Tensor, **sizes: Any) -> Tensor | None:
+        given = dict(zip(names.split(), tensors, strict=True))
+        result = compute(given, sizes)
+        if 'output' not in given:
+            return result
+        given['output'].copy_(result)
+        return None
+
+    operator.tensors = names.split()
+    return operator
+
+
+def backward(compute: Compute, names: str, adds: str | None = None) -> Callable[..., None]:
+    """An operator that writes the gradient for each tensor ``x`` into its buffer ``grad_x``.
+
+    Args:
+        compute: The forward pass.
+        names: Names of the tensors, among them ``grad_output``, the gradient of the result.
+        adds: A tensor to which ``scale`` times its own gradient is added instead.
+    """
+
+    def operator(*tensors: Tensor, **sizes: Any) -> None:
+        given = dict(zip(names.split(), tensors, strict=True))
+        wanted = [adds] if adds else [name for name in given if f'grad_{name}' in given]
+        found = gradients(
+            lambda *leaves: compute(given | dict(zip(wanted, leaves, strict=True)), sizes),
+            [given[name] for name in wanted],
+            given['grad_output'],
+        )
+        for name, grad in zip(wanted, found, strict=True):
+            if adds:
+                given[adds].add_(grad, alpha=sizes['scale'])
+            elif grad is not None:
+                given[f'grad_{name}'].copy_(grad)
+
+    operator.tensors = names.split()
+    return operator
