@@ -22,6 +22,7 @@ ELSEWHERE = {  # why they are not in internals.py
     '_modules': 'deploy replaces modules where they are registered',
     '_native_batch_norm_legit_no_training': 'evaluation counts its operations',
     '_pair': 'as _C',
+    '_replace': 'a public method of named tuples',
     '_Unpickler': 'the standard library: a pickle that calls nothing',
 }
 
