@@ -18,7 +18,9 @@ from ..deploy.folding import COMPILE_MODES, DTYPES
 from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
+from .classes import SameClassesHook
 from .errors import ToolError
+from .exported import exported_model, is_exported
 from .pictures import PictureHook, use_our_pictures
 from .runner import Runner, build_runner
 
@@ -101,7 +103,7 @@ def run_test(
 
     Args:
         cfg: A config from :func:`prepare_config`.
-        checkpoint: File with the weights of the whole model.
+        checkpoint: File with the weights of the whole model, or an exported file.
         out: File for the COCO results; None writes none.
         show_dir: Folder for pictures with predictions and ground truth; None draws none.
         trust: Read the checkpoint with pickle.
@@ -123,7 +125,11 @@ def run_test(
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise ToolError(f'the config has no {key}, which measuring needs')
-    read_source(checkpoint, trust=trust)  # before any work: is it one?
+    exported = is_exported(checkpoint)
+    if exported:
+        cfg.model = exported_model(cfg, checkpoint, fast)
+    else:
+        read_source(checkpoint, trust=trust)  # before any work: is it one?
     if 'metrics' not in cfg.test_evaluator:
         cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
     elif out is not None:
@@ -140,9 +146,11 @@ def run_test(
             if hook is None:
                 raise ToolError('--show-dir needs default_hooks.visualization in the config')
             hook.update(draw=True, test_out_dir=folder)
-    cfg.load_from, cfg.resume = checkpoint, False
+    cfg.load_from, cfg.resume = None if exported else checkpoint, False
     runner = build_runner(cfg, trust)
     runner.loads_exactly = True
+    if exported:
+        SameClassesHook('test').after_load_checkpoint(runner, dict(meta=runner.model.meta))
     if fast is not None:
         runner.register_hook(FastHook(fast))
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import mmcv
+import mmcv.transforms
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -39,6 +40,7 @@ from ..weights import (
 )
 from .classes import prediction_meta, warn
 from .errors import ToolError, one_line
+from .exported import exported_model, is_exported
 from .resuming import model_differences
 from .safety import use_safe_loading
 
@@ -102,12 +104,13 @@ def _is_output(folder: Path) -> bool:
     return False
 
 
-class Predictor:
+class ConfiguredModel:
     """A model with its test pipeline and its way of drawing.
 
     Args:
         cfg: mmdet or mmseg config.
-        checkpoint: File with the weights of the whole model.
+        checkpoint: File with the weights of the whole model, or an exported file, which runs on the
+            CPU.
         device: Device; None is the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
         fast: Predict with what :func:`optimize_for_inference` makes of the model with these
@@ -129,10 +132,15 @@ class Predictor:
         for key in ('test_dataloader', 'visualizer'):
             if not cfg.get(key):
                 raise ToolError(f'the config has no {key}, which predicting needs')
-        model, loaded = load_model(cfg, checkpoint, trust)
+        if is_exported(checkpoint):
+            init_default_scope(cfg.get('default_scope', 'mmdet'))
+            model: nn.Module = MODELS.build(exported_model(cfg, checkpoint, fast))
+            loaded = dict(meta=model.meta)
+        else:
+            model, loaded = load_model(cfg, checkpoint, trust)
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         try:
-            self.model: nn.Module = model.to(device)
+            self.model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
         if fast is not None:
@@ -147,16 +155,31 @@ class Predictor:
         self.visualizer.dataset_meta = meta
 
     @torch.no_grad()
-    def predict(self, image: Path) -> Any:
+    def predict(self, image: Path | np.ndarray) -> Any:
         """The data sample of one image.
+
+        Args:
+            image: A file, or pixels (H, W, 3) of uint8, RGB.
 
         Raises:
             DataError: It is no image that the pipeline can prepare.
         """
-        if not image.is_file():  # a pipe would be waited for
+        if isinstance(image, np.ndarray):
+            pixels, image = image, 'in memory'
+            steps = [
+                t
+                for t in self.pipeline.transforms
+                if not isinstance(t, mmcv.transforms.LoadImageFromFile)
+            ]
+            data = dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_path='', img_id=0)
+            data['img_shape'] = data['ori_shape'] = pixels.shape[:2]
+        elif image.is_file():
+            steps = self.pipeline.transforms
+            data = dict(img_path=str(image), img_id=0)
+        else:  # a pipe would be waited for
             raise DataError(f'image {image} is no file, but {_kind_of(image)}')
         try:
-            data = self.pipeline(dict(img_path=str(image), img_id=0))
+            data = Compose(steps)(data)
         except cv2.error as error:
             thin = ': it would be less than a pixel wide or high' if error.func == 'resize' else ''
             raise DataError(
@@ -219,7 +242,7 @@ class Predictor:
 
 
 def predict_images(
-    predictor: Predictor, images: Sequence[Path], source: Path, out: Path, threshold: float
+    predictor: ConfiguredModel, images: Sequence[Path], source: Path, out: Path, threshold: float
 ) -> list[str]:
     """Predicts, draws and describes images; one that fails does not stop the others.
 
@@ -288,7 +311,7 @@ def predict_images(
 
 
 def _write_pictures(
-    predictor: Predictor, image: Path, sample: Any, target: Path, threshold: float
+    predictor: ConfiguredModel, image: Path, sample: Any, target: Path, threshold: float
 ) -> list[str]:
     """Writes what is drawn of an image, and a segmentor's label map; why it cannot be drawn."""
     failures = []

@@ -19,7 +19,7 @@ from test_segmentation_tools import CONFIG as SEGMENTOR
 
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.infer import Predictor, find_images, predict_images
+from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -29,7 +29,7 @@ def predictor_of(cfg, folder):
     init_default_scope(cfg.default_scope)
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.model.data_preprocessor))
     torch.save(dict(state_dict=model.state_dict()), folder / 'c.pth')
-    return Predictor(cfg, str(folder / 'c.pth'), device='cpu')
+    return ConfiguredModel(cfg, str(folder / 'c.pth'), device='cpu')
 
 
 @pytest.fixture(scope='module')

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from res2net_mm.data.transforms import harden_pipeline, loader_of
-from res2net_mm.engine.infer import Predictor
+from res2net_mm.engine.infer import ConfiguredModel
 
 
 class Canvas:
@@ -35,7 +35,7 @@ def test_pictures_are_drawn_on_what_the_pipeline_loads(tmp_path, colours, shape)
     pipeline = [{'type': 'LoadImageFromFile', 'color_type': colours}]
     canvas = Canvas()
     predictor = SimpleNamespace(visualizer=canvas, loader=loader_of(harden_pipeline(pipeline)))
-    Predictor.draw(predictor, tmp_path / 'red.jpg', Sample(), tmp_path / 'drawn.jpg', 0.3)
+    ConfiguredModel.draw(predictor, tmp_path / 'red.jpg', Sample(), tmp_path / 'drawn.jpg', 0.3)
     assert canvas.pixels.shape == shape and canvas.pixels.dtype == np.uint8
     red, _, blue = canvas.pixels[20, 20]
     assert red == blue if colours == 'grayscale' else red > 200 > blue
