@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -33,15 +32,15 @@ ELEMENTWISE = (
 STEPS: tuple[tuple[str, ...], ...] = (
     (),
     ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head'),
-    ('rpn_head', 'roi_head', 'bbox_head', 'semantic_head', 'decode_head', 'neck', 'stem', 'conv1'),
+    ('rpn_head', 'roi_head', 'bbox_head', 'semantic_head', 'decode_head', 'neck', 'backbone.stem'),
 )
 _INT8_FLAGS = ('avx512_vnni', 'avx_vnni', 'amx_int8', 'asimddp', 'i8mm')
 
 
 def has_int8_instructions() -> bool:
-    """Whether this processor has instructions for products of int8, without which int8 gains little.
+    """Whether this processor can multiply int8 fast; without that, int8 gains little.
 
-    True where the system does not list a processor's instructions.
+    True where the system does not list what its processor can do.
     """
     info = Path('/proc/cpuinfo')
     if not info.exists():
@@ -51,23 +50,20 @@ def has_int8_instructions() -> bool:
 
 
 def quantize(
-    source: str | Path,
-    path: str | Path,
-    images: Iterable[np.ndarray],
-    step: int = 0,
-) -> dict[str, Any]:
+    source: str | Path, path: str | Path, images: Sequence[np.ndarray], step: int = 0
+) -> list[str]:
     """Writes an int8 version of an OpenVINO file.
 
-    Convolutions and linear layers are quantised, arithmetic between them stays in float.
+    Convolutions and linear layers are quantised; the arithmetic between them stays in float.
 
     Args:
         source: The float32 file, ``.xml``.
         path: The file to write, ``.xml``; its weights go into a ``.bin`` file beside it.
-        images: Inputs for calibration, (h, w, 3) of uint8 each.
+        images: Inputs for calibration, (h, w, 3) of uint8 each. They are read several times.
         step: Which of ``STEPS`` to leave in float.
 
     Returns:
-        What the metadata of the file says about it: ``images``, and ``float``, what is not int8.
+        What stays in float.
 
     Raises:
         ImportError: openvino or nncf is not installed.
@@ -80,21 +76,23 @@ def quantize(
         raise ImportError(
             f"int8 needs openvino and nncf: pip install 'res2net_mm[openvino]' ({error})"
         ) from error
-    inputs = [image[None] for image in images]
-    if not inputs:
+    if not len(images):
         raise ValueError('int8 needs images to calibrate with, but got none')
     nncf.set_log_level(logging.ERROR)
     model = openvino.Core().read_model(source)
-    scope = nncf.IgnoredScope(
-        types=list(ELEMENTWISE),
-        patterns=[rf'.*\b{module}\b.*' for module in STEPS[step]],
-        validate=False,  # not every model has all of them
-    )
     quantized = nncf.quantize(
-        model, nncf.Dataset(inputs), subset_size=len(inputs), ignored_scope=scope
+        model,
+        nncf.Dataset(images, lambda image: image[None]),
+        subset_size=len(images),
+        ignored_scope=nncf.IgnoredScope(
+            types=list(ELEMENTWISE),
+            patterns=[rf'.*\.{module}[./].*' for module in STEPS[step]],
+            validate=False,  # no model has all of them
+        ),
     )
-    about = dict(images=len(inputs), float=['elementwise arithmetic', *STEPS[step]])
+    in_float = ['elementwise arithmetic', *STEPS[step]]
     metadata = json.loads(model.get_rt_info([KEY]).value)
-    quantized.set_rt_info(json.dumps(dict(metadata, int8=about)), [KEY])
+    metadata['int8'] = dict(images=len(images), float=in_float)
+    quantized.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
     openvino.save_model(quantized, path, compress_to_fp16=False)
-    return about
+    return in_float

@@ -107,8 +107,8 @@ class ExportedModel:
         """Computes the outputs of the file.
 
         Args:
-            image: (h, w, 3), uint8, RGB, not larger than the file's size. For a raw file: normalised
-                float32, (1, 3, H, W).
+            image: (h, w, 3), uint8, RGB, not larger than the file's size. For a raw file: (1, 3, H,
+                W), float32, normalised.
 
         Returns:
             The outputs by name, in pixels of ``image``.

@@ -1,9 +1,8 @@
-"""Exported files where the tools take a checkpoint, and their quantisation to int8."""
+"""Exported files where the tools take a checkpoint."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,9 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from ..data.transforms import harden_dataset
 from ..deploy.running import SUFFIXES, ExportedModel
 from ..registry import MODELS
 from .errors import ToolError
@@ -112,31 +109,3 @@ def task_of(model: dict[str, Any]) -> str:
     if 'panoptic_fusion_head' in model:
         return 'panoptic'
     return 'instance' if 'mask_head' in (model.get('roi_head') or {}) else 'detection'
-
-
-def calibration_images(cfg: Config, count: int, model: ExportedModel) -> Iterator[np.ndarray]:
-    """Training images of a config as its test pipeline resizes them.
-
-    Args:
-        cfg: The config.
-        count: How many, spread evenly over the training set; all where there are fewer.
-        model: The file that the images are for.
-
-    Yields:
-        (h, w, 3), uint8, RGB.
-    """
-    dataset = _innermost(cfg.train_dataloader.dataset)
-    steps = _innermost(cfg.test_dataloader.dataset)['pipeline']
-    dataset['pipeline'] = [step for step in steps if 'Annotations' not in str(step['type'])]
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    images = DATASETS.build(harden_dataset(dataset))
-    indices = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-    for index in indices.tolist():
-        yield model.fit(pixels_of(images[index]['inputs']))
-
-
-def _innermost(dataset: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the data set within wrappers; of several the first."""
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset.get('dataset') or dataset['datasets'][0]
-    return copy.deepcopy(dataset)
