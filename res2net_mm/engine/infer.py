@@ -145,7 +145,7 @@ class ConfiguredModel:
             raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
         if fast is not None:
             self.model = optimize_for_inference(self.model, **fast)
-        dataset = _test_dataset(cfg)
+        dataset = test_dataset(cfg)
         meta = prediction_meta(cfg, loaded.get('meta'), dataset)
         self.classes = list(meta['classes'])
         steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
@@ -402,11 +402,12 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
 
 def classes_of(cfg: Config, loaded: dict[str, Any]) -> list[str]:
     """Names for the labels of a checkpoint's model: see :func:`prediction_meta`."""
-    dataset = _test_dataset(cfg) if cfg.get('test_dataloader') else None
+    dataset = test_dataset(cfg) if cfg.get('test_dataloader') else None
     return list(prediction_meta(cfg, loaded.get('meta'), dataset)['classes'])
 
 
-def _test_dataset(cfg: Config) -> dict[str, Any]:
+def test_dataset(cfg: Config) -> dict[str, Any]:
+    """The config of the test data, without wrappers."""
     dataset = cfg.test_dataloader.dataset
     while 'pipeline' not in dataset:  # a wrapper of one data set, or of several
         dataset = dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
