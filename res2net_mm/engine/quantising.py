@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
 from mmengine.registry import DATASETS, init_default_scope
+from torch import nn
+from tqdm import tqdm
 
 from ..data.transforms import harden_dataset
 from ..deploy.int8 import STEPS, has_int8_instructions, quantize
 from ..deploy.running import ExportedModel
 from ..files import writing
 from .errors import ToolError
-from .evaluate import run_test
-from .exported import pixels_of
-from .runner import prepare_config
+from .exported import ExportedModule, pixels_of, task_of
+from .runner import Runner, prepare_config
 
 # by how much a figure may fall; AP is a share, mIoU and PQ are in percent
 BOUNDS = {'bbox_mAP': 0.005, 'segm_mAP': 0.005, 'mAP': 0.005, 'mIoU': 0.5, 'PQ': 0.5}
@@ -82,14 +84,14 @@ def write_int8(
         ToolError: Figures fall too far.
     """
     images = TrainingImages(cfg, count, ExportedModel(source))
-    before = measure(cfg, source) if check else {}
+    before = measure(cfg, ExportedModule(source, task_of(cfg.model))) if check else {}
     with TemporaryDirectory() as folder:
         partial = Path(folder, 'int8.xml')
         for step in range(len(STEPS)):
             say(f'int8: calibrating on {len(images)} training images')
             in_float = quantize(source, partial, images, step)
             say(f'in float: {", ".join(in_float)}')
-            after = measure(cfg, partial) if check else {}
+            after = measure(cfg, ExportedModule(partial, task_of(cfg.model))) if check else {}
             for name in before:
                 say(f'{name}: float32 {before[name]:.4f}, int8 {after[name]:.4f}')
             if all(before[name] - after[name] <= BOUNDS[_kind(name)] for name in before):
@@ -103,15 +105,21 @@ def write_int8(
         say('this processor has no VNNI instructions: int8 gains little here')
 
 
-def measure(cfg: Config, path: str | Path) -> dict[str, float]:
-    """The figures of ``BOUNDS`` of an exported file on the validation set of a config."""
-    cfg = copy.deepcopy(cfg)
-    for key in ('dataloader', 'evaluator'):
-        if cfg.get(f'val_{key}') is not None:
-            cfg[f'test_{key}'] = cfg[f'val_{key}']
-    cfg.load_from, cfg.resume, cfg.log_level = None, False, 'WARNING'
-    with TemporaryDirectory() as folder:
-        metrics, _ = run_test(prepare_config(cfg, work_dir=folder), str(path))
+def measure(cfg: Config, model: nn.Module) -> dict[str, float]:
+    """The figures of ``BOUNDS`` of a model on the validation set of a config.
+
+    Args:
+        cfg: The config.
+        model: Its model in evaluation mode, or an :class:`ExportedModule` in its place.
+    """
+    cfg = prepare_config(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    loader = Runner.build_dataloader(cfg.val_dataloader)
+    evaluator = Evaluator(cfg.val_evaluator)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    for batch in tqdm(loader, desc='measuring', unit='batch'):
+        evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+    metrics = evaluator.evaluate(len(loader.dataset))
     return {name: float(value) for name, value in metrics.items() if _kind(name) in BOUNDS}
 
 
