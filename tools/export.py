@@ -17,8 +17,8 @@ from res2net_mm.checks import did_you_mean
 from res2net_mm.deploy import export
 from res2net_mm.deploy.export import check_path, require, validation_images
 from res2net_mm.deploy.metadata import resize_rule, test_size
-from res2net_mm.engine.config import load_config
 from res2net_mm.engine.classes import prediction_meta
+from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.infer import load_model, test_dataset
 from res2net_mm.registry import MODELS

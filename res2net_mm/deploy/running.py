@@ -246,7 +246,7 @@ def _paste(masks: Array, boxes: Array, shape: tuple[int, int], threshold: float)
         for start, end, length, cells in zip(
             box[1::-1], box[3:1:-1], shape, mask.shape, strict=True
         ):
-            first, after = max(int(start) - 1, 0), min(int(end) + 2, length)
+            first, after = max(int(start) - 1, 0), min(int(np.ceil(end)) + 1, length)
             size = end - start
             place = (np.arange(first, after, dtype=np.float32) + 0.5 - start) / (size or 1)
             place = (place if size else np.full_like(place, 0.5)) * cells - 0.5
