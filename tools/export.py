@@ -15,7 +15,7 @@ from torch import nn
 from res2net_mm.backbones import VARIANTS, Backbone
 from res2net_mm.checks import did_you_mean
 from res2net_mm.deploy import export
-from res2net_mm.deploy.export import check_path, require, validation_images
+from res2net_mm.deploy.export import check_path, validation_images
 from res2net_mm.deploy.metadata import resize_rule, test_size
 from res2net_mm.engine.classes import prediction_meta
 from res2net_mm.engine.config import load_config
@@ -64,7 +64,7 @@ def main() -> None:
         help="change the config, or the variant's arguments",
     )
     args = parser.parse_args()
-    require(check_path(args.out).suffix)
+    check_path(args.out)
     print(f'loading {args.checkpoint}', flush=True)
     model, about, cfg = _load(args)
     if args.backbone:

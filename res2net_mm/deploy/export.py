@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,19 +25,32 @@ from .metadata import KEY, describe, in_channels, normalisation_of
 # 16 brought GridSample and RoiAlign's half_pixel. 17 was run against PyTorch at odd sizes, where
 # pools that round up and do not count their padding have differed between releases.
 OPSET = 17
-SUFFIXES = ('.onnx', '.xml')
+PACKAGES = {'.onnx': ('onnx', 'onnxruntime'), '.xml': ('openvino',)}
 DETECTORS = (
-    'FasterRCNN',
-    'MaskRCNN',
+    'ATSS',
     'CascadeRCNN',
+    'FCOS',
+    'FasterRCNN',
+    'GFL',
     'HybridTaskCascade',
+    'MaskRCNN',
     'PanopticFPN',
     'RetinaNet',
-    'FCOS',
-    'ATSS',
-    'GFL',
     'VFNet',
 )
+# The largest differences from PyTorch: boxes in pixels, features relative to the largest, masks and
+# maps as the share of their pixels. Rounding turns a few decisions at a threshold, such as that of
+# non-maximum suppression: so many detections may be without a counterpart.
+TOLERANCES = dict(boxes=1e-2, scores=1e-4, masks=1e-3, segmentation=1e-4, features=1e-4)
+STRAY = 0.005
+_OPEN = {
+    'boxes': ('found', 4),
+    'scores': ('found',),
+    'labels': ('found',),
+    'masks': ('found', 'height', 'width'),
+    'mask_scores': ('found',),
+    'segmentation': ('height', 'width'),
+}
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
@@ -50,21 +63,27 @@ class ExportReport:
     """What :func:`export` wrote.
 
     Attributes:
-        path: The file; an ``.xml`` has its weights beside it, in ``.bin``.
-        metadata: What the file says of itself.
+        path: The file; the weights of an ``.xml`` are beside it, in a ``.bin``.
+        metadata: What the file says of itself (:mod:`.metadata`).
         compared: How many images it was compared with PyTorch on.
-        errors: The largest difference of each output there: boxes in pixels, scores, masks and
-            labels as they are, features relative to the largest.
+        errors: The largest differences there: boxes in pixels, scores, features relative to the
+            largest, masks and maps as the share of their pixels.
+        stray: How many detections had no counterpart, of how many.
     """
 
     path: Path
     metadata: dict[str, Any]
     compared: int
     errors: dict[str, float]
+    stray: tuple[int, int]
 
     def __str__(self) -> str:
         errors = ', '.join(f'{name} {error:.1e}' for name, error in self.errors.items())
-        return f'compared with PyTorch on {self.compared} images: {errors}\nwritten: {self.path}'
+        stray = '; {} of {} detections only in one of them'.format(*self.stray)
+        return (
+            f'compared with PyTorch on {self.compared} images, largest differences: {errors}'
+            f'{stray if self.stray[0] else ""}\nwritten: {self.path}'
+        )
 
 
 def export(
@@ -80,29 +99,30 @@ def export(
 ) -> ExportReport:
     """Writes a model as a file that needs neither PyTorch nor mmdet to run.
 
-    The file takes an image, uint8 (1, h, w, 3) RGB: normalisation and padding are in it, and so is
-    what selects and merges boxes. Its outputs, as the method has them: ``boxes`` (N, 4), x1, y1,
-    x2, y2 in pixels of the input; ``scores`` (N,); ``labels`` (N,); ``masks`` (N, h, w) bool and
-    ``mask_scores`` (N, m, m), the masks as the head gives them, spread over each box;
-    ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the instance. A
-    backbone gives ``c2`` to ``c5``.
+    The file takes an image, uint8 (1, h, w, 3), RGB: normalisation and padding are in it, and so is
+    everything that selects and merges boxes. Its outputs, as the method has them: ``boxes`` (N, 4),
+    x1, y1, x2, y2 in pixels of the input; ``scores`` (N,); ``labels`` (N,); ``masks`` (N, h, w),
+    bool, and ``mask_scores`` (N, m, m), the same spread over each box, as the head gives them;
+    ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the object. A backbone
+    gives ``c2`` to ``c5``.
 
-    The file is compared with PyTorch and takes its name only if boxes agree to 0.01 pixels, scores
-    to 1e-4 and labels are equal.
+    The file is compared with PyTorch, and takes its name only if boxes agree to 0.01 pixels, scores
+    to 1e-4, and labels are equal.
 
     Args:
         model: A backbone of this package, a detector of mmdet or a segmentor of mmseg. It is not
             changed: a copy is exported, in evaluation mode, float32, on the CPU.
         path: The file, ``.onnx`` or ``.xml`` (OpenVINO); an older one is replaced.
-        shape: Height and width that images are padded to, right and below; smaller images are
-            taken as well. None: both stay open, and images are padded as the model's own pipeline
-            pads them.
-        dynamic: Leave height and width open, although ``shape`` is given to compare at.
-        raw: The input is normalised float32, (N, C, h, w), without any preparation in the file.
-        images: uint8 (h, w, 3), RGB, no larger than ``shape``, to compare on; made ones are used
-            beside them.
-        about: ``config``, ``classes``, ``palette`` and ``resize`` for the metadata. None is what
-            the model says (``model.dataset_meta``).
+        shape: Height and width that images are padded to, right and below, after normalisation; no
+            image may be larger. None leaves both open, and images are padded as the model pads
+            them.
+        dynamic: Leave height and width open; ``shape`` is then the size to trace and compare at.
+        raw: The input is normalised float32, (1, C, h, w), instead of an image. The batch of a
+            backbone is open.
+        images: uint8 (h, w, 3), RGB, no larger than ``shape``, to compare on, beside made ones.
+        about: For the metadata: ``config``, ``classes``, ``palette`` and ``resize``, and, of a
+            backbone, ``mean``, ``std`` and ``channels`` ('RGB' or 'BGR') that it was trained with.
+            Else classes and palette are those of ``model.dataset_meta``.
         progress: Called with a line before each step that takes long.
 
     Returns:
@@ -120,24 +140,24 @@ def export(
         ['c2', 'c3', 'c4', 'c5']
     """
     path = check_path(path)
-    require(path.suffix)
-    graph, metadata = make_graph(model, shape, dynamic, raw, about)
+    graph, metadata = make_graph(model, shape, dynamic, raw, about or {})
     say = progress or (lambda line: None)
     say(f'tracing {metadata["model"]}')
-    example = made_images(graph, shape, 1)[0]
+    made = _made_images(graph, shape or (256, 320))
+    comparison = _Comparison(graph)
     with without_autocast('cpu'), _quietly(), writing(path) as partial:
-        convert = _write_onnx if path.suffix == '.onnx' else _write_openvino
-        convert(graph, as_input(graph, example), partial, metadata)
         weights = partial.with_suffix('.bin')
         try:
-            say('comparing it with PyTorch')
-            given = [*images, *made_images(graph, shape, 3)]
-            errors = compare(open_file(partial), model, graph, given)
+            convert = _write_onnx if path.suffix == '.onnx' else _write_openvino
+            convert(graph, as_input(graph, made[0]), partial, metadata)
+            say(f'comparing it with PyTorch on {len(images) + len(made)} images')
+            comparison.run(partial, [*images, *made])
             if weights.exists():
                 weights.replace(path.with_suffix('.bin'))
         finally:
             weights.unlink(missing_ok=True)
-    return ExportReport(path, metadata, len(given), errors)
+    stray = comparison.stray, comparison.found
+    return ExportReport(path, metadata, len(images) + len(made), comparison.worst, stray)
 
 
 def check_path(path: str | Path) -> Path:
@@ -145,116 +165,102 @@ def check_path(path: str | Path) -> Path:
 
     Raises:
         ExportError: It ends in neither .onnx nor .xml, or its folder does not exist.
+        ImportError: The packages of its format are not installed.
         OSError: Nothing can be written there.
     """
     path = Path(path).expanduser().resolve()
-    if path.suffix not in SUFFIXES or path.is_dir():
+    if path.suffix not in PACKAGES or path.is_dir():
         raise ExportError(f'path must be a file that ends in .onnx or .xml, but got {path}')
     if not path.parent.is_dir():
         raise ExportError(f'path must be in a folder that exists, but {path.parent} does not')
+    try:
+        for package in PACKAGES[path.suffix]:
+            __import__(package)
+    except ImportError as error:
+        extra = 'export' if path.suffix == '.onnx' else 'openvino'
+        raise ImportError(
+            f'{path.suffix} files need {" and ".join(PACKAGES[path.suffix])}: '
+            f"pip install 'res2net_mm[{extra}]' ({error})"
+        ) from error
     check_writable(path, 'OUT')
     return path
-
-
-def require(suffix: str) -> None:
-    """Raises ``ImportError`` saying what to install, unless a format's packages are there."""
-    extra = 'export' if suffix == '.onnx' else 'openvino'
-    try:
-        for name in ('onnx', 'onnxruntime') if suffix == '.onnx' else ('openvino',):
-            __import__(name)
-    except ImportError as error:
-        raise ImportError(
-            f"{suffix} files need another package: pip install 'res2net_mm[{extra}]' ({error})"
-        ) from error
 
 
 def refusal(model: nn.Module) -> str | None:
     """Why a model cannot be exported; None if it can."""
     kind = type(model).__name__
-    if isinstance(model, Backbone):
+    if isinstance(model, Backbone) or kind in DETECTORS:
         return None
     for wrapper in ('module', '_orig_mod'):
         if hasattr(model, wrapper):
             return f'model is {kind}, which wraps another: export model.{wrapper}'
-    if callable(getattr(model, 'encode_decode', None)):
+    if hasattr(model, 'decode_head') and hasattr(model, 'encode_decode'):
         return None
-    if kind not in DETECTORS:
-        return (
-            f"model is {kind}; what can be exported is a backbone of this package, mmseg's "
-            f'EncoderDecoder, and of mmdet {", ".join(DETECTORS)}'
-        )
-    return None
+    return (
+        f"model is {kind}; what can be exported is a backbone of this package, mmseg's "
+        f'EncoderDecoder, and of mmdet {", ".join(DETECTORS)}'
+    )
 
 
 def make_graph(
-    model: nn.Module,
-    shape: Size | None,
-    dynamic: bool,
-    raw: bool,
-    about: Mapping[str, Any] | None = None,
+    model: nn.Module, shape: Size | None, dynamic: bool, raw: bool, about: Mapping[str, Any]
 ) -> tuple[Graph, dict[str, Any]]:
-    """What is traced, and its metadata; arguments as of :func:`export`."""
+    """What is traced, and its metadata; arguments and errors are those of :func:`export`."""
     if reason := refusal(model):
         raise ExportError(reason)
     if any(p.is_meta for p in model.parameters()):
         raise ExportError('model must have weights, but some of its parameters are on meta')
-    if shape is not None:
-        listed = isinstance(shape, Sequence) and len(shape) == 2
-        if not listed or not all(type(n) is int and n > 0 for n in shape):
-            raise ExportError(f'shape must be two positive integers, but got {shape!r}')
+    if shape is not None and not (len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
+        raise ExportError(f'shape must be two positive integers, but got {shape!r}')
+    divisor, kind = 1, Segmentor
     if isinstance(model, Backbone):
-        kind, divisor = Levels, 1
-    elif callable(getattr(model, 'encode_decode', None)):
-        kind, divisor = Segmentor, 1
-    else:
-        kind, divisor = Detector, model.data_preprocessor.pad_size_divisor
+        kind = Levels
+    elif type(model).__name__ in DETECTORS:
+        divisor, kind = model.data_preprocessor.pad_size_divisor, Detector
     size = None
     if shape is not None and not dynamic:
         size = tuple(-(-n // divisor) * divisor for n in shape)
-    normalisation = normalisation_of(model)
-    if not raw and in_channels(model) != 3:
-        raise ExportError(f'an image has 3 channels, the model {in_channels(model)}: raw only')
-    swap = normalisation['channels'] == 'BGR'
-    reverse = slice(None, None, -1) if swap else slice(None)
-    own = {name: normalisation[name][reverse] for name in ('mean', 'std')}
-    graph = kind(model, dict(own, swap=swap), size, divisor, raw)
-    about = {**(getattr(model, 'dataset_meta', None) or {}), **(about or {})}
+    channels = in_channels(model)
+    if channels != 3 and not raw:
+        raise ExportError(f'the model takes {channels} channels, not an image of 3: raw only')
+    about = {**(getattr(model, 'dataset_meta', None) or {}), **about}
+    normalisation = normalisation_of(model, channels, about)
+    graph = kind(model, normalisation, size, divisor, raw)
     return graph, describe(graph, normalisation, about)
 
 
 def as_input(graph: Graph, image: np.ndarray) -> Tensor:
-    """The input of a graph for an image, uint8 (h, w, 3) RGB."""
+    """The input of a graph for an image, uint8 (h, w, 3), RGB."""
     batch = torch.from_numpy(np.ascontiguousarray(image))[None]
-    if not graph.raw:
-        return batch
-    x = (batch.permute(0, 3, 1, 2).float() - graph.mean) / graph.std
-    return x[:, [2, 1, 0]] if graph.swap else x
+    return graph.normalise(batch) if graph.raw else batch
 
 
-def made_images(graph: Graph, shape: Size | None, count: int) -> list[np.ndarray]:
-    """Blocks of random colours and noise, the same at every call; the first fills ``shape``."""
+def _made_images(graph: Graph, shape: Size) -> list[np.ndarray]:
+    """Three images of random blocks and noise, the same at every call; the first fills ``shape``.
+
+    The others are smaller, and leave the upper levels of a pyramid without objects.
+    """
     random = np.random.default_rng(0)
-    height, width = shape or (256, 320)
     images = []
-    for i in range(count):
-        h, w = max(height * (4 - i) // 4, 1), max(width * (4 - i // 2) // 4, 1)
+    for i in range(3):
+        height, width = (max(n * (3 - i) // 3, 1) for n in shape)
         cell = 8 << i
-        blocks = random.integers(0, 256, (h // cell + 1, w // cell + 1, 3))
-        pixels = blocks.repeat(cell, 0).repeat(cell, 1)[:h, :w] + random.normal(0, 12, (h, w, 3))
+        blocks = random.integers(0, 256, (height // cell + 1, width // cell + 1, len(graph.mean)))
+        pixels = blocks.repeat(cell, 0).repeat(cell, 1)[:height, :width]
+        pixels = pixels + random.normal(0, 12, pixels.shape)
         images.append(pixels.clip(0, 255).astype(np.uint8))
     return images
 
 
 def _trace(graph: Graph, example: Tensor, native_deform: bool) -> torch.jit.ScriptModule:
+    threshold = getattr(graph, 'score_thr', torch.zeros(()))
+    before = threshold.item()
     with torch.no_grad(), traceable(graph, native_deform):
-        if not isinstance(graph, Detector):
-            return torch.jit.trace(graph, example, check_trace=False)
-        threshold = graph.score_thr.item()
-        graph.score_thr.fill_(-1)  # something is found, whatever the weights are
+        threshold.fill_(-1)  # something is found, whatever the weights are
         try:
             return torch.jit.trace(graph, example, check_trace=False)
         finally:
-            graph.score_thr.fill_(threshold)
+            threshold.fill_(before)
 
 
 def _open_axes(graph: Graph) -> dict[int, str]:
@@ -265,29 +271,23 @@ def _open_axes(graph: Graph) -> dict[int, str]:
 def _write_onnx(graph: Graph, example: Tensor, path: Path, metadata: dict[str, Any]) -> None:
     import onnx
 
+    traced = _trace(graph, example, native_deform=False)
+    axes = {'image': _open_axes(graph)}
+    for name in graph.outputs:
+        sizes = _OPEN.get(name, ('batch', 0, f'{name}_height', f'{name}_width'))
+        axes[name] = {i: size for i, size in enumerate(sizes) if isinstance(size, str)}
     buffer = BytesIO()
-    outputs = {
-        'boxes': {0: 'found'},
-        'scores': {0: 'found'},
-        'labels': {0: 'found'},
-        'mask_scores': {0: 'found'},
-        'masks': {0: 'found', 1: 'height', 2: 'width'},
-        'segmentation': {0: 'height', 1: 'width'},
-    }
-    axes = {name: outputs[name] for name in graph.outputs if name in outputs}
-    if isinstance(graph, Levels):
-        axes = {n: {0: 'batch', 2: f'{n}_height', 3: f'{n}_width'} for n in graph.outputs}
     try:
         with torch.no_grad():
             torch.onnx.export(
-                _trace(graph, example, native_deform=False),
+                traced,
                 (example,),
                 buffer,
                 dynamo=False,  # the other exporter needs onnxscript, and takes no traces
                 opset_version=OPSET,
                 input_names=['image'],
                 output_names=list(graph.outputs),
-                dynamic_axes={'image': _open_axes(graph), **axes},
+                dynamic_axes=axes,
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0].partition('  [Caused by')[0]
@@ -307,103 +307,226 @@ def _write_onnx(graph: Graph, example: Tensor, path: Path, metadata: dict[str, A
 
 def _write_openvino(graph: Graph, example: Tensor, path: Path, metadata: dict[str, Any]) -> None:
     import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     traced = _trace(graph, example, native_deform=True)
+    # openvino.convert_model does this too, after seconds of other work and a report over the net
+    frontend = FrontEndManager().load_by_framework('pytorch')
+    decoder = TorchScriptPythonDecoder(traced, example_input=example)  # is used until the end
+    loaded = frontend.load(decoder)
     shape: list[Any] = list(example.shape)
     for i, name in _open_axes(graph).items():
         limit = -1 if graph.size is None or name == 'batch' else graph.size[name == 'width']
         shape[i] = openvino.Dimension(1, limit)
-    file = openvino.convert_model(traced, example_input=example, input=[shape])
-    file.inputs[0].get_tensor().set_names({'image'})
-    for output, name in zip(file.outputs, graph.outputs, strict=True):
-        output.get_tensor().set_names({name})
+    (place,) = loaded.get_inputs()
+    loaded.set_partial_shape(place, openvino.PartialShape(shape))
+    loaded.set_element_type(place, openvino.Type.f32 if graph.raw else openvino.Type.u8)
+    file = frontend.convert(loaded)
+    for port, name in zip(file.inputs + file.outputs, ('image', *graph.outputs), strict=True):
+        port.get_tensor().set_names({name})
     file.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
     openvino.save_model(file, path, compress_to_fp16=False)
 
 
-def open_file(path: Path) -> Run:
-    """A file in its runtime on the CPU, in float32: input -> outputs."""
+def _open(path: Path, score_thr: float | None = None) -> Run:
+    """A file in its runtime on the CPU, in float32; ``score_thr`` replaces a detector's."""
     if path.suffix == '.onnx':
+        import onnx
         import onnxruntime
 
+        file = onnx.load(path)
+        for constant in file.graph.initializer:
+            if constant.name == 'score_thr' and score_thr is not None:
+                constant.CopyFrom(onnx.numpy_helper.from_array(np.float32(score_thr), 'score_thr'))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors, which come as exceptions
         # its threads would wait by spinning, which slows PyTorch's
         options.add_session_config_entry('session.force_spinning_stop', '1')
-        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+        content, providers = file.SerializeToString(), ['CPUExecutionProvider']
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
         return lambda image: session.run(None, {'image': image})
     import openvino
 
-    compiled = openvino.Core().compile_model(path, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    core = openvino.Core()
+    file = core.read_model(path)
+    for node in file.get_ops() if score_thr is not None else ():
+        if node.get_friendly_name() == 'self.score_thr':
+            node.output(0).replace(openvino.opset1.constant(np.float32(score_thr)).output(0))
+    compiled = core.compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
     return lambda image: [value.copy() for value in compiled(image).values()]
 
 
+class _Comparison:
+    """What a file gives against what PyTorch gives.
+
+    Attributes:
+        worst: The largest difference of each output.
+        found: Detections that were compared.
+        stray: Those that were in one of both only.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.worst: dict[str, float] = {}
+        self.found = self.stray = 0
+
+    def run(self, path: Path, images: Sequence[np.ndarray]) -> None:
+        """Compares on images, and a detector with thresholds for nothing, one, and many objects.
+
+        Raises:
+            ExportError: Something differs, or the file does not run.
+        """
+        try:
+            run = _open(path)
+        except Exception as error:  # exceptions of the runtimes have no base of their own
+            raise ExportError(f'the exported file does not open: {error}') from error
+        for i, image in enumerate(images):
+            self._check(run, image, f'image {i + 1}')
+        if isinstance(self.graph, Detector) and self.graph.task != 'panoptic':
+            test_cfg = (
+                getattr(self.graph.model, 'roi_head', None) or self.graph.model.bbox_head
+            ).test_cfg
+            before, image = test_cfg.score_thr, images[-1]
+            try:
+                for what, value in self._thresholds(test_cfg, image).items():
+                    test_cfg.score_thr = value
+                    self._check(
+                        _open(path, value), image, f'the last image at a threshold for {what}'
+                    )
+            finally:
+                test_cfg.score_thr = before
+        if self.stray > max(STRAY * self.found, 1):
+            raise ExportError(
+                f'the exported file does not give what PyTorch gives: {self.stray} detections of '
+                f'{self.found} are in one of both only, first {self.first}'
+            )
+
+    def _thresholds(self, test_cfg: Any, image: np.ndarray) -> dict[str, float]:
+        test_cfg.score_thr = 0.5
+        while True:
+            scores = reference(self.graph, image)['scores']
+            if len(scores) >= test_cfg.max_per_img or test_cfg.score_thr < 1e-3:
+                break
+            test_cfg.score_thr /= 2
+        found = dict(nothing=1.0, many=test_cfg.score_thr)
+        return dict(found, one=float(scores[:2].mean())) if len(scores) > 1 else found
+
+    def _check(self, run: Run, image: np.ndarray, what: str) -> None:
+        what = f'{what}, {image.shape[0]} x {image.shape[1]}'
+        expected = reference(self.graph, image)
+        try:
+            given = run(as_input(self.graph, image).numpy())
+        except Exception as error:
+            raise ExportError(f'the exported file does not run on {what}: {error}') from error
+        given = dict(zip(self.graph.outputs, given, strict=True))
+        for name, value in expected.items():
+            shape = given[name].shape if name in given else value.shape
+            if shape[1:] != value.shape[1:] or (
+                name not in ('boxes', 'scores', 'labels', 'masks') and shape != value.shape
+            ):
+                raise ExportError(
+                    f'the exported file does not give what PyTorch gives: {name} of {what} has '
+                    f'shape {shape}, not {value.shape}'
+                )
+        for name, error in self._errors(expected, given, what):
+            limit = TOLERANCES.get(name, TOLERANCES['features'])
+            if not error <= limit:  # NaN is not
+                raise ExportError(
+                    f'the exported file does not give what PyTorch gives: {name} of {what} differs '
+                    f'by {error:.2g}, and at most {limit:g} is allowed'
+                )
+            self.worst[name] = max(self.worst.get(name, 0.0), error)
+
+    def _errors(
+        self, expected: dict[str, np.ndarray], given: dict[str, np.ndarray], what: str
+    ) -> Iterator[tuple[str, float]]:
+        if 'boxes' in expected:
+            yield from self._detections(expected, given, what)
+        elif 'logits' in expected:
+            labels, logits = given['segmentation'], expected['logits']
+            if len(logits) == 1:
+                unsure = np.abs(logits[0] - self.graph.model.decode_head.threshold)
+            else:
+                unsure = logits.max(0) - np.take_along_axis(logits, labels[None], 0)[0]
+            differs = (labels != expected['segmentation']) & (unsure > 1e-4 * np.abs(logits).max())
+            yield 'segmentation', float(differs.mean())
+        elif 'segmentation' in expected:
+            yield 'segmentation', float((given['segmentation'] != expected['segmentation']).mean())
+        else:
+            for name, value in expected.items():
+                largest = float(np.abs(value).max())
+                if not math.isfinite(largest):
+                    raise ExportError(
+                        f'PyTorch gives values that are NaN or infinite: {name}, {what}'
+                    )
+                yield name, float(np.abs(given[name] - value).max()) / (largest or 1.0)
+
+    def _detections(
+        self, expected: dict[str, np.ndarray], given: dict[str, np.ndarray], what: str
+    ) -> Iterator[tuple[str, float]]:
+        """Errors of the detections that both have; equal scores may come in another order."""
+        free = list(range(len(given['scores'])))
+        self.found += len(expected['scores'])
+        for i, (box, score, label) in enumerate(
+            zip(expected['boxes'], expected['scores'], expected['labels'], strict=True)
+        ):
+            for j in free:
+                errors = dict(
+                    boxes=float(np.abs(given['boxes'][j] - box).max()),
+                    scores=float(abs(given['scores'][j] - score)),
+                )
+                if given['labels'][j] == label and all(errors[n] <= TOLERANCES[n] for n in errors):
+                    free.remove(j)
+                    if 'masks' in expected:
+                        ours, theirs = given['masks'][j], expected['masks'][i]
+                        errors['masks'] = float((ours != theirs).sum() / max(theirs.sum(), 3000))
+                    yield from errors.items()
+                    break
+            else:
+                self._lose(
+                    f'{what}: PyTorch has label {label}, score {score:.4f}, box {box.round(2)}'
+                )
+        for j in free:
+            box, score, label = (given[name][j] for name in ('boxes', 'scores', 'labels'))
+            self._lose(f'{what}: the file has label {label}, score {score:.4f}, box {box.round(2)}')
+
+    def _lose(self, what: str) -> None:
+        self.first = what if not self.stray else self.first
+        self.stray += 1
+
+
 @torch.no_grad()
-def reference(model: nn.Module, graph: Graph, image: np.ndarray) -> list[np.ndarray]:
-    """What PyTorch gives for an image, by the model's own code."""
+def reference(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What PyTorch gives for an image, by the model's own code; for segmentors, logits too."""
+    model, (height, width) = graph.model, image.shape[:2]
     x, _ = graph.prepare(as_input(graph, image))
     if isinstance(graph, Levels):
-        return [level.numpy() for level in model(x)]
-    height, width = image.shape[:2]
-    shape = x.shape[2:]
-    if isinstance(graph, Segmentor):
-        return [graph(as_input(graph, image)).numpy()]
-    from mmdet.structures import DetDataSample
+        values = dict(zip(graph.outputs, model(x), strict=True))
+    elif isinstance(graph, Segmentor):
+        sample = model.predict(x)[0]
+        labels, logits = sample.pred_sem_seg.data[0], sample.seg_logits.data
+        values = dict(segmentation=labels[:height, :width], logits=logits[:, :height, :width])
+    else:
+        from mmdet.structures import DetDataSample
 
-    meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=tuple(shape))
-    meta.update(scale_factor=(1.0, 1.0), batch_input_shape=tuple(shape))
-    sample = model.predict(x, [DetDataSample(metainfo=meta)], rescale=True)[0]
-    found = sample.get('pred_instances') or SimpleNamespace()
-    values = dict(
-        boxes=getattr(found, 'bboxes', None),
-        scores=getattr(found, 'scores', None),
-        labels=getattr(found, 'labels', None),
-        masks=getattr(found, 'masks', None),
-        mask_scores=None,
-        segmentation=sample.pred_panoptic_seg.sem_seg[0] if 'pred_panoptic_seg' in sample else None,
-    )
-    return [None if values[n] is None else values[n].numpy() for n in graph.outputs]
-
-
-def compare(
-    run: Run, model: nn.Module, graph: Graph, images: Sequence[np.ndarray]
-) -> dict[str, float]:
-    """The largest difference of each output from PyTorch's.
-
-    Raises:
-        ExportError: A difference that is too large; the message says where.
-    """
-    errors = dict.fromkeys(graph.outputs, 0.0)
-    model = graph.model
-    for number, image in enumerate(images):
-        expected = reference(model, graph, image)
-        given = run(as_input(graph, image).numpy())
-        for name, theirs, ours in zip(graph.outputs, expected, given, strict=True):
-            if theirs is None:
-                continue
-            where = f'{name} of image {number} ({image.shape[0]} x {image.shape[1]})'
-            if theirs.shape != ours.shape:
-                raise ExportError(
-                    f'the exported file does not give what PyTorch gives: {where} has shape '
-                    f'{ours.shape}, not {theirs.shape}'
-                )
-            if theirs.size == 0:
-                continue
-            error = float(np.abs(ours.astype(np.float64) - theirs).max())
-            limit = {'boxes': 1e-2, 'scores': 1e-4, 'labels': 0}.get(name, 1e-4)
-            if isinstance(graph, Levels):
-                error /= float(np.abs(theirs).max()) or 1.0
-            if not error <= limit:
-                raise ExportError(
-                    f'the exported file does not give what PyTorch gives: {where} differs by '
-                    f'{error:.2g}, and at most {limit:g} is allowed'
-                )
-            errors[name] = max(errors[name], error)
-    return errors
+        shape = tuple(x.shape[2:])
+        meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=shape)
+        sample = DetDataSample(
+            metainfo=dict(meta, scale_factor=(1.0, 1.0), batch_input_shape=shape)
+        )
+        found = model.predict(x, [sample], rescale=True)[0]
+        if graph.task == 'panoptic':
+            values = dict(segmentation=found.pred_panoptic_seg.sem_seg[0])
+        else:
+            found = found.pred_instances
+            values = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
+            values.update(masks=found.masks) if 'masks' in found else None
+    return {name: value.numpy() for name, value in values.items()}
 
 
 def validation_images(cfg: Any, count: int) -> list[np.ndarray]:
-    """The first images of a config's validation set as its test pipeline gives them, RGB.
+    """The first images of a config's validation set, uint8 (h, w, 3) RGB, as it resizes them.
 
     Raises:
         OSError: The data are not there.

@@ -36,8 +36,8 @@ class Graph(nn.Module):
 
     Args:
         model: A backbone, detector or segmentor; it is not changed.
-        normalisation: ``mean``, ``std`` (one number a channel, in the order of the image's
-            channels, of pixels from 0 to 255) and ``swap``: the network takes BGR.
+        normalisation: ``mean``, ``std`` (a number a channel, of pixels from 0 to 255) and
+            ``channels``, 'RGB' or 'BGR', the order of both and of what the network takes.
         size: (height, width) that every image is padded to, a multiple of ``divisor``; None leaves
             both open.
         divisor: Of the sizes that the network gets, where they are open.
@@ -59,19 +59,21 @@ class Graph(nn.Module):
         # batch norm of several processes computes the same, but cannot be traced
         self.model = revert_sync_batchnorm(copy.deepcopy(model).cpu().float())
         self.size, self.divisor, self.raw = size, divisor, raw
-        self.swap = normalisation['swap']
+        self.swap = normalisation['channels'] == 'BGR'
         for name in ('mean', 'std'):
             values = torch.tensor(normalisation[name], dtype=torch.float32)
             self.register_buffer(name, values[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
 
+    def normalise(self, image: Tensor) -> Tensor:
+        """uint8 (N, h, w, C), RGB -> float32 (N, C, h, w), in the network's order."""
+        if self.swap:
+            image = image[..., [2, 1, 0]]
+        return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
     def prepare(self, image: Tensor) -> tuple[Tensor, Sequence[int]]:
         """The network's input, (N, C, H, W), and the image's own (h, w)."""
-        if not self.raw:
-            image = image.permute(0, 3, 1, 2).float()
-            image = (image - self.mean) / self.std
-            if self.swap:
-                image = image[:, [2, 1, 0]]
+        image = image if self.raw else self.normalise(image)
         height, width = image.shape[2:]
         if self.size is not None:
             image = nn.functional.pad(image, (0, self.size[1] - width, 0, self.size[0] - height))

@@ -18,6 +18,7 @@ ONNX files have it in ``metadata_props``, OpenVINO files in ``rt_info``. Fields:
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbones import VARIANTS, Backbone, Bottle2neck
+from ..checks import check_choice
 from ..registry import MODELS
 from ..version import __version__
 from ..weights.architecture import architecture_of
@@ -36,23 +38,36 @@ FORMAT = 1
 IMAGENET = dict(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), channels='RGB')
 
 
-def normalisation_of(model: nn.Module) -> dict[str, Any]:
-    """``mean``, ``std`` and ``channels``, the order of both, of a model; a backbone's: ImageNet's.
+def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``mean`` and ``std``, a number a channel, and ``channels``, their order: 'RGB' or 'BGR'.
 
-    Images come from mmcv as BGR.
+    They are ``given``, or the model's own, or for a backbone of three channels ImageNet's.
+
+    Raises:
+        ValueError: What is given cannot be; the message names it.
     """
+    found = dict(IMAGENET) if channels == 3 else dict(mean=(0.0,) * channels, std=(1.0,) * channels)
     preprocessor = getattr(model, 'data_preprocessor', None)
-    if preprocessor is None:
-        return dict(IMAGENET)
-    found: dict[str, Any] = dict(mean=(0.0,) * 3, std=(1.0,) * 3)
     if getattr(preprocessor, '_enable_normalize', False):
         for name in ('mean', 'std'):
             values = getattr(preprocessor, name).double().flatten().tolist()
             found[name] = tuple(round(value, 4) for value in values)  # of float32's noise
-    # the second name is that of mmsegmentation 1.2.2
-    names = ('_channel_conversion', 'channel_conversion')
-    converts = any(getattr(preprocessor, name, False) for name in names)
-    return dict(found, channels='RGB' if converts else 'BGR')
+    elif preprocessor is not None:
+        found.update(mean=(0.0,) * channels, std=(1.0,) * channels)
+    if preprocessor is not None:  # images come from mmcv as BGR
+        # the second name is that of mmsegmentation 1.2.2
+        names = ('_channel_conversion', 'channel_conversion')
+        converts = any(getattr(preprocessor, name, False) for name in names)
+        found['channels'] = 'RGB' if converts else 'BGR'
+    found.update({name: given[name] for name in IMAGENET if given.get(name) is not None})
+    for name in ('mean', 'std'):
+        values = found[name]
+        if len(values) != channels or not all(map(math.isfinite, values)):
+            raise ValueError(f'{name} must be {channels} finite numbers, but got {values!r}')
+    if min(found['std']) <= 0:
+        raise ValueError(f'std must be positive, but got {found["std"]!r}')
+    check_choice('channels', found.setdefault('channels', 'RGB'), ('RGB', 'BGR'))
+    return found
 
 
 def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
