@@ -6,7 +6,9 @@ import signal
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from mmengine.config import Config, DictAction
@@ -16,11 +18,14 @@ from res2net_mm.backbones import VARIANTS, Backbone
 from res2net_mm.checks import did_you_mean
 from res2net_mm.deploy import export
 from res2net_mm.deploy.export import check_path, validation_images
+from res2net_mm.deploy.int8 import require_nncf
 from res2net_mm.deploy.metadata import resize_rule, test_size
 from res2net_mm.engine.classes import prediction_meta
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
+from res2net_mm.engine.exported import ExportedModule, task_of
 from res2net_mm.engine.infer import load_model, test_dataset
+from res2net_mm.engine.quantising import TrainingImages, compare_figures, measure, write_int8
 from res2net_mm.registry import MODELS
 from res2net_mm.weights import load_weights
 
@@ -52,6 +57,18 @@ def main() -> None:
     )
     parser.add_argument('--backbone', action='store_true', help="only the model's backbone")
     parser.add_argument(
+        '--int8', action='store_true', help='quantise an .xml file with training images'
+    )
+    parser.add_argument(
+        '--calibration', type=int, default=300, metavar='N', help='images for --int8 (300)'
+    )
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='measure the file on the validation set, beside what it was made from; --int8 then '
+        'leaves more in float until AP falls by at most 0.005, mIoU and PQ by 0.5 points',
+    )
+    parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='read the checkpoint with pickle, which runs code that is in it',
@@ -64,7 +81,19 @@ def main() -> None:
         help="change the config, or the variant's arguments",
     )
     args = parser.parse_args()
-    check_path(args.out)
+    path = check_path(args.out)
+    if args.int8:
+        require_nncf()
+        if path.suffix != '.xml':
+            raise ToolError(
+                f'--int8 writes OpenVINO files: OUT must end in .xml, but is {args.out}'
+            )
+        if args.calibration < 1:
+            raise ToolError(f'--calibration must be at least 1, but is {args.calibration}')
+    if args.int8 or args.check:
+        option = '--int8' if args.int8 else '--check'
+        if args.backbone or args.raw or args.config in VARIANTS:
+            raise ToolError(f'{option} needs the config of a whole model, and no --raw')
     print(f'loading {args.checkpoint}', flush=True)
     model, about, cfg = _load(args)
     if args.backbone:
@@ -79,8 +108,19 @@ def main() -> None:
     images = []
     if cfg is not None and not args.backbone:
         images = validation_images(cfg, 20)
-    say = dict(images=images, about=about, progress=lambda line: print(line, flush=True))
-    print(export(model, args.out, shape, raw=args.raw, **say))
+    say = partial(print, flush=True)
+    given = dict(raw=args.raw, images=images, about=about, progress=say)
+    if not args.int8:
+        say(export(model, args.out, shape, **given))
+        if args.check:
+            file = ExportedModule(args.out, task_of(cfg.model))
+            compare_figures(measure(cfg, model), measure(cfg, file), ('PyTorch', 'the file'), say)
+        return
+    training = TrainingImages(cfg, args.calibration)
+    with TemporaryDirectory() as folder:
+        source = Path(folder, 'float32.xml')
+        say(str(export(model, source, shape, **given)).splitlines()[0])
+        write_int8(cfg, source, args.out, training, args.check, say)
 
 
 def _load(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], Config | None]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from .running import KEY
+from .running import KEY, ExportedModel
 
 # Quantising everything, nncf's default, cost the detector of `make demo` 0.08 AP, and 0.5 AP of
 # large objects: box coordinates go through these operations, and 256 levels are too few for them.
@@ -49,6 +50,17 @@ def has_int8_instructions() -> bool:
     return any(flag in flags for flag in _INT8_FLAGS)
 
 
+def require_nncf() -> None:
+    """Raises ``ImportError`` saying what to install, unless openvino and nncf are there."""
+    try:
+        import nncf  # noqa: F401
+        import openvino  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"int8 needs openvino and nncf: pip install 'res2net_mm[openvino]' ({error})"
+        ) from error
+
+
 def quantize(
     source: str | Path, path: str | Path, images: Sequence[np.ndarray], step: int = 0
 ) -> list[str]:
@@ -59,7 +71,8 @@ def quantize(
     Args:
         source: The float32 file, ``.xml``.
         path: The file to write, ``.xml``; its weights go into a ``.bin`` file beside it.
-        images: Inputs for calibration, (h, w, 3) of uint8 each. They are read several times.
+        images: To calibrate with, (h, w, 3), uint8, RGB, resized as the config resizes; they are
+            read twice.
         step: Which of ``STEPS`` to leave in float.
 
     Returns:
@@ -68,31 +81,28 @@ def quantize(
     Raises:
         ImportError: openvino or nncf is not installed.
         ValueError: There are no images.
+        ModelFileError: ``source`` cannot be run.
     """
-    try:
-        import nncf
-        import openvino
-    except ImportError as error:
-        raise ImportError(
-            f"int8 needs openvino and nncf: pip install 'res2net_mm[openvino]' ({error})"
-        ) from error
+    require_nncf()
+    import nncf
+    import openvino
+
     if not len(images):
         raise ValueError('int8 needs images to calibrate with, but got none')
     nncf.set_log_level(logging.ERROR)
-    model = openvino.Core().read_model(source)
+    file = ExportedModel(source)
+    in_float = ['elementwise arithmetic', *STEPS[step]]
     quantized = nncf.quantize(
-        model,
-        nncf.Dataset(images, lambda image: image[None]),
+        openvino.Core().read_model(source),
+        nncf.Dataset(images, lambda image: file.fit(image)[None]),
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(
             types=list(ELEMENTWISE),
-            patterns=[rf'.*\.{module}[./].*' for module in STEPS[step]],
+            patterns=[rf'.*\.{re.escape(module)}[./].*' for module in STEPS[step]],
             validate=False,  # no model has all of them
         ),
     )
-    in_float = ['elementwise arithmetic', *STEPS[step]]
-    metadata = json.loads(model.get_rt_info([KEY]).value)
-    metadata['int8'] = dict(images=len(images), float=in_float)
+    metadata = dict(file.metadata, int8=dict(images=len(images), float=in_float))
     quantized.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
     openvino.save_model(quantized, path, compress_to_fp16=False)
     return in_float

@@ -1,54 +1,26 @@
 """Exported files in their runtimes: the same predictions as PyTorch's, in pixels of any image."""
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmcv.image import imresize, rescale_size
-from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from res2net_mm import Predictor
-from res2net_mm.deploy import export, running
+from res2net_mm.deploy import running
 from res2net_mm.deploy.running import ExportedModel, ModelFileError
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.runner import prepare_config
-
-SIZE = (128, 128)
-
-
-@pytest.fixture(scope='module')
-def config(tiny_options):
-    return load_config('faster_rcnn_r2n14_shapes.py', tiny_options)
-
-
-@pytest.fixture(scope='module')
-def files(config, tmp_path_factory):
-    """A tiny detector as a checkpoint and as both kinds of file, by suffix."""
-    folder = tmp_path_factory.mktemp('exported')
-    init_default_scope('mmdet')
-    torch.manual_seed(0)
-    model = MODELS.build(config.model)
-    model.init_weights()
-    with torch.no_grad():  # scores that differ, so that rounding does not change their order
-        model.rpn_head.rpn_cls.weight.mul_(100)
-        model.rpn_head.rpn_reg.weight.mul_(10)
-        model.roi_head.bbox_head.fc_cls.weight.mul_(100)
-        model.roi_head.bbox_head.fc_reg.weight.mul_(20)
-    classes = config.classes
-    meta = dict(dataset_meta=dict(classes=classes), res2net_mm=True)
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), folder / 'tiny.pth')
-    rule = dict(scale=[128, 128], keep_ratio=True)
-    about = dict(config='tiny', classes=classes, resize=rule)
-    for suffix in running.SUFFIXES:
-        export(model, folder / f'tiny{suffix}', SIZE, about=about)
-    return {suffix: folder / f'tiny{suffix}' for suffix in ('.pth', *running.SUFFIXES)}
 
 
 @pytest.fixture(scope='module')
@@ -197,31 +169,39 @@ def test_masks_are_pasted_as_by_mmdet():
     np.testing.assert_array_equal(given[margin], (expected >= 0.5).numpy()[margin])
 
 
-BLOCKED = """
-import importlib.util, json, sys
-for name in ('torch', 'cv2', 'mmcv', 'mmengine', 'res2net_mm'):
-    sys.modules[name] = None
+PROGRAM = """
+import json, sys
 import numpy as np
 from PIL import Image
-spec = importlib.util.spec_from_file_location('running', sys.argv[1])
-running = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(running)
-model = running.ExportedModel(sys.argv[2])
-found = model.predict(np.asarray(Image.open(sys.argv[3]).convert('RGB')))
+from running import ExportedModel
+
+model = ExportedModel(sys.argv[1])
+found = model.predict(np.asarray(Image.open(sys.argv[2]).convert('RGB')))
 print(json.dumps({name: value.tolist() for name, value in found.items()}))
 """
 
 
 def test_without_pytorch(files, photo, tmp_path):
-    """The file alone, where nothing but numpy, Pillow and onnxruntime can be imported."""
+    """A copy of ``running.py``, where only numpy, Pillow and onnxruntime can be imported."""
     Image.fromarray(photo).save(tmp_path / 'photo.png')
-    arguments = [running.__file__, files['.onnx'], tmp_path / 'photo.png']
+    shutil.copy(running.__file__, tmp_path)
+    for name in ('numpy', 'PIL', 'onnxruntime'):
+        package = Path(importlib.util.find_spec(name).origin).parent
+        libraries = package.with_name({'PIL': 'pillow'}.get(name, name) + '.libs')
+        for folder in filter(Path.exists, (package, libraries)):
+            (tmp_path / folder.name).symlink_to(folder)
+    command = [sys.executable, '-S', '-c', PROGRAM, files['.onnx'], 'photo.png']
     done = subprocess.run(
-        [sys.executable, '-c', BLOCKED, *map(str, arguments)], capture_output=True, text=True
+        [*map(str, command)],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(tmp_path)),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     found = {name: np.array(value) for name, value in json.loads(done.stdout).items()}
     expected = ExportedModel(files['.onnx']).predict(photo)
     assert len(found['boxes']) == len(expected['boxes']) > 3
-    best = found['scores'] > np.sort(found['scores'])[-3]  # pixels differ by one grey level
-    np.testing.assert_allclose(found['boxes'][best], expected['boxes'][best], atol=1)
+    # resized by Pillow: pixels differ from OpenCV's by one grey level at most
+    np.testing.assert_allclose(found['scores'][:3], expected['scores'][:3], atol=0.05)
+    np.testing.assert_allclose(found['boxes'][:3], expected['boxes'][:3], atol=2)
