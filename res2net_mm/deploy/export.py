@@ -43,14 +43,6 @@ DETECTORS = (
 # non-maximum suppression: so many detections may be without a counterpart.
 TOLERANCES = dict(boxes=1e-2, scores=1e-4, masks=1e-3, segmentation=1e-4, features=1e-4)
 STRAY = 0.005
-_OPEN = {
-    'boxes': ('found', 4),
-    'scores': ('found',),
-    'labels': ('found',),
-    'masks': ('found', 'height', 'width'),
-    'mask_scores': ('found',),
-    'segmentation': ('height', 'width'),
-}
 Run = Callable[[np.ndarray], list[np.ndarray]]
 
 
@@ -143,21 +135,19 @@ def export(
     graph, metadata = make_graph(model, shape, dynamic, raw, about or {})
     say = progress or (lambda line: None)
     say(f'tracing {metadata["model"]}')
-    made = _made_images(graph, shape or (256, 320))
-    comparison = _Comparison(graph)
+    given = [*images, *_made_images(graph, shape or (256, 320))]
     with without_autocast('cpu'), _quietly(), writing(path) as partial:
         weights = partial.with_suffix('.bin')
         try:
             convert = _write_onnx if path.suffix == '.onnx' else _write_openvino
-            convert(graph, as_input(graph, made[0]), partial, metadata)
-            say(f'comparing it with PyTorch on {len(images) + len(made)} images')
-            comparison.run(partial, [*images, *made])
+            convert(graph, as_input(graph, given[-3]), partial, metadata)
+            say(f'comparing it with PyTorch on {len(given)} images')
+            errors, stray = compare(partial, graph, given)
             if weights.exists():
                 weights.replace(path.with_suffix('.bin'))
         finally:
             weights.unlink(missing_ok=True)
-    stray = comparison.stray, comparison.found
-    return ExportReport(path, metadata, len(images) + len(made), comparison.worst, stray)
+    return ExportReport(path, metadata, len(given), errors, stray)
 
 
 def check_path(path: str | Path) -> Path:
@@ -272,10 +262,6 @@ def _write_onnx(graph: Graph, example: Tensor, path: Path, metadata: dict[str, A
     import onnx
 
     traced = _trace(graph, example, native_deform=False)
-    axes = {'image': _open_axes(graph)}
-    for name in graph.outputs:
-        sizes = _OPEN.get(name, ('batch', 0, f'{name}_height', f'{name}_width'))
-        axes[name] = {i: size for i, size in enumerate(sizes) if isinstance(size, str)}
     buffer = BytesIO()
     try:
         with torch.no_grad():
@@ -287,7 +273,7 @@ def _write_onnx(graph: Graph, example: Tensor, path: Path, metadata: dict[str, A
                 opset_version=OPSET,
                 input_names=['image'],
                 output_names=list(graph.outputs),
-                dynamic_axes=axes,
+                dynamic_axes={'image': _open_axes(graph)},
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0].partition('  [Caused by')[0]
@@ -296,6 +282,9 @@ def _write_onnx(graph: Graph, example: Tensor, path: Path, metadata: dict[str, A
     foreign = sorted({f'{n.domain}::{n.op_type}' for n in file.graph.node if n.domain})
     if foreign:
         raise ExportError(f'model needs operators that ONNX does not have: {", ".join(foreign)}')
+    for output in file.graph.output:  # has the example's sizes
+        for size in output.type.tensor_type.shape.dim:
+            size.Clear()
     metadata['opset'] = OPSET
     onnx.helper.set_model_props(file, {KEY: json.dumps(metadata, ensure_ascii=False)})
     try:
@@ -357,143 +346,123 @@ def _open(path: Path, score_thr: float | None = None) -> Run:
     return lambda image: [value.copy() for value in compiled(image).values()]
 
 
-class _Comparison:
-    """What a file gives against what PyTorch gives.
+def compare(
+    path: Path, graph: Graph, images: Sequence[np.ndarray]
+) -> tuple[dict[str, float], tuple[int, int]]:
+    """Compares a file with PyTorch on images, and the last with other thresholds of the score.
 
-    Attributes:
-        worst: The largest difference of each output.
-        found: Detections that were compared.
-        stray: Those that were in one of both only.
+    Returns:
+        The largest difference of each output, and how many detections had no counterpart, of how
+        many.
+
+    Raises:
+        ExportError: Something differs, or the file does not run.
     """
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
-        self.worst: dict[str, float] = {}
-        self.found = self.stray = 0
-
-    def run(self, path: Path, images: Sequence[np.ndarray]) -> None:
-        """Compares on images, and a detector with thresholds for nothing, one, and many objects.
-
-        Raises:
-            ExportError: Something differs, or the file does not run.
-        """
+    worst: dict[str, float] = {}
+    stray: list[str] = []
+    found = 0
+    for what, run, image in _cases(path, graph, images):
+        what = f'{what} ({image.shape[0]} x {image.shape[1]})'
+        expected = reference(graph, image)
         try:
-            run = _open(path)
+            given = run(as_input(graph, image).numpy())
         except Exception as error:  # exceptions of the runtimes have no base of their own
-            raise ExportError(f'the exported file does not open: {error}') from error
-        for i, image in enumerate(images):
-            self._check(run, image, f'image {i + 1}')
-        if isinstance(self.graph, Detector) and self.graph.task != 'panoptic':
-            test_cfg = (
-                getattr(self.graph.model, 'roi_head', None) or self.graph.model.bbox_head
-            ).test_cfg
-            before, image = test_cfg.score_thr, images[-1]
-            try:
-                for what, value in self._thresholds(test_cfg, image).items():
-                    test_cfg.score_thr = value
-                    self._check(
-                        _open(path, value), image, f'the last image at a threshold for {what}'
-                    )
-            finally:
-                test_cfg.score_thr = before
-        if self.stray > max(STRAY * self.found, 1):
-            raise ExportError(
-                f'the exported file does not give what PyTorch gives: {self.stray} detections of '
-                f'{self.found} are in one of both only, first {self.first}'
-            )
-
-    def _thresholds(self, test_cfg: Any, image: np.ndarray) -> dict[str, float]:
-        test_cfg.score_thr = 0.5
-        while True:
-            scores = reference(self.graph, image)['scores']
-            if len(scores) >= test_cfg.max_per_img or test_cfg.score_thr < 1e-3:
-                break
-            test_cfg.score_thr /= 2
-        found = dict(nothing=1.0, many=test_cfg.score_thr)
-        return dict(found, one=float(scores[:2].mean())) if len(scores) > 1 else found
-
-    def _check(self, run: Run, image: np.ndarray, what: str) -> None:
-        what = f'{what}, {image.shape[0]} x {image.shape[1]}'
-        expected = reference(self.graph, image)
-        try:
-            given = run(as_input(self.graph, image).numpy())
-        except Exception as error:
             raise ExportError(f'the exported file does not run on {what}: {error}') from error
-        given = dict(zip(self.graph.outputs, given, strict=True))
-        for name, value in expected.items():
-            shape = given[name].shape if name in given else value.shape
-            if shape[1:] != value.shape[1:] or (
-                name not in ('boxes', 'scores', 'labels', 'masks') and shape != value.shape
-            ):
-                raise ExportError(
-                    f'the exported file does not give what PyTorch gives: {name} of {what} has '
-                    f'shape {shape}, not {value.shape}'
-                )
-        for name, error in self._errors(expected, given, what):
+        given = dict(zip(graph.outputs, given, strict=True))
+        errors, lone = _differences(graph, expected, given)
+        stray += [f'{what}: {text}' for text in lone]
+        found += len(expected.get('scores', ()))
+        for name, error in errors.items():
+            worst[name] = max(worst.get(name, 0.0), error)
             limit = TOLERANCES.get(name, TOLERANCES['features'])
             if not error <= limit:  # NaN is not
                 raise ExportError(
                     f'the exported file does not give what PyTorch gives: {name} of {what} differs '
                     f'by {error:.2g}, and at most {limit:g} is allowed'
                 )
-            self.worst[name] = max(self.worst.get(name, 0.0), error)
+    if len(stray) > max(STRAY * found, 1):
+        raise ExportError(
+            f'the exported file does not give what PyTorch gives: of {found} detections, '
+            f'{len(stray)} are in one of both only; the first, of {stray[0]}'
+        )
+    return worst, (len(stray), found)
 
-    def _errors(
-        self, expected: dict[str, np.ndarray], given: dict[str, np.ndarray], what: str
-    ) -> Iterator[tuple[str, float]]:
-        if 'boxes' in expected:
-            yield from self._detections(expected, given, what)
-        elif 'logits' in expected:
-            labels, logits = given['segmentation'], expected['logits']
-            if len(logits) == 1:
-                unsure = np.abs(logits[0] - self.graph.model.decode_head.threshold)
-            else:
-                unsure = logits.max(0) - np.take_along_axis(logits, labels[None], 0)[0]
-            differs = (labels != expected['segmentation']) & (unsure > 1e-4 * np.abs(logits).max())
-            yield 'segmentation', float(differs.mean())
-        elif 'segmentation' in expected:
-            yield 'segmentation', float((given['segmentation'] != expected['segmentation']).mean())
+
+def _cases(
+    path: Path, graph: Graph, images: Sequence[np.ndarray]
+) -> Iterator[tuple[str, Run, np.ndarray]]:
+    run = _open(path)
+    for i, image in enumerate(images):
+        yield f'image {i + 1}', run, image
+    if not isinstance(graph, Detector):
+        return
+    test_cfg = (getattr(graph.model, 'roi_head', None) or graph.model.bbox_head).test_cfg
+    before, image = test_cfg.score_thr, images[-1]
+    try:
+        test_cfg.score_thr = 0.5  # lower it until as many objects are found as may be
+        while test_cfg.score_thr > 1e-3:
+            scores = reference(graph, image)['scores']
+            if len(scores) >= test_cfg.max_per_img:
+                break
+            test_cfg.score_thr /= 2
+        values = dict(nothing=1.0, many=test_cfg.score_thr)
+        if len(scores) > 1:
+            values['one'] = float(scores[:2].mean())
+        for what, value in values.items():
+            test_cfg.score_thr = value
+            yield f'the last image, thresholds for {what}', _open(path, value), image
+    finally:
+        test_cfg.score_thr = before
+
+
+def _differences(
+    graph: Graph, expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], list[str]]:
+    """The largest difference of each output, and detections without a counterpart, in words."""
+    errors = {}
+    for name, theirs in expected.items():
+        if name in ('boxes', 'scores', 'labels', 'masks', 'logits'):
+            continue
+        ours = given[name]
+        if theirs.shape != ours.shape or not np.isfinite(theirs).all():
+            errors[name] = math.nan
+        elif name != 'segmentation':
+            errors[name] = float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1))
         else:
-            for name, value in expected.items():
-                largest = float(np.abs(value).max())
-                if not math.isfinite(largest):
-                    raise ExportError(
-                        f'PyTorch gives values that are NaN or infinite: {name}, {what}'
-                    )
-                yield name, float(np.abs(given[name] - value).max()) / (largest or 1.0)
-
-    def _detections(
-        self, expected: dict[str, np.ndarray], given: dict[str, np.ndarray], what: str
-    ) -> Iterator[tuple[str, float]]:
-        """Errors of the detections that both have; equal scores may come in another order."""
-        free = list(range(len(given['scores'])))
-        self.found += len(expected['scores'])
-        for i, (box, score, label) in enumerate(
-            zip(expected['boxes'], expected['scores'], expected['labels'], strict=True)
-        ):
-            for j in free:
-                errors = dict(
-                    boxes=float(np.abs(given['boxes'][j] - box).max()),
-                    scores=float(abs(given['scores'][j] - score)),
-                )
-                if given['labels'][j] == label and all(errors[n] <= TOLERANCES[n] for n in errors):
-                    free.remove(j)
-                    if 'masks' in expected:
-                        ours, theirs = given['masks'][j], expected['masks'][i]
-                        errors['masks'] = float((ours != theirs).sum() / max(theirs.sum(), 3000))
-                    yield from errors.items()
-                    break
-            else:
-                self._lose(
-                    f'{what}: PyTorch has label {label}, score {score:.4f}, box {box.round(2)}'
-                )
-        for j in free:
-            box, score, label = (given[name][j] for name in ('boxes', 'scores', 'labels'))
-            self._lose(f'{what}: the file has label {label}, score {score:.4f}, box {box.round(2)}')
-
-    def _lose(self, what: str) -> None:
-        self.first = what if not self.stray else self.first
-        self.stray += 1
+            differs = ours != theirs
+            if (logits := expected.get('logits')) is not None:  # two classes may be equal
+                best = np.take_along_axis(logits, np.minimum(ours, len(logits) - 1)[None], 0)[0]
+                other = logits.max(0) if len(logits) > 1 else graph.model.decode_head.threshold
+                differs &= np.abs(other - best) > 1e-4 * np.abs(logits).max()
+            errors[name] = float(differs.mean())
+    if 'boxes' not in expected:
+        return errors, []
+    # pairs of detections; those of equal scores may come in another order
+    apart = {n: np.abs(expected[n][:, None] - given[n][None]) for n in ('boxes', 'scores')}
+    apart['boxes'] = apart['boxes'].max(2)
+    close = expected['labels'][:, None] == given['labels'][None]
+    for name, values in apart.items():
+        close = close & (values <= TOLERANCES[name])
+    rows, columns = [], []
+    for i in range(len(close)):
+        if close[i].any():
+            rows.append(i)
+            columns.append(int(close[i].argmax()))
+            close[:, columns[-1]] = False
+    for name, values in apart.items():
+        errors[name] = float(values[rows, columns].max(initial=0))
+    if 'masks' in expected:
+        ours, theirs = given['masks'][columns], expected['masks'][rows]
+        shares = (ours != theirs).sum((1, 2)) / np.maximum(theirs.sum((1, 2)), 3000)
+        errors['masks'] = float(shares.max(initial=0))
+    if len(rows) < len(close) or columns != sorted(columns):
+        errors.pop('segmentation', None)  # the map numbers the objects
+    lone = []
+    for who, values, paired in (('PyTorch', expected, rows), ('the file', given, columns)):
+        for i in sorted(set(range(len(values['scores']))) - set(paired)):
+            label, score, box = (values[name][i] for name in ('labels', 'scores', 'boxes'))
+            lone.append(f'{who} has label {label}, score {score:.4f}, box {box.round(2)}')
+    return errors, lone
 
 
 @torch.no_grad()
@@ -512,16 +481,21 @@ def reference(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
 
         shape = tuple(x.shape[2:])
         meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=shape)
-        sample = DetDataSample(
-            metainfo=dict(meta, scale_factor=(1.0, 1.0), batch_input_shape=shape)
-        )
-        found = model.predict(x, [sample], rescale=True)[0]
-        if graph.task == 'panoptic':
-            values = dict(segmentation=found.pred_panoptic_seg.sem_seg[0])
+        meta.update(scale_factor=(1.0, 1.0), batch_input_shape=shape)
+        sample = DetDataSample(metainfo=meta)
+        results = model.predict(x, [sample], rescale=True)[0]
+        if graph.task == 'panoptic':  # it keeps its objects to itself
+            proposals = model.rpn_head.predict(model.extract_feat(x), [sample], rescale=False)
+            found = model.roi_head.predict(
+                model.extract_feat(x), proposals, [sample], rescale=True
+            )[0]
         else:
-            found = found.pred_instances
-            values = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
-            values.update(masks=found.masks) if 'masks' in found else None
+            found = results.pred_instances
+        values = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
+        if 'masks' in graph.outputs:
+            values['masks'] = found.masks
+        if graph.task == 'panoptic':
+            values['segmentation'] = results.pred_panoptic_seg.sem_seg[0]
     return {name: value.numpy() for name, value in values.items()}
 
 

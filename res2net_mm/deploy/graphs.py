@@ -2,17 +2,18 @@
 
 A trace keeps the branches that its example took. mmdet's code branches on data in a few places:
 boxes that are filtered only where there is something to filter, RoI features of a pyramid level
-only where RoIs use it, masks that are pasted one by one. :func:`traceable` replaces these functions
-while a model is traced; all other code is the model's own.
+only where RoIs use it, masks pasted one by one. :func:`traceable` replaces these functions while a
+model is traced; all other code is the model's own.
 """
 
 from __future__ import annotations
 
 import copy
-import importlib
+import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -156,11 +157,11 @@ class Detector(Graph):
         return tuple(outputs)
 
 
-# What stands in for mmdet's functions, with their signatures, for a batch of one image.
+# What stands in for functions of mmdet, for a batch of one image. Arguments are theirs.
 
 
 def _clip(boxes: Tensor, shape: Sequence[int] | None) -> Tensor:
-    """Boxes, (..., 4), inside an image of (height, width)."""
+    """Boxes, (N, 4), inside an image of (height, width)."""
     if shape is None:
         return boxes
     height, width = (torch.as_tensor(n).to(boxes) for n in shape[:2])
@@ -170,68 +171,60 @@ def _clip(boxes: Tensor, shape: Sequence[int] | None) -> Tensor:
 def _delta2bbox(
     rois: Tensor,
     deltas: Tensor,
-    means: Sequence[float] = (0.0,) * 4,
-    stds: Sequence[float] = (1.0,) * 4,
-    max_shape: Sequence[int] | None = None,
-    wh_ratio_clip: float = 16 / 1000,
-    clip_border: bool = True,
-    add_ctr_clamp: bool = False,
-    ctr_clamp: int = 32,
+    means: Any,
+    stds: Any,
+    shape: Any,
+    ratio: float,
+    clip: bool,
+    *_: Any,
 ) -> Tensor:
     deltas = deltas * deltas.new_tensor(stds) + deltas.new_tensor(means)
-    largest = abs(torch.tensor(wh_ratio_clip, dtype=torch.float64).log().item())
+    largest = abs(math.log(ratio))
     size = rois[:, 2:] - rois[:, :2]
     centre = (rois[:, :2] + rois[:, 2:]) * 0.5 + size * deltas[:, :2]
     half = size * deltas[:, 2:].clamp(-largest, largest).exp() * 0.5
     boxes = torch.cat([centre - half, centre + half], 1)
-    return _clip(boxes, max_shape) if clip_border else boxes
+    return _clip(boxes, shape) if clip else boxes
 
 
-def _distance2bbox(
-    points: Tensor, distance: Tensor, max_shape: Sequence[int] | None = None
-) -> Tensor:
+def _distance2bbox(points: Tensor, distance: Tensor, max_shape: Any = None) -> Tensor:
     return _clip(torch.cat([points - distance[:, :2], points + distance[:, 2:]], 1), max_shape)
 
 
 def _largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest of (N,) in order and their indices; all where there are fewer."""
+    """The ``count`` largest of (N,) in order, and their indices; all if there are fewer."""
     if count <= 0:
         return scores.sort(descending=True)
     return scores.topk(torch.minimum(torch.tensor(count), torch.as_tensor(scores.shape[0])))
 
 
-def _filter_scores_and_topk(
-    scores: Tensor, score_thr: Tensor, topk: int, results: Mapping[str, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor] | None]:
-    flat = scores.flatten()
-    above = (flat > score_thr).nonzero().squeeze(1)
-    kept, order = _largest(flat[above], topk)
-    index = above[order]
-    rows = index // scores.shape[1]
-    picked = None if results is None else {key: value[rows] for key, value in results.items()}
-    return kept, index % scores.shape[1], rows, picked
-
-
 def _nms(boxes: Tensor, scores: Tensor, groups: Tensor, cfg: Mapping[str, Any]) -> Tensor:
     """Indices of the boxes that non-maximum suppression keeps in each group, best first.
 
-    Groups are moved apart as mmcv's ``batched_nms`` moves them, to its rounding.
+    Groups are moved apart as mmcv's ``batched_nms`` moves them, with its rounding.
     """
-    # of no boxes there is no largest coordinate
+    # the zero is for no boxes, which have no largest coordinate
     span = torch.cat([boxes.flatten(), boxes.new_zeros(1)]).max() + 1
     apart = boxes if cfg.get('class_agnostic') else boxes + (groups.to(boxes) * span)[:, None]
     return torchvision.ops.nms(apart, scores, cfg['iou_threshold'])
 
 
-def _bbox_post_process(
-    self: nn.Module,
-    results: InstanceData,
-    cfg: Any,
-    rescale: bool = False,
-    with_nms: bool = True,
-    img_meta: Mapping[str, Any] | None = None,
+def _select(
+    graph: Detector, scores: Tensor, _: Any, topk: int, results: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """``filter_scores_and_topk`` of dense heads, with the graph's threshold."""
+    flat = scores.flatten()
+    above = (flat > graph.score_thr).nonzero().squeeze(1)
+    kept, order = _largest(flat[above], topk)
+    rows = above[order] // scores.shape[1]
+    picked = {key: value[rows] for key, value in results.items()}
+    return kept, above[order] % scores.shape[1], rows, picked
+
+
+def _post_process(
+    self: nn.Module, results: InstanceData, cfg: Any, *_: Any, **__: Any
 ) -> InstanceData:
-    """Of dense heads and of the RPN, which groups boxes by level."""
+    """``_bbox_post_process`` of dense heads, and of the RPN, which groups boxes by level."""
     if 'score_factors' in results:
         results.scores = results.scores * results.pop('score_factors')
     smallest = cfg.get('min_bbox_size', -1)
@@ -239,45 +232,42 @@ def _bbox_post_process(
         sides = results.bboxes[:, 2:] - results.bboxes[:, :2]
         results = results[(sides > smallest).all(1).nonzero().squeeze(1)]
     groups = results.level_ids if 'level_ids' in results else results.labels
-    kept = _nms(results.bboxes, results.scores, groups, cfg.nms)[: cfg.max_per_img]
-    return results[kept]
+    return results[_nms(results.bboxes, results.scores, groups, cfg.nms)[: cfg.max_per_img]]
 
 
-def _rpn_predict_by_feat_single(
+def _propose(
     self: nn.Module,
     cls_score_list: Sequence[Tensor],
     bbox_pred_list: Sequence[Tensor],
-    score_factor_list: Sequence[Tensor],
     mlvl_priors: Sequence[Tensor],
     img_meta: Mapping[str, Any],
-    cfg: Any,
-    rescale: bool = False,
-    with_nms: bool = True,
+    **_: Any,
 ) -> InstanceData:
-    cfg, parts = self.test_cfg if cfg is None else cfg, []
+    """``_predict_by_feat_single`` of the RPN."""
+    parts = []
     levels = zip(cls_score_list, bbox_pred_list, mlvl_priors, strict=True)
     for level, (logits, deltas, priors) in enumerate(levels):
         logits = logits.permute(1, 2, 0).reshape(-1, self.cls_out_channels)
         scores = logits.sigmoid() if self.use_sigmoid_cls else logits.softmax(1)[:, :1]
-        scores, kept = _largest(scores.flatten(), cfg.get('nms_pre', -1))
+        scores, kept = _largest(scores.flatten(), self.test_cfg.get('nms_pre', -1))
         deltas = deltas.permute(1, 2, 0).reshape(-1, 4)[kept]
         parts.append((priors[kept], deltas, scores, torch.full_like(kept, level)))
     priors, deltas, scores, level_ids = map(torch.cat, zip(*parts, strict=True))
     boxes = self.bbox_coder.decode(priors, deltas, max_shape=img_meta['img_shape'])
     results = InstanceData(bboxes=boxes, scores=scores, level_ids=level_ids)
-    return self._bbox_post_process(results, cfg)
+    return _post_process(self, results, self.test_cfg)
 
 
-def _roi_predict_by_feat_single(
+def _detect(
     self: nn.Module,
     roi: Tensor,
     cls_score: Tensor,
     bbox_pred: Tensor,
     img_meta: Mapping[str, Any],
-    rescale: bool = False,
-    rcnn_test_cfg: Any = None,
+    rcnn_test_cfg: Any,
+    **_: Any,
 ) -> InstanceData:
-    """Decodes only what passes the score threshold."""
+    """``_predict_by_feat_single`` of RoI heads; decodes only what passes the threshold."""
     scores = cls_score.softmax(1)[:, :-1]
     above = (scores.flatten() > img_meta['score_thr']).nonzero().squeeze(1)
     rows, labels = above // self.num_classes, above % self.num_classes
@@ -288,11 +278,8 @@ def _roi_predict_by_feat_single(
     return results[kept[: rcnn_test_cfg.max_per_img]]
 
 
-def _extract_rois(
-    self: nn.Module,
-    feats: Sequence[Tensor],
-    rois: Tensor,
-    roi_scale_factor: float | None = None,
+def _extract(
+    self: nn.Module, feats: Sequence[Tensor], rois: Tensor, roi_scale_factor: float | None = None
 ) -> Tensor:
     """RoI features of all levels, those without a RoI too."""
 
@@ -311,42 +298,37 @@ def _extract_rois(
     return pooled[torch.cat(parts).argsort()]
 
 
-def _masks_by_feat(
+def _paste(
     self: nn.Module,
     mask_preds: Sequence[Tensor],
     results_list: Sequence[InstanceData],
     batch_img_metas: Sequence[Mapping[str, Any]],
     rcnn_test_cfg: Any,
-    rescale: bool = False,
     activate_map: bool = False,
+    **_: Any,
 ) -> Sequence[InstanceData]:
-    """Pastes masks by bilinear interpolation as a product of two matrices for each."""
+    """Pastes each mask by bilinear interpolation as a product with two matrices."""
     results, masks = results_list[0], mask_preds[0]
     masks = masks if activate_map else masks.sigmoid()
-    if self.class_agnostic:
-        masks = masks[:, 0]
-    else:
-        index = results.labels[:, None, None, None].expand(-1, 1, *masks.shape[2:])
-        masks = masks.gather(1, index)[:, 0]
+    index = torch.zeros_like(results.labels) if self.class_agnostic else results.labels
+    masks = masks.gather(1, index[:, None, None, None].expand(-1, 1, *masks.shape[2:]))[:, 0]
 
     def shares(axis: int) -> Tensor:
-        """What each cell of the mask gives each pixel along x or y, (N, pixels, cells)."""
+        """What each cell of a mask gives each pixel along x (0) or y, (N, pixels, cells)."""
         length, cells = batch_img_metas[0]['img_shape'][1 - axis], masks.shape[2 - axis]
         start, end = results.bboxes[:, axis, None], results.bboxes[:, 2 + axis, None]
         place = (torch.arange(length) + 0.5 - start) / (end - start)
-        # boxes without an area: as mmdet
-        place = torch.where(end == start, 0.5, place) * cells - 0.5
+        place = torch.where(end == start, 0.5, place) * cells - 0.5  # no area: as mmdet
         return (1 - (place[:, :, None] - torch.arange(cells)).abs()).clamp(min=0)
 
-    pasted = shares(1) @ masks @ shares(0).transpose(1, 2)
-    results.masks = pasted >= rcnn_test_cfg.mask_thr_binary
+    results.masks = shares(1) @ masks @ shares(0).transpose(1, 2) >= rcnn_test_cfg.mask_thr_binary
     results.mask_scores = masks
     return [results]
 
 
 @torch.jit.script
 def _lay_masks(masks: Tensor, overlap: float) -> Tensor:
-    """Number of the mask that is on top of each pixel, 0 for none, masks laid one by one."""
+    """Number of the mask on top of each pixel, 0 for none; masks are laid one after the other."""
     numbers = torch.zeros_like(masks[0], dtype=torch.long)
     for i in range(masks.shape[0]):
         mask, taken = masks[i], numbers > 0
@@ -356,31 +338,32 @@ def _lay_masks(masks: Tensor, overlap: float) -> Tensor:
     return numbers
 
 
-def _fuse(self: nn.Module, mask_results: InstanceData, seg_preds: Tensor, **_: Any) -> Any:
-    """mmdet's panoptic map: things over stuff, and stuff of small areas left out."""
+def _fuse(self: nn.Module, mask_results: InstanceData, seg_preds: Tensor) -> SimpleNamespace:
+    """The panoptic map: things over stuff, and stuff of small areas left out."""
     order = mask_results.scores.argsort(descending=True)
     masks, labels = mask_results.masks[order], mask_results.labels[order]
     nothing = torch.zeros_like(seg_preds[:1], dtype=torch.bool)
     numbers = _lay_masks(torch.cat([masks, nothing]), float(self.test_cfg.mask_overlap))
     seen = torch.zeros(labels.shape[0] + 1, dtype=torch.long)
     seen = seen.scatter(0, numbers.flatten(), torch.ones_like(numbers.flatten()))
-    ids = torch.cat([labels[:1] * 0, labels + seen[1:].cumsum(0) * INSTANCE_OFFSET])
-    classes = seg_preds.argmax(0) + self.num_things_classes
-    fused = torch.where(numbers > 0, ids[numbers], classes)
-    flat = (fused % INSTANCE_OFFSET).flatten()
-    counts = torch.zeros(self.num_classes + 1).scatter_add(0, flat, torch.ones(flat.shape))
-    small = (counts[flat] < self.test_cfg.stuff_area_limit) & (flat >= self.num_things_classes)
-    fused = torch.where(small.reshape(fused.shape), self.num_classes, fused)
-    return SimpleNamespace(sem_seg=fused[None].int())
+    ids = torch.cat([seen[:1] * 0, labels + seen[1:].cumsum(0) * INSTANCE_OFFSET])
+    fused = torch.where(numbers > 0, ids[numbers], seg_preds.argmax(0) + self.num_things_classes)
+    classes = (fused % INSTANCE_OFFSET).flatten()
+    counts = torch.zeros(self.num_classes + 1).scatter_add(0, classes, torch.ones(classes.shape))
+    small = counts[classes] < self.test_cfg.stuff_area_limit
+    small = (small & (classes >= self.num_things_classes)).reshape(fused.shape)
+    return SimpleNamespace(sem_seg=torch.where(small, self.num_classes, fused)[None].int())
 
 
-class _OneImage(TorchFunctionMode):
-    """Lengths that mmdet's code takes as Python numbers, which a trace would keep.
-
-    Splitting the rows of a batch by image gives, for one image, all of them.
-    """
+class _Traceable(TorchFunctionMode):
+    """Calls that a trace would not hold, or only for one size."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.adaptive_avg_pool2d:
+            size = tuple(int(n) for n in _pair(args[1]) if n is not None)
+            if len(size) == 2 and size != (1, 1):  # ONNX has the pool to one pixel only
+                return adaptive_pool(args[0], size)
+        # mmdet splits rows by their numbers in each image: of one image these are all rows
         if func is Tensor.split and isinstance(args[1], (list, tuple)) and len(args[1]) == 1:
             return (args[0],)
         return func(*args, **(kwargs or {}))
@@ -394,111 +377,72 @@ def traceable(graph: Graph, native_deform: bool = False) -> Iterator[None]:
 
     Args:
         graph: What is traced.
-        native_deform: Compute deformable convolutions by torchvision's operator, which OpenVINO
-            has as one of its own; otherwise by ``grid_sample``.
+        native_deform: Compute deformable convolutions by torchvision's operator, for which
+            OpenVINO has one of its own; otherwise by ``grid_sample``.
     """
+    convolve = torchvision.ops.deform_conv2d if native_deform else deform_conv2d
     with ExitStack() as stack:
-
-        def replace(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(patch.object(owner, name, value))
-
-        for module in graph.modules():
-            for name, child in module.named_children():
-                if (standard := _standard(child)) is not None:
-                    stack.callback(setattr, module, name, child)
-                    setattr(module, name, standard)
-        convolve = torchvision.ops.deform_conv2d if native_deform else deform_conv2d
-        replace(deform_conv, 'deform_conv2d', convolve)
+        stack.enter_context(patch.object(deform_conv, 'deform_conv2d', convolve))
         if isinstance(graph, Detector):
             for owner, name, value in _of_mmdet(graph, convolve):
-                replace(owner, name, value)
-            stack.enter_context(_OneImage())
+                stack.enter_context(patch.object(owner, name, value))
+        if isinstance(graph, Segmentor):
+            wrappers = sys.modules['mmseg.models.utils.wrappers']
+            stack.enter_context(patch.object(wrappers.Upsample, 'forward', _upsample))
+        stack.enter_context(_Traceable())
         yield
 
 
-def _of_mmdet(graph: Detector, convolve: Any) -> Iterator[tuple[Any, str, Any]]:
+def _of_mmdet(graph: Detector, convolve: Callable[..., Tensor]) -> Iterator[tuple[Any, str, Any]]:
     """What to replace in mmdet and mmcv: owner, name, value."""
-    models = importlib.import_module('mmdet.models')
-    heads = importlib.import_module('mmdet.models.dense_heads')
-
-    def select(scores: Tensor, score_thr: float, topk: int, results: Any = None) -> Any:
-        return _filter_scores_and_topk(scores, graph.score_thr, topk, results)
+    from mmcv import ops
+    from mmdet import models
+    from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+    from mmdet.models.task_modules.coders.delta_xywh_bbox_coder import delta2bbox
+    from mmdet.models.utils import filter_scores_and_topk
+    from mmdet.structures.bbox import distance2bbox
 
     functions = {
-        importlib.import_module('mmdet.structures.bbox').distance2bbox: _distance2bbox,
-        importlib.import_module('mmdet.models.utils').filter_scores_and_topk: select,
-        importlib.import_module(
-            'mmdet.models.task_modules.coders.delta_xywh_bbox_coder'
-        ).delta2bbox: _delta2bbox,
+        delta2bbox: _delta2bbox,
+        distance2bbox: _distance2bbox,
+        filter_scores_and_topk: partial(_select, graph),
     }
     for module in [m for name, m in sys.modules.items() if name.startswith('mmdet.')]:
-        for function, value in functions.items():
+        for function, value in functions.items():  # each was imported by name
             if vars(module).get(function.__name__) is function:
                 yield module, function.__name__, value
-    yield heads.base_dense_head.BaseDenseHead, '_bbox_post_process', _bbox_post_process
-    yield models.RPNHead, '_bbox_post_process', _bbox_post_process
-    yield models.RPNHead, '_predict_by_feat_single', _rpn_predict_by_feat_single
-    yield models.BBoxHead, '_predict_by_feat_single', _roi_predict_by_feat_single
-    yield models.SingleRoIExtractor, 'forward', _extract_rois
-    yield models.FCNMaskHead, 'predict_by_feat', _masks_by_feat
+    yield BaseDenseHead, '_bbox_post_process', _post_process
+    yield models.RPNHead, '_predict_by_feat_single', _propose
+    yield models.BBoxHead, '_predict_by_feat_single', _detect
+    yield models.SingleRoIExtractor, 'forward', _extract
+    yield models.FCNMaskHead, 'predict_by_feat', _paste
     yield models.HeuristicFusionHead, '_predict_single', _fuse
-    for name, order in (('deform_conv', False), ('modulated_deform_conv', True)):
-        module = importlib.import_module(f'mmcv.ops.{name}')
-        yield module, f'{name}2d', _as_mmcv(convolve, order)
+
+    def v1(x: Tensor, offset: Tensor, weight: Tensor, *places: Any) -> Tensor:
+        return convolve(x, offset, weight, None, *places[:3])
+
+    def v2(x: Tensor, offset: Tensor, mask: Tensor, *given: Any) -> Tensor:
+        return convolve(x, offset, *given[:5], mask)
+
+    yield sys.modules[ops.DeformConv2d.__module__], 'deform_conv2d', v1
+    yield sys.modules[ops.ModulatedDeformConv2d.__module__], 'modulated_deform_conv2d', v2
 
 
-def _as_mmcv(convolve: Any, modulated: bool) -> Any:
-    """A deformable convolution with the signature of mmcv's."""
-    if modulated:
-        return lambda x, offset, mask, weight, bias, stride, padding, dilation, *_: convolve(
-            x, offset, weight, bias, stride, padding, dilation, mask
-        )
-    return lambda x, offset, weight, stride, padding, dilation, *_: convolve(
-        x, offset, weight, None, stride, padding, dilation
-    )
+def adaptive_pool(x: Tensor, size: Size) -> Tensor:
+    """``adaptive_avg_pool2d`` of (N, C, H, W) as a matrix product along each axis."""
+
+    def shares(cells: int, length: int) -> Tensor:
+        """Share of each pixel in the mean of each cell, (cells, length)."""
+        cell, pixel = torch.arange(cells)[:, None], torch.arange(length)
+        first, after = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
+        return ((pixel >= first) & (pixel < after)).to(x.dtype) / (after - first)
+
+    return shares(size[0], x.shape[2]) @ x @ shares(size[1], x.shape[3]).t()
 
 
-def _standard(module: nn.Module) -> nn.Module | None:
-    """What computes the same as a module by operators of ONNX, at every size; None: itself."""
-    if isinstance(module, nn.AdaptiveAvgPool2d):  # ONNX has the pool to one pixel only
-        size = _pair(module.output_size)
-        return None if None in size or size == (1, 1) else AdaptivePool(size)
-    wrappers = sys.modules.get('mmseg.models.utils.wrappers')
-    if isinstance(module, getattr(wrappers, 'Upsample', ())) and not module.size:
-        return TracedUpsample(module.scale_factor, module.mode, module.align_corners)
-    return None
-
-
-class AdaptivePool(nn.Module):
-    """``nn.AdaptiveAvgPool2d`` as a matrix product along each axis."""
-
-    def __init__(self, size: int | tuple[int, int]) -> None:
-        super().__init__()
-        self.size: tuple[int, int] = _pair(size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, *size)."""
-        rows, columns = (_cell_shares(n, x.shape[2 + i], x) for i, n in enumerate(self.size))
-        return rows @ x @ columns.t()
-
-
-def _cell_shares(cells: int, length: int, like: Tensor) -> Tensor:
-    """Share of each pixel in the mean of each cell, (cells, length)."""
-    cell = torch.arange(cells, device=like.device)[:, None]
-    pixel = torch.arange(length, device=like.device)
-    first, after = cell * length // cells, ((cell + 1) * length + cells - 1) // cells
-    return ((pixel >= first) & (pixel < after)).to(like.dtype) / (after - first)
-
-
-class TracedUpsample(nn.Module):
+def _upsample(self: nn.Module, x: Tensor) -> Tensor:
     """mmseg's ``Upsample``, whose ``int(size * scale)`` would be a constant in a trace."""
-
-    def __init__(self, scale_factor: float, mode: str, align_corners: bool | None) -> None:
-        super().__init__()
-        self.scale_factor = scale_factor
-        self.given = dict(mode=mode, align_corners=align_corners)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H * scale_factor, W * scale_factor), sizes rounded down."""
-        size = [(torch.as_tensor(n).double() * self.scale_factor).long() for n in x.shape[2:]]
-        return nn.functional.interpolate(x, size, **self.given)
+    size = self.size or [
+        (torch.as_tensor(n).double() * self.scale_factor).long() for n in x.shape[2:]
+    ]
+    return nn.functional.interpolate(x, size, None, self.mode, self.align_corners)
