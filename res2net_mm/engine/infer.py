@@ -154,7 +154,6 @@ class ConfiguredModel:
         self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
         self.visualizer.dataset_meta = meta
 
-    @torch.no_grad()
     def predict(self, image: Path | np.ndarray) -> Any:
         """The data sample of one image.
 
@@ -164,13 +163,19 @@ class ConfiguredModel:
         Raises:
             DataError: It is no image that the pipeline can prepare.
         """
+        return self.run(self.prepare(image))
+
+    @torch.no_grad()
+    def run(self, batch: dict[str, Any]) -> Any:
+        """The data sample of an image from :meth:`prepare`."""
+        return self.model.test_step(batch)[0]
+
+    def prepare(self, image: Path | np.ndarray) -> dict[str, Any]:
+        """The batch of one image, as the test pipeline makes it; see :meth:`predict`."""
         if isinstance(image, np.ndarray):
             pixels, image = image, 'in memory'
-            steps = [
-                t
-                for t in self.pipeline.transforms
-                if not isinstance(t, mmcv.transforms.LoadImageFromFile)
-            ]
+            loader = mmcv.transforms.LoadImageFromFile
+            steps = [step for step in self.pipeline.transforms if not isinstance(step, loader)]
             data = dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_path='', img_id=0)
             data['img_shape'] = data['ori_shape'] = pixels.shape[:2]
         elif image.is_file():
@@ -179,13 +184,12 @@ class ConfiguredModel:
         else:  # a pipe would be waited for
             raise DataError(f'image {image} is no file, but {_kind_of(image)}')
         try:
-            data = Compose(steps)(data)
+            return pseudo_collate([Compose(steps)(data)])
         except cv2.error as error:
             thin = ': it would be less than a pixel wide or high' if error.func == 'resize' else ''
             raise DataError(
                 f'image {image} cannot be prepared ({error.func}: {error.err}){thin}'
             ) from error
-        return self.model.test_step(pseudo_collate([data]))[0]
 
     def notes(self, image: Path) -> list[str]:
         """What reading the image did to its values, where the pipeline reads as mmcv's default."""
