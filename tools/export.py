@@ -6,18 +6,17 @@ import signal
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from mmengine.config import Config, DictAction
-from torch import nn
 
 from res2net_mm.backbones import VARIANTS, Backbone
 from res2net_mm.checks import did_you_mean
 from res2net_mm.deploy import export
-from res2net_mm.deploy.export import check_path, validation_images
-from res2net_mm.deploy.metadata import resize_rule, test_size
-from res2net_mm.engine.classes import prediction_meta
+from res2net_mm.deploy.export import DETECTORS, check_path, images_of
+from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
+from res2net_mm.engine.classes import prediction_meta, warn
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.infer import load_model, test_dataset
@@ -27,7 +26,7 @@ from res2net_mm.weights import load_weights
 EXAMPLE = """example:
   python tools/export.py configs/faster_rcnn_r2n50.py epoch_12.pth detector.xml --shape 480 640
   python tools/export.py my_upernet.py iter_80000.pth upernet.onnx
-  python tools/export.py res2net50_v1b_26w_4s res2net://res2net50_v1b_26w_4s r2n50.onnx
+  python tools/export.py res2net50_v1b_26w_4s res2net://res2net50_v1b_26w_4s r2n50.onnx --raw
 """
 
 
@@ -38,74 +37,60 @@ def main() -> None:
     parser.add_argument('config', metavar='CONFIG_OR_VARIANT', help='config or backbone name')
     parser.add_argument('checkpoint', help='weights of the whole model, or of a variant')
     parser.add_argument('out', metavar='OUT', help='file that ends in .onnx or .xml')
-    sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument(
-        '--shape',
-        type=int,
-        nargs=2,
-        metavar=('H', 'W'),
-        help="size that images are padded to; default for detectors: the config's test size",
-    )
-    sizes.add_argument('--dynamic', action='store_true', help='leave height and width open')
-    parser.add_argument(
-        '--raw', action='store_true', help='input: normalised float32 (N, C, H, W), not an image'
-    )
+    size = parser.add_mutually_exclusive_group()
+    padded = "size that images are padded to; default for detectors: the config's test size"
+    size.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help=padded)
+    size.add_argument('--dynamic', action='store_true', help='leave height and width open')
+    parser.add_argument('--raw', action='store_true', help='input: normalised float (N, C, H, W)')
     parser.add_argument('--backbone', action='store_true', help="only the model's backbone")
+    trust = 'read the checkpoint with pickle, which runs code that is in it'
+    parser.add_argument('--trust-checkpoint', action='store_true', help=trust)
+    options = "change the config, or the variant's arguments"
     parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the checkpoint with pickle, which runs code that is in it',
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help="change the config, or the variant's arguments",
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=options
     )
     args = parser.parse_args()
     check_path(args.out)
     print(f'loading {args.checkpoint}', flush=True)
-    model, about, cfg = _load(args)
-    if args.backbone:
-        model = getattr(model, 'backbone', model)
-    shape = tuple(args.shape) if args.shape else None
-    if (
-        shape is None
-        and not args.dynamic
-        and isinstance(getattr(model, 'bbox_head', None), nn.Module)
-    ):
-        shape = test_size(about['resize'])
-    images = []
-    if cfg is not None and not args.backbone:
-        images = validation_images(cfg, 20)
-    say = dict(images=images, about=about, progress=lambda line: print(line, flush=True))
-    print(export(model, args.out, shape, raw=args.raw, **say))
-
-
-def _load(args: argparse.Namespace) -> tuple[nn.Module, dict[str, Any], Config | None]:
-    """The network with its weights, what its file should say, and the config if there is one."""
-    if args.config not in VARIANTS and not Path(args.config).suffix:
-        hint = did_you_mean(args.config, VARIANTS)
-        raise ToolError(f'{args.config} is no variant and no config{hint}')
-    if args.config not in VARIANTS:
+    model, about, images, shape = _load_variant(args), {}, [], args.shape
+    if model is None:
         cfg = load_config(args.config, args.cfg_options)
         if not cfg.get('model'):
             raise ToolError(f'config {args.config} has no model')
         model, loaded = load_model(cfg, args.checkpoint, args.trust_checkpoint)
         dataset = test_dataset(cfg)
-        about = prediction_meta(cfg, loaded.get('meta'), dataset)
-        about.update(config=Path(args.config).stem, resize=resize_rule(dataset['pipeline']))
-        return model, about, cfg
-    arch = Config({'type': 'Res2Net', **VARIANTS[args.config]})
-    arch.merge_from_dict(args.cfg_options or {})
-    arguments = arch.to_dict()
+        about = dict(config=Path(args.config).stem, resize=resize_rule(dataset['pipeline']))
+        if args.backbone:
+            about.update(normalisation_of(model, 3, {}))
+            model = model.backbone
+        else:
+            about.update(prediction_meta(cfg, loaded.get('meta'), dataset))
+            if type(model).__name__ in DETECTORS and not (shape or args.dynamic):
+                shape = test_size(about['resize'])
+            try:
+                images = images_of(dataset, 20, shape)
+            except OSError as error:
+                warn(f'the file is compared on made images only: {error}')
+    say = partial(print, flush=True)
+    print(export(model, args.out, shape, raw=args.raw, images=images, about=about, progress=say))
+
+
+def _load_variant(args: argparse.Namespace) -> Backbone | None:
+    """The backbone with its weights; None if a config is named."""
+    if args.config not in VARIANTS:
+        if not Path(args.config).suffix:
+            hint = did_you_mean(args.config, VARIANTS)
+            raise ToolError(f'{args.config} is no variant and no config{hint}')
+        return None
+    given = Config({'type': 'Res2Net', **VARIANTS[args.config]})
+    given.merge_from_dict(args.cfg_options or {})
+    arguments = given.to_dict()
     kind = MODELS.get(arguments.pop('type'))
     if not (isinstance(kind, type) and issubclass(kind, Backbone)):
         raise ToolError('type of --cfg-options is no backbone of this package')
     net = kind(**arguments)
     print(load_weights(net, args.checkpoint, trust=args.trust_checkpoint), flush=True)
-    return net, {}, None
+    return net
 
 
 if __name__ == '__main__':

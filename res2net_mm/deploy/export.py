@@ -508,20 +508,24 @@ def reference(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in values.items()}
 
 
-def validation_images(cfg: Any, count: int) -> list[np.ndarray]:
-    """The first images of a config's validation set, uint8 (h, w, 3) RGB, as it resizes them.
+def images_of(dataset: Mapping[str, Any], count: int, shape: Size | None) -> list[np.ndarray]:
+    """Images spread over a data set, uint8 (h, w, 3) RGB, as its pipeline resizes them.
+
+    Args:
+        dataset: Config of a data set of mmdet or mmseg, in the default scope.
+        count: How many, if there are so many.
+        shape: Images that are larger are left out.
 
     Raises:
-        OSError: The data are not there.
+        OSError: Its files are not there.
     """
-    from mmengine.registry import DATASETS, init_default_scope
+    from mmengine.registry import DATASETS
 
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    dataset = dict(cfg.val_dataloader.dataset, indices=count, lazy_init=False)
-    dataset['pipeline'] = [s for s in dataset['pipeline'] if 'Annotations' not in str(s['type'])]
-    built = DATASETS.build(dataset)
-    pictures = (built[i]['inputs'] for i in range(min(count, len(built))))
-    return [picture.permute(1, 2, 0).numpy()[:, :, ::-1] for picture in pictures]
+    steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
+    built = DATASETS.build(dict(dataset, pipeline=steps))
+    picked = np.linspace(0, len(built) - 1, min(count, len(built))).astype(int).tolist()
+    images = [built[i]['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1] for i in picked]
+    return [i for i in images if shape is None or all(np.less_equal(i.shape[:2], shape))]
 
 
 @contextmanager
