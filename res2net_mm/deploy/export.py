@@ -176,27 +176,36 @@ def check_path(path: str | Path) -> Path:
     return path
 
 
-def refusal(model: nn.Module) -> str | None:
-    """Why a model cannot be exported; None if it can."""
+def refusal(model: nn.Module, open_sizes: bool = False) -> str | None:
+    """Why a model cannot be exported, of fixed or open sizes; None if it can."""
     kind = type(model).__name__
-    if isinstance(model, Backbone) or kind in DETECTORS:
-        return None
+    test_cfg = getattr(model, 'test_cfg', None) or {}
     for wrapper in ('module', '_orig_mod'):
         if hasattr(model, wrapper):
             return f'model is {kind}, which wraps another: export model.{wrapper}'
-    if hasattr(model, 'decode_head') and hasattr(model, 'encode_decode'):
+    if isinstance(model, Backbone):
         return None
-    return (
-        f"model is {kind}; what can be exported is a backbone of this package, mmseg's "
-        f'EncoderDecoder, and of mmdet {", ".join(DETECTORS)}'
-    )
+    if kind in DETECTORS:
+        for cfg in (test_cfg, test_cfg.get('rpn') or {}, test_cfg.get('rcnn') or {}):
+            nms = (cfg.get('nms') or {}).get('type', 'nms')
+            if nms != 'nms':
+                return f"the model's test_cfg has nms of type {nms!r}; only 'nms' can be exported"
+        return None
+    if not (hasattr(model, 'decode_head') and hasattr(model, 'encode_decode')):
+        return (
+            f"model is {kind}; what can be exported is a backbone of this package, mmseg's "
+            f'EncoderDecoder, and of mmdet {", ".join(DETECTORS)}'
+        )
+    if open_sizes and test_cfg.get('mode') == 'slide':
+        return 'the model is tested in sliding windows, which need a fixed size: give a shape'
+    return None
 
 
 def make_graph(
     model: nn.Module, shape: Size | None, dynamic: bool, raw: bool, about: Mapping[str, Any]
 ) -> tuple[Graph, dict[str, Any]]:
     """What is traced, and its metadata; arguments and errors are those of :func:`export`."""
-    if reason := refusal(model):
+    if reason := refusal(model, shape is None or dynamic):
         raise ExportError(reason)
     if any(p.is_meta for p in model.parameters()):
         raise ExportError('model must have weights, but some of its parameters are on meta')
@@ -499,20 +508,24 @@ def reference(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in values.items()}
 
 
-def validation_images(cfg: Any, count: int) -> list[np.ndarray]:
-    """The first images of a config's validation set, uint8 (h, w, 3) RGB, as it resizes them.
+def images_of(dataset: Mapping[str, Any], count: int, shape: Size | None) -> list[np.ndarray]:
+    """Images spread over a data set, uint8 (h, w, 3) RGB, as its pipeline resizes them.
+
+    Args:
+        dataset: Config of a data set of mmdet or mmseg, in the default scope.
+        count: How many, if there are so many.
+        shape: Images that are larger are left out.
 
     Raises:
-        OSError: The data are not there.
+        OSError: Its files are not there.
     """
-    from mmengine.registry import DATASETS, init_default_scope
+    from mmengine.registry import DATASETS
 
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    dataset = dict(cfg.val_dataloader.dataset, indices=count, lazy_init=False)
-    dataset['pipeline'] = [s for s in dataset['pipeline'] if 'Annotations' not in str(s['type'])]
-    built = DATASETS.build(dataset)
-    pictures = (built[i]['inputs'] for i in range(min(count, len(built))))
-    return [picture.permute(1, 2, 0).numpy()[:, :, ::-1] for picture in pictures]
+    steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
+    built = DATASETS.build(dict(dataset, pipeline=steps))
+    picked = np.linspace(0, len(built) - 1, min(count, len(built))).astype(int).tolist()
+    images = [built[i]['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1] for i in picked]
+    return [i for i in images if shape is None or all(np.less_equal(i.shape[:2], shape))]
 
 
 @contextmanager

@@ -317,9 +317,12 @@ def _paste(
         """What each cell of a mask gives each pixel along x (0) or y, (N, pixels, cells)."""
         length, cells = batch_img_metas[0]['img_shape'][1 - axis], masks.shape[2 - axis]
         start, end = results.bboxes[:, axis, None], results.bboxes[:, 2 + axis, None]
-        place = (torch.arange(length) + 0.5 - start) / (end - start)
+        pixel = torch.arange(length)
+        place = (pixel + 0.5 - start) / (end - start)
         place = torch.where(end == start, 0.5, place) * cells - 0.5  # no area: as mmdet
-        return (1 - (place[:, :, None] - torch.arange(cells)).abs()).clamp(min=0)
+        near = (pixel >= start.floor() - 1) & (pixel < end.ceil() + 1)
+        share = (1 - (place[:, :, None] - torch.arange(cells)).abs()).clamp(min=0)
+        return share * near[:, :, None]
 
     results.masks = shares(1) @ masks @ shares(0).transpose(1, 2) >= rcnn_test_cfg.mask_thr_binary
     results.mask_scores = masks

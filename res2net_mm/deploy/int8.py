@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .running import KEY, ExportedModel
+from .running import KEY, ExportedModel, openvino_core
 
 # Quantising everything, nncf's default, cost the detector of `make demo` 0.08 AP, and 0.5 AP of
 # large objects: box coordinates go through these operations, and 256 levels are too few for them.
@@ -93,7 +93,7 @@ def quantize(
     file = ExportedModel(source)
     in_float = ['elementwise arithmetic', *STEPS[step]]
     quantized = nncf.quantize(
-        openvino.Core().read_model(source),
+        openvino_core().read_model(source),
         nncf.Dataset(images, lambda image: file.fit(image)[None]),
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +159,26 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Callable, str | None]:
     return lambda image: session.run(None, {name: image}), text
 
 
+@cache
+def openvino_core() -> Any:
+    """The process's only OpenVINO core.
+
+    A core gives the thread that uses it a stack for signals. When several cores end in another
+    order than the reverse of their start, that stack is freed memory, and the next signal crashes.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 def _open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Callable, str | None]:
     """The same for OpenVINO."""
     try:
-        import openvino
+        core = openvino_core()
     except ImportError as error:
         raise ImportError(f'{path} needs OpenVINO: pip install openvino') from error
     if not path.with_suffix('.bin').is_file():
         raise ModelFileError(f'{path} has no weights: {path.with_suffix(".bin").name} is missing')
-    core = openvino.Core()
     options = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads

@@ -1,12 +1,11 @@
 """int8 files: what is quantised, with which images, and how much accuracy that may cost."""
 
 import numpy as np
-import openvino
 import pytest
 from PIL import Image
 
 from res2net_mm.deploy import int8
-from res2net_mm.deploy.running import ExportedModel
+from res2net_mm.deploy.running import ExportedModel, openvino_core
 from res2net_mm.engine import quantising
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
@@ -23,7 +22,7 @@ def images(config):
 def quantised_inputs(path):
     """Operations of a file that take int8, by name; and their types."""
     found = {}
-    for operation in openvino.Core().read_model(path).get_ops():
+    for operation in openvino_core().read_model(path).get_ops():
         if operation.get_type_name() == 'FakeQuantize':
             for target in operation.output(0).get_target_inputs():
                 found[target.get_node().get_friendly_name()] = target.get_node().get_type_name()

@@ -114,6 +114,7 @@ def test_files_that_cannot_be_run(files, suffix, tmp_path, monkeypatch):
         ExportedModel(tmp_path / f'none{suffix}')
     with pytest.raises(ModelFileError, match='must end in'):
         ExportedModel(files['.pth'])
+    monkeypatch.setattr(running, 'openvino_core', running.openvino_core.__wrapped__)
     monkeypatch.setitem(sys.modules, 'openvino' if suffix == '.xml' else 'onnxruntime', None)
     with pytest.raises(ImportError, match='pip install'):
         ExportedModel(files[suffix])
