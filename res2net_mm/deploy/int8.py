@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,17 @@ ELEMENTWISE = (
     'Sqrt',
     'Subtract',
 )
-# What else to leave in float where accuracy falls too far: names of modules, more at each step.
-STEPS: tuple[tuple[str, ...], ...] = (
-    (),
-    ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head'),
-    ('rpn_head', 'roi_head', 'bbox_head', 'semantic_head', 'decode_head', 'neck', 'backbone.stem'),
+# What else to leave in float if accuracy falls too far, by names of modules: more at each step. In
+# Semantic FPN on CamVid all of the loss, 0.8 points of mIoU, came from the first layers.
+STEPS: tuple[tuple[str, ...], ...] = tuple(
+    accumulate(
+        (
+            (),
+            ('backbone.stem', 'backbone.conv1'),
+            ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head'),
+            ('roi_head', 'neck'),
+        )
+    )
 )
 _INT8_FLAGS = ('avx512_vnni', 'avx_vnni', 'amx_int8', 'asimddp', 'i8mm')
 
