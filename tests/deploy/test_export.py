@@ -106,7 +106,7 @@ def test_big_images_with_deformable_convolutions(tmp_path):
 
 
 def test_image_input_of_a_backbone(tmp_path):
-    net = build(SMALL)
+    net = build(SMALL).eval()
     path = export(net, tmp_path / 'net.onnx', (65, 97)).path
     image = picture(65, 97)
     mean, std = (torch.tensor(v) for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
