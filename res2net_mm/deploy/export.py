@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..files import check_writable, writing
+from ..ops.internals import quiet_onnx_export
 from ..ops.sampling import without_autocast
 from .graphs import Detector, Graph, Levels, Segmentor, Size, traceable
 from .metadata import KEY, describe, in_channels, normalisation_of
@@ -542,6 +543,6 @@ def images_of(dataset: Mapping[str, Any], count: int, shape: Size | None) -> lis
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Hides what mmdet, mmseg and the exporters warn of while a model is traced or run."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_onnx_export():
         warnings.simplefilter('ignore')
         yield

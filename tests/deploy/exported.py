@@ -87,9 +87,10 @@ def segmentor(**changed):
     model = randomise(ALL.build(Config(cfg.model.to_dict()))).eval()
     last = model.decode_head.conv_seg
     last.bias.data.zero_()
-    image = torch.from_numpy(picture(64, 96)).permute(2, 0, 1)[None]
+    image = torch.from_numpy(picture(64, 96)).permute(2, 0, 1)[None].float()
     with torch.no_grad():  # every class wins somewhere
-        last.bias.data -= model.encode_decode((image - 120) / 58, [{}]).mean((0, 2, 3))
+        meta = dict(img_shape=(64, 96))
+        last.bias.data -= model.encode_decode((image - 120) / 58, [meta]).mean((0, 2, 3))
     return model
 
 

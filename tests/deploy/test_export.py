@@ -185,8 +185,8 @@ def test_open_sizes_of_a_segmentor(suffix, tmp_path):
 
 def test_segmentor_of_one_plane(tmp_path):
     model = segmentor(num_classes=2, out_channels=1, threshold=0.4)
-    path = export(model, tmp_path / 'x.onnx', (64, 64)).path
-    image = picture(64, 64)
+    path = export(model, tmp_path / 'x.onnx', (64, 96)).path
+    image = picture(64, 96)
     (labels,) = run_file(path, image[None]).values()
     expected = predicted(model, image).pred_sem_seg.data[0].numpy()
     assert 0.1 < expected.mean() < 0.9 and (labels != expected).mean() < 1e-3
