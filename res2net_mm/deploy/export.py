@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone
 from ..files import check_writable, writing
+from ..ops.internals import quiet_onnx_export
 from ..ops.sampling import without_autocast
 from .graphs import Detector, Graph, Levels, Segmentor, Size, traceable
 from .metadata import KEY, describe, in_channels, normalisation_of
@@ -71,11 +73,10 @@ class ExportReport:
 
     def __str__(self) -> str:
         errors = ', '.join(f'{name} {error:.1e}' for name, error in self.errors.items())
-        stray = '; {} of {} detections only in one of them'.format(*self.stray)
-        return (
-            f'compared with PyTorch on {self.compared} images, largest differences: {errors}'
-            f'{stray if self.stray[0] else ""}\nwritten: {self.path}'
-        )
+        lines = [f'compared with PyTorch on {self.compared} images, largest differences: {errors}']
+        if self.stray[0]:
+            lines.append('{} of {} detections are in one of both only'.format(*self.stray))
+        return '\n'.join([*lines, f'written: {self.path}'])
 
 
 def export(
@@ -216,6 +217,8 @@ def make_graph(
         kind = Levels
     elif type(model).__name__ in DETECTORS:
         divisor, kind = model.data_preprocessor.pad_size_divisor, Detector
+    elif padding := getattr(model.data_preprocessor, 'test_cfg', None):
+        divisor = padding.get('size_divisor', 1)
     size = None
     if shape is not None and not dynamic:
         size = tuple(-(-n // divisor) * divisor for n in shape)
@@ -320,7 +323,16 @@ def _write_openvino(graph: Graph, example: Tensor, path: Path, metadata: dict[st
     (place,) = loaded.get_inputs()
     loaded.set_partial_shape(place, openvino.PartialShape(shape))
     loaded.set_element_type(place, openvino.Type.f32 if graph.raw else openvino.Type.u8)
-    file = frontend.convert(loaded)
+    try:
+        file = frontend.convert(loaded)
+    except Exception as error:  # of no base that is public
+        unknown = sorted(set(re.findall(r'\b(?:aten|prim|torchvision)::\w+', str(error))))
+        raise ExportError(
+            f'model cannot be exported: OpenVINO does not convert {", ".join(unknown) or error}'
+        ) from error
+    for node in file.get_ops():  # names from the trace would be merged with these
+        for port in node.outputs():
+            port.get_tensor().set_names(set())
     for port, name in zip(file.inputs + file.outputs, ('image', *graph.outputs), strict=True):
         port.get_tensor().set_names({name})
     file.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
@@ -531,6 +543,6 @@ def images_of(dataset: Mapping[str, Any], count: int, shape: Size | None) -> lis
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Hides what mmdet, mmseg and the exporters warn of while a model is traced or run."""
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), quiet_onnx_export():
         warnings.simplefilter('ignore')
         yield

@@ -5,6 +5,8 @@ No other file of the package uses such names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -57,3 +59,19 @@ def allow_recompiles(count: int) -> None:
     config = getattr(torch._dynamo, 'config', None)
     if hasattr(config, 'recompile_limit'):
         config.recompile_limit = max(config.recompile_limit, count)
+
+
+@contextmanager
+def quiet_onnx_export() -> Iterator[None]:
+    """Keeps ``torch.onnx`` from printing the whole graph where an export fails.
+
+    Without the private name it is printed.
+    """
+    log = getattr(torch._C, '_jit_onnx_log', None)
+    if log is not None:
+        torch._C._jit_onnx_log = lambda *texts: None
+    try:
+        yield
+    finally:
+        if log is not None:
+            torch._C._jit_onnx_log = log

@@ -84,9 +84,14 @@ def segmentor(**changed):
     cfg.model.decode_head.update(in_channels=[16] * 4, channels=16, **changed)
     init_default_scope('mmseg')
     torch.manual_seed(0)
-    model = randomise(ALL.build(Config(cfg.model.to_dict())))
-    model.decode_head.conv_seg.weight.data *= 10
-    return model.eval()
+    model = randomise(ALL.build(Config(cfg.model.to_dict()))).eval()
+    last = model.decode_head.conv_seg
+    last.bias.data.zero_()
+    image = torch.from_numpy(picture(64, 96)).permute(2, 0, 1)[None].float()
+    with torch.no_grad():  # every class wins somewhere
+        meta = dict(img_shape=(64, 96))
+        last.bias.data -= model.encode_decode((image - 120) / 58, [meta]).mean((0, 2, 3))
+    return model
 
 
 def picture(height, width, seed=3):

@@ -106,7 +106,7 @@ def test_big_images_with_deformable_convolutions(tmp_path):
 
 
 def test_image_input_of_a_backbone(tmp_path):
-    net = build(SMALL)
+    net = build(SMALL).eval()
     path = export(net, tmp_path / 'net.onnx', (65, 97)).path
     image = picture(65, 97)
     mean, std = (torch.tensor(v) for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
@@ -185,8 +185,8 @@ def test_open_sizes_of_a_segmentor(suffix, tmp_path):
 
 def test_segmentor_of_one_plane(tmp_path):
     model = segmentor(num_classes=2, out_channels=1, threshold=0.4)
-    path = export(model, tmp_path / 'x.onnx', (64, 64)).path
-    image = picture(64, 64)
+    path = export(model, tmp_path / 'x.onnx', (64, 96)).path
+    image = picture(64, 96)
     (labels,) = run_file(path, image[None]).values()
     expected = predicted(model, image).pred_sem_seg.data[0].numpy()
     assert 0.1 < expected.mean() < 0.9 and (labels != expected).mean() < 1e-3

@@ -9,7 +9,7 @@ from torch import nn
 
 from res2net_mm.deploy.graphs import Detector, adaptive_pool, traceable
 
-RGB = dict(mean=[0.0] * 3, std=[1.0] * 3, channels='RGB')
+RGB = dict(mean=[120.0] * 3, std=[58.0] * 3, channels='RGB')
 
 
 @pytest.fixture
