@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -97,19 +98,34 @@ def quantize(
     if not len(images):
         raise ValueError('int8 needs images to calibrate with, but got none')
     nncf.set_log_level(logging.ERROR)
-    file = ExportedModel(source)
+    file, model = ExportedModel(source), openvino_core().read_model(source)
     in_float = ['elementwise arithmetic', *STEPS[step]]
     quantized = nncf.quantize(
-        openvino_core().read_model(source),
+        model,
         nncf.Dataset(images, lambda image: file.fit(image)[None]),
         subset_size=len(images),
         ignored_scope=nncf.IgnoredScope(
             types=list(ELEMENTWISE),
-            patterns=[rf'.*\.{re.escape(module)}[./].*' for module in STEPS[step]],
-            validate=False,  # no model has all of them
+            names=_layers(model, STEPS[step]),
+            validate=False,  # no model has all of the types
         ),
     )
     metadata = dict(file.metadata, int8=dict(images=len(images), float=in_float))
     quantized.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
     openvino.save_model(quantized, path, compress_to_fp16=False)
     return in_float
+
+
+def _layers(model: Any, modules: Sequence[str]) -> list[str]:
+    """Names of the convolutions and linear layers that these modules hold."""
+    found = []
+    pattern = re.compile(rf'\.({"|".join(map(re.escape, modules))})[./]')
+    for layer in model.get_ordered_ops() if modules else ():
+        if layer.get_type_name() in ('Convolution', 'GroupConvolution', 'MatMul'):
+            node = layer
+            # a layer with a folded batch norm has lost its name, but what follows it has one
+            while '__module' not in node.get_friendly_name() and node.outputs():
+                node = next(iter(node.output(0).get_target_inputs())).get_node()
+            if pattern.search(node.get_friendly_name()):
+                found.append(layer.get_friendly_name())
+    return found
