@@ -19,6 +19,7 @@ from .running import KEY, ExportedModel, openvino_core
 # With these in float the AP was that of float32, at the same speed.
 ELEMENTWISE = (
     'Add',
+    'BatchNormInference',
     'Clamp',
     'Concat',
     'Divide',
