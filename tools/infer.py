@@ -19,6 +19,7 @@ from res2net_mm.ops.memory import keep_freed_memory
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out p/ --fast bfloat16
+  python tools/infer.py configs/faster_rcnn_r2n50.py detector.xml photos/ --out predicted/
 """
 
 
@@ -27,7 +28,7 @@ def main() -> int:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file, or the name of one of this package')
-    parser.add_argument('checkpoint', help='weights of the whole model')
+    parser.add_argument('checkpoint', help='weights of the whole model, or an exported file')
     parser.add_argument('images', type=Path, metavar='IMAGE_OR_FOLDER')
     parser.add_argument('--out', type=Path, required=True, help='folder for pictures and json')
     parser.add_argument(

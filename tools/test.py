@@ -22,6 +22,7 @@ from res2net_mm.ops.memory import keep_freed_memory
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --fast
+  python tools/test.py configs/faster_rcnn_r2n50.py detector.xml
 """
 
 
@@ -30,7 +31,7 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', help='config file, or the name of one of this package')
-    parser.add_argument('checkpoint', help='weights of the whole model')
+    parser.add_argument('checkpoint', help='weights of the whole model, or an exported file')
     parser.add_argument('--work-dir', help='folder for the log')
     parser.add_argument('--out', metavar='RESULTS.json', help='write COCO results')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth')
