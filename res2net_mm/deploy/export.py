@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -21,8 +22,10 @@ from ..backbones import Backbone
 from ..files import check_writable, writing
 from ..ops.internals import quiet_onnx_export
 from ..ops.sampling import without_autocast
+from .folding import fold_batch_norm
 from .graphs import Detector, Graph, Levels, Segmentor, Size, traceable
 from .metadata import KEY, describe, in_channels, normalisation_of
+from .running import openvino_core
 
 # 16 brought GridSample and RoiAlign's half_pixel. 17 was run against PyTorch at odd sizes, where
 # pools that round up and do not count their padding have differed between releases.
@@ -255,6 +258,8 @@ def _made_images(graph: Graph, shape: Size) -> list[np.ndarray]:
 
 
 def _trace(graph: Graph, example: Tensor, native_deform: bool) -> torch.jit.ScriptModule:
+    graph = copy.deepcopy(graph)  # what the file is compared with stays as it is
+    fold_batch_norm(graph.model)
     threshold = getattr(graph, 'score_thr', torch.zeros(()))
     before = threshold.item()
     with torch.no_grad(), traceable(graph, native_deform):
@@ -262,7 +267,7 @@ def _trace(graph: Graph, example: Tensor, native_deform: bool) -> torch.jit.Scri
         try:
             return torch.jit.trace(graph, example, check_trace=False)
         finally:
-            threshold.fill_(before)
+            threshold.fill_(before)  # the trace refers to it
 
 
 def _open_axes(graph: Graph) -> dict[int, str]:
@@ -358,7 +363,7 @@ def _open(path: Path, score_thr: float | None = None) -> Run:
         return lambda image: session.run(None, {'image': image})
     import openvino
 
-    core = openvino.Core()
+    core = openvino_core()
     file = core.read_model(path)
     for node in file.get_ops() if score_thr is not None else ():
         if node.get_friendly_name() == 'self.score_thr':

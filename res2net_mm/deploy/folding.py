@@ -73,8 +73,7 @@ def optimize_for_inference(
         slow = f'{dtype} is slow here: this processor has no instructions for it'
         print_log(slow, 'current', logging.WARNING)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
-    for owner, conv, norm in list(_pairs(fast)):
-        _fold(owner, conv, norm)
+    fold_batch_norm(fast)
     for module in fast.modules():
         if type(module) in (*_CONVOLUTIONS, nn.ConvTranspose2d):
             module.to(memory_format=torch.channels_last)
@@ -100,6 +99,12 @@ def optimize_for_inference(
     if keep_memory and on_cpu:
         keep_freed_memory()
     return fast
+
+
+def fold_batch_norm(model: nn.Module) -> None:
+    """Folds each batch norm of a model in evaluation mode into the convolution before it."""
+    for owner, conv, norm in list(_pairs(model)):
+        _fold(owner, conv, norm)
 
 
 def _compile(parts: Sequence[nn.Module], mode: str) -> None:
