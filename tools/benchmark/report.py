@@ -25,10 +25,10 @@ PAGE = """# Benchmarks
 
     python tools/benchmark.py tables {records} --out {out}
 
-makes this page from its records. A record is what the command below its table writes.
+makes this page from its records. The command below each table writes its record.
 
-In a table the work and the threads are the same for all rows, and so is the precision unless
-something else is named. Contenders take turns within one run, and what they compute is compared
+All rows of a table do the same work with the same number of threads, and in the same precision unless
+a row's name says otherwise. The contenders take turns in one run, and their outputs are compared
 before anything is timed. Ratios are of medians. *Kept memory* means a process that keeps freed
 memory, as our tools do on a CPU. Profiles show where the time of short calls goes; to compare
 times, use the table above them.
