@@ -4,6 +4,8 @@ Importing the package registers its modules under the scope ``res2net_mm`` and m
 operators available where mmcv came without compiled ones.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from .ops.mmcv_ext import ensure_mmcv_ops
 
 ensure_mmcv_ops()  # before the next lines import mmcv
@@ -19,8 +21,12 @@ from .backbones import (  # noqa: E402
 )
 from .version import __version__  # noqa: E402
 
+if TYPE_CHECKING:
+    from .engine.predictor import Predictor
+
 __all__ = [
     'Bottle2neck',
+    'Predictor',
     'Res2Net',
     'Res2NetDCN',
     'Res2NetDLA',
@@ -28,3 +34,12 @@ __all__ = [
     'create_backbone',
     'list_backbones',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """``Predictor``, which imports what training and the backbones do not need, is loaded late."""
+    if name != 'Predictor':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    from .engine.predictor import Predictor
+
+    return Predictor

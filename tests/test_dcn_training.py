@@ -205,7 +205,7 @@ DETECT = """
     from mmengine.dataset import pseudo_collate
     from mmengine.registry import DATASETS
     from res2net_mm.engine.config import load_config
-    from res2net_mm.engine.infer import Predictor
+    from res2net_mm.engine.infer import ConfiguredModel
     from res2net_mm.engine.runner import build_runner, prepare_config
 
     config, options, work_dir, out = sys.argv[1:]
@@ -215,7 +215,7 @@ DETECT = """
         runner.train()
         model = runner.model.eval()
     else:
-        model = Predictor(cfg, f'{work_dir}/epoch_1.pth', 'cpu').model
+        model = ConfiguredModel(cfg, f'{work_dir}/epoch_1.pth', 'cpu').model
         model.to(memory_format=torch.channels_last)  # as the Runner does: equal to the last bit
     batch = pseudo_collate([DATASETS.build(cfg.val_dataloader.dataset)[0]])
     with torch.no_grad():

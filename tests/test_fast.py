@@ -18,7 +18,7 @@ from res2net_mm.data import make_shapes
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import FastHook, add_fast_arguments, fast_options, run_test
-from res2net_mm.engine.infer import Predictor
+from res2net_mm.engine.infer import ConfiguredModel
 from res2net_mm.engine.runner import prepare_config
 
 CLASSES = ('disc', 'square', 'triangle', 'star')
@@ -214,11 +214,11 @@ def compare_results(folder: Path, *names: str) -> None:
 def test_predicting_fast(kind, shapes, tmp_path):
     cfg = config_of(kind, shapes)
     checkpoint = write_checkpoint(cfg, tmp_path / 'random.pth')
-    plain = Predictor(cfg, checkpoint, 'cpu')
+    plain = ConfiguredModel(cfg, checkpoint, 'cpu')
     image = sorted((shapes / 'val').glob('*.jpg'))[0]
     reference = plain.predict(image)
     for dtype in (torch.float32, torch.bfloat16):
-        fast = Predictor(cfg, checkpoint, 'cpu', fast=dict(dtype=dtype))
+        fast = ConfiguredModel(cfg, checkpoint, 'cpu', fast=dict(dtype=dtype))
         assert not [m for m in fast.model.backbone.modules() if 'BatchNorm' in type(m).__name__]
         assert fast.model.backbone.layer1[0].conv1.weight.dtype == dtype
         sample = fast.predict(image)

@@ -23,6 +23,7 @@ TASKS = {
     'sweep': ('networks', 'inference over sizes of image and batch'),
     'detector': ('detectors', "images a second of a detector's test loop"),
     'train_detector': ('detectors', 'a training step of a detector'),
+    'deploy': ('deploy', 'a model in PyTorch, onnxruntime and OpenVINO, float32 and int8'),
     'coco': ('coco', 'COCO evaluation against pycocotools'),
 }
 TABLES = 'tables'

@@ -11,7 +11,7 @@ from res2net_mm.data import check_data, make_shapes
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 from res2net_mm.engine.evaluate import run_test
-from res2net_mm.engine.infer import Predictor, find_images, predict_images
+from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
 from res2net_mm.engine.processes import hold_folder
 from res2net_mm.engine.report import describe_run
 from res2net_mm.engine.runner import build_runner, prepare_config
@@ -51,7 +51,7 @@ def main() -> None:
     (args.work_dir / 'metrics.txt').write_text(f'{table}\n')
     source = args.work_dir / 'shapes' / 'val'
     pictures = args.work_dir / 'predictions'
-    predictor = Predictor(cfg, str(checkpoint))
+    predictor = ConfiguredModel(cfg, str(checkpoint))
     predict_images(predictor, find_images(source)[:24], source, pictures, threshold=0.5)
 
     print(f'\n{table}\n')

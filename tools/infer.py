@@ -9,12 +9,13 @@ from res2net_mm.engine.arguments import add_shared, tool_parser
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.evaluate import add_fast_arguments, fast_options
-from res2net_mm.engine.infer import Predictor, find_images, predict_images
+from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
 from res2net_mm.engine.report import keep_memory
 
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out p/ --fast bfloat16
+  python tools/infer.py configs/faster_rcnn_r2n50.py detector.xml photos/ --out predicted/
 """
 
 
@@ -36,7 +37,7 @@ def main() -> int:
     keep_memory()
     images = find_images(args.images, args.out)
     cfg = load_config(args.config, args.cfg_options)
-    predictor = Predictor(cfg, args.checkpoint, args.device, args.trust_checkpoint, fast)
+    predictor = ConfiguredModel(cfg, args.checkpoint, args.device, args.trust_checkpoint, fast)
     failures = predict_images(predictor, images, args.images, args.out, args.threshold)
     print(f'{len(images) - len(failures)} of {len(images)} images: {args.out}/predictions.json')
     for failure in failures:

@@ -16,6 +16,7 @@ from res2net_mm.evaluation import format_metrics
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --fast
+  python tools/test.py configs/faster_rcnn_r2n50.py detector.xml
 """
 
 

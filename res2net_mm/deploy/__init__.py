@@ -1,12 +1,4 @@
-from .export import ExportReport, export_onnx
+from .export import ExportError, ExportReport, export
 from .folding import optimize_for_inference
-from .runtime import ExportError, Speed, measure_speed
 
-__all__ = [
-    'ExportError',
-    'ExportReport',
-    'Speed',
-    'export_onnx',
-    'measure_speed',
-    'optimize_for_inference',
-]
+__all__ = ['ExportError', 'ExportReport', 'export', 'optimize_for_inference']

@@ -1,238 +1,548 @@
-"""Export to ONNX, for stock onnxruntime and whatever else reads standard operators."""
+"""Whole models as files: ONNX for stock onnxruntime and others, OpenVINO IR for CPUs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..backbones import Backbone
 from ..files import check_writable, writing
+from ..ops.internals import quiet_onnx_export
 from ..ops.sampling import without_autocast
-from .exportable import (
-    INPUT,
-    Exportable,
-    in_standard_operators,
-    make_exportable,
-    without_harmless_output,
-)
-from .metadata import IMAGENET, check_normalisation, describe, in_channels, normalisation_of
-from .runtime import (
-    ExportError,
-    Shape,
-    normal_image,
-    other_shape,
-    require_onnx,
-    worst_error,
-)
+from .graphs import Detector, Graph, Levels, Segmentor, Size, traceable
+from .metadata import KEY, describe, in_channels, normalisation_of
 
-# 16 brought GridSample, which deformable convolutions need. 17 was run against PyTorch at odd
-# sizes, where pools that round up and do not count their padding have differed between releases.
+# 16 brought GridSample and RoiAlign's half_pixel. 17 was run against PyTorch at odd sizes, where
+# pools that round up and do not count their padding have differed between releases.
 OPSET = 17
-_HINT = '; a file for one size may be possible: dynamic=False, or --static --shape of the tool'
+PACKAGES = {'.onnx': ('onnx', 'onnxruntime'), '.xml': ('openvino',)}
+DETECTORS = (
+    'ATSS',
+    'CascadeRCNN',
+    'FCOS',
+    'FasterRCNN',
+    'GFL',
+    'HybridTaskCascade',
+    'MaskRCNN',
+    'PanopticFPN',
+    'RetinaNet',
+    'VFNet',
+)
+# The largest differences from PyTorch: boxes in pixels, features relative to the largest, masks and
+# maps as the share of their pixels. Rounding turns a few decisions at a threshold, such as that of
+# non-maximum suppression: so many detections may be without a counterpart.
+TOLERANCES = dict(boxes=1e-2, scores=1e-4, masks=1e-3, segmentation=1e-3, features=1e-4)
+STRAY = 0.005
+Run = Callable[[np.ndarray], list[np.ndarray]]
+
+
+class ExportError(ValueError):
+    """A model that cannot be exported, or a file that gives other values than its model."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What :func:`export_onnx` wrote.
+    """What :func:`export` wrote.
 
     Attributes:
-        path: The file.
-        opset: Version of the operators.
-        inputs, outputs: Names -> sizes, text where they are dynamic.
-        compared: Shapes of the images that the file was compared with PyTorch at.
-        error: The largest difference there, relative to the largest value of its output.
-        metadata: What the file says of itself.
+        path: The file; the weights of an ``.xml`` are beside it, in a ``.bin``.
+        metadata: What the file says of itself (:mod:`.metadata`).
+        compared: How many images it was compared with PyTorch on.
+        errors: The largest differences there: boxes in pixels, scores, features relative to the
+            largest, masks and maps as the share of their pixels.
+        stray: How many detections had no counterpart, of how many.
     """
 
     path: Path
-    opset: int
-    inputs: dict[str, tuple[int | str, ...]]
-    outputs: dict[str, tuple[int | str, ...]]
-    compared: tuple[Shape, ...]
-    error: float
-    metadata: dict[str, str]
+    metadata: dict[str, Any]
+    compared: int
+    errors: dict[str, float]
+    stray: tuple[int, int]
 
     def __str__(self) -> str:
-        lines = [f'{name}: {text}' for name, text in self.metadata.items()]
-        for kind, of in dict(inputs=self.inputs, outputs=self.outputs).items():
-            shapes = (f'{name} ({", ".join(map(str, shape))})' for name, shape in of.items())
-            lines.append(f'{kind}: {", ".join(shapes)}')
-        shapes = ' and '.join(' x '.join(map(str, shape)) for shape in self.compared)
-        lines.append(f'compared with PyTorch at {shapes}: relative error {self.error:.1e}')
-        return '\n'.join([*lines, f'written, opset {self.opset}: {self.path}'])
+        errors = ', '.join(f'{name} {error:.1e}' for name, error in self.errors.items())
+        lines = [f'compared with PyTorch on {self.compared} images, largest differences: {errors}']
+        if self.stray[0]:
+            lines.append('{} of {} detections are in one of both only'.format(*self.stray))
+        return '\n'.join([*lines, f'written: {self.path}'])
 
 
-def export_onnx(
+def export(
     model: nn.Module,
     path: str | Path,
-    input_shape: Sequence[int],
-    dynamic: bool = True,
+    shape: Size | None = None,
+    dynamic: bool = False,
+    raw: bool = False,
     *,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    channel_order: str | None = None,
-    classes: Sequence[str] | None = None,
+    images: Sequence[np.ndarray] = (),
+    about: Mapping[str, Any] | None = None,
     progress: Callable[[str], Any] | None = None,
 ) -> ExportReport:
-    """Writes a network as an ONNX file that stock onnxruntime runs.
+    """Writes a model as a file that needs neither PyTorch nor mmdet to run.
 
-    The file has the input ``image``, (N, C, H, W), already normalised, and standard operators
-    alone: deformable convolutions are grid samples. A backbone has the outputs ``c2`` to ``c5``
-    for the levels of its ``out_indices``; a segmentation model has ``logits``, (N, classes, H, W),
-    those of mmseg's whole-image inference before the maximum is taken. It is compared with PyTorch
-    in onnxruntime, and only a file that agrees to a relative error of 1e-4 takes its place.
+    The file takes an image, uint8 (1, h, w, 3), RGB: normalisation and padding are in it, and so is
+    everything that selects and merges boxes. Its outputs, as the method has them: ``boxes`` (N, 4),
+    x1, y1, x2, y2 in pixels of the input; ``scores`` (N,); ``labels`` (N,); ``masks`` (N, h, w),
+    bool, and ``mask_scores`` (N, m, m), the same spread over each box, as the head gives them;
+    ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the object. A backbone
+    gives ``c2`` to ``c5``.
+
+    The file is compared with PyTorch, and takes its name only if boxes agree to 0.01 pixels, scores
+    to 1e-4, and labels are equal.
 
     Args:
-        model: A backbone of this package, or a model of mmseg that has one (``EncoderDecoder``).
-            It is not changed: a copy is exported, in evaluation mode, float32, on the CPU.
-        path: The file, ``.onnx``; an older one is replaced.
-        input_shape: (N, C, H, W), in pixels, to export and compare at.
-        dynamic: Leave batch size, height and width open, and compare at others too; otherwise the
-            file takes ``input_shape`` alone.
-        mean: What was subtracted from pixels of 0 to 255, one value a channel, for the file to
-            say. None is the model's own; for a bare backbone of three channels ImageNet's, RGB,
-            which all published weights were trained with.
-        std: What they were divided by; goes together with ``mean``.
-        channel_order: ``'RGB'`` or ``'BGR'``; None as for ``mean``.
-        classes: Names of the classes, for the file to say. None is the model's own, if it has
-            them (``model.dataset_meta``).
+        model: A backbone of this package, a detector of mmdet or a segmentor of mmseg. It is not
+            changed: a copy is exported, in evaluation mode, float32, on the CPU.
+        path: The file, ``.onnx`` or ``.xml`` (OpenVINO); an older one is replaced.
+        shape: Height and width that images are padded to, right and below, after normalisation; no
+            image may be larger. None leaves both open, and images are padded as the model pads
+            them.
+        dynamic: Leave height and width open; ``shape`` is then the size to trace and compare at.
+        raw: The input is normalised float32, (1, C, h, w), instead of an image. The batch of a
+            backbone is open.
+        images: uint8 (h, w, 3), RGB, no larger than ``shape``, to compare on, beside made ones.
+        about: For the metadata: ``config``, ``classes``, ``palette`` and ``resize``, and, of a
+            backbone, ``mean``, ``std`` and ``channels`` ('RGB' or 'BGR') that it was trained with.
+            Else classes and palette are those of ``model.dataset_meta``.
         progress: Called with a line before each step that takes long.
 
     Returns:
         What was written.
 
     Raises:
-        ImportError: onnx or onnxruntime is not installed (extra ``export``).
-        ValueError: ``model`` is a detector or has no backbone of this package, or an argument has
-            a value that it cannot have.
-        ExportError: A ``ValueError`` too: the model has an operator that cannot be exported, or
-            the file does not agree with it. Nothing was written.
+        ImportError: onnx and onnxruntime, or openvino, are not installed.
+        ExportError: The model cannot be exported, an argument has a value that it cannot have, or
+            the file does not agree with the model. Nothing was written.
         OSError: The file could not be written.
 
     Example:
         >>> net = create_backbone('res2net50_v1b_26w_4s')
-        >>> export_onnx(net, 'res2net50.onnx', (1, 3, 480, 640)).outputs['c5']
-        ('batch', 2048, 'c5_height', 'c5_width')
+        >>> export(net, 'res2net50.onnx', (480, 640)).metadata['outputs']
+        ['c2', 'c3', 'c4', 'c5']
     """
-    require_onnx()
     path = check_path(path)
-    net = make_exportable(model)
-    shape = _checked_shape(input_shape, in_channels(net.backbone))
-    given = dict(mean=mean, std=std, channel_order=channel_order)
-    check_normalisation(shape[1], **given)
-    given = {name: value for name, value in given.items() if value is not None}
-    own = normalisation_of(model) or ({} if given else IMAGENET)
-    if len(own.get('mean', ())) != shape[1]:
-        own = {}
-    normalisation = {name: given.get(name, own.get(name)) for name in IMAGENET}
-    if isinstance(classes, str):
-        raise ValueError(f'classes must be a list of names, but got {classes!r}')
-    if classes is None:
-        classes = (getattr(model, 'dataset_meta', None) or {}).get('classes')
-    metadata = describe(net, normalisation, classes)
-
+    graph, metadata = make_graph(model, shape, dynamic, raw, about or {})
     say = progress or (lambda line: None)
-    say(f'exporting {metadata["variant"]}')
-    with without_autocast('cpu'):
-        content = _trace(net, shape, dynamic)
-    shapes = (shape, other_shape(shape)) if dynamic else (shape,)
-    with writing(path) as partial:
-        inputs, outputs = _write(content, partial, metadata, net.shapes if dynamic else {})
-        say('comparing it with PyTorch in onnxruntime')
-        with without_autocast('cpu'):
-            error = worst_error(partial, net, shapes[:1])
-            try:
-                error = max(error, worst_error(partial, net, shapes[1:]))
-            except ExportError as other:
-                raise ExportError(f'{other}{_HINT}') from other
-    return ExportReport(path, OPSET, inputs, outputs, shapes, error, metadata)
+    say(f'tracing {metadata["model"]}')
+    given = [*images, *_made_images(graph, shape or (256, 320))]
+    with without_autocast('cpu'), _quietly(), writing(path) as partial:
+        weights = partial.with_suffix('.bin')
+        try:
+            convert = _write_onnx if path.suffix == '.onnx' else _write_openvino
+            convert(graph, as_input(graph, given[-3]), partial, metadata)
+            say(f'comparing it with PyTorch on {len(given)} images')
+            errors, stray = compare(partial, graph, given)
+            if weights.exists():
+                weights.replace(path.with_suffix('.bin'))
+        finally:
+            weights.unlink(missing_ok=True)
+    return ExportReport(path, metadata, len(given), errors, stray)
 
 
 def check_path(path: str | Path) -> Path:
     """The file to write, behind a link too.
 
     Raises:
-        ValueError: It does not end in .onnx, or its folder does not exist.
+        ExportError: It ends in neither .onnx nor .xml, or its folder does not exist.
+        ImportError: The packages of its format are not installed.
         OSError: Nothing can be written there.
     """
     path = Path(path).expanduser().resolve()
-    if path.suffix != '.onnx' or path.is_dir():
-        raise ValueError(f'path must be a file that ends in .onnx, but got {path}')
+    if path.suffix not in PACKAGES or path.is_dir():
+        raise ExportError(f'path must be a file that ends in .onnx or .xml, but got {path}')
     if not path.parent.is_dir():
-        raise ValueError(f'path must lie in a folder that exists, but {path.parent} does not')
+        raise ExportError(f'path must be in a folder that exists, but {path.parent} does not')
+    try:
+        for package in PACKAGES[path.suffix]:
+            __import__(package)
+    except ImportError as error:
+        extra = 'export' if path.suffix == '.onnx' else 'openvino'
+        raise ImportError(
+            f'{path.suffix} files need {" and ".join(PACKAGES[path.suffix])}: '
+            f"pip install 'res2net_mm[{extra}]' ({error})"
+        ) from error
     check_writable(path, 'OUT')
     return path
 
 
-def _checked_shape(shape: Sequence[int], channels: int) -> Shape:
-    listed = isinstance(shape, Sequence) and len(shape) == 4
-    if not listed or not all(
-        isinstance(n, Integral) and type(n) is not bool and n > 0 for n in shape
-    ):
-        raise ValueError(f'input_shape must be four positive integers, but got {shape!r}')
-    if shape[1] != channels:
-        raise ValueError(
-            f'input_shape must be (N, {channels}, H, W) for a network of {channels} channels, but '
-            f'got {tuple(shape)}'
+def refusal(model: nn.Module, open_sizes: bool = False) -> str | None:
+    """Why a model cannot be exported, of fixed or open sizes; None if it can."""
+    kind = type(model).__name__
+    test_cfg = getattr(model, 'test_cfg', None) or {}
+    for wrapper in ('module', '_orig_mod'):
+        if hasattr(model, wrapper):
+            return f'model is {kind}, which wraps another: export model.{wrapper}'
+    if isinstance(model, Backbone):
+        return None
+    if kind in DETECTORS:
+        for cfg in (test_cfg, test_cfg.get('rpn') or {}, test_cfg.get('rcnn') or {}):
+            nms = (cfg.get('nms') or {}).get('type', 'nms')
+            if nms != 'nms':
+                return f"the model's test_cfg has nms of type {nms!r}; only 'nms' can be exported"
+        return None
+    if not (hasattr(model, 'decode_head') and hasattr(model, 'encode_decode')):
+        return (
+            f"model is {kind}; what can be exported is a backbone of this package, mmseg's "
+            f'EncoderDecoder, and of mmdet {", ".join(DETECTORS)}'
         )
-    return tuple(map(int, shape))
+    if open_sizes and test_cfg.get('mode') == 'slide':
+        return 'the model is tested in sliding windows, which need a fixed size: give a shape'
+    return None
 
 
-def _trace(net: Exportable, shape: Shape, dynamic: bool) -> bytes:
-    shapes = {INPUT: ('batch', shape[1], 'height', 'width'), **net.shapes}
-    axes = {
-        name: {axis: size for axis, size in enumerate(sizes) if isinstance(size, str)}
-        for name, sizes in shapes.items()
-    }
+def make_graph(
+    model: nn.Module, shape: Size | None, dynamic: bool, raw: bool, about: Mapping[str, Any]
+) -> tuple[Graph, dict[str, Any]]:
+    """What is traced, and its metadata; arguments and errors are those of :func:`export`."""
+    if reason := refusal(model, shape is None or dynamic):
+        raise ExportError(reason)
+    if any(p.is_meta for p in model.parameters()):
+        raise ExportError('model must have weights, but some of its parameters are on meta')
+    if shape is not None and not (len(shape) == 2 and all(type(n) is int and n > 0 for n in shape)):
+        raise ExportError(f'shape must be two positive integers, but got {shape!r}')
+    divisor, kind = 1, Segmentor
+    if isinstance(model, Backbone):
+        kind = Levels
+    elif type(model).__name__ in DETECTORS:
+        divisor, kind = model.data_preprocessor.pad_size_divisor, Detector
+    elif padding := getattr(model.data_preprocessor, 'test_cfg', None):
+        divisor = padding.get('size_divisor', 1)
+    size = None
+    if shape is not None and not dynamic:
+        size = tuple(-(-n // divisor) * divisor for n in shape)
+    channels = in_channels(model)
+    if channels != 3 and not raw:
+        raise ExportError(f'the model takes {channels} channels, not an image of 3: raw only')
+    about = {**(getattr(model, 'dataset_meta', None) or {}), **about}
+    normalisation = normalisation_of(model, channels, about)
+    graph = kind(model, normalisation, size, divisor, raw)
+    return graph, describe(graph, normalisation, about)
+
+
+def as_input(graph: Graph, image: np.ndarray) -> Tensor:
+    """The input of a graph for an image, uint8 (h, w, 3), RGB."""
+    batch = torch.from_numpy(np.ascontiguousarray(image))[None]
+    return graph.normalise(batch) if graph.raw else batch
+
+
+def _made_images(graph: Graph, shape: Size) -> list[np.ndarray]:
+    """Three images of random blocks and noise, the same at every call; the first fills ``shape``.
+
+    The others are smaller, and leave the upper levels of a pyramid without objects.
+    """
+    random = np.random.default_rng(0)
+    images = []
+    for i in range(3):
+        height, width = (max(n * (3 - i) // 3, 1) for n in shape)
+        cell = 8 << i
+        blocks = random.integers(0, 256, (height // cell + 1, width // cell + 1, len(graph.mean)))
+        pixels = blocks.repeat(cell, 0).repeat(cell, 1)[:height, :width]
+        pixels = pixels + random.normal(0, 12, pixels.shape)
+        images.append(pixels.clip(0, 255).astype(np.uint8))
+    return images
+
+
+def _trace(graph: Graph, example: Tensor, native_deform: bool) -> torch.jit.ScriptModule:
+    threshold = getattr(graph, 'score_thr', torch.zeros(()))
+    before = threshold.item()
+    with torch.no_grad(), traceable(graph, native_deform):
+        threshold.fill_(-1)  # something is found, whatever the weights are
+        try:
+            return torch.jit.trace(graph, example, check_trace=False)
+        finally:
+            threshold.fill_(before)
+
+
+def _open_axes(graph: Graph) -> dict[int, str]:
+    axes = {2: 'height', 3: 'width'} if graph.raw else {1: 'height', 2: 'width'}
+    return {0: 'batch', **axes} if isinstance(graph, Levels) else axes
+
+
+def _write_onnx(graph: Graph, example: Tensor, path: Path, metadata: dict[str, Any]) -> None:
+    import onnx
+
+    traced = _trace(graph, example, native_deform=False)
     buffer = BytesIO()
     try:
-        with torch.no_grad(), in_standard_operators(net), without_harmless_output():
+        with torch.no_grad():
             torch.onnx.export(
-                net,
-                (normal_image(shape),),
+                traced,
+                (example,),
                 buffer,
-                dynamo=False,  # the other exporter needs onnxscript
+                dynamo=False,  # the other exporter needs onnxscript, and takes no traces
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(net.outputs),
-                dynamic_axes=axes if dynamic else None,
+                input_names=['image'],
+                output_names=list(graph.outputs),
+                dynamic_axes={'image': _open_axes(graph)},
             )
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0].partition('  [Caused by')[0]
-        hint = _HINT if dynamic else ''
-        raise ExportError(f'model cannot be exported: {reason}{hint}') from error
-    return buffer.getvalue()
-
-
-def _write(
-    content: bytes, path: Path, metadata: dict[str, str], shapes: Mapping[str, tuple]
-) -> tuple[dict[str, tuple[int | str, ...]], ...]:
-    """Adds the metadata, checks and writes; sizes of inputs and outputs by name."""
-    import onnx
-
-    file = onnx.load_from_string(content)
+        raise ExportError(f'model cannot be exported: {reason}') from error
+    file = onnx.load_from_string(buffer.getvalue())
     foreign = sorted({f'{n.domain}::{n.op_type}' for n in file.graph.node if n.domain})
     if foreign:
         raise ExportError(f'model needs operators that ONNX does not have: {", ".join(foreign)}')
-    onnx.helper.set_model_props(file, metadata)
-    for output in file.graph.output:
-        if output.name in shapes:  # the exporter does not see how many planes a Resize has
-            output.type.tensor_type.shape.dim[1].dim_value = shapes[output.name][1]
+    for output in file.graph.output:  # has the example's sizes
+        for size in output.type.tensor_type.shape.dim:
+            size.Clear()
+    metadata['opset'] = OPSET
+    onnx.helper.set_model_props(file, {KEY: json.dumps(metadata, ensure_ascii=False)})
     try:
         onnx.checker.check_model(file, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f'the exported file is not valid ONNX: {error}') from error
     path.write_bytes(file.SerializeToString())
-    return tuple(
-        {
-            value.name: tuple(d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim)
-            for value in values
-        }
-        for values in (file.graph.input, file.graph.output)
-    )
+
+
+def _write_openvino(graph: Graph, example: Tensor, path: Path, metadata: dict[str, Any]) -> None:
+    import openvino
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    traced = _trace(graph, example, native_deform=True)
+    # openvino.convert_model does this too, after seconds of other work and a report over the net
+    frontend = FrontEndManager().load_by_framework('pytorch')
+    decoder = TorchScriptPythonDecoder(traced, example_input=example)  # is used until the end
+    loaded = frontend.load(decoder)
+    shape: list[Any] = list(example.shape)
+    for i, name in _open_axes(graph).items():
+        limit = -1 if graph.size is None or name == 'batch' else graph.size[name == 'width']
+        shape[i] = openvino.Dimension(1, limit)
+    (place,) = loaded.get_inputs()
+    loaded.set_partial_shape(place, openvino.PartialShape(shape))
+    loaded.set_element_type(place, openvino.Type.f32 if graph.raw else openvino.Type.u8)
+    try:
+        file = frontend.convert(loaded)
+    except Exception as error:  # of no base that is public
+        unknown = sorted(set(re.findall(r'\b(?:aten|prim|torchvision)::\w+', str(error))))
+        raise ExportError(
+            f'model cannot be exported: OpenVINO does not convert {", ".join(unknown) or error}'
+        ) from error
+    for node in file.get_ops():  # names from the trace would be merged with these
+        for port in node.outputs():
+            port.get_tensor().set_names(set())
+    for port, name in zip(file.inputs + file.outputs, ('image', *graph.outputs), strict=True):
+        port.get_tensor().set_names({name})
+    file.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
+    openvino.save_model(file, path, compress_to_fp16=False)
+
+
+def _open(path: Path, score_thr: float | None = None) -> Run:
+    """A file in its runtime on the CPU, in float32; ``score_thr`` replaces a detector's."""
+    if path.suffix == '.onnx':
+        import onnx
+        import onnxruntime
+
+        file = onnx.load(path)
+        for constant in file.graph.initializer:
+            if constant.name == 'score_thr' and score_thr is not None:
+                constant.CopyFrom(onnx.numpy_helper.from_array(np.float32(score_thr), 'score_thr'))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors, which come as exceptions
+        # its threads would wait by spinning, which slows PyTorch's
+        options.add_session_config_entry('session.force_spinning_stop', '1')
+        content, providers = file.SerializeToString(), ['CPUExecutionProvider']
+        session = onnxruntime.InferenceSession(content, options, providers=providers)
+        return lambda image: session.run(None, {'image': image})
+    import openvino
+
+    core = openvino.Core()
+    file = core.read_model(path)
+    for node in file.get_ops() if score_thr is not None else ():
+        if node.get_friendly_name() == 'self.score_thr':
+            node.output(0).replace(openvino.opset1.constant(np.float32(score_thr)).output(0))
+    compiled = core.compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})
+    return lambda image: [value.copy() for value in compiled(image).values()]
+
+
+def compare(
+    path: Path, graph: Graph, images: Sequence[np.ndarray]
+) -> tuple[dict[str, float], tuple[int, int]]:
+    """Compares a file with PyTorch on images, and the last with other thresholds of the score.
+
+    Returns:
+        The largest difference of each output, and how many detections had no counterpart, of how
+        many.
+
+    Raises:
+        ExportError: Something differs, or the file does not run.
+    """
+    worst: dict[str, float] = {}
+    stray: list[str] = []
+    found = 0
+    for what, run, image in _cases(path, graph, images):
+        what = f'{what} ({image.shape[0]} x {image.shape[1]})'
+        expected = reference(graph, image)
+        try:
+            given = run(as_input(graph, image).numpy())
+        except Exception as error:  # exceptions of the runtimes have no base of their own
+            raise ExportError(f'the exported file does not run on {what}: {error}') from error
+        given = dict(zip(graph.outputs, given, strict=True))
+        errors, lone = _differences(graph, expected, given)
+        stray += [f'{what}: {text}' for text in lone]
+        found += len(expected.get('scores', ()))
+        for name, error in errors.items():
+            worst[name] = max(worst.get(name, 0.0), error)
+            limit = TOLERANCES.get(name, TOLERANCES['features'])
+            if not error <= limit:  # NaN is not
+                raise ExportError(
+                    f'the exported file does not give what PyTorch gives: {name} of {what} differs '
+                    f'by {error:.2g}, and at most {limit:g} is allowed'
+                )
+    if len(stray) > max(STRAY * found, 1):
+        raise ExportError(
+            f'the exported file does not give what PyTorch gives: of {found} detections, '
+            f'{len(stray)} are in one of both only; the first, of {stray[0]}'
+        )
+    return worst, (len(stray), found)
+
+
+def _cases(
+    path: Path, graph: Graph, images: Sequence[np.ndarray]
+) -> Iterator[tuple[str, Run, np.ndarray]]:
+    run = _open(path)
+    for i, image in enumerate(images):
+        yield f'image {i + 1}', run, image
+    if not isinstance(graph, Detector):
+        return
+    test_cfg = (getattr(graph.model, 'roi_head', None) or graph.model.bbox_head).test_cfg
+    before, image = test_cfg.score_thr, images[-1]
+    try:
+        test_cfg.score_thr = 0.5  # lower it until as many objects are found as may be
+        while test_cfg.score_thr > 1e-3:
+            scores = reference(graph, image)['scores']
+            if len(scores) >= test_cfg.max_per_img:
+                break
+            test_cfg.score_thr /= 2
+        values = dict(nothing=1.0, many=test_cfg.score_thr)
+        if len(scores) > 1:
+            values['one'] = float(scores[:2].mean())
+        for what, value in values.items():
+            test_cfg.score_thr = value
+            yield f'the last image, thresholds for {what}', _open(path, value), image
+    finally:
+        test_cfg.score_thr = before
+
+
+def _differences(
+    graph: Graph, expected: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray]
+) -> tuple[dict[str, float], list[str]]:
+    """The largest difference of each output, and detections without a counterpart, in words."""
+    errors = {}
+    for name, theirs in expected.items():
+        if name in ('boxes', 'scores', 'labels', 'masks', 'logits'):
+            continue
+        ours = given[name]
+        if theirs.shape != ours.shape or not np.isfinite(theirs).all():
+            errors[name] = math.nan
+        elif name != 'segmentation':
+            errors[name] = float(np.abs(ours - theirs).max() / (np.abs(theirs).max() or 1))
+        else:
+            differs = ours != theirs
+            if (logits := expected.get('logits')) is not None:  # two classes may be equal
+                best = np.take_along_axis(logits, np.minimum(ours, len(logits) - 1)[None], 0)[0]
+                other = logits.max(0) if len(logits) > 1 else graph.model.decode_head.threshold
+                differs &= np.abs(other - best) > 1e-4 * np.abs(logits).max()
+            errors[name] = float(differs.mean())
+    if 'boxes' not in expected:
+        return errors, []
+    # pairs of detections; those of equal scores may come in another order
+    apart = {n: np.abs(expected[n][:, None] - given[n][None]) for n in ('boxes', 'scores')}
+    apart['boxes'] = apart['boxes'].max(2)
+    close = expected['labels'][:, None] == given['labels'][None]
+    for name, values in apart.items():
+        close = close & (values <= TOLERANCES[name])
+    rows, columns = [], []
+    for i in range(len(close)):
+        if close[i].any():
+            rows.append(i)
+            columns.append(int(close[i].argmax()))
+            close[:, columns[-1]] = False
+    for name, values in apart.items():
+        errors[name] = float(values[rows, columns].max(initial=0))
+    if 'masks' in expected:
+        ours, theirs = given['masks'][columns], expected['masks'][rows]
+        shares = (ours != theirs).sum((1, 2)) / np.maximum(theirs.sum((1, 2)), 3000)
+        errors['masks'] = float(shares.max(initial=0))
+    if len(rows) < len(close) or columns != sorted(columns):
+        errors.pop('segmentation', None)  # the map numbers the objects
+    lone = []
+    for who, values, paired in (('PyTorch', expected, rows), ('the file', given, columns)):
+        for i in sorted(set(range(len(values['scores']))) - set(paired)):
+            label, score, box = (values[name][i] for name in ('labels', 'scores', 'boxes'))
+            lone.append(f'{who} has label {label}, score {score:.4f}, box {box.round(2)}')
+    return errors, lone
+
+
+@torch.no_grad()
+def reference(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
+    """What PyTorch gives for an image, by the model's own code; for segmentors, logits too."""
+    model, (height, width) = graph.model, image.shape[:2]
+    x, _ = graph.prepare(as_input(graph, image))
+    if isinstance(graph, Levels):
+        values = dict(zip(graph.outputs, model(x), strict=True))
+    elif isinstance(graph, Segmentor):
+        sample = model.predict(x)[0]
+        labels, logits = sample.pred_sem_seg.data[0], sample.seg_logits.data
+        values = dict(segmentation=labels[:height, :width], logits=logits[:, :height, :width])
+    else:
+        from mmdet.structures import DetDataSample
+
+        shape = tuple(x.shape[2:])
+        meta = dict(img_shape=(height, width), ori_shape=(height, width), pad_shape=shape)
+        meta.update(scale_factor=(1.0, 1.0), batch_input_shape=shape)
+        sample = DetDataSample(metainfo=meta)
+        results = model.predict(x, [sample], rescale=True)[0]
+        if graph.task == 'panoptic':  # it keeps its objects to itself
+            proposals = model.rpn_head.predict(model.extract_feat(x), [sample], rescale=False)
+            found = model.roi_head.predict(
+                model.extract_feat(x), proposals, [sample], rescale=True
+            )[0]
+        else:
+            found = results.pred_instances
+        values = dict(boxes=found.bboxes, scores=found.scores, labels=found.labels)
+        if 'masks' in graph.outputs:
+            values['masks'] = found.masks
+        if graph.task == 'panoptic':
+            values['segmentation'] = results.pred_panoptic_seg.sem_seg[0]
+    return {name: value.numpy() for name, value in values.items()}
+
+
+def images_of(dataset: Mapping[str, Any], count: int, shape: Size | None) -> list[np.ndarray]:
+    """Images spread over a data set, uint8 (h, w, 3) RGB, as its pipeline resizes them.
+
+    Args:
+        dataset: Config of a data set of mmdet or mmseg, in the default scope.
+        count: How many, if there are so many.
+        shape: Images that are larger are left out.
+
+    Raises:
+        OSError: Its files are not there.
+    """
+    from mmengine.registry import DATASETS
+
+    steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
+    built = DATASETS.build(dict(dataset, pipeline=steps))
+    picked = np.linspace(0, len(built) - 1, min(count, len(built))).astype(int).tolist()
+    images = [built[i]['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1] for i in picked]
+    return [i for i in images if shape is None or all(np.less_equal(i.shape[:2], shape))]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Hides what mmdet, mmseg and the exporters warn of while a model is traced or run."""
+    with warnings.catch_warnings(), quiet_onnx_export():
+        warnings.simplefilter('ignore')
+        yield

@@ -1,10 +1,26 @@
-"""What an exported file says of itself."""
+"""What an exported file says about itself: one JSON text under the key ``res2net_mm``.
+
+ONNX files have it in ``metadata_props``, OpenVINO files in ``rt_info``. Fields:
+
+- ``format``: 1, the version of this list; ``version``: of this package.
+- ``task``: ``'detection'``, ``'instance'``, ``'panoptic'``, ``'segmentation'`` or ``'backbone'``.
+- ``config``: name of the config; ``model``: class of the model; ``weights``: a hash of its weights.
+- ``classes``, ``palette``: names and (r, g, b) of the labels.
+- ``input``: ``kind`` (``'image'``: uint8, (1, h, w, 3), RGB; ``'raw'``: normalised float32,
+  (N, C, h, w)); ``height`` and ``width``: the largest image, null where they are open; ``divisor``
+  of the padded size; ``mean`` and ``std`` of pixels from 0 to 255, in the order ``channels`` of the
+  raw input; ``resize``: the config's rule, ``scale`` [w, h] and ``keep_ratio``, or null.
+- ``outputs``: names; ``score_thr``, ``max_per_img``, ``mask_thr``: of detectors; ``opset``: of ONNX
+  files.
+- ``int8``: null, or what a quantised file leaves in float.
+- ``variant``, ``first_block``, ``style``: of backbones.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,94 +28,120 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbones import VARIANTS, Backbone, Bottle2neck
+from ..checks import check_choice
 from ..registry import MODELS
 from ..version import __version__
 from ..weights.architecture import architecture_of
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD
-from .exportable import Exportable
 
-IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, channel_order='RGB')
+KEY = 'res2net_mm'
+FORMAT = 1
+# what all published weights were trained with
+IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, channels='RGB')
 
 
-def normalisation_of(model: nn.Module) -> dict[str, Any]:
-    """``mean``, ``std`` and ``channel_order`` of a model of mmdet or mmseg; {} where it has none.
+def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``mean`` and ``std``, a number a channel, and ``channels``, their order: 'RGB' or 'BGR'.
 
-    Images come from mmcv as BGR.
+    They are ``given``, or the model's own, or for a backbone of three channels ImageNet's.
+
+    Raises:
+        ValueError: What is given cannot be; the message names it.
     """
+    found = dict(IMAGENET) if channels == 3 else dict(mean=(0.0,) * channels, std=(1.0,) * channels)
     preprocessor = getattr(model, 'data_preprocessor', None)
-    if preprocessor is None:
-        return {}
-    found: dict[str, Any] = {}
     if getattr(preprocessor, '_enable_normalize', False):
         for name in ('mean', 'std'):
             values = getattr(preprocessor, name).double().flatten().tolist()
             found[name] = tuple(round(value, 4) for value in values)  # of float32's noise
-    else:
-        found.update(mean=(0.0,) * 3, std=(1.0,) * 3)
-    # the second name is that of mmsegmentation 1.2.2
-    names = ('_channel_conversion', 'channel_conversion')
-    converts = any(getattr(preprocessor, name, False) for name in names)
-    return dict(found, channel_order='RGB' if converts else 'BGR')
+    elif preprocessor is not None:
+        found.update(mean=(0.0,) * channels, std=(1.0,) * channels)
+    if preprocessor is not None:  # images come from mmcv as BGR
+        # the second name is that of mmsegmentation 1.2.2
+        names = ('_channel_conversion', 'channel_conversion')
+        converts = any(getattr(preprocessor, name, False) for name in names)
+        found['channels'] = 'RGB' if converts else 'BGR'
+    found.update({name: given[name] for name in IMAGENET if given.get(name) is not None})
+    for name in ('mean', 'std'):
+        values = found[name]
+        if len(values) != channels or not all(map(math.isfinite, values)):
+            raise ValueError(f'{name} must be {channels} finite numbers, but got {values!r}')
+    if min(found['std']) <= 0:
+        raise ValueError(f'std must be positive, but got {found["std"]!r}')
+    check_choice('channels', found.setdefault('channels', 'RGB'), ('RGB', 'BGR'))
+    return found
 
 
-def check_normalisation(
-    channels: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    channel_order: str | None,
-) -> None:
-    """Raises ``ValueError`` naming the argument, the rule and the value."""
-    if (mean is None) != (std is None):
-        raise ValueError(f'mean and std go together, but got mean={mean!r} and std={std!r}')
-    for name, values in dict(mean=mean, std=std).items():
-        listed = isinstance(values, Sequence) and len(values) == channels
-        if values is not None and not (listed and all(map(math.isfinite, values))):
-            raise ValueError(
-                f'{name} must have {channels} finite values, one a channel, but got {values!r}'
-            )
-    if std is not None and not all(value > 0 for value in std):
-        raise ValueError(f'std must be positive, but got {std}')
-    if channel_order not in ('RGB', 'BGR', None):
-        raise ValueError(f"channel_order must be 'RGB' or 'BGR', but got {channel_order!r}")
+def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """``scale`` [w, h] and ``keep_ratio`` of a pipeline's Resize; None if it has none."""
+    for step in pipeline:
+        if str(step.get('type')).endswith('Resize') and step.get('scale'):
+            return dict(scale=list(step['scale']), keep_ratio=bool(step.get('keep_ratio')))
+    return None
 
 
-def describe(
-    net: Exportable, normalisation: Mapping[str, Any], classes: Sequence[str] | None
-) -> dict[str, str]:
-    """The file's metadata: names -> texts, lists as json."""
-    channels = in_channels(net.backbone)
-    texts = {'package': f'res2net_mm {__version__}', 'variant': variant_of(net.backbone)}
-    texts |= net.backbone.convention
-    texts['input'] = _input_in_words(channels, **normalisation)
-    for name, value in normalisation.items():
-        if value is not None:
-            texts[name] = value if isinstance(value, str) else json.dumps(list(map(float, value)))
-    texts |= {f'output {name}': text for name, text in net.outputs.items()}
-    if classes:
-        texts['classes'] = json.dumps(list(classes), ensure_ascii=False)
-    if net.notes:
-        texts['note'] = '; '.join(net.notes)
-    return texts
+def test_size(resize: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """(height, width), landscape, that holds every image a rule resizes; None if there is none."""
+    if resize is None:
+        return None
+    width, height = resize['scale']
+    return (min(width, height), max(width, height)) if resize['keep_ratio'] else (height, width)
 
 
-def _input_in_words(
-    channels: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    channel_order: str | None,
-) -> str:
-    shape = f'float32 (N, {channels}, H, W)'
-    if mean is None:
-        return f'{shape}, normalised as the network was trained; this file does not know how'
-    low, high = (', '.join(f'{v:g}' for v in values) for values in (mean, std))
-    order = f'{channel_order} ' if channel_order else ''
-    return (
-        f'{shape}: {order}pixels, 0 to 255, from which the mean ({low}) was subtracted, then '
-        f'divided by the standard deviation ({high}), channel by channel'
+def weights_hash(model: nn.Module) -> str:
+    """16 hexadecimal digits of the SHA-256 of all weights in float32."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().float().contiguous().numpy())
+    return digest.hexdigest()[:16]
+
+
+def describe(graph: Any, normalisation: Mapping[str, Any], about: Mapping[str, Any]) -> dict:
+    """The metadata of a :class:`~res2net_mm.deploy.graphs.Graph`.
+
+    Args:
+        graph: What is exported.
+        normalisation: As :func:`normalisation_of` gives it.
+        about: ``config``, ``classes``, ``palette`` and ``resize``, where they are known.
+    """
+    model = graph.model
+    height, width = graph.size or (None, None)
+    test_cfg = dict(getattr(model, 'test_cfg', None) or {})
+    test_cfg = test_cfg.get('rcnn', test_cfg)
+    text = dict(
+        format=FORMAT,
+        version=__version__,
+        task=graph.task,
+        config=about.get('config'),
+        model=type(model).__name__,
+        weights=weights_hash(model),
+        classes=list(about.get('classes') or ()),
+        palette=[list(colour) for colour in about.get('palette') or ()],
+        input=dict(
+            kind='raw' if graph.raw else 'image',
+            height=height,
+            width=width,
+            divisor=graph.divisor,
+            mean=list(normalisation['mean']),
+            std=list(normalisation['std']),
+            channels=normalisation['channels'],
+            resize=about.get('resize'),
+        ),
+        outputs=list(graph.outputs),
+        score_thr=test_cfg.get('score_thr'),
+        max_per_img=test_cfg.get('max_per_img'),
+        mask_thr=test_cfg.get('mask_thr_binary'),
+        opset=None,
+        int8=None,
     )
+    backbone = getattr(model, 'backbone', model)
+    if isinstance(backbone, Backbone):
+        text.update(variant=variant_of(backbone), **backbone.convention)
+    return text
 
 
-def in_channels(net: Backbone) -> int:
+def in_channels(net: nn.Module) -> int:
     """Channels of the image."""
     return next(net.parameters()).shape[1]
 

@@ -18,8 +18,9 @@ from ..deploy.folding import COMPILE_MODES, DTYPES
 from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
-from .classes import class_names
+from .classes import SameClassesHook, class_names
 from .errors import ToolError
+from .exported import exported_model, is_exported
 from .loading import unwrapped
 from .pictures import PictureHook, use_our_pictures
 from .runner import Runner, build_runner
@@ -102,7 +103,7 @@ def run_test(
 
     Args:
         cfg: A config from :func:`prepare_config`.
-        checkpoint: File with the weights of the whole model.
+        checkpoint: File with the weights of the whole model, or an exported file.
         out: File for the COCO results; None writes none.
         show_dir: Folder for pictures with predictions and ground truth; None draws none.
         trust: Read the checkpoint with pickle.
@@ -122,7 +123,11 @@ def run_test(
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:
             raise ToolError(f'the config has no {key}, which measuring needs')
-    read_source(checkpoint, trust=trust)  # fails early if it is no checkpoint
+    exported = is_exported(checkpoint)
+    if exported:
+        cfg.model = exported_model(cfg, checkpoint, fast)
+    else:
+        read_source(checkpoint, trust=trust)  # fails early if it is no checkpoint
     if 'metrics' not in cfg.test_evaluator:
         cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
     elif out is not None:
@@ -139,9 +144,11 @@ def run_test(
             if hook is None:
                 raise ToolError('--show-dir needs default_hooks.visualization in the config')
             hook.update(draw=True, test_out_dir=folder)
-    cfg.load_from, cfg.resume = checkpoint, False
+    cfg.load_from, cfg.resume = None if exported else checkpoint, False
     runner = build_runner(cfg, trust)
     runner.loads_exactly = True
+    if exported:
+        SameClassesHook('test').after_load_checkpoint(runner, dict(meta=runner.model.meta))
     if fast is not None:
         runner.register_hook(FastHook(fast))
     try:

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import mmcv
+import mmcv.transforms
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -32,6 +33,7 @@ from ..files import write_text, writing
 from ..weights import constants, read_source
 from .classes import prediction_meta
 from .errors import ToolError, building_config, one_line
+from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
 from .terminal import warn
@@ -95,7 +97,7 @@ def _is_output(folder: Path) -> bool:
     return False
 
 
-class Predictor:
+class ConfiguredModel:
     """A model with its test pipeline and its way of drawing.
 
     Args:
@@ -122,15 +124,20 @@ class Predictor:
         for key in ('test_dataloader', 'visualizer'):
             if not cfg.get(key):
                 raise ToolError(f'the config has no {key}, which predicting needs')
-        model, loaded = load_model(cfg, checkpoint, trust)
+        if is_exported(checkpoint):
+            init_default_scope(cfg.get('default_scope', 'mmdet'))
+            model: nn.Module = MODELS.build(exported_model(cfg, checkpoint, fast))
+            loaded = dict(meta=model.meta)
+        else:
+            model, loaded = load_model(cfg, checkpoint, trust)
         device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
         try:
-            self.model: nn.Module = model.to(device)
+            self.model = model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
         if fast is not None:
             self.model = optimize_for_inference(self.model, **fast)
-        dataset = _test_dataset(cfg)
+        dataset = test_dataset(cfg)
         meta = prediction_meta(cfg, loaded.get('meta'), dataset)
         self.classes = list(meta['classes'])
         steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
@@ -140,23 +147,42 @@ class Predictor:
         self.loader = loader_of(steps)
         self.visualizer.dataset_meta = meta
 
-    @torch.no_grad()
-    def predict(self, image: Path) -> Any:
+    def predict(self, image: Path | np.ndarray) -> Any:
         """The data sample of one image.
+
+        Args:
+            image: A file, or pixels (H, W, 3) of uint8, RGB.
 
         Raises:
             DataError: It is no image that the pipeline can prepare.
         """
-        if not image.is_file():  # reading a pipe could wait for ever
+        return self.run(self.prepare(image))
+
+    @torch.no_grad()
+    def run(self, batch: dict[str, Any]) -> Any:
+        """The data sample of an image from :meth:`prepare`."""
+        return self.model.test_step(batch)[0]
+
+    def prepare(self, image: Path | np.ndarray) -> dict[str, Any]:
+        """The batch of one image, as the test pipeline makes it; see :meth:`predict`."""
+        if isinstance(image, np.ndarray):
+            pixels, image = image, 'in memory'
+            loader = mmcv.transforms.LoadImageFromFile
+            steps = [step for step in self.pipeline.transforms if not isinstance(step, loader)]
+            data = dict(img=np.ascontiguousarray(pixels[..., ::-1]), img_path='', img_id=0)
+            data['img_shape'] = data['ori_shape'] = pixels.shape[:2]
+        elif image.is_file():
+            steps = self.pipeline.transforms
+            data = dict(img_path=str(image), img_id=0)
+        else:  # reading a pipe could wait forever
             raise DataError(f'image {image} is no regular file')
         try:
-            data = self.pipeline(dict(img_path=str(image), img_id=0))
+            return pseudo_collate([Compose(steps)(data)])
         except cv2.error as error:
             thin = ': it would be less than a pixel wide or high' if error.func == 'resize' else ''
             raise DataError(
                 f'image {image} cannot be prepared ({error.func}: {error.err}){thin}'
             ) from error
-        return self.model.test_step(pseudo_collate([data]))[0]
 
     def notes(self, image: Path) -> list[str]:
         """What reading the image did to its values, if the pipeline reads as mmcv does."""
@@ -213,7 +239,7 @@ class Predictor:
 
 
 def predict_images(
-    predictor: Predictor, images: Sequence[Path], source: Path, out: Path, threshold: float
+    predictor: ConfiguredModel, images: Sequence[Path], source: Path, out: Path, threshold: float
 ) -> list[str]:
     """Predicts, draws and describes images; one that fails does not stop the others.
 
@@ -282,7 +308,7 @@ def predict_images(
 
 
 def _write_pictures(
-    predictor: Predictor, image: Path, sample: Any, target: Path, threshold: float
+    predictor: ConfiguredModel, image: Path, sample: Any, target: Path, threshold: float
 ) -> list[str]:
     """Writes the drawn image and a segmentor's label map; returns why that failed."""
     failures = []
@@ -361,12 +387,13 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
 
 
 def classes_of(cfg: Config, loaded: dict[str, Any]) -> list[str]:
-    """Names for the labels of a checkpoint's model, see :func:`prediction_meta`."""
-    dataset = _test_dataset(cfg) if cfg.get('test_dataloader') else None
+    """Names for the labels of a checkpoint's model: see :func:`prediction_meta`."""
+    dataset = test_dataset(cfg) if cfg.get('test_dataloader') else None
     return list(prediction_meta(cfg, loaded.get('meta'), dataset)['classes'])
 
 
-def _test_dataset(cfg: Config) -> dict[str, Any]:
+def test_dataset(cfg: Config) -> dict[str, Any]:
+    """The config of the test data, without wrappers."""
     dataset = cfg.test_dataloader.dataset
     while 'pipeline' not in dataset:  # a wrapper of one data set, or of several
         dataset = dataset.get('dataset') or (dataset.get('datasets') or [None])[0]

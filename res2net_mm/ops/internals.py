@@ -6,7 +6,8 @@ No other file uses private names of PyTorch, torchvision or mmengine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import torch
@@ -141,3 +142,19 @@ def gradients(
     with torch.enable_grad():
         result = compute(*leaves)
     return torch.autograd.grad(result, leaves, grad.to(result.dtype), allow_unused=True)
+
+
+@contextmanager
+def quiet_onnx_export() -> Iterator[None]:
+    """Keeps ``torch.onnx`` from printing the whole graph where an export fails.
+
+    Without the private name it is printed.
+    """
+    log = getattr(torch._C, '_jit_onnx_log', None)
+    if log is not None:
+        torch._C._jit_onnx_log = lambda *texts: None
+    try:
+        yield
+    finally:
+        if log is not None:
+            torch._C._jit_onnx_log = log

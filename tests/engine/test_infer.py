@@ -23,7 +23,7 @@ from test_segmentation_tools import CONFIG as SEGMENTOR
 from res2net_mm.data.transforms import harden_pipeline, loader_of
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.infer import Predictor, find_images, predict_images
+from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -33,7 +33,7 @@ def predictor_of(cfg, folder):
     init_default_scope(cfg.default_scope)
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.model.data_preprocessor))
     torch.save(dict(state_dict=model.state_dict()), folder / 'c.pth')
-    return Predictor(cfg, str(folder / 'c.pth'), device='cpu')
+    return ConfiguredModel(cfg, str(folder / 'c.pth'), device='cpu')
 
 
 @pytest.fixture(scope='module')
@@ -245,7 +245,7 @@ def test_pictures_are_drawn_on_what_the_pipeline_loads(tmp_path, colours, shape)
     pipeline = [{'type': 'LoadImageFromFile', 'color_type': colours}]
     canvas = Canvas()
     predictor = SimpleNamespace(visualizer=canvas, loader=loader_of(harden_pipeline(pipeline)))
-    Predictor.draw(predictor, tmp_path / 'red.jpg', Sample(), tmp_path / 'drawn.jpg', 0.3)
+    ConfiguredModel.draw(predictor, tmp_path / 'red.jpg', Sample(), tmp_path / 'drawn.jpg', 0.3)
     assert canvas.pixels.shape == shape and canvas.pixels.dtype == np.uint8
     red, _, blue = canvas.pixels[20, 20]
     assert red == blue if colours == 'grayscale' else red > 200 > blue

@@ -16,7 +16,7 @@ from res2net_mm import Res2Net, create_backbone
 from res2net_mm.backbones.base import CONVENTION
 from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.infer import Predictor
+from res2net_mm.engine.infer import ConfiguredModel
 from res2net_mm.engine.runner import Runner, check_weights, prepare_config, use_safe_loading
 from res2net_mm.weights import CheckpointError, DownloadError, load_weights, say_unknown_rules
 
@@ -279,7 +279,7 @@ def test_mmdets_detector_gives_the_same_boxes(tmp_path, shapes, monkeypatch):
     }.items():
         said.clear()
         cfg.model.backbone.update(backbone)
-        predictor = Predictor(cfg, str(path))
+        predictor = ConfiguredModel(cfg, str(path))
         predictor.model.to(memory_format=torch.channels_last)  # in which ours would be by itself
         found[name] = predictor.predict(image).pred_instances
         unknown = [line for line in said if 'does not say its first-block rule' in line]

@@ -1,0 +1,268 @@
+"""Runs exported models with onnxruntime or OpenVINO: numpy in, numpy out.
+
+This file needs numpy, one of the two runtimes, and OpenCV or Pillow to resize images. It imports
+nothing else of this package, so a program without PyTorch can keep a copy of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUFFIXES = ('.onnx', '.xml')
+KEY = 'res2net_mm'  # of the metadata in a file
+FORMAT = 1  # of the metadata
+Array = np.ndarray
+
+
+class ModelFileError(ValueError):
+    """A file that is damaged, was not written by this package, or holds another kind of model."""
+
+
+class ExportedModel:
+    """A model from ``tools/export.py``, on the CPU.
+
+    Args:
+        path: An ``.onnx`` file, which onnxruntime runs, or an OpenVINO ``.xml`` file with its
+            weights in a ``.bin`` file beside it.
+        threads: Threads to compute with; None leaves the number to the runtime.
+        precision: ``'f32'``, or ``'bf16'`` to let OpenVINO compute in bfloat16.
+
+    Attributes:
+        metadata: What the file says about its model: task, classes, input and so on.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ImportError: The runtime is not installed.
+        ModelFileError: The file cannot be run; the message says why.
+    """
+
+    def __init__(
+        self, path: str | Path, threads: int | None = None, precision: str = 'f32'
+    ) -> None:
+        path = Path(path)
+        if path.suffix not in SUFFIXES:
+            raise ModelFileError(f'{path} is no exported model: it must end in .onnx or .xml')
+        if not path.is_file():
+            raise FileNotFoundError(f'exported model {path} does not exist')
+        if path.suffix == '.onnx':
+            self._compute, text = _open_onnx(path, threads)
+        else:
+            self._compute, text = _open_openvino(path, threads, precision)
+        self.path = path
+        self.metadata = _parse(path, text)
+        self._input = self.metadata['input']
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels."""
+        return list(self.metadata.get('classes') or ())
+
+    def predict(self, image: Array) -> dict[str, Array]:
+        """Predicts an image of any size.
+
+        Args:
+            image: (H, W, 3), uint8, RGB.
+
+        Returns:
+            ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``scores`` (N,), ``labels``
+            (N,), ``masks`` (N, H, W) and ``segmentation`` (H, W), as far as the model has them.
+
+        Raises:
+            ValueError: ``image`` is no such array.
+        """
+        _check_image(image)
+        return self.predict_resized(self.resize(image), image.shape[:2])
+
+    def resize(self, image: Array) -> Array:
+        """Resizes an image (H, W, 3) as the pipeline does that the model was trained for."""
+        return _resize(image, *_size_by_rule(self._input.get('resize'), *image.shape[:2]))
+
+    def predict_resized(self, image: Array, shape: tuple[int, int]) -> dict[str, Array]:
+        """Predicts an image that has been resized already.
+
+        Args:
+            image: (h, w, 3), uint8, RGB. One that is too large for the file is made smaller.
+            shape: H, W of the image that the result is for.
+
+        Returns:
+            As ``predict``, in pixels of an image of ``shape``.
+        """
+        image = self.fit(image)
+        return self._restore(self.run(image), image.shape[:2], tuple(shape))
+
+    def fit(self, image: Array) -> Array:
+        """Makes an image smaller if it is too large for the file's fixed size."""
+        height, width = self._input['height'], self._input['width']
+        if height is None or (image.shape[0] <= height and image.shape[1] <= width):
+            return image
+        factor = min(height / image.shape[0], width / image.shape[1])
+        return _resize(image, *(max(int(side * factor), 1) for side in image.shape[:2]))
+
+    def run(self, image: Array) -> dict[str, Array]:
+        """Computes the outputs of the file.
+
+        Args:
+            image: (h, w, 3), uint8, RGB, not larger than the file's size. For a raw file: (1, 3, H,
+                W), float32, normalised.
+
+        Returns:
+            The outputs by name, in pixels of ``image``.
+        """
+        image = image if self._input['kind'] == 'raw' else image[None]
+        return dict(zip(self.metadata['outputs'], self._compute(image), strict=True))
+
+    def _restore(
+        self, found: dict[str, Array], shape: tuple[int, int], wanted: tuple[int, int]
+    ) -> dict[str, Array]:
+        """Outputs for an image of ``shape`` in pixels of the same image of size ``wanted``."""
+        cells = found.pop('mask_scores', None)
+        if shape == wanted:
+            return found
+        if 'boxes' in found:
+            factors = [wanted[i] / shape[i] for i in (1, 0, 1, 0)]
+            found['boxes'] = found['boxes'] * np.array(factors, np.float32)
+        if 'masks' in found:
+            threshold = self.metadata['mask_thr']
+            found['masks'] = _paste(cells, found['boxes'], wanted, threshold)
+        if 'segmentation' in found:
+            rows, columns = (
+                ((np.arange(w) + 0.5) * s / w).astype(int)
+                for w, s in zip(wanted, shape, strict=True)
+            )
+            found['segmentation'] = found['segmentation'][rows[:, None], columns]
+        return found
+
+
+def _open_onnx(path: Path, threads: int | None) -> tuple[Callable, str | None]:
+    """What computes a file's outputs from its input, and its metadata."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(f'{path} needs onnxruntime: pip install onnxruntime') from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3  # errors, which come as exceptions
+    # waiting threads would spin, which slows down whatever else computes
+    options.add_session_config_entry('session.force_spinning_stop', '1')
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+    except Exception as error:  # its exceptions have no base class of their own
+        raise _damaged(path, error) from error
+    name = session.get_inputs()[0].name
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
+    return lambda image: session.run(None, {name: image}), text
+
+
+@cache
+def openvino_core() -> Any:
+    """The process's only OpenVINO core.
+
+    A core gives the thread that uses it a stack for signals. When several cores end in another
+    order than the reverse of their start, that stack is freed memory, and the next signal crashes.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
+def _open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Callable, str | None]:
+    """The same for OpenVINO."""
+    try:
+        core = openvino_core()
+    except ImportError as error:
+        raise ImportError(f'{path} needs OpenVINO: pip install openvino') from error
+    if not path.with_suffix('.bin').is_file():
+        raise ModelFileError(f'{path} has no weights: {path.with_suffix(".bin").name} is missing')
+    options = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
+    if threads:
+        options['INFERENCE_NUM_THREADS'] = threads
+    try:
+        model = core.read_model(path)
+        text = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
+        request = core.compile_model(model, 'CPU', options).create_infer_request()
+    except RuntimeError as error:
+        raise _damaged(path, error) from error
+    return lambda image: list(request.infer([image], share_inputs=True).values()), text
+
+
+def _damaged(path: Path, error: Exception) -> ModelFileError:
+    reason = str(error).strip().splitlines()[-1]
+    return ModelFileError(f'{path} is damaged or no exported model: {reason}')
+
+
+def _parse(path: Path, text: str | None) -> dict[str, Any]:
+    if text is None:
+        raise ModelFileError(f'{path} was not written by tools/export.py: it has no metadata')
+    metadata = json.loads(text)
+    if metadata['format'] != FORMAT:
+        raise ModelFileError(
+            f'{path} was written by res2net_mm {metadata["version"]} in format '
+            f'{metadata["format"]}, but this version reads format {FORMAT}: export it again'
+        )
+    return metadata
+
+
+def _check_image(image: Any) -> None:
+    if not (isinstance(image, Array) and image.dtype == np.uint8 and image.ndim == 3):
+        kind = f'{image.dtype} {image.shape}' if isinstance(image, Array) else type(image).__name__
+        raise ValueError(f'image must be an array (H, W, 3) of uint8, but got {kind}')
+    if image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f'image must have the shape (H, W, 3), but got {image.shape}')
+
+
+def _size_by_rule(rule: dict[str, Any] | None, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a resized image, rounded as mmcv's ``Resize`` does."""
+    if rule is None:
+        return height, width
+    if not rule['keep_ratio']:
+        return rule['scale'][1], rule['scale'][0]
+    factor = min(
+        max(rule['scale']) / max(height, width),
+        min(rule['scale']) / min(height, width),
+    )
+    return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+
+def _resize(image: Array, height: int, width: int) -> Array:
+    """Interpolates between the four nearest pixels, as OpenCV and so the training pipelines do."""
+    if image.shape[:2] == (height, width):
+        return image
+    try:
+        import cv2
+    except ImportError:
+        from PIL import Image
+    else:
+        return cv2.resize(image, (width, height))
+    # Image.resize would average pixels where it makes an image smaller, which transform does not
+    places = (image.shape[1] / width, 0, 0, 0, image.shape[0] / height, 0)
+    planes = [
+        Image.fromarray(image[..., i].astype(np.float32)).transform(
+            (width, height), Image.Transform.AFFINE, places, Image.Resampling.BILINEAR
+        )
+        for i in range(3)
+    ]
+    return (np.stack(planes, axis=-1) + 0.5).astype(np.uint8)
+
+
+def _paste(masks: Array, boxes: Array, shape: tuple[int, int], threshold: float) -> Array:
+    """Masks (N, *shape) of bool from their values in the cells of their boxes, (N, m, m)."""
+    pasted = np.zeros((len(masks), *shape), bool)
+    for mask, box, whole in zip(masks, boxes, pasted, strict=True):
+        shares, places = [], []
+        for start, end, length, cells in zip(
+            box[1::-1], box[3:1:-1], shape, mask.shape, strict=True
+        ):
+            first, after = max(int(start) - 1, 0), min(int(np.ceil(end)) + 1, length)
+            size = end - start
+            place = (np.arange(first, after, dtype=np.float32) + 0.5 - start) / (size or 1)
+            place = (place if size else np.full_like(place, 0.5)) * cells - 0.5
+            shares.append((1 - abs(place[:, None] - np.arange(cells))).clip(0).astype(np.float32))
+            places.append(slice(first, after))
+        whole[tuple(places)] = shares[0] @ mask @ shares[1].T >= threshold
+    return pasted

@@ -1,0 +1,111 @@
+"""Exported files where the tools take a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from ..deploy.running import SUFFIXES, ExportedModel
+from ..registry import MODELS
+from .errors import ToolError
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a path names an exported file rather than a checkpoint."""
+    return Path(path).suffix in SUFFIXES
+
+
+@MODELS.register_module()
+class ExportedModule(BaseModel):
+    """An exported file as a model of mmengine, so that pipelines and metrics run unchanged.
+
+    Args:
+        path: The file.
+        task: What the config is for, from :func:`task_of`.
+
+    Raises:
+        ToolError: The file is for another task.
+        ModelFileError: It cannot be run.
+    """
+
+    def __init__(self, path: str, task: str) -> None:
+        super().__init__()
+        self.file = ExportedModel(path)
+        metadata = self.file.metadata
+        if metadata['task'] != task:
+            raise ToolError(
+                f'{path} holds a model for {metadata["task"]}, exported from {metadata["config"]}, '
+                f'but the config is for {task}: give the config that it was exported with'
+            )
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The classes, as the ``meta`` of a checkpoint names them."""
+        metadata = self.file.metadata
+        return dict(dataset_meta={key: metadata.get(key) for key in ('classes', 'palette')})
+
+    def forward(
+        self, inputs: Sequence[Tensor], data_samples: Sequence[Any], mode: str = 'predict'
+    ) -> list[Any]:
+        """Predicts images (3, h, w) of a test pipeline, in pixels of the images as they were."""
+        for image, sample in zip(inputs, data_samples, strict=True):
+            found = self.file.predict_resized(pixels_of(image), sample.ori_shape[:2])
+            _fill(sample, {name: torch.from_numpy(value) for name, value in found.items()})
+        return list(data_samples)
+
+
+def pixels_of(image: Tensor) -> np.ndarray:
+    """(H, W, 3), RGB, of an image (3, H, W), BGR, from a pipeline.
+
+    Raises:
+        ToolError: The pipeline changes pixels to floats.
+    """
+    if image.dtype != torch.uint8:
+        raise ToolError(
+            f'an exported file takes pixels of 8 bits, but the test pipeline of the config gives '
+            f'{image.dtype}: remove to_float32 and what normalises'
+        )
+    return np.ascontiguousarray(image.flip(0).permute(1, 2, 0).cpu().numpy())
+
+
+def _fill(sample: Any, found: dict[str, Tensor]) -> None:
+    """Puts predictions where mmdet and mmseg put theirs."""
+    if 'segmentation' in found and 'boxes' in found:
+        sample.pred_panoptic_seg = PixelData(sem_seg=found['segmentation'][None])
+    elif 'segmentation' in found:
+        sample.pred_sem_seg = PixelData(data=found['segmentation'][None])
+    else:
+        names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
+        sample.pred_instances = InstanceData(**{names[name]: found[name] for name in found})
+
+
+def exported_model(cfg: Config, path: str, fast: Any = None) -> dict[str, Any]:
+    """A model config that puts an exported file in the place of a config's model.
+
+    Raises:
+        ToolError: Options were given that are for PyTorch models.
+    """
+    if fast is not None:
+        raise ToolError(f'--fast is for checkpoints: {path} is a form for inference already')
+    if cfg.get('launcher', 'none') != 'none':
+        raise ToolError('--launcher is for checkpoints: an exported file runs in one process')
+    return dict(
+        type=f'res2net_mm.{ExportedModule.__name__}', path=str(path), task=task_of(cfg.model)
+    )
+
+
+def task_of(model: dict[str, Any]) -> str:
+    """The task of a config's model, as the metadata of its exported file names it."""
+    if 'decode_head' in model:
+        return 'segmentation'
+    if 'panoptic_fusion_head' in model:
+        return 'panoptic'
+    return 'instance' if 'mask_head' in (model.get('roi_head') or {}) else 'detection'

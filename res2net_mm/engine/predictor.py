@@ -1,0 +1,121 @@
+"""One call from images to arrays, for checkpoints and exported files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image, ImageOps
+
+from ..data.transforms import LoadImageFromFile
+from ..deploy.running import ExportedModel
+from .config import load_config
+from .errors import ToolError
+from .exported import is_exported
+from .infer import ConfiguredModel
+
+Picture = str | Path | Image.Image | np.ndarray
+Prediction = dict[str, np.ndarray]
+
+
+class Predictor:
+    """Predicts images with a trained model.
+
+    Args:
+        model: A config (its path, the name of one of this package, or a ``Config``), which takes a
+            ``checkpoint``; or an exported file, which needs neither.
+        checkpoint: File with the weights of the whole model.
+        device: Device for a checkpoint's model; None is the first GPU, else the CPU. Exported files
+            run on the CPU.
+        trust: Read the checkpoint with pickle, which runs code that is in it.
+        fast: Arguments of :func:`res2net_mm.deploy.optimize_for_inference`, to predict with what it
+            makes of the model.
+
+    Attributes:
+        classes: Names of the labels.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        ToolError: The config does not fit.
+        CheckpointError: The checkpoint is damaged, or does not fit the config's model.
+        ModelFileError: The exported file cannot be run.
+
+    Example:
+        >>> model = Predictor('faster_rcnn_r2n50.py', 'epoch_12.pth')
+        >>> found = model('photo.jpg')
+        >>> found['boxes'].shape, found['scores'].shape, model.classes[found['labels'][0]]
+        ((17, 4), (17,), 'person')
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Config,
+        checkpoint: str | Path | None = None,
+        *,
+        device: str | None = None,
+        trust: bool = False,
+        fast: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(model, Config) and is_exported(model):
+            if checkpoint is not None:
+                raise ToolError(f'{model} holds its weights: give no checkpoint with it')
+            self._model: ExportedModel | ConfiguredModel = ExportedModel(model)
+        elif checkpoint is None:
+            raise ToolError(f'config {model} needs a checkpoint: Predictor(config, checkpoint)')
+        else:
+            cfg = model if isinstance(model, Config) else load_config(model)
+            self._model = ConfiguredModel(cfg, str(checkpoint), device, trust, fast)
+        self.classes = list(self._model.classes)
+
+    def __call__(self, image: Picture | list[Picture]) -> Prediction | list[Prediction]:
+        """Predicts an image, or each image of a list.
+
+        Args:
+            image: A file, a PIL image, or an array (H, W, 3) of uint8, RGB.
+
+        Returns:
+            As far as the model has them, in pixels of the image: ``boxes`` (N, 4) as x1, y1, x2,
+            y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and ``segmentation``
+            (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance.
+
+        Raises:
+            DataError: A file is no image that can be read whole.
+            ValueError: ``image`` is something else.
+        """
+        if isinstance(image, list | tuple):
+            return [self(one) for one in image]
+        if isinstance(self._model, ExportedModel):
+            return self._model.predict(_pixels(image))
+        given = Path(image) if isinstance(image, str | Path) else _pixels(image)
+        return _arrays(self._model.predict(given))
+
+
+def _pixels(image: Picture) -> np.ndarray:
+    """(H, W, 3), RGB."""
+    if isinstance(image, str | Path):
+        return np.ascontiguousarray(LoadImageFromFile().picture(str(image))[..., ::-1])
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+        kind = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image)
+        raise ValueError(
+            f'image must be a path, a PIL image or a uint8 array (H, W, 3), but got {kind}'
+        )
+    return image
+
+
+def _arrays(sample: Any) -> Prediction:
+    """The predictions of a data sample."""
+    found: dict[str, Any] = {}
+    if 'pred_instances' in sample:
+        names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
+        instances = sample.pred_instances
+        found = {name: instances[key] for name, key in names.items() if key in instances}
+    for key, part in (('pred_sem_seg', 'data'), ('pred_panoptic_seg', 'sem_seg')):
+        if key in sample:
+            found['segmentation'] = sample.get(key).get(part)[0]
+    return {name: torch.as_tensor(value).cpu().numpy() for name, value in found.items()}

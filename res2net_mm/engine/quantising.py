@@ -1,0 +1,148 @@
+"""int8 files from a config: calibrated on its training images, checked on its validation set."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.registry import DATASETS, init_default_scope
+from torch import nn
+from tqdm import tqdm
+
+from ..data.transforms import harden_dataset
+from ..deploy.int8 import STEPS, has_int8_instructions, quantize
+from ..files import writing
+from .errors import ToolError
+from .exported import ExportedModule, pixels_of, task_of
+from .runner import Runner, prepare_config
+
+# by how much a figure may fall; AP is a share, mIoU and PQ are in percent
+BOUNDS = {'bbox_mAP': 0.005, 'segm_mAP': 0.005, 'mAP': 0.005, 'mIoU': 0.5, 'PQ': 0.5}
+
+
+class TrainingImages(Sequence):
+    """Training images of a config as its test pipeline resizes them: (h, w, 3), uint8, RGB.
+
+    Args:
+        cfg: The config.
+        count: How many, spread evenly over the training set; all if there are fewer.
+    """
+
+    def __init__(self, cfg: Config, count: int) -> None:
+        for key in ('train_dataloader', 'test_dataloader'):
+            if not cfg.get(key):
+                raise ToolError(f'the config has no {key}, which calibrating needs')
+        dataset = _innermost(cfg.train_dataloader.dataset)
+        steps = _innermost(cfg.test_dataloader.dataset)['pipeline']
+        dataset['pipeline'] = [step for step in steps if 'Annotations' not in str(step['type'])]
+        init_default_scope(cfg.get('default_scope', 'mmdet'))
+        self.dataset = DATASETS.build(harden_dataset(dataset))
+        most = len(self.dataset)
+        self.indices = np.linspace(0, most - 1, min(count, most)).astype(int).tolist()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return pixels_of(self.dataset[self.indices[i]]['inputs'])
+
+
+def _innermost(dataset: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the data set within wrappers; of several the first."""
+    while 'dataset' in dataset or 'datasets' in dataset:
+        dataset = dataset.get('dataset') or dataset['datasets'][0]
+    return copy.deepcopy(dataset)
+
+
+def write_int8(
+    cfg: Config,
+    source: str | Path,
+    path: str | Path,
+    images: TrainingImages,
+    check: bool = False,
+    say: Callable[[str], Any] = print,
+) -> None:
+    """Writes an int8 version of an exported file.
+
+    Args:
+        cfg: The config that it was exported with.
+        source: The float32 file, ``.xml``.
+        path: The file to write, ``.xml``.
+        images: What to calibrate with.
+        check: Measure both files on the validation set. If a figure falls by more than ``BOUNDS``,
+            more of the model is left in float; if that does not help, nothing is written.
+        say: Called with each line about what was done.
+
+    Raises:
+        ImportError: openvino or nncf is not installed.
+        ToolError: Figures fall too far.
+    """
+    before = measure(cfg, ExportedModule(source, task_of(cfg.model))) if check else {}
+    with TemporaryDirectory() as folder:
+        for step in range(len(STEPS)):
+            partial = Path(folder, f'int8_{step}.xml')  # OpenVINO maps the files that it has read
+            say(f'int8: calibrating on {len(images)} training images')
+            in_float = quantize(source, partial, images, step)
+            say(f'in float: {", ".join(in_float)}')
+            after = measure(cfg, ExportedModule(partial, task_of(cfg.model))) if check else {}
+            if compare_figures(before, after, ('float32', 'int8'), say):
+                break
+        else:
+            raise ToolError(f'{path} was not written: int8 loses too much, whatever is in float')
+        for suffix in ('.bin', '.xml'):
+            with writing(Path(path).with_suffix(suffix)) as target:
+                shutil.copyfile(partial.with_suffix(suffix), target)
+    if not has_int8_instructions():
+        say('this processor has no VNNI instructions: int8 gains little here')
+
+
+def compare_figures(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    names: tuple[str, str],
+    say: Callable[[str], Any],
+) -> bool:
+    """Says figures of :func:`measure` side by side; whether none falls by more than ``BOUNDS``."""
+    for name in before:
+        say(f'{name}: {names[0]} {before[name]:.4f}, {names[1]} {after[name]:.4f}')
+    return not any(before[name] - after[name] > BOUNDS[_kind(name)] for name in before)
+
+
+@torch.no_grad()
+def measure(cfg: Config, model: nn.Module) -> dict[str, float]:
+    """The figures of ``BOUNDS`` of a model on the validation set of a config.
+
+    Args:
+        cfg: The config.
+        model: Its model in evaluation mode, or an :class:`ExportedModule` in its place.
+
+    Raises:
+        ToolError: The config has no validation set, or measures other figures.
+    """
+    cfg = prepare_config(cfg)
+    for key in ('val_dataloader', 'val_evaluator'):
+        if not cfg.get(key):
+            raise ToolError(f'the config has no {key}, which measuring needs')
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    loader = Runner.build_dataloader(cfg.val_dataloader)
+    evaluator = Evaluator(cfg.val_evaluator)
+    evaluator.dataset_meta = loader.dataset.metainfo
+    for batch in tqdm(loader, desc='measuring', unit='batch'):
+        evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+    metrics = evaluator.evaluate(len(loader.dataset))
+    found = {name: float(value) for name, value in metrics.items() if _kind(name) in BOUNDS}
+    if not found:
+        raise ToolError(f'val_evaluator of the config measures none of {", ".join(BOUNDS)}')
+    return found
+
+
+def _kind(name: str) -> str:
+    return name.rpartition('/')[2]

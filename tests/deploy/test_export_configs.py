@@ -1,0 +1,66 @@
+"""Every config exports in both formats, or is refused by name: the table of docs/deploy.md."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from exported import spread
+from mmengine.registry import MODELS, init_default_scope
+
+from res2net_mm.deploy import export
+from res2net_mm.deploy.export import refusal
+from res2net_mm.engine.config import load_config
+
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = sorted((REPO / 'configs').glob('*.py'))
+PAGE = (REPO / 'docs' / 'deploy.md').read_text()
+
+
+def small(path):
+    """The model of a config with few blocks; heads and operators are as they are."""
+    cfg = load_config(path)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    cfg.model.pop('pretrained', None)
+    cfg.model.backbone.pop('init_cfg', None)
+    if 'Res2Net' in cfg.model.backbone.type:
+        cfg.model.backbone.depth = 14
+    else:
+        cfg.model.backbone.depth = 50
+    return cfg
+
+
+def architectures():
+    """A config of each architecture: backbones of other depths, schedules and data are the same."""
+    found = {}
+    for path in CONFIGS:
+        text = json.dumps(small(path).model.to_dict(), sort_keys=True, default=str)
+        text = re.sub(r'"(num_classes|num_things_classes|num_stuff_classes)": \d+', '', text)
+        found.setdefault(text, path.stem)
+    return list(found.values())
+
+
+def test_every_config_is_in_the_table():
+    """By its method: what none of the rows names cannot be exported."""
+    rows = re.findall(r'^\| `(\w+)` \| ([^|]+) \|', PAGE, re.MULTILINE)
+    methods = {name: reason.strip() for name, reason in rows}
+    for path in CONFIGS:
+        with torch.device('meta'):
+            model = MODELS.build(small(path).model)
+        row = next((m for m in methods if path.stem.startswith(f'{m}_r')), None)
+        assert row is not None, path.stem
+        assert refusal(model) is None and methods[row] == '.onnx, .xml', path.stem
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
+@pytest.mark.parametrize('name', architectures())
+def test_config(name, suffix, tmp_path):
+    cfg = small(REPO / 'configs' / f'{name}.py')
+    torch.manual_seed(0)
+    model = spread(MODELS.build(cfg.model))
+    detects = cfg.get('default_scope', 'mmdet') == 'mmdet'
+    report = export(model, tmp_path / f'x{suffix}', (128, 192), dynamic=not detects)
+    assert report.compared == 3 and report.errors
+    assert 'score_thr' not in report.errors and (not detects or report.stray[1] > 0)

@@ -1,0 +1,107 @@
+"""int8 files: what is quantised, with which images, and how much accuracy that may cost."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from res2net_mm.deploy import int8
+from res2net_mm.deploy.running import ExportedModel, openvino_core
+from res2net_mm.engine import quantising
+from res2net_mm.engine.errors import ToolError
+from res2net_mm.engine.evaluate import run_test
+from res2net_mm.engine.exported import ExportedModule
+from res2net_mm.engine.quantising import TrainingImages, measure, write_int8
+from res2net_mm.engine.runner import prepare_config
+
+
+@pytest.fixture(scope='module')
+def images(config):
+    return TrainingImages(config, 6)
+
+
+def quantised_inputs(path):
+    """Operations of a file that take int8, by name; and their types."""
+    found = {}
+    for operation in openvino_core().read_model(path).get_ops():
+        if operation.get_type_name() == 'FakeQuantize':
+            for target in operation.output(0).get_target_inputs():
+                found[target.get_node().get_friendly_name()] = target.get_node().get_type_name()
+    return found
+
+
+def test_arithmetic_stays_in_float(files, images, tmp_path):
+    in_float = int8.quantize(files['.xml'], tmp_path / 'int8.xml', images)
+    found = quantised_inputs(tmp_path / 'int8.xml')
+    assert {'Convolution', 'MatMul'} <= {*found.values()}
+    assert not {*int8.ELEMENTWISE} & {*found.values()}
+    model, exact = ExportedModel(tmp_path / 'int8.xml'), ExportedModel(files['.xml'])
+    assert model.metadata['int8'] == dict(images=6, float=in_float)
+    assert dict(model.metadata, int8=None) == exact.metadata
+    a, b = model.predict(images[0]), exact.predict(images[0])
+    assert len(a['scores']) > 3 and abs(a['scores'][0] - b['scores'][0]) < 0.1
+
+
+def test_steps_leave_more_in_float(files, images, tmp_path):
+    counts = []
+    for step in range(len(int8.STEPS)):
+        path = tmp_path / f'int8_{step}.xml'
+        in_float = int8.quantize(files['.xml'], path, images, step)
+        assert in_float[1:] == [*int8.STEPS[step]]
+        counts.append([*quantised_inputs(path).values()].count('Convolution'))
+    assert counts[0] > counts[1] > counts[2] > counts[3] > 0  # first layers, heads, neck
+
+
+def test_images_are_those_of_training(config, shapes):
+    images = TrainingImages(config, 1000)
+    assert len(images) == 16
+    assert len(TrainingImages(config, 3)) == 3
+    path = sorted((shapes / 'train').glob('*.jpg'))[0]
+    size = images[0].shape[1::-1]
+    assert max(size) == 128
+    expected = np.asarray(Image.open(path).convert('RGB').resize(size))
+    assert np.abs(images[0].astype(int) - expected).mean() < 6
+    wrapped = config.copy()
+    inner = config.train_dataloader.dataset
+    wrapped.train_dataloader = dict(dataset=dict(type='RepeatDataset', times=3, dataset=inner))
+    assert len(TrainingImages(wrapped, 1000)) == 16
+    with pytest.raises(ValueError, match='images'):
+        int8.quantize('any.xml', 'any8.xml', [])
+
+
+def test_figures_are_those_of_the_test_tool(config, files, tmp_path):
+    found = measure(config, ExportedModule(files['.xml'], 'detection'))
+    expected, _ = run_test(prepare_config(config, work_dir=str(tmp_path)), str(files['.xml']))
+    (name,) = found
+    assert name.endswith('bbox_mAP')
+    assert found[name] == pytest.approx(
+        next(value for key, value in expected.items() if key.endswith('bbox_mAP'))
+    )
+
+
+@pytest.mark.parametrize('falls, written', [([0.004], 0), ([0.02, 0.001], 1), ([0.02] * 4, None)])
+def test_check_bounds_the_loss(config, files, images, tmp_path, monkeypatch, falls, written):
+    figures = iter([0.5, *(0.5 - fall for fall in falls)])
+    monkeypatch.setattr(quantising, 'measure', lambda *_: {'coco/bbox_mAP': next(figures)})
+    steps, lines = [], []
+    quantize = int8.quantize
+
+    def quick(source, path, images, step):
+        steps.append(step)
+        return quantize(source, path, images[:1], step) if step == written else ['nothing']
+
+    monkeypatch.setattr(quantising, 'quantize', quick)
+    monkeypatch.setattr(quantising, 'ExportedModule', lambda *_: None)
+    monkeypatch.setattr(quantising, 'has_int8_instructions', lambda: False)
+    given = config, files['.xml'], tmp_path / 'out.xml', [images[0]], True, lines.append
+    if written is None:
+        with pytest.raises(ToolError, match='not written'):
+            write_int8(*given)
+        assert not [*tmp_path.iterdir()]
+        return
+    write_int8(*given)
+    assert steps == [*range(written + 1)]
+    assert ExportedModel(tmp_path / 'out.xml').metadata['int8']['float'][1:] == [
+        *int8.STEPS[written]
+    ]
+    assert 'int8 0.4960' in lines[2] or written
+    assert 'VNNI' in lines[-1]

@@ -1,0 +1,75 @@
+"""What exported files say about themselves."""
+
+import pytest
+import torch
+from exported import SMALL, build, detector, metadata
+
+import res2net_mm
+from res2net_mm.deploy import export
+from res2net_mm.deploy.metadata import resize_rule, test_size, variant_of, weights_hash
+from res2net_mm.registry import MODELS
+
+size_of = test_size
+del test_size  # pytest would collect it
+
+
+def test_metadata_of_a_variant(tmp_path):
+    net = res2net_mm.create_backbone('res2net14_v1b_26w_4s', out_indices=(0, 3))
+    for suffix in ('.onnx', '.xml'):
+        report = export(net, tmp_path / f'net{suffix}', (64, 64))
+        found = metadata(report.path)
+        assert found == report.metadata
+        assert found['variant'] == 'res2net14_v1b_26w_4s' and found['task'] == 'backbone'
+        assert found['version'] == res2net_mm.__version__ and found['format'] == 1
+        assert (found['first_block'], found['style']) == ('official', 'pytorch')
+        assert found['input']['mean'] == [123.675, 116.28, 103.53]
+        assert found['input']['std'] == [58.395, 57.12, 57.375]
+        assert (found['input']['kind'], found['input']['channels']) == ('image', 'RGB')
+        assert found['outputs'] == ['c2', 'c5'] and found['classes'] == []
+        assert found['opset'] == (17 if suffix == '.onnx' else None)
+        assert str(report.path) in str(report)
+
+
+def test_metadata_that_the_caller_gives(tmp_path):
+    about = dict(mean=(1, 2, 3), std=(4, 5, 6), channels='BGR', classes=('a', 'ä'), config='x')
+    found = export(build(SMALL), tmp_path / 'net.onnx', (64, 64), about=about).metadata
+    assert [found['input'][k] for k in ('mean', 'std', 'channels')] == [[1, 2, 3], [4, 5, 6], 'BGR']
+    assert found['classes'] == ['a', 'ä'] and found['config'] == 'x'
+    net = build(dict(SMALL, in_channels=4))
+    found = export(net, tmp_path / 'net.onnx', (64, 64), raw=True).metadata
+    assert found['input']['kind'] == 'raw' and len(found['input']['mean']) == 4
+
+
+def test_weights_tell_models_apart():
+    one, two = build(SMALL), build(SMALL)
+    assert weights_hash(one) == weights_hash(two) and len(weights_hash(one)) == 16
+    two.layer4[0].conv3.weight.data[0, 0, 0, 0] += 1e-3
+    assert weights_hash(one) != weights_hash(two)
+    assert weights_hash(detector()) == weights_hash(detector().float())
+
+
+def test_variants_are_told_from_networks_that_are_none():
+    """By every layer: weights do not show strides and dilations."""
+    for name in ('res2net50_26w_4s', 'res2next_dla60', 'res2net50_vd_26w_4s'):
+        args = dict(res2net_mm.backbones.VARIANTS[name])
+        kind = MODELS.get(args.pop('type', 'Res2Net'))
+        with torch.device('meta'):
+            assert variant_of(kind(**args, out_indices=(1,))) == name
+    with torch.device('meta'):
+        dilated = res2net_mm.Res2Net(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+        mmdet = res2net_mm.Res2Net(first_block='mmdet', norm_cfg=dict(type='SyncBN'))
+    assert 'dilations=(1, 1, 1, 2)' in variant_of(dilated) and 'depth=50' in variant_of(dilated)
+    assert "first_block='mmdet'" in variant_of(mmdet)
+
+
+@pytest.mark.parametrize(
+    'step, size',
+    [
+        (dict(type='Resize', scale=(1333, 800), keep_ratio=True), (800, 1333)),
+        (dict(type='mmdet.Resize', scale=(800, 1333), keep_ratio=True), (800, 1333)),
+        (dict(type='Resize', scale=(512, 1024), keep_ratio=False), (1024, 512)),
+        (dict(type='RandomFlip'), None),
+    ],
+)
+def test_size_of_a_pipeline(step, size):
+    assert size_of(resize_rule([dict(type='LoadImageFromFile'), step])) == size
