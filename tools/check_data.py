@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 import ctrl_c  # noqa: F401
-from mmengine.config import DictAction
 
 from res2net_mm.data.check.inspection import SPLITS, inspect_data
 from res2net_mm.data.check.report import format_inspection, make_folder, write_inspection
+from res2net_mm.engine.arguments import add_shared
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 
@@ -35,9 +35,7 @@ def main() -> int:
     parser.add_argument(
         '--out', help='folder for the pictures and the list (work_dirs/CONFIG/data_check)'
     )
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
-    )
+    add_shared(parser, '--cfg-options')
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options)
     out = make_folder(args.out or Path('work_dirs', Path(args.config).stem, 'data_check'))

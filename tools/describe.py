@@ -9,11 +9,12 @@ from typing import Any
 
 import ctrl_c  # noqa: F401
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.checks import did_you_mean
+from res2net_mm.engine.arguments import add_shared
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
 from res2net_mm.engine.errors import ToolError, building_config, one_line, run_tool
 from res2net_mm.engine.safety import use_safe_loading
@@ -49,13 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--input', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='of the image'
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        metavar='KEY=VALUE',
-        help="change the config, or the variant's arguments",
-    )
+    add_shared(parser, '--cfg-options', help="change the config, or the variant's arguments")
     args = parser.parse_args(argv)
     if args.zoo == bool(args.network):
         parser.error('give either CONFIG_OR_VARIANT or --zoo')

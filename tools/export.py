@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from res2net_mm.backbones import VARIANTS, Backbone
 from res2net_mm.checks import did_you_mean
@@ -18,6 +18,7 @@ from res2net_mm.deploy import export
 from res2net_mm.deploy.export import DETECTORS, check_path, images_of
 from res2net_mm.deploy.int8 import require_nncf
 from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
+from res2net_mm.engine.arguments import add_shared
 from res2net_mm.engine.classes import prediction_meta, warn
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
@@ -58,10 +59,7 @@ def main() -> None:
     parser.add_argument('--backbone', action='store_true', help="only the model's backbone")
     trust = 'read the checkpoint with pickle, which runs code that is in it'
     parser.add_argument('--trust-checkpoint', action='store_true', help=trust)
-    options = "change the config, or the variant's arguments"
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help=options
-    )
+    add_shared(parser, '--cfg-options', help="change the config, or the variant's arguments")
     args = parser.parse_args()
     path = check_path(args.out)
     if args.int8 or args.check:

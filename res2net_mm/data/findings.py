@@ -42,7 +42,7 @@ REMEDIES = {
     # annotations
     'annotation of no image': 'add the image to the list, or remove the annotation; it is not used',
     'annotation of no category': 'add the category, or correct the annotation; it is not used',
-    'doubled id': 'number them anew',
+    'doubled id': 'renumber them',
     'blank in a list': 'remove the blank',
     'fractional coordinates': 'nothing, if a pixel makes no difference; else train on what '
     'voc2coco writes, which keeps them',

@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from mmengine.config import DictAction
+
+
+class ConfigOptions(DictAction):
+    """mmengine's action for ``KEY=VALUE``, but with an error that argparse shows."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super().__call__(*args, **kwargs)
+        except (AssertionError, RecursionError, ValueError) as error:  # no =, or odd brackets
+            raise argparse.ArgumentError(self, 'each must be KEY=VALUE') from error
+
 
 _SHARED = {
     'config': dict(help='config file, or the name of one of this package'),
@@ -14,7 +26,7 @@ _SHARED = {
         action='store_true', help='read the checkpoint with pickle, which runs any code in it'
     ),
     '--cfg-options': dict(
-        nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+        nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config'
     ),
 }
 

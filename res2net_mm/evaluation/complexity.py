@@ -218,7 +218,7 @@ def format_architecture(args: Mapping[str, Any]) -> str:
     init_cfg = shown.pop('init_cfg', None)
     lines = ['arguments: ' + ', '.join(f'{k}={v!r}' for k, v in shown.items())]
     if isinstance(init_cfg, Mapping) and init_cfg.get('type') == 'Pretrained':
-        lines.append(f'pretrained: {init_cfg["checkpoint"]}')
+        lines.append(f'pretrained: {init_cfg.get("checkpoint", "no checkpoint is named")}')
 
     network = _network(args).items()
     differs = {n: {k for k, _ in network ^ _network(v).items()} for n, v in VARIANTS.items()}

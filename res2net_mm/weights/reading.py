@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import struct
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ import torch
 
 from ..backbones.base import CONVENTION
 from .plain_pickle import (
+    CHECKPOINT,
     CHECKPOINT_PICKLES,
     NUMBERS,
     Array,
@@ -29,6 +31,7 @@ from .plain_pickle import (
     Unpickler,
     owned,
     real,
+    refuse,
     rehearse,
 )
 
@@ -136,14 +139,24 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
                 raise ValueError('it is a zip archive without its end, probably cut off')
             _check_zip(path, content)
         elif legacy:
+            if tarfile.is_tarfile(file):  # torch would unpack it first
+                raise Refused('is a tar archive, the format of the first versions of torch')
             rehearse(content, size, 4)  # three pickles about how it was written, then the values
         else:
             _refuse_other(head)
-    # torch's own list of safe globals belongs to the whole process, so it is left alone.
-    options: dict[str, Any] = dict(weights_only=False, pickle_module=CHECKPOINT_PICKLES)
     if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '') in ('1', 'y', 'yes', 'true'):
-        options = dict(weights_only=True)  # torch then takes no other unpickler
-    checkpoint = real(_load(path, map_location, **options))
+        # torch then takes no other unpickler, only additions to its list of safe globals
+        known = [(function, name) for name, function in CHECKPOINT.items() if function]
+        try:
+            with torch.serialization.safe_globals(known):
+                loaded = _load(path, map_location, weights_only=True)
+        except pickle.UnpicklingError as error:
+            if wanted := re.search(r'GLOBAL (\S+)', str(error)):
+                raise refuse(wanted[1]) from error
+            raise ValueError('its pickle is not as torch writes it') from error
+    else:  # that list belongs to the whole process, so it is left alone
+        loaded = _load(path, map_location, weights_only=False, pickle_module=CHECKPOINT_PICKLES)
+    checkpoint = real(loaded)
     _check_laid_out(checkpoint, size, map_location)
     return checkpoint
 
@@ -213,11 +226,11 @@ def _check_zip(path: Path, content: mmap.mmap) -> None:
         changed = names[0] if names else None if unset else archive.testzip()
     if changed:
         raise ValueError(f'{changed} in it is not what was written')
+    # Every byte is searched, since torch may find another table of contents than zipfile does.
+    if content.find(b'constants.pkl', 0) >= 0:
+        raise ValueError('it is a TorchScript program, which runs when it is loaded')
     for file in files:
-        name = file.filename.lower()  # torch ignores the case
-        if name.endswith('constants.pkl'):
-            raise ValueError('it is a TorchScript program, which runs when it is loaded')
-        if name.endswith('data.pkl'):
+        if file.filename.lower().endswith('data.pkl'):  # torch ignores the case
             lengths = struct.unpack_from('<HH', content, file.header_offset + 26)
             start = file.header_offset + 30 + sum(lengths)
             rehearse(BytesIO(content[start : start + file.file_size]), file.file_size)

@@ -165,9 +165,16 @@ def _serialised(
     if suffix == '.safetensors':
         from safetensors.torch import save
 
-        return save(
+        content = save(
             dict(state), metadata={'format': 'pt', CONVENTION: json.dumps(conventions), **origin}
         )
+        # safetensors writes the metadata in random order, which would change the file's sha256
+        end = 8 + int.from_bytes(content[:8], 'little')
+        header = json.loads(content[8:end])
+        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+        text = json.dumps(header, separators=(',', ':')).encode()
+        text += b' ' * (-len(text) % 8)  # tensors start at multiples of 8 bytes
+        return len(text).to_bytes(8, 'little') + text + content[end:]
     write_convention(state, convention)
     buffer = BytesIO()
     torch.save(dict(meta={CONVENTION: conventions, **origin}, state_dict=state), buffer)

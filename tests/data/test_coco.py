@@ -155,6 +155,8 @@ def test_annotation_file_missing(coco):
     )
     assert 'Errno' not in message
     check_fails(config(coco_dataset(coco, ann_file='')), 'not set', where=f'{TRAIN}.ann_file')
+    several = config(coco_dataset(coco, ann_file=['a.json', 'b.json']))
+    check_fails(several, 'one path', "['a.json', 'b.json']", where=f'{TRAIN}.ann_file')
     val = coco_dataset(coco, 'val', ann_file='gone.json')
     check_fails(config(coco_dataset(coco), val), 'gone.json', where=f'{VAL}.ann_file')
 

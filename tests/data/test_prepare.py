@@ -677,8 +677,8 @@ def test_the_tool(coco, server, tmp_path, monkeypatch, capsys):
         1,
         '',
         [
-            "error: data set 'coca' is not known; did you mean coco?; "
-            'there are coco, voc, ade20k, cityscapes'
+            "error: data set 'coca' is not known; "
+            'there are coco, voc, ade20k, cityscapes; did you mean coco?'
         ],
     )
     monkeypatch.setitem(DATA_SETS, 'coco', coco)

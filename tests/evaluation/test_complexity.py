@@ -208,6 +208,11 @@ def test_receptive_fields_are_those_of_gradients(args):
         assert seen(net, level, index, (high + 2 * field.stride, 9)) == (low, high)
 
 
+def test_architecture_without_a_checkpoint():
+    text = format_architecture({'type': 'Res2Net', 'init_cfg': {'type': 'Pretrained'}})
+    assert 'pretrained: no checkpoint is named' in text.splitlines()
+
+
 def test_architecture_of_variants():
     """Every variant is known by its arguments, and every published file is told of."""
     told = []

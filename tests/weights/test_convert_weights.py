@@ -21,7 +21,7 @@ from mmengine.logging import MMLogger
 from safetensors import safe_open
 
 from res2net_mm import Res2NetDLA, create_backbone
-from res2net_mm.weights import ZOO, load_weights
+from res2net_mm.weights import ZOO, convert_weights, load_weights
 
 REPO = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
@@ -177,6 +177,14 @@ def test_other_networks(tmp_path, out, run, name):
     assert ('first_block' in ended.stdout) == ('dla' not in name)
     loaded = create_backbone(name, pretrained=str(path))
     assert bits(loaded) == bits(net)
+
+
+def test_the_same_weights_give_the_same_file(tmp_path):
+    torch.save(filled(**SMALL).state_dict(), tmp_path / 'in.pth')
+    for suffix in SUFFIXES:
+        out = tmp_path / f'same{suffix}'
+        paths = {convert_weights(tmp_path / 'in.pth', out).path for _ in range(4)}
+        assert len(paths) == 1 == len(list(tmp_path.glob(f'same*{suffix}')))
 
 
 def test_published_weights(cache, tmp_path, out, run, monkeypatch):

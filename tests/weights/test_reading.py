@@ -1,5 +1,8 @@
+import io
 import os
 import random
+import struct
+import tarfile
 import zipfile
 from collections import OrderedDict
 
@@ -141,6 +144,14 @@ def test_torch_can_be_forced_to_load_weights_only(tmp_path, monkeypatch):
     torch.save(dict(state_dict=dict(w=torch.ones(2))), path)
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
     assert read_checkpoint(path)['state_dict']['w'].sum() == 2
+    # what mmengine saves in a run, which torch does not allow by itself
+    torch.save(dict(w=torch.ones(2), x=HistoryBuffer([2.0], [1]), y=np.arange(3)), path)
+    before = torch.serialization.get_safe_globals()
+    read = read_checkpoint(path)
+    assert read['x'].mean() == 2 and read['y'].tolist() == [0, 1, 2]
+    torch.save(dict(x=Call(os.getcwd, ())), path)
+    assert 'asks for posix.getcwd when it is read' in refusal(path)
+    assert torch.serialization.get_safe_globals() == before
 
 
 def test_a_state_may_not_change_functions_and_classes(tmp_path):
@@ -267,6 +278,53 @@ def test_what_is_no_checkpoint(tmp_path, recwarn):
     with pytest.raises(CheckpointError, match='damaged or no checkpoint'):
         read_checkpoint(path, trust=True)  # torch warns of the program
     assert not recwarn.list
+
+
+class Doubling(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_a_program_behind_a_second_table_of_contents(tmp_path, monkeypatch):
+    """torch reads the table at the offset that the end names, zipfile the one before the end."""
+    program, path = tmp_path / 'program.pt', tmp_path / 'weights.pth'
+    torch.jit.script(Doubling()).save(str(program))
+    seen, shown = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(program) as source:
+        with zipfile.ZipFile(seen, 'w') as first, zipfile.ZipFile(shown, 'w') as second:
+            for name in source.namelist():
+                first.writestr(name, source.read(name))
+                second.writestr(name.replace('constants', 'constantz'), b'\x80\x02}.')
+    seen, shown = seen.getvalue(), shown.getvalue()
+    size, offset = struct.unpack('<2L', seen[-10:-2])
+    table = bytearray(shown[-22 - size : -22])
+    shift = size + offset - (len(shown) - 22)
+    place = 0
+    while place < size:  # zipfile adds the distance between the tables to each offset
+        lengths = struct.unpack_from('<3H', table, place + 28)
+        (start,) = struct.unpack_from('<L', table, place + 42)
+        struct.pack_into('<L', table, place + 42, (start + shift) % 2**32)
+        place += 46 + sum(lengths)
+    path.write_bytes(seen[:-22] + shown[: -22 - size] + table + seen[-22:])
+    with open(path, 'rb') as file:  # the file is a program to torch
+        assert isinstance(torch.jit.load(file), torch.jit.ScriptModule)
+    monkeypatch.setattr(torch.jit, 'load', lambda *args, **kwargs: pytest.fail('it was run'))
+    assert 'TorchScript' in refusal(path)
+
+
+def test_a_tar_archive_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / 'old.pth'
+    begin = io.BytesIO()
+    torch.save({}, begin, _use_new_zipfile_serialization=False)
+    begin = begin.getvalue()[:19] + b'\x80\x02}.' * 3  # as a file of torch without tar begins
+    header = bytearray(tarfile.TarInfo('x').tobuf(tarfile.USTAR_FORMAT))
+    header[: len(begin)] = begin
+    header[148:156] = b' ' * 8
+    header[148:156] = b'%06o\0 ' % sum(header)
+    path.write_bytes(bytes(header) + bytes(10240))
+    assert tarfile.is_tarfile(path)
+    monkeypatch.setattr(tarfile.TarFile, 'extract', lambda *args, **kwargs: pytest.fail('unpacked'))
+    assert 'is a tar archive' in refusal(path)
 
 
 def test_archives_without_checksums(tmp_path):

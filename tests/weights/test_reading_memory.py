@@ -3,6 +3,7 @@
 import json
 import pickle
 import struct
+import zipfile
 from collections import Counter, OrderedDict
 
 import numpy as np
@@ -46,6 +47,10 @@ def refusal(path, function=read_checkpoint, *args):
     [
         (Call(bytearray, MUCH), 'bytearray of 1,073,741,824 bytes'),
         (
+            Call(torch._tensor._rebuild_from_type_v2, bytearray, bytearray, (MUCH,), None),
+            'bytearray of 1,073,741,824 bytes',
+        ),
+        (
             Call(
                 torch._utils._rebuild_device_tensor_from_cpu_tensor,
                 torch.ones(1, dtype=torch.int8).expand(MUCH), torch.float32, 'cpu', False,
@@ -53,7 +58,7 @@ def refusal(path, function=read_checkpoint, *args):
             'asks for torch._utils._rebuild_device_tensor',
         ),
     ],
-    ids=['bytearray', 'laid_out'],
+    ids=['bytearray', 'bytearray_inside', 'laid_out'],
 )  # fmt: skip
 def test_calls(tmp_path, call, reason, zipped):
     path = tmp_path / 'small.pth'
@@ -64,6 +69,17 @@ def test_calls(tmp_path, call, reason, zipped):
     )
     assert path.stat().st_size < 2000
     assert reason in refusal(path)
+
+
+@pytest.mark.parametrize('module, name', [('torch', 'storage.UntypedStorage'), ('torch', 'Tensor')])
+def test_empty_memory_by_any_name(tmp_path, module, name):
+    path = tmp_path / 'small.pth'
+    named = b''.join(b'\x8c' + bytes([len(part)]) + part.encode() for part in (module, name))
+    size = struct.pack('<i', MUCH)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a/data.pkl', b'\x80\x04}\x8c\x01x' + named + b'\x93J' + size + b'\x85Rs.')
+        archive.writestr('a/version', '3\n')
+    assert '1,073,741,824 bytes, which no weights need' in refusal(path)
 
 
 def test_tensors_that_repeat_a_value(tmp_path):

@@ -145,7 +145,7 @@ def check_left_over(part: CheckedSet, everything: Sequence[CheckedSet]) -> Itera
 def check_splits(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
     """Images of the training set that are in another split too, by path or by content.
 
-    A copy that was written anew is found if that lost nothing, as in a PNG; one that was compressed
+    A copy that was written again is found if nothing was lost, as in a PNG; one that was compressed
     again or resized is not. Contents are compared only of images that were looked at.
     """
     trained: dict[str, str] = {}

@@ -127,8 +127,8 @@ def prepare_data(
 def _named(name: str) -> DataSet:
     if name not in DATA_SETS:
         raise DataError(
-            f'data set {name!r} is not known{did_you_mean(name, DATA_SETS)}',
-            remedy=f'there are {listed(DATA_SETS)}',
+            f'data set {name!r} is not known',
+            remedy=f'there are {listed(DATA_SETS)}{did_you_mean(name, DATA_SETS)}',
         )
     return DATA_SETS[name]
 
@@ -139,8 +139,9 @@ def _chosen(dataset: DataSet, names: Sequence[str]) -> list[SetPart]:
     for name in names or dataset.default:
         if name not in dataset.parts:
             raise DataError(
-                f'{dataset.name} has no part {name!r}{did_you_mean(name, dataset.parts)}',
-                remedy=f'its parts are {listed(dataset.parts, 10)}',
+                f'{dataset.name} has no part {name!r}',
+                remedy=f'its parts are {listed(dataset.parts, 10)}'
+                f'{did_you_mean(name, dataset.parts)}',
             )
         order += [*dataset.parts[name].needs, name]
     return [dataset.parts[name] for name in dict.fromkeys(order)]

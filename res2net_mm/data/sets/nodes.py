@@ -101,6 +101,10 @@ class Node:
             DataError: It does not exist.
         """
         root = self.config.get('data_root') if root is None else root
+        if not isinstance(value, str | os.PathLike):
+            raise DataError(
+                f'it must be one path, but is {value!r}', f'{self.key}.{key}', 'name one'
+            )
         path = os.path.join(root, value) if root and not is_abs(value) else value
         if (os.path.isdir if folder else os.path.isfile)(path or os.curdir):
             return path

@@ -1,0 +1,19 @@
+import argparse
+
+import pytest
+
+from res2net_mm.engine.arguments import add_shared
+
+
+@pytest.mark.parametrize('option', ['depth', 'strides=[(1,2],3)'])
+def test_config_options_that_are_none(option, capsys):
+    parser = argparse.ArgumentParser('tool')
+    add_shared(parser, '--cfg-options')
+    assert parser.parse_args(['--cfg-options', 'a.b=1', 'c=[2,3]']).cfg_options == {
+        'a.b': 1,
+        'c': [2, 3],
+    }
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(['--cfg-options', 'a.b=1', option])
+    assert end.value.code == 2
+    assert 'argument --cfg-options: each must be KEY=VALUE' in capsys.readouterr().err
