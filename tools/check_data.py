@@ -12,10 +12,10 @@ import argparse
 from pathlib import Path
 
 import ctrl_c  # noqa: F401
-from mmengine.config import DictAction
 
 from res2net_mm.data.check.inspection import SPLITS, inspect_data
 from res2net_mm.data.check.report import format_inspection, make_folder, write_inspection
+from res2net_mm.engine.arguments import ConfigOptions
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import run_tool
 
@@ -36,7 +36,11 @@ def main() -> int:
         '--out', help='folder for the pictures and the list (work_dirs/CONFIG/data_check)'
     )
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+        '--cfg-options',
+        nargs='+',
+        action=ConfigOptions,
+        metavar='KEY=VALUE',
+        help='change the config',
     )
     args = parser.parse_args()
     cfg = load_config(args.config, args.cfg_options)

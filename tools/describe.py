@@ -9,11 +9,12 @@ from typing import Any
 
 import ctrl_c  # noqa: F401
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.checks import did_you_mean
+from res2net_mm.engine.arguments import ConfigOptions
 from res2net_mm.engine.config import config_folders, load_config, our_backbones
 from res2net_mm.engine.errors import ToolError, building_config, one_line, run_tool
 from res2net_mm.engine.safety import use_safe_loading
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help="change the config, or the variant's arguments",
     )

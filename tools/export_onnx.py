@@ -9,13 +9,14 @@ from typing import Any
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from torch import nn
 
 from res2net_mm.backbones import VARIANTS, Backbone
 from res2net_mm.deploy import export_onnx, measure_speed
 from res2net_mm.deploy.export import check_path
 from res2net_mm.deploy.metadata import in_channels, normalisation_of
+from res2net_mm.engine.arguments import ConfigOptions
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.infer import classes_of, load_model
@@ -61,7 +62,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=ConfigOptions,
         metavar='KEY=VALUE',
         help="change the config, or the variant's arguments",
     )

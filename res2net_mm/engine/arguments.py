@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from mmengine.config import DictAction
+
+
+class ConfigOptions(DictAction):
+    """mmengine's action for ``KEY=VALUE``; text without ``=`` is a usage error."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, space: Any, values: list[str], *args: Any
+    ) -> None:
+        for value in values:
+            if '=' not in value:
+                raise argparse.ArgumentError(self, f'must be KEY=VALUE, but got {value!r}')
+        super().__call__(parser, space, values, *args)
+
 
 _SHARED = {
     'config': dict(help='config file, or the name of one of this package'),
@@ -14,7 +28,7 @@ _SHARED = {
         action='store_true', help='read the checkpoint with pickle, which runs any code in it'
     ),
     '--cfg-options': dict(
-        nargs='+', action=DictAction, metavar='KEY=VALUE', help='change the config'
+        nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config'
     ),
 }
 
