@@ -62,8 +62,8 @@ def _find(path: Path) -> Path:
         if path.parent in (Path('.'), Path('configs')) and packaged.is_file():
             return packaged
     files = [f for folder in (path.parent, *config_folders()) for f in folder.glob('*.py')]
-    names = {f.name: f for f in files}
-    near = nearest(path.name, names, 0.5)
+    names = {f.stem: f for f in files}
+    near = nearest(path.stem, names, 0.5)  # stems: a common suffix makes short names similar
     hint = f'; did you mean {names[near]}?' if near else ''
     raise ToolError(f'config {path} does not exist{hint}')
 

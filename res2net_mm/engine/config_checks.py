@@ -15,7 +15,7 @@ from ..checks import nearest
 from ..data.sets.nodes import Node, find_nodes, type_name
 from ..registry import MODELS
 from .config import dataloaders, our_backbones
-from .errors import ToolError
+from .errors import ToolError, building_config
 
 # heads that average over the image, so their batch norm sees one value per channel and image
 _POOLING_HEADS = ('PSPHead', 'UPerHead', 'ASPPHead', 'DepthwiseSeparableASPPHead', 'APCHead')
@@ -112,7 +112,7 @@ def schedules(cfg: Config) -> Iterator[tuple[str, dict]]:
 
 def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
     """Compares ``in_channels`` of neck and heads with what the backbone, or an FPN, gives."""
-    with torch.device('meta'):
+    with torch.device('meta'), building_config():
         levels = list(MODELS.build(dict(backbone, init_cfg=None)).out_channels)
     indices = tuple(backbone.get('out_indices', range(4)))
     gives = f'the backbone gives {levels} (out_indices={indices})'

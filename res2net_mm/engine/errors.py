@@ -24,6 +24,8 @@ _DEBUG = 'RES2NET_MM_DEBUG'
 _PACKAGE = Path(__file__).resolve().parents[1]
 # how Python reports an argument that a class does not take
 _WRONG_ARGUMENT = re.compile(r'unexpected keyword argument|missing \d+ required')
+# how a traceback joins an error and its cause
+_DIRECT_CAUSE = 'direct cause of the following exception'
 # how torch reports a full disk, and memory that runs out
 NO_ROOM = re.compile('out of memory|No space left|unexpected pos|failed writing|allocate memory')
 
@@ -84,10 +86,11 @@ def run_tool(main: Callable[[], int | None]) -> None:
     """Runs a tool's ``main`` and ends the process with its status.
 
     Any error ends with status 1 and one line on stderr. A defect also leaves its traceback in the
-    run's log file, or on stderr if there is none; ``RES2NET_MM_DEBUG=1`` always prints it. Ctrl-C,
-    SIGTERM and SIGHUP end with 128 + the signal's number and one line, after unfinished files are
-    removed; a second Ctrl-C ends at once. Control characters are spelt out in everything printed,
-    because names come from files and servers.
+    run's log file, or on stderr if there is none; a transform that failed leaves it only in the log
+    file. ``RES2NET_MM_DEBUG=1`` always prints it. Ctrl-C, SIGTERM and SIGHUP end with 128 + the
+    signal's number and one line, after unfinished files are removed; a second Ctrl-C ends at once.
+    Control characters are spelt out in everything printed, because names come from files and
+    servers.
     """
     use_plain_streams()
     with interruptions() as received:
@@ -162,7 +165,7 @@ def interruptions() -> Iterator[list[int]]:
 
 def _report(error: Exception) -> int:
     line, known = one_line(error), is_mistake(error)
-    log = None if known else _log_traceback(error)
+    log = None if known and not _has_unknown_cause(error) else _log_traceback(error)
     if os.environ.get(_DEBUG) or not (known or log):
         traceback.print_exception(error)
     if not known:
@@ -171,6 +174,15 @@ def _report(error: Exception) -> int:
         line += f' (the traceback is in {log}; {_DEBUG}=1 prints it here)'
     _say(f'error: {line}')
     return 1
+
+
+def _has_unknown_cause(error: Exception) -> bool:
+    """Whether a transform failed for a reason that may be a defect of ours rather than the data."""
+    if not isinstance(error, DataError):
+        return False
+    cause = error.__cause__
+    # a DataLoader worker only passes on the text of both
+    return _DIRECT_CAUSE in str(error) if cause is None else not is_mistake(cause)
 
 
 def _log_traceback(error: Exception) -> str | None:

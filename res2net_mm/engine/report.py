@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 
+from ..checks import check_positive
 from ..data.check.quick import SplitSummary, format_summary
 from ..ops.memory import keep_freed_memory
 from ..ops.mmcv_ext import describe_ops
@@ -44,8 +45,13 @@ def describe_batch(cfg: Config) -> str:
     for key in ('optim_wrapper', 'train_dataloader'):
         if not cfg.get(key):
             raise ToolError(f'the config has no {key}, which training needs')
-    if not isinstance(cfg.train_dataloader.get('batch_size'), int):
+    batch = cfg.train_dataloader.get('batch_size')
+    if batch is None:
         raise ToolError('the config has no train_dataloader.batch_size, which training needs')
+    try:
+        check_positive('train_dataloader.batch_size', batch)
+    except ValueError as error:
+        raise ToolError(str(error)) from error
     world, images, batch = get_world_size(), cfg.train_dataloader.batch_size, images_per_step(cfg)
     accumulated = batch // (images * world)
     lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')

@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import DATA_SAMPLERS, DATASETS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIMIZERS
 from torch import nn
 
 from ..backbones.base import CONVENTION
@@ -56,7 +56,6 @@ class Runner(_Base):
     # built when the run starts, so mistakes in these parts of the config show up only then
     build_val_loop = building_config('validation of the config')(_Base.build_val_loop)
     build_test_loop = building_config('test of the config')(_Base.build_test_loop)
-    build_optim_wrapper = building_config('optim_wrapper')(_Base.build_optim_wrapper)
     build_param_scheduler = building_config('param_scheduler')(_Base.build_param_scheduler)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
@@ -76,6 +75,19 @@ class Runner(_Base):
                 module=model, broadcast_buffers=False, find_unused_parameters=unused
             )
         return super().wrap_model(model_wrapper_cfg, model)
+
+    @building_config('optim_wrapper')
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
+        """Builds the optimizer; mmengine does not name an unknown one."""
+        part = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
+        kind = part.get('type') if isinstance(part, dict) else None
+        if isinstance(kind, str):
+            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+                if registry.get(kind) is None:
+                    raise ToolError(
+                        f'the optim_wrapper cannot be built: there is no optimizer {kind!r}'
+                    )
+        return super().build_optim_wrapper(optim_wrapper)
 
     @building_config('training of the config')
     def build_train_loop(self, loop: Any) -> Any:

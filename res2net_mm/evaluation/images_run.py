@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -115,9 +116,9 @@ class ImagesRun:
         mmdet and mmseg name what they write after the image, without its folder.
         """
         path = Path(sample['img_path'])
-        name = path.stem
-        if self._names.setdefault(name, path) != path:  # the name is that of an image elsewhere
-            name = '_'.join(path.parts).replace('.', '_')
+        whole = '_'.join(path.parts).replace('.', '_')
+        names = chain((path.stem, whole), (f'{whole}_{i}' for i in count(1)))
+        name = next(name for name in names if self._names.setdefault(name, path) == path)
         return dict(sample, img_path=name + path.suffix)
 
 

@@ -11,6 +11,9 @@ def test_wrong_name_gets_the_nearest(tmp_path):
     mine.write_text('')
     with pytest.raises(ToolError, match=f'did you mean {mine}'):
         load_config(tmp_path / 'mydetector.py')
+    (tmp_path / 'setup.py').write_text('')
+    with pytest.raises(ToolError, match='nope.py does not exist$'):
+        load_config(tmp_path / 'nope.py')
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,13 @@ import traceback
 from pathlib import Path
 
 import pytest
+from mmengine.dataset import BaseDataset
 from mmengine.logging import MMLogger
 from torch.utils.data import DataLoader
 
 from res2net_mm.backbones import Res2Net
 from res2net_mm.data.errors import DataError
+from res2net_mm.data.naming import name_failures
 from res2net_mm.engine.errors import (
     ToolError,
     building_config,
@@ -185,6 +187,28 @@ def test_a_defect_in_a_run_leaves_its_traceback_in_the_log_file(run, tmp_path, m
     assert 'Traceback' in log.read_text() and 'test_errors.py' in log.read_text()
     monkeypatch.setenv('RES2NET_MM_DEBUG', '1')
     assert run(main)[1][0].startswith('Traceback')
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_transform_that_fails_leaves_its_traceback_in_the_log_file(run, tmp_path, workers):
+    log = tmp_path / 'a.log'
+
+    def broken(data):
+        raise ValueError('ours')
+
+    def main():
+        MMLogger.get_instance('of a run', log_file=str(log))
+        files = [dict(img_path='a.jpg')]
+        data = BaseDataset(metainfo={}, pipeline=[broken], lazy_init=True)
+        data.load_data_list = lambda: files
+        data.full_init()
+        name_failures(data)
+        list(DataLoader(data, num_workers=workers))
+
+    status, lines = run(main)
+    assert status == 1 and len(lines) == 1
+    assert lines[0].startswith('error: image a.jpg: ') and str(log) in lines[0]
+    assert "raise ValueError('ours')" in log.read_text()
 
 
 def raised_by(function):

@@ -21,6 +21,9 @@ def test_batch_and_learning_rate():
     )
     scaled = describe_batch(prepare_config(cfg, auto_scale_lr=True))
     assert scaled.endswith('learning rate 0.02 x 16/16 (scaled) = 0.02')
+    cfg.train_dataloader.batch_size = 0
+    with pytest.raises(ToolError, match='train_dataloader.batch_size must be a positive integer'):
+        describe_batch(cfg)
     cfg.train_dataloader.pop('batch_size')
     with pytest.raises(ToolError, match='no train_dataloader.batch_size'):
         describe_batch(cfg)
