@@ -10,6 +10,7 @@ from typing import Any
 import ctrl_c  # noqa: F401
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from res2net_mm.backbones import VARIANTS
@@ -100,6 +101,7 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
 def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:
     cfg = load_config(path, options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))  # for the types of plugins
+    MMLogger.get_current_instance().setLevel('WARNING')  # stdout is for the tables
     use_safe_loading()
     sections = []
     for part in our_backbones(cfg):
