@@ -216,11 +216,20 @@ def make_weights(runner: Runner, device: str = 'cpu') -> dict[str, Tensor]:
         elif isinstance(module, nn.BatchNorm2d):
             module.train()
             module.momentum = 1.0
+    objectness: list[Tensor] = []
+    proposing = model.rpn_head.rpn_cls
+    hook = proposing.register_forward_hook(lambda module, x, output: objectness.append(output))
     found: list[Tensor] = []
     layer.register_forward_hook(lambda module, inputs, output: found.append(output))
     batch = next(first_batches(runner))
     model.backbone(model.data_preprocessor(copy.deepcopy(batch))['inputs'])
     model.eval()
+    model.rpn_head(model.extract_feat(model.data_preprocessor(copy.deepcopy(batch))['inputs']))
+    hook.remove()
+    # logits of deviation 2: larger ones would be scores of exactly 1, which have no order
+    scale = 2 / torch.cat([level.flatten() for level in objectness]).std().clamp(min=1e-6)
+    proposing.weight.mul_(scale)
+    proposing.bias.mul_(scale)
     model.test_step(copy.deepcopy(batch))
     # logits of mean 0 and deviation 2
     scale = 2 / found[0].std(0).clamp(min=1e-6)
