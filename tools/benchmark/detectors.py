@@ -131,6 +131,7 @@ def build(name: str, config: str, images: list[Path], folder: Path, device: str)
     _use_images(cfg, images, folder)
     cfg.log_level = 'ERROR'
     cfg.experiment_name = f'{folder.name}_{name}'
+    cfg.visualizer.name = cfg.experiment_name  # one of an earlier run would write into its folder
     with redirect_stdout(io.StringIO()):  # pycocotools prints
         if name == MMDET:
             cfg.work_dir = str(folder)
