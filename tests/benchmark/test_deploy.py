@@ -69,7 +69,10 @@ def test_refusals(tool, options, error, shapes):
 def test_unequal_ways_are_refused():
     ours = np.array([0.1, 0.9])
     found = {deploy.OURS: ours, deploy.FLOAT: ours + 1e-5, deploy.INT8: ours + 0.1}
-    assert deploy._differences(found)[deploy.FLOAT] == pytest.approx(1e-5)
+    assert deploy._differences(found)[deploy.FLOAT] == 0
+    more = np.linspace(0.1, 0.9, 50)
+    found_by_one = {deploy.OURS: more, deploy.FLOAT: more[1:]}
+    assert deploy._differences(found_by_one)[deploy.FLOAT] == pytest.approx(1 / 50)
     for other in (ours + 0.01, ours[:1], ours * float('nan')):
         with pytest.raises(ToolError, match='OpenVINO'):
             deploy._differences({**found, deploy.FLOAT: other})

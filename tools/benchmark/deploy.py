@@ -228,8 +228,8 @@ def _prepare_pytorch(
 
 
 def _compared(scores: np.ndarray | None, labels: np.ndarray | None) -> np.ndarray:
-    """The sorted scores of what was found, or the share of each class."""
-    return np.bincount(labels.ravel()) / labels.size if scores is None else np.sort(scores)
+    """The scores of what was found, or the share of each class, sorted."""
+    return np.sort(np.bincount(labels.ravel()) / labels.size if scores is None else scores)
 
 
 def prepare_network(source: str, size: tuple[int, int]) -> None:
