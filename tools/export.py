@@ -22,7 +22,7 @@ from res2net_mm.engine.arguments import add_shared
 from res2net_mm.engine.classes import prediction_meta, warn
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.exported import ExportedModule, task_of
+from res2net_mm.engine.exported import ExportedModule, facts_of
 from res2net_mm.engine.infer import load_model, test_dataset
 from res2net_mm.engine.quantising import TrainingImages, compare_figures, measure, write_int8
 from res2net_mm.registry import MODELS
@@ -89,8 +89,10 @@ def main() -> None:
     if not args.int8:
         say(export(model, path, shape, **given))
         if args.check:
-            file = ExportedModule(path, task_of(cfg.model))
-            compare_figures(measure(cfg, model), measure(cfg, file), ('PyTorch', 'file'), say)
+            file = ExportedModule(path, facts_of(cfg.model))
+            names = ('PyTorch', 'file')
+            if not compare_figures(measure(cfg, model), measure(cfg, file), names, say):
+                raise ToolError(f'{path} loses too much of what PyTorch reaches: try --dynamic')
         return
     training = TrainingImages(cfg, args.calibration)
     with TemporaryDirectory() as folder:

@@ -24,8 +24,8 @@ from ..ops.internals import quiet_onnx_export
 from ..ops.sampling import without_autocast
 from .folding import fold_batch_norm
 from .graphs import Detector, Graph, Levels, Segmentor, Size, traceable
-from .metadata import KEY, describe, in_channels, normalisation_of
-from .running import openvino_core
+from .metadata import describe, in_channels, normalisation_of
+from .running import KEY, openvino_core
 
 # 16 brought GridSample and RoiAlign's half_pixel. 17 was run against PyTorch at odd sizes, where
 # pools that round up and do not count their padding have differed between releases.

@@ -23,7 +23,6 @@ import torchvision
 from mmengine.model import revert_sync_batchnorm
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from ..ops import deform_conv, deform_conv2d
@@ -363,7 +362,7 @@ class _Traceable(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.adaptive_avg_pool2d:
-            size = tuple(int(n) for n in _pair(args[1]) if n is not None)
+            size = tuple(int(n) for n in deform_conv.pair(args[1]) if n is not None)
             if len(size) == 2 and size != (1, 1):  # ONNX has the pool to one pixel only
                 return adaptive_pool(args[0], size)
         # mmdet splits rows by their numbers in each image: of one image these are all rows

@@ -16,9 +16,8 @@ import numpy as np
 
 from .running import KEY, ExportedModel, openvino_core
 
-# Quantising everything, nncf's default, cost the detector of `make demo` 0.08 AP, and 0.5 AP of
+# Quantising everything, nncf's default, costs a detector AP, most of all of
 # large objects: box coordinates go through these operations, and 256 levels are too few for them.
-# With these in float the AP was that of float32, at the same speed.
 ELEMENTWISE = (
     'Add',
     'BatchNormInference',
@@ -35,7 +34,7 @@ ELEMENTWISE = (
     'Subtract',
 )
 # What else to leave in float if accuracy falls too far, by names of modules: more at each step. In
-# Semantic FPN on CamVid all of the loss, 0.8 points of mIoU, came from the first layers.
+# Semantic FPN on CamVid the loss came from the first layers (seen with --check).
 STEPS: tuple[tuple[str, ...], ...] = tuple(
     accumulate(
         (

@@ -25,17 +25,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbones import VARIANTS, Backbone, Bottle2neck
+from ..backbones.layers import BATCH_NORMS
 from ..checks import check_choice
 from ..registry import MODELS
 from ..version import __version__
 from ..weights.architecture import architecture_of
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD
+from .running import FORMAT
 
-KEY = 'res2net_mm'
-FORMAT = 1
 # what all published weights were trained with
 IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, channels='RGB')
 
@@ -176,7 +175,7 @@ def _signature(net: Backbone) -> Any:
     """What features depend on besides the weights: the convention, every layer's arguments."""
     layers = []
     for name, module in net.named_modules():
-        if isinstance(module, _BatchNorm):  # of one process or of several
+        if isinstance(module, BATCH_NORMS):  # of one process or of several
             layers.append((name, module.num_features, module.eps))
         else:
             layers.append((name, type(module).__name__, module.extra_repr()))

@@ -93,6 +93,10 @@ class ExportedModel:
         Returns:
             As ``predict``, in pixels of an image of ``shape``.
         """
+        if self._input['kind'] == 'raw':
+            raise ModelFileError(
+                f'{self.path} takes normalised values: give them to run(), or export without --raw'
+            )
         image = self.fit(image)
         return self._restore(self.run(image), image.shape[:2], tuple(shape))
 
@@ -199,7 +203,15 @@ def _damaged(path: Path, error: Exception) -> ModelFileError:
 def _parse(path: Path, text: str | None) -> dict[str, Any]:
     if text is None:
         raise ModelFileError(f'{path} was not written by tools/export.py: it has no metadata')
-    metadata = json.loads(text)
+    try:
+        metadata = json.loads(text)
+        missing = {'format', 'version', 'task', 'input', 'outputs'} - metadata.keys()
+    except (ValueError, AttributeError) as error:
+        raise ModelFileError(f'{path} has damaged metadata: {error}') from error
+    if missing:
+        raise ModelFileError(
+            f'{path} has damaged metadata: {", ".join(sorted(missing))} is missing'
+        )
     if metadata['format'] != FORMAT:
         raise ModelFileError(
             f'{path} was written by res2net_mm {metadata["version"]} in format '

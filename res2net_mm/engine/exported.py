@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from ..deploy.running import SUFFIXES, ExportedModel
 from ..registry import MODELS
 from .errors import ToolError
+from .terminal import warn
 
 
 def is_exported(path: str | Path) -> bool:
@@ -29,22 +30,25 @@ class ExportedModule(BaseModel):
 
     Args:
         path: The file.
-        task: What the config is for, from :func:`task_of`.
+        expected: What the config says about its model, from :func:`facts_of`.
 
     Raises:
-        ToolError: The file is for another task.
+        ToolError: The file holds another model, or has other thresholds.
         ModelFileError: It cannot be run.
     """
 
-    def __init__(self, path: str, task: str) -> None:
+    def __init__(self, path: str, expected: Mapping[str, Any]) -> None:
         super().__init__()
         self.file = ExportedModel(path)
+        self.warned = False  # that images are made smaller
         metadata = self.file.metadata
-        if metadata['task'] != task:
-            raise ToolError(
-                f'{path} holds a model for {metadata["task"]}, exported from {metadata["config"]}, '
-                f'but the config is for {task}: give the config that it was exported with'
-            )
+        for name, value in expected.items():
+            if metadata.get(name) != value:
+                raise ToolError(
+                    f'{path}, exported from {metadata.get("config")}, has {name} '
+                    f'{metadata.get(name)}, but the config has {value}: give the config that it '
+                    'was exported with, or export it again'
+                )
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -57,7 +61,14 @@ class ExportedModule(BaseModel):
     ) -> list[Any]:
         """Predicts images (3, h, w) of a test pipeline, in pixels of the images as they were."""
         for image, sample in zip(inputs, data_samples, strict=True):
-            found = self.file.predict_resized(pixels_of(image), sample.ori_shape[:2])
+            pixels = pixels_of(image)
+            if not self.warned and self.file.fit(pixels).shape != pixels.shape:
+                self.warned = True
+                warn(
+                    f'{self.file.path} is for smaller images than the config makes: larger ones '
+                    'are made smaller, which changes the figures; export it with --dynamic'
+                )
+            found = self.file.predict_resized(pixels, sample.ori_shape[:2])
             _fill(sample, {name: torch.from_numpy(value) for name, value in found.items()})
         return list(data_samples)
 
@@ -98,14 +109,25 @@ def exported_model(cfg: Config, path: str, fast: Any = None) -> dict[str, Any]:
     if cfg.get('launcher', 'none') != 'none':
         raise ToolError('--launcher is for checkpoints: an exported file runs in one process')
     return dict(
-        type=f'res2net_mm.{ExportedModule.__name__}', path=str(path), task=task_of(cfg.model)
+        type=f'res2net_mm.{ExportedModule.__name__}', path=str(path), expected=facts_of(cfg.model)
     )
 
 
-def task_of(model: dict[str, Any]) -> str:
-    """The task of a config's model, as the metadata of its exported file names it."""
+def facts_of(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config says about its model that the metadata of its exported file says too."""
+    roi_head, kind = model.get('roi_head') or {}, model['type']
     if 'decode_head' in model:
-        return 'segmentation'
-    if 'panoptic_fusion_head' in model:
-        return 'panoptic'
-    return 'instance' if 'mask_head' in (model.get('roi_head') or {}) else 'detection'
+        task = 'segmentation'
+    elif 'panoptic_fusion_head' in model:
+        task = 'panoptic'
+    else:
+        task = 'instance' if 'mask_head' in roi_head else 'detection'
+    test_cfg = model.get('test_cfg') or {}
+    test_cfg = test_cfg.get('rcnn', test_cfg)
+    return dict(
+        task=task,
+        model=kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__,
+        score_thr=test_cfg.get('score_thr'),
+        max_per_img=test_cfg.get('max_per_img'),
+        mask_thr=test_cfg.get('mask_thr_binary'),
+    )

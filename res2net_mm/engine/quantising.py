@@ -21,7 +21,7 @@ from ..data.transforms import harden_dataset
 from ..deploy.int8 import STEPS, has_int8_instructions, quantize
 from ..files import writing
 from .errors import ToolError
-from .exported import ExportedModule, pixels_of, task_of
+from .exported import ExportedModule, facts_of, pixels_of
 from .runner import Runner, prepare_config
 
 # by how much a figure may fall; AP is a share, mIoU and PQ are in percent
@@ -85,14 +85,14 @@ def write_int8(
         ImportError: openvino or nncf is not installed.
         ToolError: Figures fall too far.
     """
-    before = measure(cfg, ExportedModule(source, task_of(cfg.model))) if check else {}
+    before = measure(cfg, ExportedModule(source, facts_of(cfg.model))) if check else {}
     with TemporaryDirectory() as folder:
         for step in range(len(STEPS)):
             partial = Path(folder, f'int8_{step}.xml')  # OpenVINO maps the files that it has read
             say(f'int8: calibrating on {len(images)} training images')
             in_float = quantize(source, partial, images, step)
             say(f'in float: {", ".join(in_float)}')
-            after = measure(cfg, ExportedModule(partial, task_of(cfg.model))) if check else {}
+            after = measure(cfg, ExportedModule(partial, facts_of(cfg.model))) if check else {}
             if compare_figures(before, after, ('float32', 'int8'), say):
                 break
         else:

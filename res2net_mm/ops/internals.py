@@ -92,8 +92,7 @@ def compilation_errors() -> tuple[type[Exception], ...]:
 def bag_products(grad: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """Gradient of the weights of ``F.embedding_bag(index, rows, mode='sum')``.
 
-    Without the private name the rows are copied for a matrix product, which takes three times as
-    long.
+    Without the private name the rows are copied for a matrix product, which is slower.
 
     Args:
         grad: (bags, C), gradient of the sums.

@@ -9,7 +9,7 @@ from res2net_mm.deploy.running import ExportedModel, openvino_core
 from res2net_mm.engine import quantising
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
-from res2net_mm.engine.exported import ExportedModule
+from res2net_mm.engine.exported import ExportedModule, facts_of
 from res2net_mm.engine.quantising import TrainingImages, measure, write_int8
 from res2net_mm.engine.runner import prepare_config
 
@@ -69,7 +69,7 @@ def test_images_are_those_of_training(config, shapes):
 
 
 def test_figures_are_those_of_the_test_tool(config, files, tmp_path):
-    found = measure(config, ExportedModule(files['.xml'], 'detection'))
+    found = measure(config, ExportedModule(files['.xml'], facts_of(config.model)))
     expected, _ = run_test(prepare_config(config, work_dir=str(tmp_path)), str(files['.xml']))
     (name,) = found
     assert name.endswith('bbox_mAP')

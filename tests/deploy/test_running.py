@@ -76,7 +76,7 @@ def test_metrics_are_those_of_the_checkpoint(config, files, tmp_path):
 
 def test_a_config_that_does_not_fit(config, files, tmp_path):
     other = load_config('mask_rcnn_r2n14_nuclei.py')
-    with pytest.raises(ToolError, match='for detection, exported from tiny.* for instance'):
+    with pytest.raises(ToolError, match='from tiny, has task detection, .* has instance'):
         run_test(prepare_config(other, work_dir=str(tmp_path)), str(files['.onnx']))
     renamed = config.copy()
     renamed.test_dataloader = dict(config.test_dataloader)
@@ -84,6 +84,11 @@ def test_a_config_that_does_not_fit(config, files, tmp_path):
     renamed.test_dataloader.dataset = dataset
     with pytest.raises(ToolError, match="only the data set has 'cat'"):
         run_test(prepare_config(renamed, work_dir=str(tmp_path)), str(files['.onnx']))
+    stricter = config.copy()
+    stricter.model.test_cfg.rcnn.score_thr += 0.3
+    with pytest.raises(ToolError, match='has score_thr .*, but the config has'):
+        run_test(prepare_config(stricter, work_dir=str(tmp_path)), str(files['.onnx']))
+    stricter.model.test_cfg.rcnn.score_thr -= 0.3
     with pytest.raises(ToolError, match='--fast'):
         cfg = prepare_config(config, work_dir=str(tmp_path))
         run_test(cfg, str(files['.onnx']), fast={})
@@ -106,6 +111,13 @@ def test_files_that_cannot_be_run(files, suffix, tmp_path, monkeypatch):
     )
     with pytest.raises(ModelFileError, match='format 9'):
         ExportedModel(path)
+    for old, new in ((b'"task"', b'"tusk"'), (b'&quot;task&quot;', b'&quot;tusk&quot;')):
+        content, before = content.replace(old, new), content
+        path.write_bytes(content)
+        if content != before:
+            with pytest.raises(ModelFileError, match='damaged metadata: task is missing'):
+                ExportedModel(path)
+        content = before
     path.write_bytes(content.replace(b'res2net_mm', b'something_'))
     with pytest.raises(ModelFileError, match='no metadata'):
         ExportedModel(path)

@@ -13,15 +13,11 @@ from res2net_mm.ops import internals
 PACKAGE = Path(res2net_mm.__file__).parent
 FOREIGN = {'mmcv', 'mmdet', 'mmengine', 'mmseg', 'torch', 'torchvision'}
 ELSEWHERE = {  # why they are not in internals.py
-    '_BatchNorm': 'deploy finds the batch norms of any model',
-    '_C': 'deploy keeps the exporter of PyTorch quiet while it exports',
     '_count_history': 'part of the format of checkpoints',
-    '_jit_onnx_log': 'as _C',
     '_log_history': 'part of the format of checkpoints',
     '_metadata': 'part of the format of state dicts',
     '_modules': 'deploy replaces modules where they are registered',
     '_native_batch_norm_legit_no_training': 'evaluation counts its operations',
-    '_pair': 'as _C',
     '_replace': 'a public method of named tuples',
     '_Unpickler': 'the standard library: a pickle that calls nothing',
 }

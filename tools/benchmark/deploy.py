@@ -34,7 +34,7 @@ from res2net_mm.deploy.int8 import has_int8_instructions, quantize
 from res2net_mm.deploy.running import ExportedModel, openvino_core
 from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.exported import ExportedModule, task_of
+from res2net_mm.engine.exported import ExportedModule, facts_of
 from res2net_mm.engine.infer import ConfiguredModel, find_images
 from res2net_mm.engine.quantising import TrainingImages
 from res2net_mm.engine.quantising import measure as figures_of
@@ -293,7 +293,7 @@ def _figures(cfg: Config, checkpoint: str, folder: Path) -> dict[str, str]:
     """What PyTorch and the files measure on the validation set, as text."""
     models = {OURS: lambda: ConfiguredModel(cfg, checkpoint, 'cpu').model}
     for name in ('onnxruntime', FLOAT, INT8):
-        models[name] = partial(ExportedModule, folder / FILES[name], task_of(cfg.model))
+        models[name] = partial(ExportedModule, folder / FILES[name], facts_of(cfg.model))
     found = {name: figures_of(cfg, make()).items() for name, make in models.items()}
     return {n: ', '.join(f'{k.rpartition("/")[2]} {v:.4f}' for k, v in f) for n, f in found.items()}
 
