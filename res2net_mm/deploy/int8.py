@@ -62,6 +62,7 @@ def has_int8_instructions() -> bool:
 
 def require_nncf() -> None:
     """Raises ``ImportError`` saying what to install, unless openvino and nncf are there."""
+    loggers = logging.getLoggerClass()
     try:
         with patch.dict(os.environ, NNCF_CI='1'):  # else it reports its use over the net
             import nncf  # noqa: F401
@@ -70,6 +71,8 @@ def require_nncf() -> None:
         raise ImportError(
             f"int8 needs openvino and nncf: pip install 'res2net_mm[openvino]' ({error})"
         ) from error
+    finally:
+        logging.setLoggerClass(loggers)  # nncf sets its own
 
 
 def quantize(
@@ -100,19 +103,25 @@ def quantize(
 
     if not len(images):
         raise ValueError('int8 needs images to calibrate with, but got none')
-    nncf.set_log_level(logging.ERROR)
     file, model = ExportedModel(source), openvino_core().read_model(source)
     in_float = ['elementwise arithmetic', *STEPS[step]]
-    quantized = nncf.quantize(
-        model,
-        nncf.Dataset(images, lambda image: file.fit(image)[None]),
-        subset_size=len(images),
-        ignored_scope=nncf.IgnoredScope(
-            types=list(ELEMENTWISE),
-            names=_layers(model, STEPS[step]),
-            validate=False,  # no model has all of the types
-        ),
+    in_float_scope = nncf.IgnoredScope(
+        types=list(ELEMENTWISE),
+        names=_layers(model, STEPS[step]),
+        validate=False,  # no model has all of the types
     )
+    logger = logging.getLogger('nncf')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(images, lambda image: file.fit(image)[None]),
+            subset_size=len(images),
+            ignored_scope=in_float_scope,
+        )
+    finally:
+        logger.setLevel(level)
     metadata = dict(file.metadata, int8=dict(images=len(images), float=in_float))
     quantized.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
     openvino.save_model(quantized, path, compress_to_fp16=False)

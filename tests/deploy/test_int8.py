@@ -1,5 +1,7 @@
 """int8 files: what is quantised, with which images, and how much accuracy that may cost."""
 
+import logging
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -39,6 +41,15 @@ def test_arithmetic_stays_in_float(files, images, tmp_path):
     assert dict(model.metadata, int8=None) == exact.metadata
     a, b = model.predict(images[0]), exact.predict(images[0])
     assert len(a['scores']) > 3 and abs(a['scores'][0] - b['scores'][0]) < 0.1
+
+
+def test_loggers_stay_as_they_are(files, images, tmp_path):
+    int8.require_nncf()
+    logger = logging.getLogger('nncf')
+    levels = [logger.level, *(handler.level for handler in logger.handlers)]
+    int8.quantize(files['.xml'], tmp_path / 'int8.xml', images[:1])
+    assert levels == [logger.level, *(handler.level for handler in logger.handlers)]
+    assert logging.getLoggerClass() is logging.Logger
 
 
 def test_steps_leave_more_in_float(files, images, tmp_path):
