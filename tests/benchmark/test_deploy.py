@@ -36,7 +36,9 @@ def test_all_ways(tool, tmp_path, monkeypatch):
         Image.fromarray(pixels).resize(size).save(tmp_path / 'photos' / f'{i}.png')
     (tmp_path / 'tiny.py').write_text(CONFIG)
     monkeypatch.setattr(deploy, 'own_process', own_process)
-    monkeypatch.setattr(deploy, 'NETWORKS', dict(resnet50='ResNet-50'))
+    monkeypatch.setattr(
+        deploy, 'NETWORKS', dict(resnet50=('resnet50', deploy.VARIANT, deploy.FLOAT))
+    )
     record = {}
     monkeypatch.setattr(deploy, 'make_record', lambda *args: record.update(rows=args[2]) or args)
     arguments = ['deploy', tmp_path / 'tiny.py', '--images', tmp_path / 'photos', '--size']
@@ -45,7 +47,7 @@ def test_all_ways(tool, tmp_path, monkeypatch):
     groups = {}
     for row in record['rows']:
         groups.setdefault(row['group'].rpartition(', ')[2], []).append(row)
-    assert [*groups] == ['model', 'end to end', 'two streams', 'backbone in OpenVINO']
+    assert [*groups] == ['model', 'end to end', 'two streams', 'backbone']
     names = [row['name'] for row in groups['model']]
     assert names[:3] == ['mmdet', 'ours', 'ours folded'] and 'OpenVINO int8' in names
     assert all(row['times'][0] > 0 for row in record['rows'])

@@ -29,7 +29,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from res2net_mm.data.transforms import LoadImageFromFile
-from res2net_mm.deploy import export
+from res2net_mm.deploy import export, optimize_for_inference
 from res2net_mm.deploy.int8 import has_int8_instructions, quantize
 from res2net_mm.deploy.running import ExportedModel, openvino_core
 from res2net_mm.engine.config import load_config, our_backbones
@@ -39,7 +39,7 @@ from res2net_mm.engine.infer import ConfiguredModel, find_images
 from res2net_mm.engine.quantising import TrainingImages
 from res2net_mm.engine.quantising import measure as figures_of
 
-from .contenders import BUILDERS, VARIANT, make_state, normal_image, require
+from .contenders import BUILDERS, DCN, VARIANT, make_state, normal_image, require
 from .detectors import OURS as MAKER
 from .detectors import build
 from .measure import OwnProcess, interleave, make_record, own_process, peak_memory, seconds
@@ -50,7 +50,17 @@ MMDET, OURS = 'mmdet', 'ours'
 FAST = {'ours folded': {}, 'ours compiled': dict(compile='default')}
 FLOAT, INT8, BF16 = 'OpenVINO', 'OpenVINO int8', 'OpenVINO int8 bfloat16'
 FILES = {'onnxruntime': 'model.onnx', FLOAT: 'model.xml', INT8: 'int8.xml', BF16: 'int8.xml'}
-NETWORKS = dict(ours='Res2Net-50', timm="timm's res2net50d", resnet50="torchvision's ResNet-50")
+NETWORKS = {  # name: source, variant, and how it runs
+    'mmdet': ('mmdet', VARIANT, 'PyTorch'),
+    'ours folded': ('ours', VARIANT, 'folded'),
+    FLOAT: ('ours', VARIANT, FLOAT),
+    INT8: ('ours', VARIANT, INT8),
+    f"timm's res2net50d, {FLOAT}": ('timm', VARIANT, FLOAT),
+    f"torchvision's ResNet-50, {FLOAT}": ('resnet50', VARIANT, FLOAT),
+    'ours DCN': ('ours', DCN, 'PyTorch'),
+    'ours DCN folded': ('ours', DCN, 'folded'),
+    f'DCN, {FLOAT}': ('ours', DCN, FLOAT),
+}
 MODEL, WHOLE, STREAMS = 'model', 'end to end', 'two streams'
 CLOSE = 1e-3  # scores that differ by less are of the same object
 BOUND = 0.03  # share of objects that only one way finds: rounding turns decisions of NMS
@@ -117,10 +127,11 @@ def _measure(
                     row = dict(name=n, group=f'{at}, {kind}', times=times, memory_mib=memory[n])
                     rows.append(dict(row, difference=apart.get(n), note=figures.get(n, '')))
     with ExitStack() as stack:
-        sources = [s for s in NETWORKS if s != 'timm' or importlib.util.find_spec('timm')]
-        ways = _start(stack, {NETWORKS[s]: (prepare_network, s, size) for s in sources})
-        for n, times in _take_turns(ways, MODEL, args.rounds).items():
-            rows.append(dict(name=n, group=f'{at}, backbone in OpenVINO', times=times))
+        has_timm = importlib.util.find_spec('timm')
+        chosen = {n: way for n, way in NETWORKS.items() if way[0] != 'timm' or has_timm}
+        calls = {n: (prepare_network, *way, size) for n, way in chosen.items()}
+        for n, times in _take_turns(_start(stack, calls), MODEL, args.rounds).items():
+            rows.append(dict(name=n, group=f'{at}, backbone', times=times))
     return rows
 
 
@@ -232,21 +243,44 @@ def _compared(scores: np.ndarray | None, labels: np.ndarray | None) -> np.ndarra
     return np.sort(np.bincount(labels.ravel()) / labels.size if scores is None else scores)
 
 
-def prepare_network(source: str, size: tuple[int, int]) -> None:
-    """A backbone in OpenVINO, in its process."""
-    net = BUILDERS[source](VARIANT, make_state(VARIANT)).eval().requires_grad_(False)
-    image = normal_image(size, 1)
+def prepare_network(source: str, variant: str, way: str, size: tuple[int, int]) -> None:
+    """A backbone, in its process."""
+    net = BUILDERS[source](variant, make_state(variant)).requires_grad_(False)
+    net.eval()  # mmdet's returns nothing
+    image, threads = normal_image(size, 1), torch.get_num_threads()
+    if way in ('PyTorch', 'folded'):
+        if way == 'folded':
+            net = optimize_for_inference(net)
+        call = torch.inference_mode()(partial(net, image))
+    elif source == 'ours':
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.object(EXPORT, 'compare', _nothing),
+        ):
+            paths = [Path(folder, name) for name in ('net.xml', 'int8.xml')]
+            export(net, paths[0], size)
+            if way == INT8:
+                quantize(paths[0], paths[1], [pixels])
+            call = partial(ExportedModel(paths[way == INT8], threads, 'f32').run, pixels)
+    else:
 
-    def levels(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        found = net(x)
-        return tuple(found.values() if isinstance(found, Mapping) else found)
+        def levels(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            found = net(x)
+            return tuple(found.values() if isinstance(found, Mapping) else found)
 
-    traced = torch.jit.trace(levels, image, check_trace=False)
-    shape = [list(image.shape)]
-    file = require('openvino').convert_model(traced, example_input=image, input=shape)
-    options = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=torch.get_num_threads())
-    request = openvino_core().compile_model(file, 'CPU', options).create_infer_request()
-    _WAY.append(Way(partial(request.infer, [image.numpy()])))
+        traced = torch.jit.trace(levels, image, check_trace=False)
+        shape = [list(image.shape)]
+        file = require('openvino').convert_model(traced, example_input=image, input=shape)
+        options = dict(INFERENCE_PRECISION_HINT='f32', INFERENCE_NUM_THREADS=threads)
+        request = openvino_core().compile_model(file, 'CPU', options).create_infer_request()
+        call = partial(request.infer, [image.numpy()])
+    _WAY.append(Way(call))
+
+
+def _nothing(*_: Any) -> tuple[dict, tuple[int, int]]:
+    """In place of a comparison: what random weights find depends on rounding."""
+    return {}, (0, 0)
 
 
 def _seconds(kind: str) -> float:
@@ -342,9 +376,8 @@ def _write_files(
     rule = dict(scale=list(size[::-1]), keep_ratio=True)
     about = dict(classes=model.classes, config=Path(cfg.filename).stem, resize=rule)
     with ExitStack() as stack:
-        if not trained:  # boxes of random weights fall in or out by rounding; scores are compared
-            skip = mock.patch.object(EXPORT, 'compare', lambda *_: ({}, (0, 0)))
-            stack.enter_context(skip)
+        if not trained:  # scores are compared
+            stack.enter_context(mock.patch.object(EXPORT, 'compare', _nothing))
         for name in ('onnxruntime', FLOAT):
             export(model.model, folder / FILES[name], size, about=about)
     resize = ExportedModel(folder / FILES[FLOAT]).resize

@@ -122,10 +122,7 @@ def _markdown_rows(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def markdown(record: Record) -> str:
-    """A record in markdown: what it is, where it was measured, ratios and never a time.
-
-    A ``caveat``, written into a record by hand, says what has changed since it was measured.
-    """
+    """A record in markdown: what it is, where it was measured, ratios and never a time."""
     yardstick, profile = record['yardstick'], record.get('profile') or {}
     head, *rows = _table(record, 2)
     head = [f'{text} as {yardstick}' if text == 'times as fast' else text for text in head]
@@ -143,8 +140,7 @@ def markdown(record: Record) -> str:
             ratio = f'{one[part] / other[part]:.2f}' if all(shares) else ''
             rows.append([part, *(f'{share:.0%}' for share in shares), ratio])
         lines += ['', *_markdown_rows(rows)]
-    caveat = [record['caveat'], ''] if 'caveat' in record else []
-    return '\n'.join([*lines, '', *caveat, f'`{record["command"]}`'])
+    return '\n'.join([*lines, '', f'`{record["command"]}`'])
 
 
 def write_page(out: Path, records: Mapping[Path, Record]) -> None:
