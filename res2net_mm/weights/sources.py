@@ -17,7 +17,7 @@ from torch import nn
 from ..backbones import Backbone
 from ..backbones.base import CONVENTION
 from ..checks import did_you_mean
-from .download import digest_of, fetch
+from .download import DownloadError, fetch, file_problem, is_cached
 from .layouts import Converted, convert, read_convention, unwrap, write_convention
 from .reading import CheckpointError, read_checkpoint
 from .zoo import SCHEME, ZOO, Published
@@ -55,8 +55,7 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
             f'{did_you_mean(name, ZOO)}'
         )
     if text.startswith(SCHEME) or (name in ZOO and not Path(text).exists()):
-        entry = ZOO[name]
-        return fetch(entry.url, entry.sha256), entry
+        return _fetch_published(name), ZOO[name]
     files = {entry.filename: entry for entry in ZOO.values()}
     if text.startswith(HTTP):
         entry = files.get(text.split('?')[0].rpartition('/')[2])
@@ -68,14 +67,11 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
         )
     path = Path(text).expanduser()
     entry = files.get(path.name) if path.is_file() else None
-    if entry is not None and entry.sha256:
-        digest = digest_of(path)
-        if not digest.startswith(entry.sha256):
-            raise CheckpointError(
-                f'checkpoint {path} has the name of published weights whose sha256 begins with '
-                f'{entry.sha256}, but its own is {digest[:8]}: damaged, or another file; download '
-                'it again, or rename it'
-            )
+    if entry is not None and (problem := file_problem(path, entry.sha256)):
+        raise CheckpointError(
+            f'checkpoint {path} has the name of published weights, but {problem}: damaged, or '
+            'another file; download it again, or rename it'
+        )
     return path, entry
 
 
@@ -178,6 +174,33 @@ def unknown_rule(net: Backbone) -> str:
 
 
 CheckpointLoader.register_scheme(prefixes=SCHEME, loader=read_source, force=True)
+
+
+def _fetch_published(name: str) -> Path:
+    """The file of an entry of :data:`ZOO`, from the first of its sources that has it.
+
+    What an earlier call downloaded comes first, from whichever source.
+    """
+    entry = ZOO[name]
+    first = dict(url=entry.url, checksum=entry.sha256)
+    second = dict(url=entry.second_url, name=f'{name}.timm.safetensors')
+    sources = [first, second] if entry.second_url else [first]
+    if entry.second_url and is_cached(**second) and not is_cached(**first):
+        sources.reverse()
+    failures = []
+    for source in sources:
+        try:
+            path = fetch(**source)
+        except DownloadError as error:
+            failures.append(str(error))
+            continue
+        if source is second:
+            why = f'; {failures[0]}' if failures else ''
+            MMLogger.get_current_instance().warning(
+                f"{SCHEME}{name}: timm's copy of these weights is used, {entry.second_url}{why}"
+            )
+        return path
+    raise DownloadError('; '.join(dict.fromkeys(failures)))
 
 
 def _convert(checkpoint: Mapping[str, Any], prefix: str | None, source: str | Path) -> Converted:

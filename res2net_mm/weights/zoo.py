@@ -6,6 +6,7 @@ names are the first digits of the file's sha256.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -53,6 +54,15 @@ class Published:
         return found[1] if found else None
 
     @property
+    def second_url(self) -> str | None:
+        """Address of timm's copy of the weights, on the Hugging Face hub or at HF_ENDPOINT."""
+        if self.layout != 'official' or self.variant not in _OFFICIAL:
+            return None
+        hub = os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')
+        name = _TIMM_NAMES.get(self.variant, self.variant)
+        return f'{hub}/timm/{name}.in1k/resolve/main/model.safetensors'
+
+    @property
     def rule(self) -> str:
         """The first-block rule that the weights need."""
         return self.first_block or VARIANTS[self.variant].get('first_block', 'official')
@@ -98,6 +108,14 @@ _OFFICIAL = {
     'res2next_dla60': ('res2next_dla60_4s-d327927b', 78.45),
     'res2net50_v1b_26w_4s': ('res2net50_v1b_26w_4s-3cf99910', 80.27),
     'res2net101_v1b_26w_4s': ('res2net101_v1b_26w_4s-0812c246', 81.23),
+}
+# timm's names of these, where they differ
+_TIMM_NAMES = {
+    'res2next50_4w_4s_8c': 'res2next50',
+    'res2net_dla60': 'dla60_res2net',
+    'res2next_dla60': 'dla60_res2next',
+    'res2net50_v1b_26w_4s': 'res2net50d',
+    'res2net101_v1b_26w_4s': 'res2net101d',
 }
 _MMPRETRAIN = {
     'res2net50_14w_8s': ('res2net50-w14-s8', 'bc967bf1', 78.14),

@@ -16,7 +16,7 @@ from scipy.io import savemat
 from weights.file_server import FileServer
 
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.prepare.archives import Count, DataSet
+from res2net_mm.data.prepare.archives import DataSet
 from res2net_mm.data.prepare.sets import prepare_data
 from res2net_mm.weights import download
 
@@ -166,13 +166,11 @@ def shrunk(
 ) -> DataSet:
     """The set with these archives, written to ``folder``; ``numbers`` are of the folders."""
 
-    def counts(real: tuple[Count, ...]) -> tuple[Count, ...]:
-        return tuple(
-            count
-            if count.number == 1 and count.folder not in numbers
-            else dataclasses.replace(count, number=numbers[count.folder])
-            for count in real
-        )
+    def counts(real: dict[str, int]) -> dict[str, int]:
+        return {
+            pattern: numbers[pattern.partition('/*')[0]] if '*' in pattern else number
+            for pattern, number in real.items()
+        }
 
     for name, members in archives.items():
         pack(folder / name, members)
@@ -185,9 +183,7 @@ def shrunk(
                 archive,
                 url=server.address(archive.name) if server and archive.url else archive.url,
                 size=(folder / archive.name).stat().st_size,
-                unpacked=10_000,
-                sha256=None,
-                md5=hashlib.md5((folder / archive.name).read_bytes()).hexdigest(),
+                checksum=f'md5:{hashlib.md5((folder / archive.name).read_bytes()).hexdigest()}',
             )
             for archive in part.archives
         )
@@ -201,7 +197,7 @@ def without_checksums(dataset: DataSet) -> DataSet:
     parts = {
         name: dataclasses.replace(
             part,
-            archives=tuple(dataclasses.replace(archive, md5=None) for archive in part.archives),
+            archives=tuple(dataclasses.replace(a, checksum=None) for a in part.archives),
         )
         for name, part in dataset.parts.items()
     }
@@ -232,4 +228,4 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.delenv('RES2NET_MM_MIRROR', raising=False)
-    monkeypatch.setattr(download, '_WAIT', 0.001)
+    monkeypatch.setattr(download, 'RETRY_WAIT', 0.001)

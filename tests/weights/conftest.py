@@ -11,10 +11,11 @@ def cache(tmp_path, monkeypatch):
     for name in ('http_proxy', 'https_proxy', 'all_proxy', 'no_proxy'):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    monkeypatch.delenv('RES2NET_MM_MIRROR', raising=False)
+    for name in ('RES2NET_MM_MIRROR', 'HF_ENDPOINT'):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('RES2NET_MM_CACHE', str(tmp_path / 'cache'))
-    monkeypatch.setattr(download, '_WAIT', 0.001)
+    monkeypatch.setattr(download, 'RETRY_WAIT', 0.001)
     return tmp_path / 'cache'
 
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import hashlib
 import io
-import json
 import os
 import random
 import re
@@ -79,41 +78,45 @@ def files(folder):
     return sorted(p.name for p in Path(folder).rglob('*') if p.is_file() and p.suffix != '.lock')
 
 
-def plain_path(server, cache):
-    url = server.address(PLAIN)
-    return cache / hashlib.sha256(url.encode()).hexdigest()[:10] / PLAIN
-
-
 def test_file_is_downloaded_once_and_then_taken_from_the_cache(server, cache, said):
     path = fetch(server.address(HASHED))
     assert path == cache / HASHED and path.read_bytes() == CONTENT
     assert files(cache) == [HASHED]
     assert fetch(server.address(HASHED)) == path
-    assert fetch(server.address(HASHED), SHA256.upper()) == path
+    assert fetch(server.address(HASHED), SHA256) == path
     assert server.ranges(HASHED) == [None]
-    assert said == [
-        f'downloading {server.address(HASHED)} to {path}',
-        f'downloaded {path} (0.3 MiB)',
-    ]
+    assert said == [f'downloading {server.address(HASHED)} to {path}']
 
 
-@pytest.mark.parametrize('name', [HASHED, PLAIN])
 @pytest.mark.parametrize('reset', [False, True])
-def test_dropped_connections_are_continued(server, cache, name, reset):
-    server.behave(name, drop_after=40_000, drops=4, reset=reset)
-    assert fetch(server.address(name)).read_bytes() == CONTENT
-    ranges = server.ranges(name)
+def test_dropped_connections_are_continued(server, cache, reset):
+    server.behave(HASHED, drop_after=40_000, drops=4, reset=reset)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    ranges = server.ranges(HASHED)
     assert len(ranges) == 5 and ranges[0] is None
     if not reset:  # a reset may take bytes with it that were sent
         assert ranges[1:] == [f'bytes={n}-' for n in (40_000, 80_000, 120_000, 160_000)]
-    assert {asked.if_range for asked in server.asked[1:]} == {f'"{SHA256}"'}
-    assert files(cache) == [name]
+    assert files(cache) == [HASHED]
+
+
+@pytest.mark.parametrize('truncated', [False, True])
+def test_without_a_checksum_every_attempt_starts_anew(server, cache, truncated):
+    """Nothing would show that the content changed between two attempts."""
+    server.behave(PLAIN, drop_after=40_000, drops=99 if truncated else 2)
+    if truncated:
+        with pytest.raises(DownloadError, match='after 40000 of 300000 bytes, and 5 further'):
+            fetch(server.address(PLAIN))
+        assert files(cache) == [], 'nothing half-written is left'
+    else:
+        assert fetch(server.address(PLAIN)).read_bytes() == CONTENT
+        assert files(cache) == [PLAIN]
+    assert server.ranges(PLAIN) == [None] * (7 if truncated else 3)  # the first got somewhere
 
 
 def test_progress_resets_the_count_of_attempts(server):
     server.behave(HASHED, drop_after=20_000, drops=14)
     assert fetch(server.address(HASHED)).read_bytes() == CONTENT
-    assert len(server.ranges(HASHED)) == 15 > 2 * download._RETRIES
+    assert len(server.ranges(HASHED)) == 15 > 2 * download.RETRIES
 
 
 def test_network_that_goes_away_for_a_moment(server, monkeypatch):
@@ -131,13 +134,6 @@ def test_network_that_goes_away_for_a_moment(server, monkeypatch):
     assert len(calls) == 4 and server.ranges(HASHED) == [None, 'bytes=40000-']
 
 
-def test_weak_etag_is_not_relied_on(server):
-    server.behave(PLAIN, drop_after=40_000, weak=True, dated=True)
-    assert fetch(server.address(PLAIN)).read_bytes() == CONTENT
-    assert server.ranges(PLAIN) == [None, 'bytes=40000-']
-    assert server.asked[1].if_range.endswith(' GMT')
-
-
 def test_killed_process_is_continued(server, cache, child):
     server.behave(HASHED, trickle=(3000, 0.01))
     process = child(server.address(HASHED))
@@ -147,7 +143,7 @@ def test_killed_process_is_continued(server, cache, child):
     process.kill()
     process.wait()
     size = part.stat().st_size
-    assert 20_000 < size < 250_000 and files(cache) == [part.name, f'{part.name}.json']
+    assert 20_000 < size < 250_000 and files(cache) == [part.name]
     server.behave(HASHED)
     assert fetch(server.address(HASHED)).read_bytes() == CONTENT
     assert server.ranges(HASHED) == [None, f'bytes={size}-']
@@ -167,8 +163,8 @@ def leave_part(server, name, **how):
 def test_truncating_server_is_an_error_and_the_part_is_kept(server, cache):
     message = leave_part(server, HASHED)
     assert 'broke off after 100000 of 300000 bytes, and 5 further attempts' in message
-    assert f'put it at {cache / HASHED}, or set RES2NET_MM_MIRROR' in message
-    assert files(cache) == [f'{HASHED}.part', f'{HASHED}.part.json']
+    assert f'put the file at {cache / HASHED}, or set RES2NET_MM_MIRROR' in message
+    assert files(cache) == [f'{HASHED}.part']
     assert (cache / f'{HASHED}.part').read_bytes() == CONTENT[:100_000]
     assert fetch(server.address(HASHED)).read_bytes() == CONTENT
     assert server.ranges(HASHED) == ['bytes=100000-']
@@ -178,22 +174,7 @@ def test_truncating_server_that_ignores_ranges_comes_to_an_end(server):
     server.behave(HASHED, truncate=100_000, ranges=False)
     with pytest.raises(DownloadError, match='after 100000 of 300000 bytes'):
         fetch(server.address(HASHED))
-    assert len(server.asked) == 1 + download._RETRIES + 1  # the first one got somewhere
-
-
-def test_server_that_never_gives_the_same_comes_to_an_end(server):
-    server.behave(PLAIN, truncate=100_000, fickle=True, heeds_if_range=False)
-    with pytest.raises(DownloadError, match='and 5 further attempts brought no more'):
-        fetch(server.address(PLAIN))
-    assert server.ranges(PLAIN) == [None, 'bytes=100000-'] * 3 + [None]
-
-
-@pytest.mark.parametrize('heeds_if_range', [True, False])
-def test_part_of_changed_content_is_dropped(server, heeds_if_range):
-    leave_part(server, PLAIN, heeds_if_range=heeds_if_range)
-    (server.folder / PLAIN).write_bytes(OTHER)
-    assert fetch(server.address(PLAIN)).read_bytes() == OTHER
-    assert server.ranges(PLAIN) == ['bytes=100000-'] + [None] * (not heeds_if_range)
+    assert len(server.asked) == 1 + download.RETRIES + 1  # the first one got somewhere
 
 
 def test_content_that_changes_between_attempts(server):
@@ -201,43 +182,22 @@ def test_content_that_changes_between_attempts(server):
     assert fetch(server.address(PLAIN)).read_bytes() == OTHER
 
 
-def test_part_without_validator_is_continued_if_the_hash_is_known(server):
-    for name in (HASHED, PLAIN):
-        leave_part(server, name, etag=False)
-        assert fetch(server.address(name)).read_bytes() == CONTENT
-        assert server.ranges(name) == ['bytes=100000-' if name == HASHED else None]
-
-
-@pytest.mark.parametrize('note', ['', '[1]', '{"url": 3}'])
-def test_part_with_a_damaged_note_is_not_relied_on(server, cache, note):
-    leave_part(server, PLAIN)
-    Path(f'{plain_path(server, cache)}.part.json').write_text(note)
-    (server.folder / PLAIN).write_bytes(OTHER)
-    assert fetch(server.address(PLAIN)).read_bytes() == OTHER
-    assert server.ranges(PLAIN) == [None]
-
-
 def test_pieces_that_do_not_fit_are_downloaded_anew(server, cache, said):
     cache.mkdir()
     (cache / f'{HASHED}.part').write_bytes(OTHER[:1000])
     assert fetch(server.address(HASHED)).read_bytes() == CONTENT
     assert server.ranges(HASHED) == ['bytes=1000-', None]
-    assert any('the pieces do not fit together' in line for line in said)
+    assert any('does not fit, downloading it anew' in line for line in said)
 
 
 @pytest.mark.parametrize('extra', [b'', b'x'])
-@pytest.mark.parametrize('name', [HASHED, PLAIN])
-def test_part_with_nothing_left_to_ask_for(server, cache, name, extra):
+def test_part_with_nothing_left_to_ask_for(server, cache, extra):
     """Killed between the last byte and the renaming; or a file that has become shorter."""
-    path = cache / HASHED if name == HASHED else plain_path(server, cache)
-    path.parent.mkdir(parents=True)
-    Path(f'{path}.part').write_bytes(CONTENT + extra)
-    note = dict(url=server.address(name), validator=f'"{SHA256}"')
-    Path(f'{path}.part.json').write_text(json.dumps(note))
-    assert fetch(server.address(name)).read_bytes() == CONTENT
-    again = extra or name == PLAIN
-    assert server.ranges(name) == [f'bytes={300_000 + len(extra)}-'] + [None] * bool(again)
-    assert files(cache) == [name]
+    cache.mkdir()
+    (cache / f'{HASHED}.part').write_bytes(CONTENT + extra)
+    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
+    assert server.ranges(HASHED) == [f'bytes={300_000 + len(extra)}-'] + [None] * bool(extra)
+    assert files(cache) == [HASHED]
 
 
 def test_server_that_ignores_ranges(server):
@@ -254,11 +214,11 @@ def test_wrong_hash(server, cache, drops):
         fetch(server.address(HASHED))
     actual = hashlib.sha256(OTHER).hexdigest()
     assert str(error.value) == (
-        f'{server.address(HASHED)}: its sha256 should begin with {SHA256[:8]}, but it is {actual}'
+        f'{server.address(HASHED)}: its sha256 should begin with {SHA256[:8]}, but it is {actual}; '
+        f'put the file at {cache / HASHED}, or set RES2NET_MM_MIRROR to a folder that has it'
     )
     assert isinstance(error.value, CheckpointError) and files(cache) == []
-    # A second, clean attempt only where the first was put together from pieces.
-    assert server.ranges(HASHED) == ([None, 'bytes=100000-', None] if drops else [None])
+    assert server.ranges(HASHED) == [None, 'bytes=100000-'][: 1 + drops]
 
 
 def test_answer_without_a_length_is_verified_by_its_hash(server):
@@ -297,62 +257,19 @@ def test_slow_server_succeeds_and_the_name_appears_with_the_whole_file(server, c
 
 def test_stalled_server(server, cache):
     server.behave(HASHED, truncate=100_000, stalls=True)
-    with pytest.raises(DownloadError, match='broke off: nothing came for 0.1 s, and 5 further'):
+    with pytest.raises(DownloadError, match='broke off: timed out, and 5 further'):
         fetch(server.address(HASHED), timeout=0.1)
     assert (cache / f'{HASHED}.part').read_bytes() == CONTENT[:100_000]
     assert server.ranges(HASHED) == [None] + ['bytes=100000-'] * 6
 
 
-def test_server_that_sends_a_byte_now_and_then(server, cache, said):
-    server.behave(HASHED, trickle=(1, 0.02))
-    failures = []
-
-    def ask():
-        few = r'only \d+ bytes came in .* brought little'
-        with pytest.raises(DownloadError, match=few) as raised:
-            fetch(server.address(HASHED), timeout=0.25)
-        failures.append(raised)
-
-    waiting = threading.Thread(target=ask)
-    begun = time.monotonic()
-    waiting.start()
-    ask()
-    waiting.join()
-    assert len(failures) == 2 and time.monotonic() - begun < 30
-    assert any('waiting for another process' in line and 'so far' in line for line in said)
-    part = (cache / f'{HASHED}.part').read_bytes()
-    assert 12 <= len(part) < 1000 and CONTENT.startswith(part)
-    server.behave(HASHED)
-    assert fetch(server.address(HASHED)).read_bytes() == CONTENT
-    assert server.ranges(HASHED)[-1] == f'bytes={len(part)}-'
-
-
-def test_headers_that_come_a_byte_now_and_then(server, cache):
-    server.behave(HASHED, trickle=(1, 0.02), slow_start=True)
-    with pytest.raises(DownloadError, match='did not answer: only .* brought little'):
-        fetch(server.address(HASHED), timeout=0.25)
-
-
 @pytest.mark.parametrize('length', [True, False])
-def test_body_that_is_too_long(server, cache, length):
+def test_file_that_is_too_large(server, cache, length):
     server.behave(HASHED, length=length)
-    words = 'says it has 300000 bytes' if length else 'sends more than the 200000 bytes'
-    with pytest.raises(DownloadError, match=words):
+    with pytest.raises(DownloadError, match='it is larger than the 200000 bytes expected'):
         fetch(server.address(HASHED), most=200_000)
-    assert not files(cache)
+    assert not (cache / HASHED).exists()
     assert fetch(server.address(HASHED), most=300_000).read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize('name', [PLAIN, HASHED, 'net.tgz'])
-def test_server_that_compresses(server, cache, name):
-    (server.folder / name).write_bytes(CONTENT)
-    server.behave(name, coding='gzip')
-    if name == PLAIN:  # nothing tells whether these bytes are the file
-        with pytest.raises(DownloadError, match='Content-Encoding: gzip'):
-            fetch(server.address(name))
-        assert not files(cache)
-    else:
-        assert fetch(server.address(name)).read_bytes() == CONTENT
 
 
 def test_processes_at_once_make_one_request(server, cache, child):
@@ -389,8 +306,7 @@ def test_bar_on_a_terminal_begins_at_the_part(server, said, monkeypatch):
     monkeypatch.setattr(sys, 'stderr', terminal)
     fetch(server.address(HASHED))
     shown = terminal.getvalue()
-    assert f'{HASHED}:  33%' in shown and f'{HASHED}: 100%' in shown and '293k/293k' in shown
-    assert said == []
+    assert f'{HASHED}:  33%' in shown and f'{HASHED}: 100%' in shown and '300k/300k' in shown
 
 
 def test_full_disk_is_an_error_that_names_the_folder(server, cache):
@@ -407,8 +323,10 @@ def test_full_disk_is_an_error_that_names_the_folder(server, cache):
         str(error.value),
     )
     assert len(server.asked) == 1, 'a full disk is no dropped connection'
+    size = (cache / f'{HASHED}.part').stat().st_size
+    assert 0 < size <= 200_001
     assert fetch(server.address(HASHED)).read_bytes() == CONTENT
-    assert server.ranges(HASHED) == [None, 'bytes=200001-']
+    assert server.ranges(HASHED) == [None, f'bytes={size}-']
 
 
 def test_folder_that_cannot_be_made_is_an_error_that_names_it(server, tmp_path, monkeypatch):
@@ -435,14 +353,13 @@ def test_offline_says_what_to_do(cache, monkeypatch):
     with pytest.raises(DownloadError) as error:
         fetch(f'http://{host}/{HASHED}')
     assert str(error.value) == (
-        f'http://{host}/{HASHED}: {host} could not be reached: it refused the connection; '
-        f'download http://{host}/{HASHED} on another machine and put it at {cache / HASHED}, or '
-        'set RES2NET_MM_MIRROR to a folder that has it'
+        f'http://{host}/{HASHED}: {host} could not be reached: Connection refused; '
+        f'put the file at {cache / HASHED}, or set RES2NET_MM_MIRROR to a folder that has it'
     )
 
     def unknown(*_, **__):
         raise socket.gaierror(-2, 'Name or service not known')
 
     monkeypatch.setattr(socket, 'getaddrinfo', unknown)
-    with pytest.raises(DownloadError, match='x.test could not be reached: its name could not be'):
+    with pytest.raises(DownloadError, match='x.test could not be reached: Name or service'):
         fetch(f'https://x.test/{HASHED}')

@@ -2,15 +2,14 @@
 
 Files are counted to find out what is there, so a set that was laid out by hand is complete too,
 and a second call does nothing. A part is incomplete, whatever the counts, while the set's
-``.prepare`` holds something that an interrupted call left of it.
+``.prepare`` holds a folder into which an interrupted call unpacked it.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from ...checks import did_you_mean, listed
+from ...columns import aligned
 from ...files import writing
-from ...weights.download import digest_of, fetch
+from ...weights.download import fetch, file_problem
 from ..errors import DataError
 from ..sets.images import check_pixels
-from .archives import DATA_SETS, Archive, Count, DataSet, SetPart
-from .unpack import disk_errors, unpack
+from .archives import DATA_SETS, Archive, DataSet, SetPart
+from .unpack import merge, unpack
 
 _WORK = '.prepare'  # in the set's own folder, which may be on another disk
 _IGNORE = 255
@@ -35,30 +35,17 @@ _TRAIN_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 
 
 
 @dataclass(frozen=True)
-class Row:
-    """A folder of a prepared set: its files' pattern and number, and whether they are new."""
-
-    folder: Path
-    pattern: str
-    number: int
-    new: bool
-
-
-@dataclass(frozen=True)
 class Prepared:
     """A set on disk; as text, a table."""
 
     licence: str
-    rows: tuple[Row, ...]
+    rows: list[tuple[str, int, bool]]  # pattern of paths, number of files, whether they are new
 
     def __str__(self) -> str:
-        folders = [f'{row.folder}/{row.pattern}' for row in self.rows]
-        width = max(map(len, folders))
-        lines = [
-            f'{folder:<{width}}{row.number:>9,}  {"new" if row.new else "was there"}'
-            for folder, row in zip(folders, self.rows, strict=True)
-        ]
-        return '\n'.join([*lines, f'licence: {self.licence}'])
+        rows = [('files', 'number', '')]
+        for path, count, new in self.rows:
+            rows.append((path, f'{count:,}', 'new' if new else 'was there'))
+        return '\n'.join([*aligned(rows), f'licence: {self.licence}'])
 
 
 def prepare_data(
@@ -71,9 +58,9 @@ def prepare_data(
 ) -> Prepared:
     """Fetches a published data set, unpacks it and checks that all of its files are there.
 
-    The next call continues what an interrupted one downloaded or unpacked. Archives are verified
-    by their published checksum, if there is one. RES2NET_MM_MIRROR may name folders and addresses
-    to be asked for them first.
+    The next call continues what an interrupted one downloaded. Archives are verified by their
+    published checksum, if there is one. RES2NET_MM_MIRROR may name folders and addresses to be
+    asked for them first.
 
     Args:
         dataset: ``coco``, ``voc``, ``ade20k``, ``cityscapes``, or the description of another set.
@@ -90,37 +77,47 @@ def prepare_data(
         DataError: A name is unknown, an archive is missing, damaged or not the published one, the
             disk is too small, or files are missing or too many at the end.
         DownloadError: An archive cannot be downloaded.
+        OSError: The folder cannot be written to.
     """
     dataset = dataset if isinstance(dataset, DataSet) else _named(dataset)
     home = Path(root) / dataset.folder
+    source = None if source is None else Path(source)
+    work = home / _WORK
     chosen = _chosen(dataset, parts)
-    job = _Job(home, None if source is None else Path(source), keep_archives)
-    packed = [part for part in chosen if not _complete(home, part.counts) or job.interrupted(part)]
+    packed = [
+        part
+        for part in chosen
+        if not _complete(home, part.counts)
+        or any(_stage(work, archive).exists() for archive in part.archives)
+    ]
     unmade = [part for part in chosen if not _complete(home, part.made)]
     if packed or unmade:
-        groups = [[a for a in part.archives if not job.mark(a).exists()] for part in packed]
-        job.check_archives(dataset, [archive for group in groups for archive in group], root)
-        job.check_space(groups)
-        with disk_errors(home):
-            job.work.mkdir(parents=True, exist_ok=True)
-            try:
-                held = FileLock(job.work / 'lock').acquire(timeout=0)
-            except Timeout as error:
-                raise DataError(f'another process is preparing {home}; wait for it') from error
-        with held, disk_errors(home):
+        archives = [archive for part in packed for archive in part.archives]
+        _check_archives(dataset, archives, source, root)
+        _check_space(home, archives, source is None, keep_archives)
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(work / 'lock').acquire(timeout=0)
+        except Timeout as error:
+            raise DataError(f'another process is preparing {home}; wait for it') from error
+        with held:
             for part in chosen:
                 if part in packed:
-                    job.unpack(part)
+                    _unpack_part(home, part, source, keep_archives)
                 if part in unmade:
                     _FINISHES[part.finish](home)
-                    job.check_counts(part.made, part.archives)
-            job.clean_up()
-    rows = tuple(
-        Row(home / count.folder, count.pattern, count.number, part in news)
+                    _check_counts(home, part.made, part.archives, source)
+            for lock in work.rglob('*lock'):
+                lock.unlink()
+        for folder in (*filter(Path.is_dir, work.iterdir()), work):
+            with suppress(OSError):  # an archive that is kept, or not needed yet
+                folder.rmdir()
+    rows = [
+        (str(home / pattern), number, part in news)
         for part in chosen
         for counts, news in ((part.counts, packed), (part.made, unmade))
-        for count in counts
-    )
+        for pattern, number in counts.items()
+    ]
     return Prepared(dataset.licence, rows)
 
 
@@ -147,158 +144,123 @@ def _chosen(dataset: DataSet, names: Sequence[str]) -> list[SetPart]:
     return [dataset.parts[name] for name in dict.fromkeys(order)]
 
 
-def _found(home: Path, count: Count) -> int:
-    return sum(not path.name.startswith('.') for path in (home / count.folder).glob(count.pattern))
+def _count(home: Path, pattern: str) -> int:
+    return sum(not path.name.startswith('.') for path in home.glob(pattern))
 
 
-def _complete(home: Path, counts: Iterable[Count]) -> bool:
+def _complete(home: Path, counts: Mapping[str, int]) -> bool:
     """Whether all files are there; raises if there are more, which no download repairs."""
-    complete = True
-    for count in counts:
-        found = _found(home, count)
-        if found > count.number:
+    found = {pattern: _count(home, pattern) for pattern in counts}
+    for pattern, number in counts.items():
+        if found[pattern] > number:
+            remedy = 'remove those that are not of the set'
+            raise _wrong_count(home, pattern, found[pattern], number, remedy)
+    return found == counts
+
+
+def _check_counts(
+    home: Path, counts: Mapping[str, int], archives: Sequence[Archive], source: Path | None
+) -> None:
+    for pattern, number in counts.items():
+        found = _count(home, pattern)
+        if found != number:
+            names = ' and '.join(archive.name for archive in archives)
+            remedy = f'remove {names} from {source or home / _WORK} and fetch it again'
+            raise _wrong_count(home, pattern, found, number, remedy)
+
+
+def _wrong_count(home: Path, pattern: str, found: int, number: int, remedy: str) -> DataError:
+    what = f'{found:,} files are there, but {number:,} are expected'
+    return DataError(what, str(home / pattern), remedy)
+
+
+def _stage(work: Path, archive: Archive) -> Path:
+    """The folder in which an archive is unpacked before its files are moved."""
+    return work / f'{archive.name}.files'
+
+
+def _check_archives(
+    dataset: DataSet, archives: Sequence[Archive], source: Path | None, root: str | Path
+) -> None:
+    """Raises if an archive is missing in ``source``, or can only be fetched with an account."""
+    if source is None:
+        if closed := [archive.name for archive in archives if archive.url is None]:
             raise DataError(
-                f'it has {found:,} {count.pattern}, but {count.number:,} are expected',
-                str(home / count.folder),
-                'remove those that are not of the set',
+                f'{dataset.name} is given out to accounts only ({dataset.licence})',
+                remedy=f'get {" and ".join(closed)} at {dataset.site}, put them into one '
+                'folder, and call again with it: python tools/prepare_data.py '
+                f'{dataset.name} --root {root} --from FOLDER',
             )
-        complete = complete and found == count.number
-    return complete
+        return
+    if not source.is_dir():
+        raise DataError('there is no such folder', f'--from {source}')
+    if missing := [a.name for a in archives if not (source / a.name).is_file()]:
+        what = f'it has no {" and no ".join(missing)}'
+        raise DataError(what, f'--from {source}', 'put them there')
 
 
-@dataclass
-class _Job:
-    """Where archives come from, and the folder in which they are unpacked."""
+def _check_space(home: Path, archives: Sequence[Archive], download: bool, keep: bool) -> None:
+    """Raises if the disk cannot hold what is to be fetched and unpacked.
 
-    home: Path
-    source: Path | None
-    keep: bool
+    An archive takes about as much room again when it is unpacked.
+    """
+    sizes = [archive.size for archive in archives]
+    needed = sum(sizes)
+    if download:  # each part's archives are removed once they are unpacked
+        needed += sum(sizes) if keep else max(sizes, default=0)
+    # what an interrupted call has already stored
+    needed -= sum(path.stat().st_size for path in (home / _WORK).rglob('*') if path.is_file())
+    disk = home.resolve()
+    while not disk.exists():
+        disk = disk.parent
+    free = shutil.disk_usage(disk).free
+    if free < needed:
+        raise DataError(
+            f'its disk is too small: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are '
+            'free',
+            str(disk),
+            'make room, or give another --root',
+        )
 
-    @property
-    def work(self) -> Path:
-        return self.home / _WORK
 
-    def mark(self, archive: Archive) -> Path:
-        """A file that says that an archive is unpacked."""
-        return self.work / f'{archive.name}.unpacked'
+def _unpack_part(home: Path, part: SetPart, source: Path | None, keep: bool) -> None:
+    work = home / _WORK
+    files = []
+    for archive in part.archives:
+        file, stage = _archive_file(archive, source, work), _stage(work, archive)
+        unpack(file, stage, tuple(archive.moves), most=10 * archive.size + (1 << 30))
+        for name, place in archive.moves.items():
+            if (stage / name).exists():
+                merge(stage / name, home / place)
+        shutil.rmtree(stage)
+        files.append(file)
+    _check_counts(home, part.counts, part.archives, source)
+    for file in files:
+        if work in file.parents and not keep:  # neither in the user's folder nor in a mirror
+            file.unlink()
 
-    def interrupted(self, part: SetPart) -> bool:
-        """Whether a call that began to fetch or unpack the part did not finish."""
-        left = ('{}.files', '{}.part', '*/{}.part', '{}.unpacked')
-        patterns = (kind.format(archive.name) for archive in part.archives for kind in left)
-        return any(any(self.work.glob(pattern)) for pattern in patterns)
 
-    def check_archives(self, dataset: DataSet, archives: list[Archive], root: str | Path) -> None:
-        """Raises if an archive is missing in ``source``, or can only be fetched with an account."""
-        if self.source is None:
-            if closed := [archive.name for archive in archives if archive.url is None]:
-                raise DataError(
-                    f'{dataset.name} is given out to accounts only ({dataset.licence})',
-                    remedy=f'get {" and ".join(closed)} at {dataset.site}, put them into one '
-                    'folder, and call again with it: python tools/prepare_data.py '
-                    f'{dataset.name} --root {root} --from FOLDER',
-                )
-            return
-        if not self.source.is_dir():
-            raise DataError('there is no such folder', f'--from {self.source}')
-        missing = [a.name for a in archives if not (self.source / a.name).is_file()]
-        if missing:
-            what = f'it has no {" and no ".join(missing)}'
-            raise DataError(what, f'--from {self.source}', 'put them there')
-
-    def check_space(self, groups: list[list[Archive]]) -> None:
-        """Raises if the disk cannot hold what is still to be fetched and unpacked.
-
-        Args:
-            groups: The archives of each part.
-        """
-        archives = [archive for group in groups for archive in group]
-        needed = sum(archive.unpacked for archive in archives)
-        if self.source is None and archives:
-            needed += (sum if self.keep else max)(sum(a.size for a in group) for group in groups)
-        for archive in archives:  # what an interrupted call has already stored
-            name = archive.name
-            kinds = (name, f'{name}.part', f'*/{name}', f'*/{name}.part', f'{name}.files/**/*')
-            done = (path for kind in kinds for path in self.work.glob(kind) if path.is_file())
-            needed -= sum(path.stat().st_size for path in done)
-        disk = self.home.resolve()
-        while not disk.exists():
-            disk = disk.parent
-        free = shutil.disk_usage(disk).free
-        if free < needed:
-            raise DataError(
-                f'its disk is too small: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB '
-                'are free',
-                str(disk),
-                'make room, or give another --root',
-            )
-
-    def unpack(self, part: SetPart) -> None:
-        for archive in part.archives:
-            if self.mark(archive).exists():
-                continue
-            stage = self.work / f'{archive.name}.files'
-            most = 2 * archive.unpacked + (1 << 30)
-            unpack(self._file(archive), stage, self.home, archive.moves, archive.nested, most)
-            self.mark(archive).touch()
-        self.check_counts(part.counts, part.archives)
-        for archive in part.archives:
-            self.mark(archive).unlink()
-            if not self.keep:
-                for path in (self.work / archive.name, *self.work.glob(f'*/{archive.name}')):
-                    path.unlink(missing_ok=True)
-
-    def _file(self, archive: Archive) -> Path:
-        """The archive on disk, verified."""
-        if self.source is None:
-            most = 2 * archive.size + (1 << 30)
-            return fetch(archive.url, archive.sha256, md5=archive.md5, folder=self.work, most=most)
-        path = self.source / archive.name
-        for kind, digits in (('sha256', archive.sha256), ('md5', archive.md5)):
-            if digits and digest_of(path, kind) != digits:
-                raise DataError(
-                    f'it is damaged, or not the published file: its {kind} is not {digits}',
-                    str(path),
-                    'fetch it again' + (f' from {archive.url}' if archive.url else ''),
-                )
-        return path
-
-    def check_counts(self, counts: Iterable[Count], archives: Sequence[Archive]) -> None:
-        """Raises unless all files are there; the next call then unpacks the archives again."""
-        for count in counts:
-            found = _found(self.home, count)
-            if found != count.number:
-                for archive in archives:
-                    self.mark(archive).unlink(missing_ok=True)
-                names = ' and '.join(archive.name for archive in archives)
-                raise DataError(
-                    f'it has {found:,} {count.pattern}, but {count.number:,} are expected',
-                    str(self.home / count.folder),
-                    f'remove {names} from {self.source or self.work} and fetch it again',
-                )
-
-    def clean_up(self) -> None:
-        """Removes the working folder unless archives are kept in it."""
-        work = self.work
-        for file in [*work.glob('*.unpacked'), *work.rglob('*.lock'), work / 'lock']:
-            file.unlink(missing_ok=True)
-        for folder in [*filter(Path.is_dir, work.iterdir()), work]:
-            if not any(folder.iterdir()):
-                folder.rmdir()
+def _archive_file(archive: Archive, source: Path | None, work: Path) -> Path:
+    """The archive on disk, verified."""
+    if source is None:
+        most = 2 * archive.size + (1 << 30)
+        return fetch(archive.url, archive.checksum, folder=work, most=most)
+    path = source / archive.name
+    if problem := file_problem(path, archive.checksum):
+        raise DataError(
+            f'it is damaged, or not the published file: {problem}',
+            str(path),
+            'fetch it again' + (f' from {archive.url}' if archive.url else ''),
+        )
+    return path
 
 
 def _write_maps(maps: dict[Path, Callable[[], np.ndarray]], title: str) -> None:
-    """Writes label maps where there are none yet; decoding and encoding release Python's lock."""
-
-    def write(file: Path) -> None:
+    """Writes label maps where there are none yet."""
+    missing = [file for file in maps if not file.exists()]
+    for file in tqdm(missing, title, unit=' files', disable=None):
         with writing(file, durable=False) as unfinished:
             Image.fromarray(maps[file]()).save(unfinished, 'png')
-
-    missing = [file for file in maps if not file.exists()]
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        written = pool.map(write, missing)  # after an error it cancels the others
-        for _ in tqdm(written, title, len(missing), unit=' files', disable=None):
-            pass
 
 
 def _make_train_ids(home: Path) -> None:
