@@ -3,8 +3,7 @@
 A pickle names the classes and functions that rebuild its values. :class:`Unpickler` looks these
 names up in a table. Stand-ins take the place of numpy's and mmengine's classes, because their own
 ``__setstate__`` trusts whatever the file says; :func:`real` replaces the stand-ins by true values
-once the pickle is read. :func:`rehearse` goes through a pickle beforehand and refuses one that
-would take much more memory than the file has.
+once the pickle is read.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.structures import InstanceData
 
-# Lengths of copies that a pickle may make: a multiple of the file's size, plus a constant.
-_COPIES, _FREE_COPIES = 8, 1 << 20
 NUMBERS = {'b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16'}
 
 
@@ -238,80 +235,3 @@ CHECKPOINT_PICKLES = SimpleNamespace(
     Unpickler=_CheckpointUnpickler,
     load=lambda file, **options: _CheckpointUnpickler(file, **options).load(),
 )
-
-
-def rehearse(file: Any, size: int, pickles: int = 1) -> None:
-    """Reads pickles with nothing real in them, to see how much memory they would take.
-
-    Args:
-        file: Open file at the beginning of the first pickle.
-        size: Bytes of the file.
-        pickles: Number of pickles that follow each other.
-
-    Raises:
-        Refused: They copy what they hold over and over, or ask for large empty memory.
-    """
-    for _ in range(pickles):
-        _Rehearsal(file, size).load()
-
-
-class _Nothing:
-    """Stands for every value that a pickle makes, and adds up how much it would copy."""
-
-    room = 0  # set in the subclass that is made for each pickle
-
-    def __new__(cls, *args: Any) -> _Nothing:
-        made = super().__new__(cls)
-        made.length = cls.take(args)
-        return made
-
-    def __init__(self, *args: Any) -> None:
-        pass
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __setstate__(self, state: Any) -> None:
-        values = tuple(state.values()) if isinstance(state, dict) else state
-        self.length += self.take(values if isinstance(values, tuple) else ())
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
-
-    def append(self, value: Any) -> None:
-        pass
-
-    @classmethod
-    def take(cls, values: tuple) -> int:
-        """Adds up the lengths of values, and raises when there is no room left."""
-        length = sum(len(v) for v in values if hasattr(v, '__len__') and not isinstance(v, type))
-        cls.room -= length
-        if cls.room < 0:
-            raise Refused('copies what it holds over and over, which would take all memory')
-        return length
-
-
-class _Rehearsal(Unpickler):
-    def __init__(self, file: Any, size: int) -> None:
-        super().__init__(file, encoding='bytes')
-        self.nothing = type('_Nothing', (_Nothing,), dict(room=_COPIES * size + _FREE_COPIES))
-
-    def find_class(self, module: str, name: str) -> Any:
-        full, name = f'{module}.{name}', name.rpartition('.')[2]
-        if name.startswith('_rebuild_device_tensor'):
-            raise refuse(full)
-
-        def call(*args: Any) -> Any:
-            if args and isinstance(args[0], int):
-                raise Refused(f'asks for a {name} of {args[0]:,} bytes, which no weights need')
-            return self.nothing(*args)
-
-        def call_inner(function: Callable, kind: Any, args: tuple, state: Any) -> Any:
-            return self.nothing(function(*args), state)
-
-        if name == '_rebuild_from_type_v2':
-            return call_inner
-        return call if name in ('bytearray', 'Tensor', 'UntypedStorage') else self.nothing
-
-    def persistent_load(self, pid: Any) -> Any:
-        return self.nothing()

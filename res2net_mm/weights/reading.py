@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import mmap
 import os
 import pickle
 import re
-import struct
 import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,7 +19,6 @@ import torch
 
 from ..backbones.base import CONVENTION
 from .plain_pickle import (
-    CHECKPOINT,
     CHECKPOINT_PICKLES,
     NUMBERS,
     Array,
@@ -31,16 +27,13 @@ from .plain_pickle import (
     Unpickler,
     owned,
     real,
-    refuse,
-    rehearse,
 )
 
 PROGRAM_NAMES = 'StructuredToParameterName@@'  # Paddle's entry for the names in its program
 _IN_PIECES = 'UnpackBigParamInfor@@'
+_FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # torch then takes no other unpickler
 _ZIP = b'PK\x03\x04'
 _LEGACY = re.compile(rb'\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19', re.S)
-# Bytes of tensors that a file may lay out: a multiple of its size, plus a constant.
-_VIEWS, _FREE = 16, 1 << 26
 
 
 class CheckpointError(ValueError):
@@ -99,8 +92,6 @@ def read_pickle(file: IO[bytes], encoding: str = 'ASCII') -> Any:
         CheckpointError: The pickle is damaged, or names something else, which could run code.
     """
     try:
-        rehearse(file, file.seek(0, os.SEEK_END) - file.seek(0))
-        file.seek(0)
         return real(ProposalUnpickler(file, encoding=encoding).load())
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f'a pickle that the config names {_reason(error)}') from error
@@ -125,13 +116,11 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
     # Unlike read(), a map does not reserve the memory that a damaged length asks for.
     with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         head = content[:64]
-        if size > _FREE and not trust:
-            _check_written(file.fileno(), size)
         if head[8:10] in (b'{"', b'{}'):
             return _moved(_read_safetensors(path, content), map_location)
         legacy = _LEGACY.match(head)
         if re.match(rb'\x80[\x02-\x04]', head) and not legacy:
-            return _moved(_read_paddle(content, size, trust), map_location)
+            return _moved(_read_paddle(content, trust), map_location)
         if trust:
             return _load(path, map_location, weights_only=False)
         if head.startswith(_ZIP):
@@ -141,21 +130,12 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
         elif legacy:
             if tarfile.is_tarfile(file):  # torch would unpack it first
                 raise Refused('is a tar archive, the format of the first versions of torch')
-            rehearse(content, size, 4)  # three pickles about how it was written, then the values
         else:
             _refuse_other(head)
-    if os.environ.get('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '') in ('1', 'y', 'yes', 'true'):
-        # torch then takes no other unpickler, only additions to its list of safe globals
-        known = [(function, name) for name, function in CHECKPOINT.items() if function]
-        try:
-            with torch.serialization.safe_globals(known):
-                loaded = _load(path, map_location, weights_only=True)
-        except pickle.UnpicklingError as error:
-            if wanted := re.search(r'GLOBAL (\S+)', str(error)):
-                raise refuse(wanted[1]) from error
-            raise ValueError('its pickle is not as torch writes it') from error
-    else:  # that list belongs to the whole process, so it is left alone
-        loaded = _load(path, map_location, weights_only=False, pickle_module=CHECKPOINT_PICKLES)
+    if os.environ.get(_FORCED, '') in ('1', 'y', 'yes', 'true'):
+        raise Refused(f'cannot be read while {_FORCED} is set; unset it, code is refused anyway')
+    # with an unpickler of our own, as torch's list of safe globals belongs to the whole process
+    loaded = _load(path, map_location, weights_only=False, pickle_module=CHECKPOINT_PICKLES)
     checkpoint = real(loaded)
     _check_laid_out(checkpoint, size, map_location)
     return checkpoint
@@ -174,33 +154,14 @@ def _refuse_other(head: bytes) -> None:
     raise Refused('is damaged or no checkpoint: neither of torch, Paddle nor safetensors')
 
 
-def _check_written(number: int, size: int) -> None:
-    """Raises if nearly all of a file is holes, which need memory but no room on the disk."""
-    written = end = 0
-    try:
-        while written * 100 < size:
-            start = os.lseek(number, end, os.SEEK_DATA)
-            end = os.lseek(number, start, os.SEEK_HOLE)
-            written += end - start
-    except (AttributeError, OSError) as error:  # no more data, or no support for this question
-        if getattr(error, 'errno', None) == errno.ENXIO:
-            raise Refused(
-                f'was never written: all but {written} bytes of it are holes; download or copy it '
-                'again'
-            ) from error
-
-
 def _check_laid_out(loaded: Any, size: int, map_location: Any) -> None:
-    """Raises if tensors have far more values than the file (stride 0), or none (meta)."""
+    """Raises if tensors have no values (meta), or larger storages than the file has bytes."""
     tensors = {id(tensor): tensor for tensor in _tensors(loaded, set())}.values()
     if any(tensor.layout is not torch.strided for tensor in tensors):
         raise Refused('has sparse tensors, which no network here takes')
     storages = (tensor.untyped_storage() for tensor in tensors if not tensor.is_meta)
     if sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) > size:
         raise ValueError('its tensors have a larger size than the file')  # torch 2.7 believes it
-    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    if total > _VIEWS * size + _FREE:
-        raise Refused(f'has tensors of {total:,} bytes, of which it can hold but few')
     if 'meta' not in str(map_location) and any(tensor.is_meta for tensor in tensors):
         raise Refused("has tensors without values (of device 'meta')")
 
@@ -215,7 +176,7 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
 
 
 def _check_zip(path: Path, content: mmap.mmap) -> None:
-    """Raises unless the checksums fit, which torch ignores, and the pickle is small enough.
+    """Raises unless the checksums fit, which torch ignores.
 
     torch never compresses, so what is compressed was changed.
     """
@@ -229,14 +190,9 @@ def _check_zip(path: Path, content: mmap.mmap) -> None:
     # Every byte is searched, since torch may find another table of contents than zipfile does.
     if content.find(b'constants.pkl', 0) >= 0:
         raise ValueError('it is a TorchScript program, which runs when it is loaded')
-    for file in files:
-        if file.filename.lower().endswith('data.pkl'):  # torch ignores the case
-            lengths = struct.unpack_from('<HH', content, file.header_offset + 26)
-            start = file.header_offset + 30 + sum(lengths)
-            rehearse(BytesIO(content[start : start + file.file_size]), file.file_size)
 
 
-def _read_paddle(content: mmap.mmap, size: int, trust: bool) -> Any:
+def _read_paddle(content: mmap.mmap, trust: bool) -> Any:
     """Reads a pickle of numpy arrays, as ``paddle.save`` writes them.
 
     A state dict is a pickle (protocol 2 to 4) of name -> array, or of name -> (name, array), with
@@ -245,15 +201,11 @@ def _read_paddle(content: mmap.mmap, size: int, trust: bool) -> Any:
 
     Args:
         content: Where ``read(n)`` does not reserve more memory than there is content.
-        size: Its length in bytes.
         trust: Read with pickle; values that are no arrays are then left as they are.
 
     Returns:
         The dict, with tensors instead of arrays. Anything else is returned as it is.
     """
-    if not trust:
-        rehearse(content, size)
-        content.seek(0)
     unpickler = pickle.Unpickler if trust else Unpickler
     saved = unpickler(content, encoding='latin1').load()
     if not trust and content.read(1):

@@ -139,19 +139,11 @@ def test_nothing_changes_in_the_process(tmp_path, monkeypatch):
     assert read_checkpoint(path)['x'].mean() == 2
 
 
-def test_torch_can_be_forced_to_load_weights_only(tmp_path, monkeypatch):
+def test_torch_forced_to_load_weights_only_is_told(tmp_path, monkeypatch):
     path = tmp_path / 'net.pth'
     torch.save(dict(state_dict=dict(w=torch.ones(2))), path)
     monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '1')
-    assert read_checkpoint(path)['state_dict']['w'].sum() == 2
-    # what mmengine saves in a run, which torch does not allow by itself
-    torch.save(dict(w=torch.ones(2), x=HistoryBuffer([2.0], [1]), y=np.arange(3)), path)
-    before = torch.serialization.get_safe_globals()
-    read = read_checkpoint(path)
-    assert read['x'].mean() == 2 and read['y'].tolist() == [0, 1, 2]
-    torch.save(dict(x=Call(os.getcwd, ())), path)
-    assert 'asks for posix.getcwd when it is read' in refusal(path)
-    assert torch.serialization.get_safe_globals() == before
+    assert 'cannot be read while TORCH_FORCE_WEIGHTS_ONLY_LOAD is set; unset it' in refusal(path)
 
 
 def test_a_state_may_not_change_functions_and_classes(tmp_path):
