@@ -41,12 +41,7 @@ def main() -> None:
         prefix=args.prefix,
         trust=args.trust_checkpoint,
     )
-    print(written)
-    if written.has_rule and 'first_block' not in written.convention:
-        print(
-            'its first-block rule is not known, and the file does not say one; --first-block says '
-            "it: 'mmdet' for what mmdet's own Res2Net trained, 'official' for the authors'"
-        )
+    print(written.report)
 
 
 if __name__ == '__main__':

@@ -6,10 +6,9 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,48 +28,11 @@ from .sources import read_backbone
 SUFFIXES = ('.safetensors', '.pth')
 
 
-@dataclass
-class WrittenWeights:
-    """What :func:`convert_weights` wrote; as text, a report.
+class WrittenWeights(NamedTuple):
+    """What :func:`convert_weights` wrote."""
 
-    Attributes:
-        path: The file; its name has the first digits of its sha256.
-        variants: Names of ``list_backbones()`` that the weights fit.
-        arch: Arguments of the backbone, as far as the weights show them.
-        layout: Layout of the source.
-        convention: ``first_block`` and ``style``; empty if they are not known.
-        has_rule: Whether networks of this kind have different first-block rules.
-        parameters: Number of values, without the statistics of batch norm.
-        tensors: Number of tensors.
-        dropped: Rule -> names that were left out.
-        licence: Licence of published weights.
-    """
-
-    path: Path
-    variants: list[str]
-    arch: dict[str, Any]
-    layout: str
-    convention: dict[str, str]
-    has_rule: bool
-    parameters: int
-    tensors: int
-    dropped: dict[str, list[str]]
-    licence: str | None
-
-    def __str__(self) -> str:
-        arguments = {k: v for k, v in self.arch.items() if k != 'type'}
-        if self.has_rule:
-            arguments['first_block'] = self.convention.get('first_block', 'not known')
-        names = ' or '.join(self.variants) or 'no published variant'
-        lines = [
-            f'{names}: {self.arch["type"]}, '
-            + ', '.join(f'{key}={value!r}' for key, value in arguments.items()),
-            f'from layout {self.layout}: {self.tensors} tensors, {self.parameters / 1e6:.2f} M '
-            'parameters',
-        ]
-        lines += [f'left out, {rule}: {listing(keys)}' for rule, keys in self.dropped.items()]
-        lines += [f'licence of these weights: {self.licence}'] if self.licence else []
-        return '\n'.join([*lines, f'written, and verified by loading: {self.path}'])
+    path: Path  # its name has the first digits of its sha256
+    report: str  # the network that the weights fit, their source, what was left out
 
 
 def convert_weights(
@@ -127,14 +89,14 @@ def convert_weights(
     if first_block is not None and 'first_block' not in net.convention:
         raise ValueError(f'{source} is of a kind that has no first-block rule: leave it out')
     licence = entry.licence if entry else converted.licence
-    licence = dict(licence=licence) if licence else {}
     check_fit(net, state, convention, str(source), converted.layout)
 
     content = _serialised(
         out.suffix,
         state,
         convention,
-        dict(source=Path(source).name, layout=converted.layout, **licence),
+        dict(source=Path(source).name, layout=converted.layout)
+        | (dict(licence=licence) if licence else {}),
     )
     final = out.with_name(f'{out.stem}-{hashlib.sha256(content).hexdigest()[:8]}{out.suffix}')
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -144,18 +106,24 @@ def convert_weights(
         written = net.state_dict()
         if not all(written[key].equal(value.to(written[key])) for key, value in state.items()):
             raise CheckpointError(f'{final} does not hold what was written: is the disk failing?')
-    return WrittenWeights(
-        path=final,
-        variants=variants,
-        arch=arch,
-        layout=converted.layout,
-        convention=convention,
-        has_rule='first_block' in net.convention,
-        parameters=sum(parameter.numel() for parameter in net.parameters()),
-        tensors=len(state),
-        dropped=converted.dropped,
-        licence=licence.get('licence'),
-    )
+    arguments = {key: value for key, value in arch.items() if key != 'type'}
+    if 'first_block' in net.convention:
+        arguments['first_block'] = convention.get('first_block', 'not known')
+    millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    lines = [
+        f'{" or ".join(variants) or "no published variant"}: {arch["type"]}, '
+        + ', '.join(f'{key}={value!r}' for key, value in arguments.items()),
+        f'from layout {converted.layout}: {len(state)} tensors, {millions:.2f} M parameters',
+        *(f'left out, {rule}: {listing(keys)}' for rule, keys in converted.dropped.items()),
+        *([f'licence of these weights: {licence}'] if licence else []),
+        f'written, and verified by loading: {final}',
+    ]
+    if arguments.get('first_block') == 'not known':
+        lines.append(
+            'its first-block rule is not known, and the file does not say one; --first-block says '
+            "it: 'mmdet' for what mmdet's own Res2Net trained, 'official' for the authors'"
+        )
+    return WrittenWeights(final, '\n'.join(lines))
 
 
 def _serialised(

@@ -307,9 +307,9 @@ def test_weights_are_written_and_read(tmp_path, suffix):
     written = convert_weights(
         tmp_path / 'detector.pth', tmp_path / f'out{suffix}', first_block='official'
     )
-    assert written.variants == ['res2net14_v1b_26w_4s_dcn']
-    assert written.arch['dcn'] == dict(V2, fallback_on_stride=False)
-    assert "dcn={'type': 'DCNv2', 'deform_groups': 1, " in str(written)
+    assert written.report.startswith('res2net14_v1b_26w_4s_dcn: Res2NetDCN, ')
+    assert "dcn={'type': 'DCNv2', 'deform_groups': 1, " in written.report
+    assert "'fallback_on_stride': False" in written.report
     again = create_backbone('res2net14_v1b_26w_4s_dcn', pretrained=str(written.path))
     assert all(v.equal(net.state_dict()[k]) for k, v in again.state_dict().items())
     rule = "needs first_block='official'"
