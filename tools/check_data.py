@@ -3,9 +3,9 @@
 Prints what each split holds and every fault found, errors first, and ends with `fit to train` or
 `not fit to train`; the exit status is 0 or 1. After an error, training ends or learns something
 wrong; after a warning it goes on, and train.py prints those that it sees. Draws sheet.jpg (images
-with their annotations, those with findings first) and sizes.png, and lists every finding in
-findings.csv. Images that two splits share are found if their pixels are equal; a copy that was
-compressed again or resized is not found.
+with their annotations, those with findings first), and lists every finding in findings.csv.
+Images that two splits share are found if their pixels are equal; a copy that was compressed again
+or resized is not found.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> int:
         '--splits', nargs='+', choices=SPLITS, default=SPLITS, help='which to check (all)'
     )
     parser.add_argument(
-        '--out', help='folder for the pictures and the list (work_dirs/CONFIG/data_check)'
+        '--out', help='folder for the picture and the list (work_dirs/CONFIG/data_check)'
     )
     add_shared(parser, '--cfg-options')
     args = parser.parse_args()

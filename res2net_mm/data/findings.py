@@ -19,8 +19,6 @@ REMEDIES = {
     # config
     'not checked': 'check this data yourself',
     'classes alike': 'make them one, if they are meant to be: voc2coco does with --merge',
-    'objects without anchor': 'set scales or ratios of the anchors to the sizes of the objects '
-    '(sizes.png), or change the scale that training resizes to',
     'more objects than detections': 'raise it, and the number that the metric counts (100 in COCO)',
     # classes
     'name like a class': 'write the name like the others, or leave it if it is intended',
@@ -38,7 +36,6 @@ REMEDIES = {
     'upright without the tag',
     'image of another size': 'annotate the image as it is, or restore the one that was annotated',
     'width and height swapped': 'correct <size>',
-    'image that cannot be resized': 'remove it from the annotations, or cut it into parts',
     # annotations
     'annotation of no image': 'add the image to the list, or remove the annotation; it is not used',
     'annotation of no category': 'add the category, or correct the annotation; it is not used',

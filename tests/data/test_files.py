@@ -113,22 +113,3 @@ def test_label_maps_are_compared_with_their_images_before_training(tmp_path):
     }  # fmt: skip
     cfg = config(dataset, scope='mmseg')
     check_fails(cfg, '60 x 40 px', '40 x 60 px', where=tmp_path / 'maps/train/a.png')
-
-
-def test_both_checks_find_an_image_that_cannot_be_resized(tmp_path: Path):
-    content = coco_content()
-    content['images'][1].update(width=2000, height=3)
-    content['annotations'] = [a for a in content['annotations'] if a['image_id'] != 10]
-    write_coco(tmp_path, content)
-    pipeline = [
-        {'type': 'LoadImageFromFile'},
-        {'type': 'Resize', 'scale': (96, 96), 'keep_ratio': True},
-    ]
-    cfg = config(coco_dataset(tmp_path, pipeline=pipeline))
-    check_fails(cfg, '1.jpg', '2000 x 3 px', '96 x 96', '96 x 0')
-    findings = inspect_data(cfg, workers=1).findings
-    assert [(f.kind, Path(f.file).name) for f in findings if f.severity == 'error'] == [
-        ('image that cannot be resized', '1.jpg')
-    ]
-    cfg.train_dataloader.dataset.pipeline[1].keep_ratio = False
-    assert check_data(cfg)[0].images == 3 and len(CLASSES) == 3

@@ -262,8 +262,7 @@ COCO = {
     'boxes as corners': (
         content(corners),
         error('boxes written as corners', 'train.json')
-        | {('warning', 'box beyond the border', 'train', f'{i}.jpg') for i in range(4)}
-        | warning('objects without anchor', 'model.rpn_head.anchor_generator'),
+        | {('warning', 'box beyond the border', 'train', f'{i}.jpg') for i in range(4)},
     ),
     'image id twice': (
         again('images', file_name='3.jpg', id=30),
@@ -339,10 +338,6 @@ COCO = {
         content(without_dogs),
         warning('class without objects', CLASSES_KEY)
         | warning('class never trained', 'val_dataloader.dataset.metainfo.classes', 'val'),
-    ),
-    'anchors': (
-        options(model__rpn_head__anchor_generator__scales=[64]),
-        warning('objects without anchor', 'model.rpn_head.anchor_generator'),
     ),
     'too many objects': (
         options(model__test_cfg__rcnn__max_per_img=2),
@@ -552,7 +547,7 @@ def test_it_is_found_and_nothing_else(tmp_path, form, fault):
 def test_all_faults_of_a_set_are_found_at_once(tmp_path):
     """Those that do not get in each other's way."""
     cfg = make_coco(tmp_path)
-    names = ['image missing', 'truncated', 'EXIF turns it', 'image not listed', 'anchors']
+    names = ['image missing', 'truncated', 'EXIF turns it', 'image not listed']
     names += ['image id twice', 'num_classes', 'stray annotation', 'two points', 'metric']
     for name in names:
         COCO[name][0](tmp_path, cfg)

@@ -1,4 +1,4 @@
-"""The contact sheet and the figure of sizes."""
+"""The contact sheet."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import cv2
 import mmcv
 import numpy as np
 from PIL import Image
-from planting import SHAPES, WITH_MASKS, coco_config, maps_config, told
+from planting import SHAPES, coco_config, maps_config, told
 from written_sets import (
     HEIGHT,
     WIDTH,
@@ -20,7 +20,7 @@ from written_sets import (
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
 from res2net_mm.data.check.inspection import inspect_data
-from res2net_mm.data.check.pictures import draw_inspection, size_figure
+from res2net_mm.data.check.pictures import draw_inspection
 from res2net_mm.data.check.report import format_inspection
 from res2net_mm.data.findings import Finding
 
@@ -70,31 +70,6 @@ def test_an_error_is_marked_red_and_masks_are_drawn(tmp_path, shapes):
     assert untouched > 0.7
 
 
-def test_the_histogram_holds_every_object(faulty):
-    faulty.model = {
-        'rpn_head': {
-            'anchor_generator': {
-                'type': 'AnchorGenerator', 'scales': [8], 'ratios': [1.0], 'strides': [4, 8, 16],
-            }
-        },
-        'train_cfg': {'rpn': {'assigner': {'type': 'MaxIoUAssigner'}}},
-    }  # fmt: skip
-    resize = {'type': 'Resize', 'scale': (512, 512), 'keep_ratio': True}
-    faulty.train_dataloader.dataset.pipeline = [*WITH_MASKS, resize]
-    inspection = inspect_data(faulty)
-    axes = size_figure(inspection).axes[0]
-    drawn = {}
-    for patch in axes.patches:
-        label, count = patch.get_label().split()
-        corners = patch.get_xy()
-        drawn[label] = int(count)
-        assert corners[:, 1].max() > 0
-    assert drawn == {s.split: s.boxes for s in inspection.summaries[:2]}
-    lines = [line.get_xdata()[0] for line in axes.lines]
-    # anchors of 32, 64, 128 px find objects of half that, as training enlarges images twofold
-    assert lines == [32, 96, 16, 32, 64]
-
-
 def test_the_sheet_shows_images_as_the_pipeline_loads_them(tmp_path: Path):
     """Left half red, right half blue, and a tag that turns it."""
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
@@ -125,6 +100,3 @@ def test_shares_of_the_classes_in_label_maps(shapes):
     rows = [row.split() for row in format_inspection(inspection).splitlines()]
     for name, share in zip(names, shares, strict=True):
         assert next(row for row in rows if row[:1] == [name])[1] == f'{share:.2%}'
-    figure = size_figure(inspection)
-    bars = [bar.get_height() for bar in figure.axes[0].containers[0]]
-    np.testing.assert_allclose(bars, shares, rtol=1e-12)

@@ -12,7 +12,7 @@ from ..findings import Finding, caught, error, of_split, raised, warning
 from ..sets.images import IMAGE_SUFFIXES
 from ..sets.label_maps import check_map, check_variety, values_are_labels
 from ..sets.records import Image, check_missing
-from ..sets.sizes import resize_faults, size_fault, unseen_turn
+from ..sets.sizes import size_fault, unseen_turn
 from .pixels import CheckedSet
 
 
@@ -37,16 +37,8 @@ def check_files(part: CheckedSet) -> Iterator[Finding]:
 
 
 def _check_pictures(part: CheckedSet) -> Iterator[Finding]:
-    """Images that do not decode or resize, have another size than annotated, or more bits."""
-    sizes = {
-        image.file: picture.size if picture and picture.size else (image.width, image.height)
-        for image in part.used
-        for picture in [part.pictures.get(image.file)]
-    }
-    thin = resize_faults(part.node.pipeline, {size for size in sizes.values() if all(size)})
+    """Images that do not decode, have another size than annotated, or more bits."""
     for image in part.used:
-        if sizes[image.file] in thin:
-            yield error('image that cannot be resized', image.file, thin[sizes[image.file]])
         picture = part.pictures.get(image.file)
         if picture and picture.fault:
             yield caught('image unreadable', picture.fault)
@@ -116,10 +108,9 @@ def check_copies(part: CheckedSet) -> Iterator[Finding]:
     first: dict[str, tuple[str, str]] = {}
     for place, image in _places(part.used):
         picture = part.pictures.get(image.file)
-        content = picture and (picture.pixels or picture.digest)
-        if not content:
+        if not picture or not picture.pixels:
             continue
-        other, file = first.setdefault(content, (place, image.file))
+        other, file = first.setdefault(picture.pixels, (place, image.file))
         if other != place:
             yield warning('same content twice', image.file, f'it is pixel for pixel {file}')
 
@@ -169,8 +160,7 @@ def _marks(part: CheckedSet) -> Iterator[tuple[Image, list[str]]]:
     """What identifies each image: its place, and its content if it was looked at."""
     for place, image in _places(part.used):
         picture = part.pictures.get(image.file)
-        contents = (picture.digest, picture.pixels) if picture else ()
-        yield image, [place, *filter(None, contents)]
+        yield image, [place, picture.pixels] if picture and picture.pixels else [place]
 
 
 def _places(images: Iterable[Image]) -> Iterator[tuple[str, Image]]:

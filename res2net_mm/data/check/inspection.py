@@ -5,20 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from mmengine import Config
 
 from ..errors import DataError
 from ..findings import Findings, of_split, warning
 from .files import check_copies, check_files, check_left_over, check_splits
-from .objects import (
-    anchor_sizes,
-    check_anchors,
-    check_classes,
-    check_most_objects,
-    check_objects,
-    trained_sizes,
-)
+from .objects import check_classes, check_most_objects, check_objects
 from .pixels import CheckedSet, look_at_pixels
 from .survey import SplitSummary, Survey
 
@@ -32,8 +24,6 @@ class Inspection:
     findings: Findings
     summaries: list[SplitSummary]  # one for each split
     sets: list[CheckedSet]  # the datasets that were read; only one of two that are the same
-    anchors: np.ndarray | None  # (N, 2) widths and heights in px, if the model has any
-    factor: float  # by how much training enlarges images, at the median
 
     @property
     def splits(self) -> list[str]:
@@ -90,8 +80,4 @@ def inspect_data(
             findings.extend(of_split(summary.split, [unread]))
     if not any(summary.unchecked for summary in summaries if summary.split == 'train'):
         findings.extend(check_classes(parts))
-    boxes, factor = trained_sizes(parts)
-    anchors = anchor_sizes(survey.model) if len(boxes) else None
-    if anchors:
-        findings.extend(of_split('train', check_anchors(boxes, *anchors)))
-    return Inspection(findings.once(), summaries, parts, anchors and anchors[1], factor)
+    return Inspection(findings.once(), summaries, parts)

@@ -1,31 +1,24 @@
-"""Pictures of a data set: a sheet of its images with their annotations, and its sizes."""
+"""A picture of a data set: a sheet of its images with their annotations."""
 
 from __future__ import annotations
 
 import colorsys
 import math
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, islice, zip_longest
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from ..errors import DataError
-from ..findings import ERROR, WARNING, Finding
+from ..findings import ERROR, Finding
 from ..sets.label_maps import read_map
 from ..sets.masks import read_mask
 from ..sets.records import Image, Object
-from ..sets.sizes import COCO_SIDES
 from .inspection import Inspection
-from .objects import count_classes, object_sizes
 from .pixels import CheckedSet, spread
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _TILE = (320, 240)  # px, width and height that an image is fitted into
 _CAPTION, _EDGE = 34, 5  # px below an image, and around it
@@ -33,18 +26,7 @@ _COLUMNS, _TILES, _MOST_MARKED = 6, 24, 18
 _WHITE, _BLACK, _RED, _ORANGE = (255, 255, 255), (0, 0, 0), (40, 40, 230), (0, 150, 255)
 _MOST_NAMES = 15  # objects in an image, up to which each gets its class's name
 
-
-def write_text(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
-    """Writes white letters with a black edge, their lower left corner at ``place`` in px."""
-    for colour, thickness in ((_BLACK, 3), (_WHITE, 1)):
-        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thickness)
-
-
-def tile_up(tiles: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of one size in rows, the last of them filled up with black."""
-    tiles = [*tiles, *[np.zeros_like(tiles[0])] * (-len(tiles) % columns)]
-    rows = (np.hstack(tiles[i : i + columns]) for i in range(0, len(tiles), columns))
-    return np.vstack(list(rows))
+Item = tuple[CheckedSet, Image, list[Finding]]
 
 
 def draw_inspection(inspection: Inspection, out: str | Path) -> np.ndarray:
@@ -68,102 +50,45 @@ def draw_inspection(inspection: Inspection, out: str | Path) -> np.ndarray:
         write_text(tile, ', '.join(kinds)[:52], (3, _TILE[1] + 28))
         edges = (_EDGE,) * 4
         tiles.append(cv2.copyMakeBorder(tile, *edges, cv2.BORDER_CONSTANT, value=colour))
-    empty = np.zeros((_TILE[1] + _CAPTION, _TILE[0], 3), np.uint8)
-    sheet = tile_up(tiles or [empty], _COLUMNS)
+    empty = np.zeros((_TILE[1] + _CAPTION + 2 * _EDGE, _TILE[0] + 2 * _EDGE, 3), np.uint8)
+    tiles = tiles or [empty]
+    tiles += [empty] * (-len(tiles) % _COLUMNS)
+    rows = [np.hstack(tiles[i : i + _COLUMNS]) for i in range(0, len(tiles), _COLUMNS)]
+    sheet = np.vstack(rows)
     Path(out).write_bytes(cv2.imencode('.jpg', sheet, [cv2.IMWRITE_JPEG_QUALITY, 90])[1])
     return sheet
 
 
-def size_figure(inspection: Inspection) -> Figure:
-    """A histogram of the objects' sizes or, for label maps, the share of each class.
-
-    Sizes are square roots of the boxes' areas in px of the image file. Lines mark COCO's limits of
-    small and large objects, and the sizes of the anchors at the median enlargement of training.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 4.5), layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    splits = inspection.splits
-    if any(part.maps for part in inspection.sets):
-        for i, split in enumerate(splits):
-            counts = count_classes(inspection.sets, split)
-            shares = np.array(list(counts.values())) / max(1, sum(counts.values()))
-            width = 0.8 / len(splits)
-            axes.bar(np.arange(len(counts)) + i * width, shares, width, label=split)
-        axes.set_xticks(range(len(counts)), counts, rotation=60, ha='right', fontsize=7)
-        axes.set(title='classes', ylabel='share of the pixels')
-    else:
-        _draw_sizes(axes, inspection)
-    axes.grid(alpha=0.3)
-    if splits:
-        axes.legend(fontsize=7)
-    return figure
-
-
-def object_sides(inspection: Inspection, split: str) -> np.ndarray:
-    """(N,) square roots of the areas of the usable boxes of a split, in px."""
-    sizes = [object_sizes(part)[0] for part in inspection.sets if part.split == split]
-    return np.sqrt(np.concatenate(sizes).prod(1))
-
-
-def _draw_sizes(axes: object, inspection: Inspection) -> None:
-    sizes = {split: object_sides(inspection, split) for split in inspection.splits}
-    everything = np.concatenate([*sizes.values(), COCO_SIDES])
-    edges = np.geomspace(max(everything.min(), 0.5), everything.max() * 1.01, 41)
-    for split, values in sizes.items():
-        axes.hist(values, edges, histtype='stepfilled', alpha=0.5, label=f'{split} {len(values):,}')
-    for limit in COCO_SIDES:
-        axes.axvline(limit, color='black', linestyle='--', linewidth=1)
-    if inspection.anchors is not None:
-        sides = np.unique(np.sqrt(inspection.anchors.prod(1)).round(1)) / inspection.factor
-        for i, side in enumerate(sides):
-            name = {'label': 'anchors'} if not i else {}
-            axes.axvline(side, color='tab:red', linestyle=':', linewidth=1, **name)
-    title = 'objects; dashed: {} and {} px, between small, medium and large of COCO'
-    axes.set(title=title.format(*COCO_SIDES), xlabel='square root of the area, px')
-    axes.set_ylabel('objects')
-    axes.set_xscale('log', base=2)
-    axes.xaxis.set_major_formatter('{x:g}')
-
-
-def _chosen(inspection: Inspection) -> Iterator[tuple[CheckedSet, Image, list[Finding]]]:
-    """The images of the sheet: one of every kind of finding by turns, errors first, then others."""
-    image_of: dict[tuple[str, str], tuple[CheckedSet, Image]] = {}
+def _chosen(inspection: Inspection) -> Iterator[Item]:
+    """The images of the sheet: first those with findings, errors first, kinds by turns."""
+    found: dict[tuple[str, str], list[Finding]] = defaultdict(list)  # split, name -> findings
+    ranks: dict[int, tuple[bool, int]] = {}  # of each finding
+    turns: Counter[str] = Counter()
+    for finding in inspection.findings:
+        found[finding.split, _name(finding.file)].append(finding)
+        ranks[id(finding)] = finding.severity != ERROR, turns[finding.kind]
+        turns[finding.kind] += 1
+    faulty, clean = [], []
     for part in inspection.sets:
         for image in part.used:
             xml = f'{os.path.splitext(os.path.basename(image.file))[0]}.xml'
-            for name in filter(None, (image.file, image.label_map, xml)):
-                image_of.setdefault((part.split, name), (part, image))
-    found: dict[tuple[str, str], list[Finding]] = defaultdict(list)  # split, image file -> findings
-    by_kind: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
-    for finding in inspection.findings:
-        xml = finding.file.endswith('.xml')
-        name = os.path.basename(finding.file) if xml else finding.file
-        if (finding.split, name) in image_of:
-            key = finding.split, image_of[finding.split, name][1].file
-            found[key].append(finding)
-            by_kind[finding.severity, finding.kind].append(key)
-    faulty = dict.fromkeys(
-        key
-        for severity in (ERROR, WARNING)
-        for key in _by_turns(keys for (s, _), keys in by_kind.items() if s == severity)
-    )
-    clean = [
-        spread([(part, i, []) for i in part.used if (part.split, i.file) not in found], _TILES)
-        for part in inspection.sets
-    ]
-    others = list(islice(_by_turns(clean), _TILES - min(_MOST_MARKED, len(faulty))))
-    for key in islice(faulty, _TILES - len(others)):
-        yield *image_of[key], found[key]
-    yield from others
+            names = filter(None, (image.file, image.label_map, xml))
+            findings = [f for name in names for f in found.get((part.split, name), ())]
+            (faulty if findings else clean).append((part, image, findings))
+    faulty.sort(key=lambda item: min(ranks[id(finding)] for finding in item[2]))
+    others = spread(clean, _TILES - min(_MOST_MARKED, len(faulty)))
+    yield from [*faulty[: _TILES - len(others)], *others]
 
 
-def _by_turns(lists: Iterable[Sequence]) -> Iterator:
-    """The first of each, then the second of each, ..."""
-    return filter(None, chain.from_iterable(zip_longest(*lists)))
+def _name(file: str) -> str:
+    """A VOC annotation file without its folder, as the images' names do not show that."""
+    return os.path.basename(file) if file.endswith('.xml') else file
+
+
+def write_text(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
+    """Writes white letters with a black edge, their lower left corner at ``place`` in px."""
+    for colour, thickness in ((_BLACK, 3), (_WHITE, 1)):
+        cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, colour, thickness)
 
 
 def _draw_image(tile: np.ndarray, part: CheckedSet, image: Image) -> None:

@@ -27,7 +27,6 @@ class Picture:
 
     file: str
     header: Header
-    digest: str = ''  # hash of the file's bytes
     size: tuple[int, int] | None = None  # width and height as loaded; None if it does not load
     pixels: str = ''  # hash of the decoded image; empty for a label map
     counts: np.ndarray | None = None  # (256,) pixels with each value, for a label map
@@ -141,9 +140,4 @@ def progress(items: Iterable, title: str, total: int) -> Iterable:
 
 
 def _look(file: str) -> Picture:
-    try:
-        with open(file, 'rb') as stream:
-            content = stream.read()
-    except OSError:  # whoever decodes it reports that
-        return Picture(file, Header())
-    return Picture(file, read_header(content), hashlib.blake2b(content).hexdigest())
+    return Picture(file, read_header(file))

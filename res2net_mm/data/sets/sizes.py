@@ -1,23 +1,17 @@
-"""Sizes of images: whether they are what the annotations say, and what a pipeline can resize."""
+"""Sizes of images: whether they are what the annotations say."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-import mmcv
+from collections.abc import Iterator, Sequence
 
 from ..findings import Finding, error, warning
 from .images import TURNED, Header, Size
-from .nodes import type_name
 
 #: COCO's ranges of an object's area in square pixels: lower bound in, upper bound out.
 COCO_SIZES = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, 1e10)}
 #: Square roots, in px, of the areas that divide them.
 COCO_SIDES = tuple(math.isqrt(low) for low, _ in COCO_SIZES.values() if low)
-
-# type -> the argument that holds its scales
-_RESIZES = {'Resize': 'scale', 'RandomResize': 'scale', 'RandomChoiceResize': 'scales'}
 
 
 def size_fault(
@@ -86,60 +80,3 @@ def unseen_turn(file: str, header: Header, loaded: Size) -> Iterator[Finding]:
             f'its EXIF tag ({header.orientation}) may turn it when it is loaded, and its size does '
             'not show whether the annotations are for that',
         )
-
-
-def resize_faults(pipeline: Sequence, sizes: Iterable[Size]) -> dict[Size, str]:
-    """Image sizes that a pipeline's first resizing shrinks to a side of 0 px, which fails.
-
-    Args:
-        pipeline: Configs of transforms. A random resizing counts with its smallest scale.
-        sizes: Sizes of images.
-
-    Returns:
-        Size -> what is wrong with it.
-    """
-    resizes = [
-        (type_name(step), scale)
-        for step in _first_resizes(pipeline)
-        for scale in _smallest_scales(step)
-    ]
-    faults = {}
-    for size in set(sizes):
-        for name, scale in resizes:
-            width, height = mmcv.rescale_size(size, scale)
-            if not (width and height):
-                faults[size] = (
-                    f'it has {size[0]} x {size[1]} px, which {name} to {scale[0]} x {scale[1]} '
-                    f'shrinks to {width} x {height}'
-                )
-    return faults
-
-
-def _first_resizes(pipeline: Sequence) -> Iterator[Mapping]:
-    for step in pipeline:
-        name = type_name(step).rpartition('.')[2]
-        if name == 'RandomChoice':
-            for branch in step.get('transforms') or ():
-                yield from _first_resizes(branch if isinstance(branch, list | tuple) else [branch])
-        elif name in _RESIZES and step.get('keep_ratio'):
-            yield step
-        elif name.startswith(('Load', 'Drop', 'Check', 'RandomFlip')):
-            continue
-        return  # after any other step the size is unknown
-
-
-def _smallest_scales(step: Mapping) -> list[Size]:
-    name = type_name(step).rpartition('.')[2]
-    scales = step.get(_RESIZES[name])
-    if scales is None or step.get('resize_type', 'Resize').rpartition('.')[2] != 'Resize':
-        return []
-    if isinstance(scales, int):
-        return [(scales, scales)]
-    if isinstance(scales[0], int):
-        scales = [scales]
-    scales = [tuple(scale) for scale in scales if not isinstance(scale, int)]
-    if name == 'RandomResize' and scales:
-        # each side is drawn between those of two scales, then multiplied by the ratio
-        least = min(step.get('ratio_range') or (1,))
-        scales = [tuple(int(min(sides) * least) for sides in zip(*scales, strict=True))]
-    return scales
