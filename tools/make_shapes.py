@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import ctrl_c  # noqa: F401
 
-from res2net_mm.data.synthetic.shapes import draw_sheet, make_shapes
+from res2net_mm.data.synthetic.shapes import make_shapes
 from res2net_mm.engine.errors import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog='Example: python tools/make_shapes.py data/shapes --train 400 --val 100 --sheet',
+        epilog='Example: python tools/make_shapes.py data/shapes --train 400 --val 100',
     )
     parser.add_argument('root', help='folder to make')
     parser.add_argument('--train', type=int, default=400, help='training images (%(default)s)')
@@ -31,17 +31,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--force', action='store_true', help='replace a set that was made with other arguments'
     )
-    parser.add_argument(
-        '--sheet', action='store_true', help='draw images with their annotations into sheet.png'
-    )
     args = parser.parse_args(argv)
     made = make_shapes(
         args.root, args.train, args.val, tuple(args.size), args.seed, overwrite=args.force
     )
     print(made)
     print(f'{"found ready" if made.reused else "written"}: {made.root}')
-    if args.sheet:
-        print(f'sheet: {draw_sheet(made.root)}')
 
 
 if __name__ == '__main__':

@@ -24,32 +24,20 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True)
 class SceneObject:
-    """What the visible pixels do not show.
+    """What the visible pixels do not show."""
 
-    Attributes:
-        label: Index into ``CLASSES``.
-        full_area: Pixels of the whole shape.
-        inside_area: Pixels of it inside the image, hidden or not.
-    """
-
-    label: int
-    full_area: int
-    inside_area: int
+    label: int  # index into CLASSES
+    full_area: int  # pixels of the whole shape
+    inside_area: int  # pixels of it inside the image, hidden or not
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and the objects in it.
+    """One image and the objects in it."""
 
-    Attributes:
-        image: (H, W, 3) uint8, BGR.
-        instances: (H, W) uint8, 0 for the background and i + 1 where ``objects[i]`` is visible.
-        objects: From the backmost to the topmost.
-    """
-
-    image: np.ndarray
-    instances: np.ndarray
-    objects: list[SceneObject]
+    image: np.ndarray  # (H, W, 3) uint8, BGR
+    instances: np.ndarray  # (H, W) uint8, 0 for the background, i + 1 where objects[i] is visible
+    objects: list[SceneObject]  # from the backmost to the topmost
 
     def mask(self, index: int) -> np.ndarray:
         """The visible pixels of an object as (H, W) bool."""

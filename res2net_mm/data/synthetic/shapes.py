@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,7 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from ..check.pictures import tile_up, write_text
-from .scenes import CLASSES, SIZE_BINS, Scene, draw_scene, size_bin, tight_box
+from .scenes import CLASSES, SIZE_BINS, Scene, draw_scene, tight_box
 
 SPLITS = ('train', 'val')
 MANIFEST = 'shapes.json'
@@ -31,31 +31,19 @@ _MIN_SIZE = 224  # px, room for an object of 200 px
 
 @dataclass(frozen=True)
 class ShapesSet:
-    """A set on disk; as text, a table of its objects.
-
-    Attributes:
-        root: Its folder.
-        reused: Whether it was there already.
-        images: Split -> number of images.
-        objects: Split -> class -> COCO size bin (small, medium, large) -> number of objects.
-        occluded: Split -> share of the objects that are partly hidden or cut by the border.
-    """
+    """A set on disk; as text, a line for each split."""
 
     root: Path
-    reused: bool
-    images: dict[str, int]
-    objects: dict[str, dict[str, dict[str, int]]]
-    occluded: dict[str, float]
+    reused: bool  # whether it was there already
+    images: dict[str, int]  # split -> number of images
+    objects: dict[str, dict[str, int]]  # split -> class -> number of objects
 
     def __str__(self) -> str:
-        lines = [f'{"split":<7}{"class":<10}' + ''.join(f'{name:>8}' for name in SIZE_BINS)]
-        for split, classes in self.objects.items():
-            for name, bins in classes.items():
-                lines.append(f'{split:<7}{name:<10}' + ''.join(f'{n:>8}' for n in bins.values()))
+        lines = []
         for split, count in self.images.items():
-            total = sum(sum(bins.values()) for bins in self.objects[split].values())
-            hidden = f'{self.occluded[split]:.0%} partly hidden'
-            lines.append(f'{split}: {count} images, {total} objects, {hidden}')
+            found = ', '.join(f'{name} {number}' for name, number in self.objects[split].items())
+            total = sum(self.objects[split].values())
+            lines.append(f'{split}: {count} images, {total} objects ({found})')
         return '\n'.join(lines)
 
 
@@ -134,42 +122,6 @@ def make_shapes(
     return _summarise(root, reused=False)
 
 
-def draw_sheet(root: str | Path, split: str = 'val', columns: int = 6, rows: int = 4) -> Path:
-    """Draws the first images of a split with their annotations into ``root/sheet.png``.
-
-    Polygons and boxes come from the json file, not from the scene, so the picture shows what a
-    reader of the set gets. Objects in RLE have no outline and are marked as such.
-
-    Returns:
-        The picture's path.
-    """
-    root = Path(root)
-    coco = json.loads((root / f'annotations/instances_{split}.json').read_text())
-    names = {category['id']: category['name'] for category in coco['categories']}
-    tiles = []
-    for info in coco['images'][: columns * rows]:
-        tile = cv2.imread(str(root / split / info['file_name']))
-        tile = cv2.resize(tile, None, fx=1.5, fy=1.5)
-        for ann in coco['annotations']:
-            if ann['image_id'] == info['id']:
-                _draw_annotation(tile, ann, names[ann['category_id']], 1.5)
-        tiles.append(np.pad(tile, ((2, 2), (2, 2), (0, 0))))
-    _write_image(root / 'sheet.png', tile_up(tiles, columns))
-    return root / 'sheet.png'
-
-
-def _draw_annotation(tile: np.ndarray, ann: dict[str, Any], name: str, scale: float) -> None:
-    x, y, width, height = (round(scale * value) for value in ann['bbox'])
-    if isinstance(ann['segmentation'], list):
-        outline = np.array(ann['segmentation'][0]).reshape(-1, 2) * scale
-        cv2.polylines(tile, [outline.round().astype(np.int32)], True, (255, 255, 255))
-        name += '' if ann['visibility'] == 1 else f' {ann["visibility"]:.0%}'
-    else:
-        name += f' RLE {ann["visibility"]:.0%}'
-    cv2.rectangle(tile, (x, y), (x + width, y + height), (0, 255, 255))
-    write_text(tile, name, (max(x, 2), max(y - 3, 10)))
-
-
 def _is_there(root: Path, manifest: dict[str, Any], overwrite: bool) -> bool:
     """Whether this set is in ``root``; raises if something else is that must not be replaced."""
     if not root.exists() or root.is_dir() and not any(root.iterdir()):
@@ -182,20 +134,12 @@ def _is_there(root: Path, manifest: dict[str, Any], overwrite: bool) -> bool:
         ) from None
     if overwrite:
         return False
-    remedy = 'give another folder, or overwrite it (overwrite=True, or --force)'
     if found != manifest:
+        remedy = 'give another folder, or overwrite it (overwrite=True, or --force)'
         differing = [key for key, value in manifest.items() if found.get(key) != value]
         has = ', '.join(f'{key}={found.get(key)}' for key in differing)
         asked = ', '.join(f'{key}={manifest[key]}' for key in differing)
         raise FileExistsError(f'{root} holds a set with {has}, not {asked}: {remedy}')
-    both = sum(manifest[split] for split in SPLITS)
-    counts = {'annotations': len(SPLITS), 'voc/ImageSets/Main': len(SPLITS) + 1}
-    counts |= {'voc/JPEGImages': both, 'voc/Annotations': both}
-    for split in SPLITS:
-        counts |= {split: manifest[split], f'semseg/{split}': manifest[split]}
-    for folder, count in counts.items():
-        if len(list((root / folder).glob('*.*'))) < count:
-            raise FileExistsError(f'files are missing from {root / folder}: {remedy}')
     return True
 
 
@@ -222,7 +166,7 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
         annotations += found
         picture = root / split / f'{stem}.jpg'
         _write_image(picture, scene.image)
-        _link(picture, root / 'voc/JPEGImages' / picture.name)
+        shutil.copyfile(picture, root / 'voc/JPEGImages' / picture.name)
         _write_voc(root / f'voc/Annotations/{stem}.xml', picture.name, scene, found)
         classes = np.array([0] + [thing.label + 1 for thing in scene.objects], np.uint8)
         _write_image(root / f'semseg/{split}/{stem}.png', classes[scene.instances])
@@ -319,23 +263,12 @@ def _write_image(path: Path, image: np.ndarray) -> None:
     path.write_bytes(cv2.imencode(path.suffix, image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1])
 
 
-def _link(source: Path, target: Path) -> None:
-    """Makes a hard link, or a copy if the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
 def _summarise(root: Path, reused: bool) -> ShapesSet:
     """Counts what the json files hold."""
-    images, objects, occluded = {}, {}, {}
+    images, objects = {}, {}
     for split in SPLITS:
         coco = json.loads((root / f'annotations/instances_{split}.json').read_text())
-        counts = {name: dict.fromkeys(SIZE_BINS, 0) for name in CLASSES}
-        for ann in coco['annotations']:
-            counts[CLASSES[ann['category_id'] - 1]][size_bin(ann['area'])] += 1
-        images[split], objects[split] = len(coco['images']), counts
-        hidden = sum(ann['visibility'] < 1 for ann in coco['annotations'])
-        occluded[split] = hidden / len(coco['annotations'])
-    return ShapesSet(root, reused, images, objects, occluded)
+        found = Counter(annotation['category_id'] for annotation in coco['annotations'])
+        images[split] = len(coco['images'])
+        objects[split] = {name: found[i] for i, name in enumerate(CLASSES, 1)}
+    return ShapesSet(root, reused, images, objects)
