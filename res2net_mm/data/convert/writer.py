@@ -45,25 +45,15 @@ class Tally:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was written; as text, a report.
+    """What was written; as text, a report."""
 
-    Attributes:
-        file: The json.
-        images: Number of images in it.
-        without_objects: Number of these that have no object.
-        objects: Class -> number of objects, in the order of the categories.
-        crowds: Number of objects that are neither trained on nor evaluated.
-        left_out: What is not in it.
-        notes: What is in it but deserves a look.
-    """
-
-    file: Path
-    images: int
-    without_objects: int
-    objects: dict[str, int]
-    crowds: int
-    left_out: Tally
-    notes: Tally
+    file: Path  # the json
+    images: int  # in it
+    without_objects: int  # images that have none
+    objects: dict[str, int]  # class -> number of objects, in the order of the categories
+    crowds: int  # objects that are neither trained on nor evaluated
+    left_out: Tally  # what is not in it
+    notes: Tally  # what is in it but deserves a look
 
     def __str__(self) -> str:
         total = sum(self.objects.values())
