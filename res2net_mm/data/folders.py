@@ -315,19 +315,19 @@ def _named(file: Path, content: dict) -> Folder:
                 for image in image_files(images)
             ]
         else:
-            folder.splits[key] = _pair(kind, images, labels, folder.notes, deep=True)
+            folder.splits[key] = _pair(kind, images, labels, folder.notes)
     return folder
 
 
 def _beside(root: Path, kind: str, folders: set[Path]) -> Folder:
     """Folders of annotation files, each with the folder of its images."""
     folder = Folder(root, kind, defaultdict(list))
-    for labels in sorted(folders):
+    for labels in sorted(d for d in folders if folders.isdisjoint(d.parents)):
         images = _images_of(labels, root, inside=kind != 'masks')
-        if images:
-            pairs = _pair(kind, images, labels, folder.notes)
-            if pairs:
-                folder.splits[split_of(labels, root)] += pairs
+        if images is None and kind == 'labelme':
+            images = labels  # its files name their images
+        if images and (pairs := _pair(kind, images, labels, folder.notes)):
+            folder.splits[split_of(labels, root)] += pairs
     return folder
 
 
@@ -346,19 +346,16 @@ def _images_of(labels: Path, root: Path, inside: bool = True) -> Path | None:
     return None
 
 
-def _pair(
-    kind: str, images: Path, labels: Path, notes: list[str], deep: bool = False
-) -> list[Pair]:
+def _pair(kind: str, images: Path, labels: Path, notes: list[str]) -> list[Pair]:
     """The images of annotation files; what has no partner is noted."""
-    pattern = _LABEL_FILES[kind]
-    files = sorted((labels.rglob if deep else labels.glob)(pattern))
+    files = sorted(labels.rglob(_LABEL_FILES[kind]))
     if kind == 'masks':
         files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     elif kind == 'labelme':
         files = [file for file in files if _json_kind(file) == 'labelme']
     there = {
         file.relative_to(images).with_suffix('').as_posix(): file
-        for file in sorted(images.rglob('*') if deep else images.iterdir())
+        for file in sorted(images.rglob('*.*'))
         if file.suffix.lower() in IMAGE_SUFFIXES
     }
     pairs, lonely = [], []
@@ -372,7 +369,7 @@ def _pair(
         else:
             pairs.append((image, file))
     used = {image for image, _ in pairs}
-    alone = [file.name for file in there.values() if file not in used and file not in files]
+    alone = sorted(file.name for file in {*there.values()} - used - {*files})
     for what, names in (('annotation files without image', lonely),
                         ('images without annotation file', alone)):  # fmt: skip
         if names:

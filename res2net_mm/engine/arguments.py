@@ -68,6 +68,29 @@ def add_shared(parser: argparse.ArgumentParser, *names: str, **changes: str) -> 
         parser.add_argument(name, **{**_SHARED[name], **changes})
 
 
+def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--fast`` and ``--compile``."""
+    parser.add_argument(
+        '--fast',
+        nargs='?',
+        const='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        metavar='TYPE',
+        help='run a form of the model made for inference: predictions are equal in float32 '
+        '(default) and differ in bfloat16 or float16',
+    )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=['default', 'reduce-overhead', 'max-autotune'],
+        metavar='MODE',
+        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' uses CUDA "
+        'graphs. Each image size is compiled separately, up to 64; a larger '
+        'model.data_preprocessor.pad_size_divisor in --cfg-options leaves fewer sizes',
+    )
+
+
 def use_device(device: str | None) -> None:
     """Hides the devices that are not to be used; to be called before CUDA is.
 

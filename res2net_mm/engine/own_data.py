@@ -164,18 +164,15 @@ class OwnData:
                  for split, (images, file) in files.items()}  # fmt: skip
         if 'annotations' not in found.get('test', ({},))[-1] and 'test' in found:
             self.notes.append(f'{found.pop("test")[1]} has no annotations: not used')
-        first = found.get('train') or found.get(ALL) or next(iter(found.values()))
+        source = found.get('train') or found.get(ALL)
+        first = source or next(iter(found.values()))
         self._choose_classes(first[2]['categories'], [c for *_, c in found.values()], first[1])
-        if not {'train', 'val'} <= {*found}:
-            split = 'train' if 'train' in found else ALL
-            root, _, content = found.pop(split, (None, None, {'images': []}))
-            pairs = [(Path(os.path.normpath(root / i['file_name'])), root) for i in content['images']]
-            others = {s: [(i, i)] for s, (i, *_) in found.items()}
-            for name, chosen in self._split({split: pairs, **others}).items():
-                if name not in found:
-                    found[name] = self._part(root, content, chosen, f'{name}.json')
-            found = {split: found[split] for split in ('train', 'val', 'test') if split in found}
-        return found
+        images = {split: [(_image(root, entry), file) for entry in content['images']]
+                  for split, (root, file, content) in found.items()}  # fmt: skip
+        splits = self._split(images)
+        parts = {split: self._part(source[0], source[2], splits[split], f'{split}.json')
+                 for split in ('train', 'val') if self.aside}  # fmt: skip
+        return {split: parts.get(split) or found.get(split) or source for split in splits}
 
     def _choose_classes(self, categories: list, contents: list[dict], file: Path) -> None:
         """The categories that are asked for, or all but a mere parent, in the file's order."""
@@ -195,8 +192,7 @@ class OwnData:
     def _part(self, root: Path, content: dict, pairs: list[Pair], name: str) -> tuple:
         """The part of a COCO file with some images, written."""
         chosen = {image for image, _ in pairs}
-        images = [image for image in content['images']
-                  if Path(os.path.normpath(root / image['file_name'])) in chosen]  # fmt: skip
+        images = [image for image in content['images'] if _image(root, image) in chosen]
         ids = {image['id'] for image in images}
         part = dict(content, images=images)
         part['annotations'] = [a for a in content['annotations'] if a.get('image_id') in ids]
@@ -231,6 +227,9 @@ class OwnData:
 
     def _class_folders(self) -> None:
         root = self.folder.root
+        if {*self.classes} != {*self.folder.classes}:
+            what = f'its folders are {listed(self.folder.classes, 10)}'
+            raise DataError(what, str(root), 'name the same with --classes, in any order')
         for split, pairs in self._split(self.folder.splits).items():
             lines = [f'{image.relative_to(root)} {self.classes.index(place.name)}\n'
                      for image, place in pairs]  # fmt: skip
@@ -243,8 +242,11 @@ class OwnData:
         """Puts classes, files and metrics into a config.
 
         Raises:
-            ToolError: Its model has no number of classes.
+            ToolError: Its model has no number of classes, or it does not validate.
         """
+        for key in ('val_dataloader', 'val_evaluator'):
+            if cfg.get(key) is None:
+                raise ToolError(f'--data needs a config with {key}')
         set_classes(cfg, len(self.classes))
         if 'test' not in self.splits:
             cfg.test_dataloader = copy.deepcopy(cfg.val_dataloader)
@@ -298,6 +300,10 @@ def set_classes(cfg: Config, count: int) -> None:
         for step in walk_dicts([loader.get('dataset') for loader in dataloaders(cfg).values()]):
             if step.get('with_seg'):
                 step.with_seg = False
+
+
+def _image(root: Path, entry: dict) -> Path:
+    return Path(os.path.normpath(root / str(entry.get('file_name'))))
 
 
 def _task(cfg: Config) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 import yaml
 from PIL import Image
 from pycocotools import mask as rle
+from tqdm import tqdm
 
 from ..errors import DataError
 from ..sets.coco import written_as_corners
@@ -298,7 +299,7 @@ def files2coco(
     """
     root, writer = Path(root), CocoWriter(out, force, classes)
     formats: Counter[str] = Counter()
-    for image, file in files:
+    for image, file in tqdm([*files], kind, leave=False, disable=None):
         size = writer.image(image, root)
         if not (size and file.is_file()):
             continue
