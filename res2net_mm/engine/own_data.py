@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from mmengine.config import Config, ConfigDict
 from ..checks import did_you_mean, listed
 from ..data.check.agreement import class_counts
 from ..data.convert.formats import files2coco
-from ..data.convert.maps import label_rule, place_maps
+from ..data.convert.maps import IGNORED, label_rule, place_maps
 from ..data.errors import DataError
 from ..data.folders import ALL, Folder, Pair, recognise
 from ..data.sets.coco import load_coco, loads_masks
-from ..data.sets.nodes import Node, find_nodes, type_name
+from ..data.sets.nodes import find_nodes, type_name
 from ..data.splitting import set_aside
 from ..files import write_text
 from .config import dataloaders, walk_dicts
@@ -80,6 +79,9 @@ class OwnData:
         self.folder = recognise(path, self.task, form)
         self.classes = tuple(classes or self.folder.classes)
         self.notes, self.splits, self.aside = list(self.folder.notes), {}, ''
+        outer = cfg.train_dataloader.dataset
+        if 'datasets' in outer or ('dataset' in outer and 'pipeline' not in outer):
+            self.notes.append(f'{type_name(outer)} around the data of the config is left out')
         if self.task == 'boxes':
             evaluator = cfg.get('val_evaluator') or {}
             voc = self.node.family == 'voc' and type_name(evaluator).endswith('CocoMetric')
@@ -125,7 +127,8 @@ class OwnData:
         if self.folder.format == 'coco':
             found = self._coco()
         else:
-            pairs = [pair for pairs in self.folder.splits.values() for pair in pairs]
+            # an image of two splits is converted once
+            pairs = [*dict.fromkeys(p for pairs in self.folder.splits.values() for p in pairs)]
             root = Path(os.path.commonpath([image.parent for image, _ in pairs]))
             self.out.mkdir(parents=True, exist_ok=True)
             report = files2coco(self.folder.format, pairs, root, self.out / 'all.json',
@@ -139,7 +142,7 @@ class OwnData:
             self.classes = tuple(report.objects)
             standard = (root / '../Annotations').is_dir() and root.name == 'JPEGImages'
             if voc and standard and self.folder.format == 'voc':
-                self._keep_voc(root.parent, found, splits)
+                self._keep_voc(root.parent, found)
                 return
         objects = [a for *_, content in found.values() for a in content.get('annotations') or ()]
         if masks and not any(annotation.get('segmentation') for annotation in objects):
@@ -198,16 +201,16 @@ class OwnData:
         part['annotations'] = [a for a in content['annotations'] if a.get('image_id') in ids]
         return root, self._write(name, json.dumps(part, ensure_ascii=False)), part
 
-    def _keep_voc(self, root: Path, found: dict[str, tuple], splits: dict[str, list[Pair]]) -> None:
+    def _keep_voc(self, root: Path, found: dict[str, tuple]) -> None:
         """Lets the config's own VOC reader read the xml files."""
         for split, (_, _, content) in found.items():
-            file = root / 'ImageSets' / 'Main' / f'{split}.txt'
-            if self.aside or not file.is_file():
-                stems = ''.join(f'{image.stem}\n' for image, _ in splits[split])
-                file = self._write(f'{split}_names.txt', stems)
-            else:
-                file = file.relative_to(root)
-            dataset = dict(type=self.node.config['type'], data_root=f'{root}/', ann_file=str(file),
+            stems = [Path(image['file_name']).stem for image in content['images']]
+            file = root / f'ImageSets/Main/{split}.txt'
+            same = file.is_file() and file.read_text('utf-8-sig').split() == stems
+            names = f'ImageSets/Main/{split}.txt'
+            if not same:
+                names = self._write(f'{split}_names.txt', ''.join(f'{stem}\n' for stem in stems))
+            dataset = dict(type=self.node.config['type'], data_root=f'{root}/', ann_file=names,
                            data_prefix=dict(sub_data_root=''))  # fmt: skip
             crowds = sum(bool(a.get('iscrowd')) for a in content['annotations'])
             boxes = len(content['annotations'])
@@ -254,14 +257,20 @@ class OwnData:
         for split in dataloaders(cfg):
             found = self.splits.get(split) or self.splits['val']
             old = next(_nodes(cfg, split)).config
-            kept = ('pipeline', 'test_mode') if self.task != 'boxes' else ('pipeline', 'test_mode', 'filter_cfg')  # fmt: skip  # noqa: E501
+            kept = ['pipeline', 'test_mode'] + ['filter_cfg'] * (self.task == 'boxes')
             dataset = {key: old[key] for key in kept if key in old}
             dataset.update(found.dataset, metainfo=dict(classes=self.classes))
-            cfg[f'{split}_dataloader'].dataset = ConfigDict(dataset)
+            outer = cfg[f'{split}_dataloader']
+            if 'dataset' in outer.dataset and 'pipeline' in outer.dataset:  # that mixes images
+                outer = outer.dataset
+            outer.dataset = ConfigDict(dataset)
             if split != 'train':
                 self._set_metric(cfg, f'{split}_evaluator', found.dataset.get('ann_file'))
-        for step in walk_dicts([loader.dataset.pipeline for loader in dataloaders(cfg).values()]):
-            step.pop('reduce_zero_label', None)
+        if self.task == 'maps':
+            evaluators = [cfg.get(f'{split}_evaluator') for split in ('val', 'test')]
+            for part in walk_dicts([cfg.model, *evaluators, *dataloaders(cfg).values()]):
+                part.pop('reduce_zero_label', None)
+                part.update(dict.fromkeys({'ignore_index', 'seg_pad_val'} & part.keys(), IGNORED))
 
     def _set_metric(self, cfg: Config, key: str, file: str) -> None:
         old = cfg.get(key) or {}
@@ -313,6 +322,7 @@ def _task(cfg: Config) -> str:
     if cfg.get('default_scope') == 'mmpretrain' or type_name(model).endswith('ImageClassifier'):
         return 'classes'
     panoptic = model.get('panoptic_fusion_head')
+    panoptic = panoptic and panoptic.get('num_stuff_classes', 53)
     if panoptic or cfg.get('default_scope') == 'mmpose' or not cfg.get('train_dataloader'):
         what = 'panoptic maps' if panoptic else 'data that --data cannot set'
         raise ToolError(f'--data: this config trains on {what}; write a config that names them')

@@ -35,18 +35,18 @@ def test_the_rest_of_the_config_stays():
 
 
 def test_page():
-    a = Compared('a', 1, 2, 3, {'AP': [0.5, 0.52, 0.48], 'AP small': [0.1, 0.1, 0.1]})
-    b = Compared('b', 1, 2, 3, {'AP': [0.6, 0.62, 0.58], 'AP small': [0.1, 0.1, 0.1]})
-    c = Compared('c', 1, 2, 3, {'AP': [0.55, 0.45, 0.52], 'AP small': [0.2, 0.11, 0.1]})
+    a = Compared('a', 1, 2, 3, {'AP': [0.5, 0.52, 0.48], 'small': [0.1, 0.1, 0.1]})
+    b = Compared('b', 1, 2, 3, {'AP': [0.6, 0.62, 0.58], 'small': [0.1, 0.1, 0.1]})
+    c = Compared('c', 1, 2, 3, {'AP': [0.55, 0.45, 0.52], 'small': [0.2, 0.11, 0.1]})
     text = page([a, b, c], 3)
     spread = statistics.stdev([0.5, 0.52, 0.48])
     assert f'| `a` | 0.500 ± {spread:.3f} | 0.100 ± 0.000 | 1.00 | 2.00 | 3.0 |' in text
     p = stats.ttest_ind(a.scores['AP'], b.scores['AP'], equal_var=False).pvalue
     assert p < 0.05 and f'- `b` AP: +0.100, counts (p = {p:.2g})' in text
-    assert '- `b` AP small: +0.000, within the spread (p = 1)' in text
+    assert '- `b` small: +0.000, within the spread (p = 1)' in text
     assert '- `c` AP: +0.007, within the spread' in text
     one = page([Compared('a', 1, 2, 3, {'AP': [0.5]}), Compared('b', 1, 2, 3, {'AP': [0.9]})], 1)
-    assert '- `b` AP: +0.400, from a single seed' in one and '±' not in one.split('|')[9]
+    assert '- `b` AP: +0.400, of a single seed' in one and '±' not in one.split('|')[9]
 
 
 def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path):
