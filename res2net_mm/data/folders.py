@@ -7,7 +7,9 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,15 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         DataError: It does not exist, holds nothing for this task, or could be two things.
     """
     path = Path(path).resolve()
+    if form is not None and form not in FORMATS[task]:
+        raise DataError(f'--data-format {form} is not what this model trains on', str(path))
     if path.is_file() and path.suffix in ('.yaml', '.yml'):
         content = _read_yaml(path)
-        return _named(path, content) if 'format' in content else _yolo(path.parent, path)
+        folder = _named(path, content) if 'format' in content else _yolo(path.parent, path)
+        if folder.format not in FORMATS[task]:
+            what = f'it names {folder.title}, which this model does not train on'
+            raise DataError(what, str(path), 'choose a config for such data')
+        return folder
     if not path.is_dir():
         raise DataError('there is no such folder, and no such yaml file', str(path))
     found = _candidates(path, [form] if form else FORMATS[task])
@@ -149,8 +157,8 @@ def _coco(root: Path) -> Folder:
 
 def _coco_images(root: Path, file: Path, split: str) -> Path:
     """The folder in which the images of a COCO file are."""
-    names = re.findall(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read_bytes())[:50]
-    names = [json.loads(name) for name in names]
+    named = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read_bytes())
+    names = [json.loads(found[1]) for found in islice(named, 50)]
     folders = [file.parent, root]
     for above in (root, file.parent, *(d for d in root.iterdir() if d.name.lower() in _IMAGES)):
         inner = sorted(d for d in above.iterdir() if d.is_dir()) if above.is_dir() else []
@@ -236,8 +244,8 @@ def _yolo(root: Path, file: Path | None = None) -> Folder:
             images = _images_of(labels, root)
             if images:
                 folder.splits[split_of(labels, root)] += _yolo_pairs(image_files(images))
-        if folder.splits:
-            folder.classes = tuple(yolo_classes(root, min(folders)))
+        with suppress(DataError):  # they can be given
+            folder.classes = tuple(yolo_classes(root, min(folders, default=root)))
         return folder
     file, content = next(iter(contents.items()))
     folder = Folder(file.parent, 'yolo', defaultdict(list), tuple(yaml_classes(file)))
@@ -294,7 +302,8 @@ def _class_folders(root: Path) -> Folder:
 def _named(file: Path, content: dict) -> Folder:
     kind, base = content['format'], file.parent
     if kind not in {kind for kinds in FORMATS.values() for kind in kinds} - {'folders'}:
-        raise DataError(f'format: {kind!r} is unknown', str(file), 'write coco, voc, yolo, labelme or masks')  # fmt: skip  # noqa: E501
+        remedy = 'write coco, voc, yolo, labelme or masks'
+        raise DataError(f'format: {kind!r} is unknown', str(file), remedy)
     classes = content.get('classes') or ()
     folder = Folder(base, kind, {}, tuple(map(str, classes)))
     for key in ('train', 'val', 'test'):
@@ -316,6 +325,8 @@ def _named(file: Path, content: dict) -> Folder:
             ]
         else:
             folder.splits[key] = _pair(kind, images, labels, folder.notes)
+    if not folder.splits:
+        raise DataError('it names no images', str(file), 'write train, and val if there is one')
     return folder
 
 
@@ -398,5 +409,6 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text('utf-8-sig'))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f'it is not valid YAML ({" ".join(str(error).split())})', str(file)) from error  # fmt: skip  # noqa: E501
+        what = f'it is not valid YAML ({" ".join(str(error).split())})'
+        raise DataError(what, str(file)) from error
     return content if isinstance(content, dict) else {}

@@ -76,7 +76,7 @@ def use_data(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> Own
     data = OwnData(cfg, args.data, work_dir, form=form, classes=classes, ignored=ignored)
     data.apply(cfg)
     for key in cfg.keys() - TOP:  # variables of the file, which say something else now
-        del cfg[key]
+        cfg.pop(key)
     return data
 
 
@@ -91,7 +91,8 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
     """Makes training last ``epochs``, and all that is timed by them shorter or longer with it.
 
     Args:
-        cfg: The config; its validations, checkpoints and schedules keep their share of the run.
+        cfg: The config; its schedules keep their share of the run, and its validations and
+            checkpoints become more frequent in a shorter one.
         epochs: None leaves the length, but shortens a warm-up that takes most of it.
         images: Of the training set; 0 if unknown.
 
@@ -121,22 +122,24 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
     def scaled(value: float) -> int:
         return max(1, min(length, round(value * factor)))
 
-    timed: list[tuple[dict, str]] = [(cfg.train_cfg, 'val_interval'), (cfg.train_cfg, 'val_begin')]
+    timed: list[tuple[dict, str]] = [(cfg.train_cfg, 'val_begin')]
     for _, schedule in schedules(cfg):
         if schedule.get('by_epoch', True) != by_steps:
             timed += [(schedule, k) for k in ('begin', 'end', 'T_max', 'milestones', 'step_size')]
     timed += [(hook, 'switch_epoch') for hook in cfg.get('custom_hooks') or ()]
-    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint')
-    if by_steps and checkpoint:
-        timed.append((checkpoint, 'interval'))
     for part, key in timed:
         value = part.get(key)
         if isinstance(value, (list, tuple)):
             part[key] = [scaled(v) for v in value]
         elif value:
             part[key] = scaled(value)
+    # a longer run is not measured or saved less often
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') if by_steps else None
+    for part, key in ((cfg.train_cfg, 'val_interval'), (checkpoint, 'interval')):
+        if part and part.get(key):
+            part[key] = min(part[key], scaled(part[key]))
     if dynamic := cfg.train_cfg.get('dynamic_intervals'):
-        cfg.train_cfg.dynamic_intervals = [(scaled(at), scaled(every)) for at, every in dynamic]
+        cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
 
 
 def set_size(cfg: Config, width: int, height: int) -> None:

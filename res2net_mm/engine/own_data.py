@@ -127,6 +127,9 @@ class OwnData:
         if self.folder.format == 'coco':
             found = self._coco()
         else:
+            if self.folder.format == 'yolo' and not self.classes:
+                where = str(self.folder.root)
+                raise DataError('nothing names its classes', where, 'name them with --classes')
             # an image of two splits is converted once
             pairs = [*dict.fromkeys(p for pairs in self.folder.splits.values() for p in pairs)]
             root = Path(os.path.commonpath([image.parent for image, _ in pairs]))

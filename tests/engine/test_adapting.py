@@ -51,7 +51,7 @@ def test_dynamic_intervals_and_switches():
     cfg.train_cfg.dynamic_intervals = [(10, 1)]
     cfg.custom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=9, switch_pipeline=[])]
     set_epochs(cfg, 24, 100)
-    assert cfg.train_cfg.dynamic_intervals == [(20, 2)]
+    assert cfg.train_cfg.dynamic_intervals == [(20, 1)] and cfg.train_cfg.val_interval == 1
     assert cfg.custom_hooks[0].switch_epoch == 18
 
 
@@ -59,7 +59,7 @@ def test_batch():
     cfg = load_config('faster_rcnn_r2n50')
     adapt(cfg, arguments(batch=4))
     assert cfg.train_dataloader.batch_size == 4 and cfg.auto_scale_lr.enable
-    del cfg['auto_scale_lr']
+    cfg.pop('auto_scale_lr')
     assert 'its learning rate stays' in adapt(cfg, arguments(batch=4))[0]
     with pytest.raises(ValueError, match='--batch must be a positive integer, but got 0'):
         adapt(cfg, arguments(batch=0))

@@ -212,7 +212,6 @@ def test_every_head_gets_the_classes(path):
     text = repr(cfg.model)
     for known in (80, 150, 19, 21, 20, 11, 4):  # of the data sets that our configs have
         assert f"'num_classes': {known}," not in text.replace('}', ','), known
-    check_arguments(cfg)
 
 
 def test_bccd_is_set_as_its_own_config_is(real_data, tmp_path, monkeypatch):
@@ -281,6 +280,8 @@ def test_panoptic_and_classes_by_folder(tmp_path):
     for name in CLASSES:
         write_images(tmp_path / 'c' / name, {f'{name}{i}': [] for i in range(5)})
     loader = dict(dataset=dict(type='ImageNet', data_root='x', pipeline=[]), batch_size=2)
+    path = tmp_path / 'classifier.py'
+    path.write_text(repr(''))
     cfg = Config(
         dict(
             default_scope='mmpretrain',
@@ -290,7 +291,7 @@ def test_panoptic_and_classes_by_folder(tmp_path):
             val_evaluator=dict(type='Accuracy', topk=(1, 5)),
             train_cfg=dict(by_epoch=True, max_epochs=100),
         ),
-        filename='classifier.py',
+        filename=str(path),
     )
     lines = adapt(cfg, arguments(tmp_path, tmp_path / 'c'))
     assert 'data: class folders' in lines[0] and cfg.model.head.num_classes == 2
