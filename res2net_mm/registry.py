@@ -45,5 +45,7 @@ def config_folders() -> list[Path]:
 def find_config(name: str) -> Path | None:
     """The file of one of this package's configs, with or without ``.py``; None if it has none."""
     file = Path(name.removeprefix(f'{SCOPE}::'))
-    files = [folder / file.parent / f'{file.name.removesuffix(".py")}.py' for folder in config_folders()]
+    files = [
+        folder / file.parent / f'{file.name.removesuffix(".py")}.py' for folder in config_folders()
+    ]
     return next((path for path in files if path.is_file()), None)

@@ -37,7 +37,13 @@ KINDS = dict(
     res2net=dict(scales=4, groups=1), resnet=dict(scales=1, groups=1), resnext=dict(scales=1, groups=8)
 )  # fmt: skip
 _AP = 'coco_bbox/bbox_mAP'
-MEASURES = {'AP': _AP, 'small': f'{_AP}_s', 'medium': f'{_AP}_m', 'large': f'{_AP}_l', 'mIoU': 'mIoU'}
+MEASURES = {
+    'AP': _AP,
+    'small': f'{_AP}_s',
+    'medium': f'{_AP}_m',
+    'large': f'{_AP}_l',
+    'mIoU': 'mIoU',
+}
 _P = 0.05
 
 

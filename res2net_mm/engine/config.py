@@ -16,6 +16,7 @@ from ..registry import MODELS, SCOPE, config_folders, find_config
 from .config_keys import check_keys, check_options, walk
 from .errors import ToolError, one_line
 
+
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
     """Reads a config and applies ``--cfg-options``.
 

@@ -17,7 +17,7 @@ from ..data.check.agreement import class_counts
 from ..data.convert.formats import files2coco
 from ..data.convert.maps import IGNORED, label_rule, place_maps
 from ..data.errors import DataError
-from ..data.folders import ALL, Folder, Pair, recognise
+from ..data.folders import ALL, Pair, recognise
 from ..data.sets.coco import load_coco, loads_masks
 from ..data.sets.nodes import find_nodes, type_name
 from ..data.splitting import set_aside
@@ -112,7 +112,9 @@ class OwnData:
             chosen = set_aside([image for image, _ in splits['train']], _SHARE, self.seed)
             splits['val'] = [pair for pair in splits['train'] if pair[0] in chosen]
             splits['train'] = [pair for pair in splits['train'] if pair[0] not in chosen]
-            self.aside = f'; val is {_SHARE:.0%} set aside with seed {self.seed}: {self.out}/val.txt'
+            self.aside = (
+                f'; val is {_SHARE:.0%} set aside with seed {self.seed}: {self.out}/val.txt'
+            )
         ordered = {split: splits[split] for split in ('train', 'val', 'test') if splits.get(split)}
         for split, pairs in ordered.items():
             self._write(f'{split}.txt', ''.join(f'{image}\n' for image, _ in pairs))

@@ -73,7 +73,7 @@ def write_roboflow_yolo(root: Path) -> dict[str, dict]:
         write_yolo(root / split / 'images', root / split / 'labels', written[split])
     (root / 'data.yaml').write_text(
         'train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\n'
-        f"nc: 2\nnames: {list(CLASSES)}\n\nroboflow:\n  license: CC BY 4.0\n"
+        f'nc: 2\nnames: {list(CLASSES)}\n\nroboflow:\n  license: CC BY 4.0\n'
     )
     return written
 
@@ -86,7 +86,9 @@ def write_labelme(root: Path, objects: dict, polygons: bool = True) -> None:
             points, kind = [[x2, y2], [x1, y1]], 'rectangle'
             if polygons:
                 points, kind = [[x1, y1], [x2, y1], [x2, y2], [x1, y2]], 'polygon'
-            shapes.append(dict(label=label, points=points, group_id=None, shape_type=kind, flags={}))
+            shapes.append(
+                dict(label=label, points=points, group_id=None, shape_type=kind, flags={})
+            )
         content = dict(version='5.4.1', flags={}, shapes=shapes, imagePath=f'{name}.jpg',
                        imageData=None, imageHeight=HEIGHT, imageWidth=WIDTH)  # fmt: skip
         (root / f'{name}.json').write_text(json.dumps(content))

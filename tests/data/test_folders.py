@@ -48,7 +48,7 @@ def test_voc_with_lists(tmp_path):
     (lists / 'val.txt').write_text('\n'.join([*names[3:5], 'gone']))
     found = recognise(tmp_path, 'boxes')
     assert counts(found) == {'train': 3, 'val': 2}
-    assert any("1 names of val.txt have no image with an xml file: gone" in n for n in found.notes)
+    assert any('1 names of val.txt have no image with an xml file: gone' in n for n in found.notes)
 
 
 def test_images_and_xml_side_by_side(tmp_path):
@@ -122,19 +122,25 @@ def test_labelme(tmp_path):
 def test_coco_in_the_usual_places(tmp_path, images, file):
     for split, name in {'train': 'train', 'val': 'valid'}.items():
         name = split if '2017' in images else name
-        write_coco(tmp_path / images.format(name), tmp_path / file.format(name), scenes(3, len(name)))
+        write_coco(
+            tmp_path / images.format(name), tmp_path / file.format(name), scenes(3, len(name))
+        )
     (tmp_path / 'captions_train.json').write_text('{"images": [], "annotations": [{"caption": 1}]}')
     found = recognise(tmp_path, 'boxes')
     assert (found.format, set(found.splits)) == ('coco', {'train', 'val'})
     for split, name in {'train': 'train', 'val': 'valid'}.items():
         name = split if '2017' in images else name
-        assert found.splits[split] == [(tmp_path / images.format(name), tmp_path / file.format(name))]
+        assert found.splits[split] == [
+            (tmp_path / images.format(name), tmp_path / file.format(name))
+        ]
 
 
 def test_coco_files_that_cannot_be_told_apart(tmp_path):
     for name in ('first_train', 'second_train'):
         write_coco(tmp_path / 'images', tmp_path / f'annotations/{name}.json', scenes(2))
-    with pytest.raises(DataError, match='2 COCO files for train.*name one for each split in a yaml'):
+    with pytest.raises(
+        DataError, match='2 COCO files for train.*name one for each split in a yaml'
+    ):
         recognise(tmp_path, 'boxes')
 
 
@@ -142,7 +148,9 @@ def test_coco_without_its_images(tmp_path):
     write_coco(tmp_path / 'images', tmp_path / 'annotations/train.json', scenes(2))
     for image in (tmp_path / 'images').iterdir():
         image.unlink()
-    with pytest.raises(DataError, match=r'none of its images is found \(the first is photo_000.jpg'):
+    with pytest.raises(
+        DataError, match=r'none of its images is found \(the first is photo_000.jpg'
+    ):
         recognise(tmp_path, 'boxes')
 
 

@@ -40,7 +40,8 @@ def test_copies_stay_together(tmp_path, pair):
 def test_equal_images_stay_together(tmp_path):
     """Also through a third: a equals b, and b differs from c only in its suffix."""
     images = files(
-        tmp_path, {'a.jpg': '1', 'b.jpg': '1', 'b.png': '2'} | {f'x{i}.jpg': f'x{i}' for i in range(9)}
+        tmp_path,
+        {'a.jpg': '1', 'b.jpg': '1', 'b.png': '2'} | {f'x{i}.jpg': f'x{i}' for i in range(9)},
     )
     for seed in range(20):
         chosen = {image.name for image in set_aside(images, 0.3, seed)}

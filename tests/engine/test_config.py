@@ -54,7 +54,9 @@ def test_names_without_a_suffix(tmp_path, monkeypatch, name):
     assert load_config(name).model.backbone.depth == 50
 
 
-@pytest.mark.parametrize('base', ['faster_rcnn_r2n50.py', 'faster_rcnn_r2n50', '_base_/segmentor.py'])
+@pytest.mark.parametrize(
+    'base', ['faster_rcnn_r2n50.py', 'faster_rcnn_r2n50', '_base_/segmentor.py']
+)
 def test_bases_by_the_name_of_the_package(tmp_path, base):
     """For mmengine's own reader too, and together with a base of another package."""
     path = tmp_path / 'mine.py'

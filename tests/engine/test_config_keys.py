@@ -157,7 +157,10 @@ def test_what_a_class_of_the_users_pops_is_read(shapes_config):
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
-        ({'train_cfg.max_epochs': 'x'}, "train_cfg.max_epochs must be a number such as 6, but is 'x'"),
+        (
+            {'train_cfg.max_epochs': 'x'},
+            "train_cfg.max_epochs must be a number such as 6, but is 'x'",
+        ),
         ({'train_cfg.val_begin': 'x'}, "train_cfg.val_begin .* must be a number, but is 'x'"),
         ({'train_dataloader.batch_size': 'many'}, 'batch_size must be a number such as 8'),
         ({'optim_wrapper': 3}, 'optim_wrapper must be a dict, but is 3; set optim_wrapper.type'),

@@ -159,7 +159,9 @@ def masks(root, values, ending='.png'):
 def test_masks_that_fit_stay_where_they_are(tmp_path):
     masks(tmp_path / 'a', (0, 1, 2))
     cfg = load_config('sem_fpn_r2n50_ade20k')
-    with pytest.raises(DataError, match='values 0, 1, 2, which nothing names; name them.*--classes'):
+    with pytest.raises(
+        DataError, match='values 0, 1, 2, which nothing names; name them.*--classes'
+    ):
         adapt(cfg, arguments(tmp_path, tmp_path / 'a'))
     adapt(cfg, arguments(tmp_path, tmp_path / 'a', classes=['ground', *CLASSES]))
     dataset = cfg.val_dataloader.dataset
