@@ -21,7 +21,7 @@ for _name in ('res2net_mm', 'res2net_mm.data', 'res2net_mm.evaluation') if _help
 
 
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Runs a tool as :func:`res2net_mm.engine.errors.run_tool` does; for --help, only its parser."""
+    """Runs a tool as :func:`res2net_mm.engine.errors.run_tool` does; for --help, its parser."""
     if _helps:
         sys.exit(main())
     from res2net_mm.engine.errors import run_tool

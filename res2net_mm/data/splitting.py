@@ -10,9 +10,9 @@ from random import Random
 
 from .errors import DataError
 
-# what tools append to the name of a copy: Roboflow's hash, a number in brackets, how it was changed
+# what tools append to the names of copies: Roboflow's hash, a number in brackets, the change
 _COPY = re.compile(
-    r'(\.rf\.\w+|[ _-]*\(\d+\)|[ _-]+(copy|aug|augmented|flip|flipped|rot|rotated|mirror)[ _-]?\d*)$',
+    r'(\.rf\.\w+|[ _-]*\(\d+\)|[ _-]+(copy|aug\w*|flip\w*|rot|rotated|mirror)[ _-]?\d*)$',
     re.IGNORECASE,
 )
 

@@ -1,4 +1,4 @@
-"""Trains backbones under one head, schedule and order of images, and says which differences count."""
+"""Trains backbones under one head and schedule, and says which differences count."""
 
 from __future__ import annotations
 
@@ -34,8 +34,10 @@ from .runner import build_runner, prepare_config
 
 # name -> arguments that make the config's own backbone such a network
 KINDS = dict(
-    res2net=dict(scales=4, groups=1), resnet=dict(scales=1, groups=1), resnext=dict(scales=1, groups=8)
-)  # fmt: skip
+    res2net=dict(scales=4, groups=1),
+    resnet=dict(scales=1, groups=1),
+    resnext=dict(scales=1, groups=8),
+)
 _AP = 'coco_bbox/bbox_mAP'
 MEASURES = {
     'AP': _AP,
@@ -176,12 +178,12 @@ def page(found: Sequence[Compared], seeds: int) -> str:
         rows.append([f'`{one.name}`', *(_shown(one.scores[m]) for m in measures), *costs])
     about = (
         f'Means over seeds 0 to {seeds - 1}, ± the standard deviation. Every backbone starts from '
-        'random weights, under the same head and schedule; with the same seed it sees the images in '
+        'random weights, under one head and schedule; with the same seed it sees the images in '
         'the same order. Parameters and multiply-adds are those of the whole model. ms: median of '
         'one image through backbone and neck in PyTorch, where it was trained.'
     )
     rule = (
-        f"A difference counts if Welch's t-test over the seeds gives p < {_P}. Of many comparisons, "
+        f"A difference counts if Welch's t-test over the seeds gives p < {_P}. Of many of them, "
         'one in twenty does by chance. A single seed shows no difference.'
     )
     table = [f'| {" | ".join(row)} |' for row in rows]
