@@ -184,6 +184,7 @@ def _open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Cal
     if not path.with_suffix('.bin').is_file():
         raise ModelFileError(f'{path} has no weights: {path.with_suffix(".bin").name} is missing')
     options = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
+    options['ENABLE_CPU_PINNING'] = False  # else two models with one thread each share a core
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
     try:
