@@ -10,10 +10,10 @@ from pathlib import Path
 _main = getattr(sys.modules['__main__'], '__file__', None)
 # not if a test or a notebook imports a tool
 _is_tool = bool(_main) and Path(_main).resolve().parent == Path(__file__).resolve().parent
-# nothing to save once the package is there
+# once the package is there, nothing is saved
 _helps = _is_tool and 'res2net_mm' not in sys.modules
 _helps = _helps and not {'-h', '--help'}.isdisjoint(sys.argv)
-# nor if the process was started to ignore Ctrl-C
+# a process that was started to ignore Ctrl-C goes on doing so
 if _is_tool and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 # empty packages, whose modules can be imported: what they import themselves loads torch

@@ -51,6 +51,7 @@ def test_page():
     assert '- `b` AP: +0.400, of a single seed' in one and '| 0.500 |' in one
 
 
+@pytest.mark.slow
 def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path):
     options = {**tiny_options, 'train_cfg.max_epochs': 1, 'param_scheduler.1.T_max': 1}
     cfg = load_config('faster_rcnn_r2n14_shapes', options)
