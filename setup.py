@@ -43,6 +43,8 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['res2net_mm', 'res2net_mm.*']),
+    py_modules=['res2net_command'],
+    entry_points={'console_scripts': ['res2net = res2net_command:main']},
     cmdclass={'build_py': BuildWithConfigs},
     python_requires='>=3.10',
     install_requires=[

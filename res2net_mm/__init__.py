@@ -1,7 +1,7 @@
 """Res2Net backbones for mmdet and mmseg: exact, fast, nothing to compile.
 
-Importing the package registers its modules under the scope ``res2net_mm`` and makes mmcv's
-operators available where mmcv came without compiled ones.
+Importing the package registers its modules under the scope ``res2net_mm``, its configs as bases
+``res2net_mm::name``, and makes mmcv's operators available where mmcv came without compiled ones.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,11 @@ from .backbones import (  # noqa: E402
     create_backbone,
     list_backbones,
 )
+from .ops.internals import register_configs  # noqa: E402
+from .registry import SCOPE, find_config  # noqa: E402
 from .version import __version__  # noqa: E402
+
+register_configs(SCOPE, find_config)  # as bases: 'res2net_mm::faster_rcnn_r2n50.py'
 
 if TYPE_CHECKING:
     from .engine.predictor import Predictor

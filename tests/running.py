@@ -30,6 +30,13 @@ def call(
     )
 
 
+def run(*command: str) -> subprocess.CompletedProcess:
+    """Runs a command in the repository, with its output captured."""
+    return subprocess.run(
+        command, env=ENV, cwd=REPO, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
 def as_arguments(options: dict) -> list[str]:
     """The options as a user would type them."""
     return ['--cfg-options'] + [f'{key}={value}'.replace(' ', '') for key, value in options.items()]

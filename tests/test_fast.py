@@ -15,9 +15,10 @@ from references import randomise
 
 import res2net_mm  # noqa: F401  (before anything imports mmdet)
 from res2net_mm.data import make_shapes
+from res2net_mm.engine.arguments import add_fast_arguments
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.evaluate import FastHook, add_fast_arguments, fast_options, run_test
+from res2net_mm.engine.evaluate import FastHook, fast_options, run_test
 from res2net_mm.engine.infer import ConfiguredModel
 from res2net_mm.engine.runner import prepare_config
 

@@ -28,7 +28,14 @@ def installed(tmp_path_factory) -> Path:
         source / 'res2net_mm',
         ignore=shutil.ignore_patterns('__pycache__', '.mim'),
     )
-    for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml'):
+    for name in (
+        'setup.py',
+        'res2net_command.py',
+        'pyproject.toml',
+        'README.md',
+        'LICENSE',
+        'model-index.yml',
+    ):
         shutil.copy(REPO / name, source)
     build = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation']
     subprocess.run([*build, '-w', str(root), str(source)], check=True, capture_output=True)

@@ -3,15 +3,14 @@
 import argparse
 import csv
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import ctrl_c  # noqa: F401
+from ctrl_c import run_tool
 
-from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.evaluation.analysis import Analysis, analyse
-from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
-from res2net_mm.evaluation.coco_files import add_arguments, read_files
-from res2net_mm.evaluation.judging import FALSE, MISSED
-from res2net_mm.files import check_writable, writing
+from res2net_mm.evaluation.coco_files import add_arguments
+
+if TYPE_CHECKING:
+    from res2net_mm.evaluation.analysis import Analysis
 
 EXAMPLE = """example:
   python tools/analyze.py results.json instances_val2017.json --out analysis/ --images val2017/
@@ -29,6 +28,13 @@ def main() -> None:
         '--score', type=float, default=0.3, help='least score for confusions and worst images (0.3)'
     )
     args = parser.parse_args()
+
+    from res2net_mm.engine.errors import ToolError
+    from res2net_mm.evaluation.analysis import analyse
+    from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
+    from res2net_mm.evaluation.coco_files import read_files
+    from res2net_mm.files import check_writable
+
     if args.images is not None and not args.images.is_dir():
         raise ToolError(f'--images {args.images} is not a folder')
     check_writable(args.out, '--out', folder=True)
@@ -52,8 +58,10 @@ def main() -> None:
         print(f'worst images: {worst}' if worst else 'no image has a mistake')
 
 
-def format_errors(analysis: Analysis) -> str:
+def format_errors(analysis: 'Analysis') -> str:
     """The kinds of errors as a table."""
+    from res2net_mm.evaluation.judging import FALSE, MISSED
+
     every, confident, gains = analysis.every.counts(), analysis.confident.counts(), analysis.gains()
     lines = [f'AP at IoU 0.5: {max(analysis.every.ap(), 0):.3f}']
     lines.append(f'{"error":24}{"all":>10}{f"from {analysis.least:g}":>10}{"AP without":>12}')
@@ -62,8 +70,10 @@ def format_errors(analysis: Analysis) -> str:
     return '\n'.join(lines)
 
 
-def write_table(analysis: Analysis, files: dict, out: Path) -> None:
+def write_table(analysis: 'Analysis', files: dict, out: Path) -> None:
     """Writes all figures, one a line."""
+    from res2net_mm.files import writing
+
     with writing(out) as partial, partial.open('w', newline='') as stream:
         writer = csv.writer(stream)
         writer.writerow(('table', 'row', 'column', 'value'))

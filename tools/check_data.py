@@ -8,27 +8,22 @@ Images that two splits share are found if their pixels are equal; a copy that wa
 or resized is not found.
 """
 
-import argparse
 from pathlib import Path
 
-import ctrl_c  # noqa: F401
+from ctrl_c import run_tool
 
-from res2net_mm.data.check.inspection import SPLITS, inspect_data
-from res2net_mm.data.check.report import format_inspection, make_folder, write_inspection
-from res2net_mm.engine.arguments import add_shared
-from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import run_tool
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
+SPLITS = ('train', 'val', 'test')
 EXAMPLE = """example:
   python tools/check_data.py configs/faster_rcnn_r2n14_shapes.py --splits train val --out checked
+  python tools/check_data.py faster_rcnn_r2n50 --data my_photos/
 """
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('config', help='config file, or the name of one of this package')
+    parser = tool_parser(__doc__, EXAMPLE)
+    add_shared(parser, 'config', '--data', '--data-format', '--classes', '--ignore-label')
     parser.add_argument(
         '--splits', nargs='+', choices=SPLITS, default=SPLITS, help='which to check (all)'
     )
@@ -37,8 +32,16 @@ def main() -> int:
     )
     add_shared(parser, '--cfg-options')
     args = parser.parse_args()
+
+    from res2net_mm.data.check.inspection import inspect_data
+    from res2net_mm.data.check.report import format_inspection, make_folder, write_inspection
+    from res2net_mm.engine.adapting import use_data
+    from res2net_mm.engine.config import load_config
+
     cfg = load_config(args.config, args.cfg_options)
     out = make_folder(args.out or Path('work_dirs', Path(args.config).stem, 'data_check'))
+    if data := use_data(cfg, args, out):
+        print(*data.lines, sep='\n')
     inspection = inspect_data(cfg, args.splits)
     print(format_inspection(inspection), end='\n\n')
     for file in write_inspection(inspection, out):

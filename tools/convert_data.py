@@ -2,10 +2,7 @@
 
 import argparse
 
-import ctrl_c  # noqa: F401
-
-from res2net_mm.data.convert.formats import KINDS, masks2coco, voc2coco, yolo2coco
-from res2net_mm.engine.errors import run_tool
+from ctrl_c import run_tool
 
 EXAMPLE = """examples:
   python tools/convert_data.py voc2coco data/VOCdevkit/VOC2007 train.json \\
@@ -50,7 +47,7 @@ def main() -> None:
     masks = command('masks2coco', 'masks and label maps in png files', 'images', 'masks')
     masks.add_argument(
         '--kind',
-        choices=KINDS,
+        choices=('instances', 'binary', 'labels'),
         required=True,
         help='instances: a pixel is the number of its object; binary: a folder per image, a png '
         'per object; labels: a pixel is its class, and every connected piece is an object',
@@ -62,8 +59,10 @@ def main() -> None:
     )
 
     args = vars(parser.parse_args())
-    convert = dict(voc2coco=voc2coco, yolo2coco=yolo2coco, masks2coco=masks2coco)
-    print(convert[args.pop('command')](**args))
+
+    from res2net_mm.data.convert import formats
+
+    print(getattr(formats, args.pop('command'))(**args))
 
 
 if __name__ == '__main__':

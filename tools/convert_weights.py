@@ -2,11 +2,7 @@
 
 import argparse
 
-import ctrl_c  # noqa: F401
-
-from res2net_mm.backbones.bottle2neck import FIRST_BLOCK_RULES
-from res2net_mm.engine.errors import run_tool
-from res2net_mm.weights import convert_weights
+from ctrl_c import run_tool
 
 EXAMPLE = """example:
   python tools/convert_weights.py Res2Net50_vd_26w_4s_pretrained.pdparams res2net50_vd.safetensors
@@ -25,7 +21,9 @@ def main() -> None:
         'out', metavar='OUT', help='.safetensors or .pth; its sha256 is added to the name'
     )
     parser.add_argument(
-        '--first-block', choices=FIRST_BLOCK_RULES, help='the rule, if the file does not say it'
+        '--first-block',
+        choices=('official', 'mmdet', 'paddle'),
+        help='the rule, if the file does not say it',
     )
     parser.add_argument('--prefix', help="what the backbone's names begin with in the file")
     parser.add_argument(
@@ -34,6 +32,9 @@ def main() -> None:
         help='read the file with pickle, which runs code that is in it',
     )
     args = parser.parse_args()
+
+    from res2net_mm.weights import convert_weights
+
     written = convert_weights(
         args.source,
         args.out,

@@ -3,19 +3,9 @@
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
-import ctrl_c  # noqa: F401
-from mmengine.config import Config
-
-from res2net_mm.data import check_data, make_shapes
-from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.evaluate import run_test
-from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
-from res2net_mm.engine.processes import hold_folder
-from res2net_mm.engine.report import describe_run
-from res2net_mm.engine.runner import build_runner, prepare_config
-from res2net_mm.evaluation import draw_curves, format_metrics
+from ctrl_c import run_tool
 
 CONFIG = 'faster_rcnn_r2n14_shapes.py'
 
@@ -31,9 +21,18 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, help="instead of the config's")
     args = parser.parse_args()
 
-    _config(args)  # fails before the work if an argument is wrong
+    from res2net_mm.data import check_data, make_shapes
+    from res2net_mm.engine.config import load_config
+    from res2net_mm.engine.evaluate import run_test
+    from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
+    from res2net_mm.engine.processes import hold_folder
+    from res2net_mm.engine.report import describe_run
+    from res2net_mm.engine.runner import build_runner, prepare_config
+    from res2net_mm.evaluation import draw_curves, format_metrics
+
+    load_config(args.config, _options(args))  # fails before the work if an argument is wrong
     print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))
-    cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
+    cfg = prepare_config(load_config(args.config, _options(args)), work_dir=str(args.work_dir))
     print(describe_run(cfg, check_data(cfg)), flush=True)
     start = time.monotonic()
     runner = build_runner(cfg)
@@ -45,7 +44,7 @@ def main() -> None:
     curve = draw_curves(
         Path(runner.log_dir, 'vis_data', 'scalars.json'), args.work_dir / 'loss.png'
     )
-    cfg = prepare_config(_config(args), work_dir=str(args.work_dir))
+    cfg = prepare_config(load_config(args.config, _options(args)), work_dir=str(args.work_dir))
     metrics, classes = run_test(cfg, str(checkpoint))
     table = format_metrics(metrics, classes)
     (args.work_dir / 'metrics.txt').write_text(f'{table}\n')
@@ -63,7 +62,7 @@ def main() -> None:
     print(f'bbox mAP {metrics.get("coco_bbox/bbox_mAP", 0):.3f}')
 
 
-def _config(args: argparse.Namespace) -> Config:
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     root = f'{args.work_dir / "shapes"}/'
     options = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
     for split in ('val', 'test'):
@@ -72,7 +71,7 @@ def _config(args: argparse.Namespace) -> Config:
         options.update(
             {'train_cfg.max_epochs': args.epochs, 'param_scheduler.1.T_max': args.epochs}
         )
-    return load_config(args.config, options)
+    return options
 
 
 if __name__ == '__main__':

@@ -7,23 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import ctrl_c  # noqa: F401
-import torch
-from mmengine.config import Config
-from mmengine.logging import MMLogger
-from mmengine.registry import init_default_scope
+from ctrl_c import run_tool
 
-from res2net_mm.backbones import VARIANTS
-from res2net_mm.checks import did_you_mean
 from res2net_mm.engine.arguments import add_shared
-from res2net_mm.engine.config import config_folders, load_config, our_backbones
-from res2net_mm.engine.errors import ToolError, building_config, one_line, run_tool
-from res2net_mm.engine.safety import use_safe_loading
-from res2net_mm.engine.zoo_table import format_zoo
-from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
-from res2net_mm.evaluation.models import describe_model
-from res2net_mm.registry import MODELS, ROOT_MODELS, SCOPE
-from res2net_mm.weights import SCHEME, ZOO
 
 EXAMPLE = """example:
   python tools/describe.py res2net50_v1b_26w_4s
@@ -55,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.zoo == bool(args.network):
         parser.error('give either CONFIG_OR_VARIANT or --zoo')
+
+    from res2net_mm.engine.zoo_table import format_zoo
+
     import_module('mmcv.ops')  # registers deformable convolutions
     if args.zoo:
         print(format_zoo())
@@ -68,11 +57,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _is_config(name: str) -> bool:
+    from res2net_mm.backbones import VARIANTS
+    from res2net_mm.registry import find_config
+    from res2net_mm.weights import SCHEME, ZOO
+
     known = name in VARIANTS or name.removeprefix(SCHEME) in ZOO or name.startswith(SCHEME)
-    return not known and (Path(name).suffix != '' or Path(name).exists())
+    named = Path(name).suffix != '' or Path(name).is_file() or find_config(name)
+    return not known and bool(named)
 
 
 def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int) -> str:
+    import torch
+
+    from res2net_mm.engine.errors import ToolError, building_config
+    from res2net_mm.evaluation.complexity import (
+        describe_stages,
+        format_architecture,
+        format_stages,
+    )
+    from res2net_mm.registry import MODELS
+
     arguments = {k: v for k, v in arch.items() if k not in ('type', 'init_cfg')}
     backbone = MODELS.get(arch['type'])
     if backbone is None:
@@ -86,6 +90,14 @@ def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int)
 
 def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
     """Type and arguments of a variant, or of the network that published weights belong to."""
+    from mmengine.config import Config
+
+    from res2net_mm.backbones import VARIANTS
+    from res2net_mm.checks import did_you_mean
+    from res2net_mm.engine.errors import ToolError, building_config
+    from res2net_mm.registry import config_folders
+    from res2net_mm.weights import SCHEME, ZOO
+
     bare = name.removeprefix(SCHEME)
     if name not in VARIANTS and bare not in ZOO:
         configs = [f.name for folder in config_folders() for f in folder.glob('*.py')]
@@ -99,6 +111,16 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:
+    import torch
+    from mmengine.logging import MMLogger
+    from mmengine.registry import init_default_scope
+
+    from res2net_mm.engine.config import load_config, our_backbones
+    from res2net_mm.engine.errors import ToolError, one_line
+    from res2net_mm.engine.safety import use_safe_loading
+    from res2net_mm.evaluation.models import describe_model
+    from res2net_mm.registry import ROOT_MODELS, SCOPE
+
     cfg = load_config(path, options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))  # for the types of plugins
     MMLogger.get_current_instance().setLevel('WARNING')  # stdout is for the tables

@@ -4,14 +4,14 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import ctrl_c  # noqa: F401
+from ctrl_c import run_tool
 
-from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.evaluation import format_metrics
-from res2net_mm.evaluation.coco import MAX_DETS, Scores, check_max_dets, evaluate
-from res2net_mm.evaluation.coco_files import add_arguments, read_files
-from res2net_mm.files import check_writable, write_text
+from res2net_mm.evaluation.coco_files import add_arguments
+
+if TYPE_CHECKING:
+    from res2net_mm.evaluation.coco import Scores
 
 EXAMPLE = """example:
   python tools/eval_results.py results.json instances_val2017.json --metric bbox --json figures.json
@@ -27,12 +27,19 @@ def main() -> None:
         '--max-dets',
         nargs='+',
         type=int,
-        default=MAX_DETS,
+        default=(1, 10, 100),
         metavar='N',
         help='detections of an image and class that count; AP is at the largest (1 10 100)',
     )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures')
     args = parser.parse_args()
+
+    from res2net_mm.engine.errors import ToolError
+    from res2net_mm.evaluation import format_metrics
+    from res2net_mm.evaluation.coco import check_max_dets, evaluate
+    from res2net_mm.evaluation.coco_files import read_files
+    from res2net_mm.files import check_writable
+
     try:
         limits = check_max_dets(args.max_dets)
     except ValueError as error:
@@ -61,8 +68,10 @@ def main() -> None:
         print(f'figures: {args.json}')
 
 
-def write_figures(scores: Scores, counts: dict[str, int], out: Path) -> None:
+def write_figures(scores: 'Scores', counts: dict[str, int], out: Path) -> None:
     """Writes the figures of all classes and of each; without ground truth they are null."""
+    from res2net_mm.files import write_text
+
     content = dict(
         metric=scores.kind,
         max_dets=scores.max_dets,

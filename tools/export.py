@@ -1,32 +1,17 @@
 """Writes a trained model as a file that runs without PyTorch: ONNX, or OpenVINO's."""
 
 import argparse
-import signal
-
-if __name__ == '__main__' and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends imports without a traceback
-
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
-from mmengine.config import Config
+from ctrl_c import run_tool
 
-from res2net_mm.backbones import VARIANTS, Backbone
-from res2net_mm.checks import did_you_mean
-from res2net_mm.deploy import export
-from res2net_mm.deploy.export import DETECTORS, check_path, images_of
-from res2net_mm.deploy.int8 import require_nncf
-from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
 from res2net_mm.engine.arguments import add_shared
-from res2net_mm.engine.classes import prediction_meta, warn
-from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.exported import ExportedModule, facts_of
-from res2net_mm.engine.infer import load_model, test_dataset
-from res2net_mm.engine.quantising import TrainingImages, compare_figures, measure, write_int8
-from res2net_mm.registry import MODELS
-from res2net_mm.weights import load_weights
+
+if TYPE_CHECKING:
+    from res2net_mm.backbones import Backbone
 
 EXAMPLE = """example:
   python tools/export.py configs/faster_rcnn_r2n50.py epoch_12.pth detector.xml --shape 480 640
@@ -61,6 +46,17 @@ def main() -> None:
     parser.add_argument('--trust-checkpoint', action='store_true', help=trust)
     add_shared(parser, '--cfg-options', help="change the config, or the variant's arguments")
     args = parser.parse_args()
+
+    from res2net_mm.deploy import export
+    from res2net_mm.deploy.export import DETECTORS, check_path, images_of
+    from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
+    from res2net_mm.engine.classes import prediction_meta, warn
+    from res2net_mm.engine.config import load_config
+    from res2net_mm.engine.errors import ToolError
+    from res2net_mm.engine.exported import ExportedModule, facts_of
+    from res2net_mm.engine.infer import load_model, test_dataset
+    from res2net_mm.engine.quantising import TrainingImages, compare_figures, measure, write_int8
+
     path = check_path(args.out)
     if args.int8 or args.check:
         _check_int8(args, path)
@@ -103,6 +99,10 @@ def main() -> None:
 
 
 def _check_int8(args: argparse.Namespace, path: Path) -> None:
+    from res2net_mm.backbones import VARIANTS
+    from res2net_mm.deploy.int8 import require_nncf
+    from res2net_mm.engine.errors import ToolError
+
     option = '--int8' if args.int8 else '--check'
     if args.backbone or args.raw or args.config in VARIANTS:
         raise ToolError(f'{option} needs the config of a whole model, and no --raw')
@@ -114,10 +114,18 @@ def _check_int8(args: argparse.Namespace, path: Path) -> None:
             raise ToolError(f'--calibration must be at least 1, but is {args.calibration}')
 
 
-def _load_variant(args: argparse.Namespace) -> Backbone | None:
+def _load_variant(args: argparse.Namespace) -> 'Backbone | None':
     """The backbone with its weights; None if a config is named."""
+    from mmengine.config import Config
+
+    from res2net_mm.backbones import VARIANTS, Backbone
+    from res2net_mm.checks import did_you_mean
+    from res2net_mm.engine.errors import ToolError
+    from res2net_mm.registry import MODELS, find_config
+    from res2net_mm.weights import load_weights
+
     if args.config not in VARIANTS:
-        if not Path(args.config).suffix:
+        if not (Path(args.config).suffix or find_config(args.config)):
             hint = did_you_mean(args.config, VARIANTS)
             raise ToolError(f'{args.config} is no variant and no config{hint}')
         return None

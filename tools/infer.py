@@ -3,14 +3,9 @@
 import sys
 from pathlib import Path
 
-import ctrl_c  # noqa: F401
+from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_shared, tool_parser
-from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.evaluate import add_fast_arguments, fast_options
-from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
-from res2net_mm.engine.report import keep_memory
+from res2net_mm.engine.arguments import add_fast_arguments, add_shared, tool_parser
 
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
@@ -31,6 +26,13 @@ def main() -> int:
     add_fast_arguments(parser)
     add_shared(parser, '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
+
+    from res2net_mm.engine.config import load_config
+    from res2net_mm.engine.errors import ToolError
+    from res2net_mm.engine.evaluate import fast_options
+    from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
+    from res2net_mm.engine.report import keep_memory
+
     if not 0 <= args.threshold <= 1:
         raise ToolError(f'--threshold must be a score from 0 to 1, but is {args.threshold}')
     fast = fast_options(args)

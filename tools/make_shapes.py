@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import ctrl_c  # noqa: F401
-
-from res2net_mm.data.synthetic.shapes import make_shapes
-from res2net_mm.engine.errors import run_tool
+from ctrl_c import run_tool
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -32,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--force', action='store_true', help='replace a set that was made with other arguments'
     )
     args = parser.parse_args(argv)
+
+    from res2net_mm.data.synthetic.shapes import make_shapes
+
     made = make_shapes(
         args.root, args.train, args.val, tuple(args.size), args.seed, overwrite=args.force
     )

@@ -2,11 +2,9 @@
 
 import argparse
 
-import ctrl_c  # noqa: F401
+from ctrl_c import run_tool
 
 from res2net_mm.data.prepare.archives import DATA_SETS
-from res2net_mm.data.prepare.sets import prepare_data
-from res2net_mm.engine.errors import run_tool
 
 EXAMPLE = """examples:
   python tools/prepare_data.py coco --root data
@@ -41,6 +39,9 @@ def main() -> None:
         '--keep-archives', action='store_true', help='do not remove downloaded archives'
     )
     args = parser.parse_args()
+
+    from res2net_mm.data.prepare.sets import prepare_data
+
     print(
         prepare_data(
             args.dataset,

@@ -1,17 +1,8 @@
 """Measures a checkpoint on the test split of its config and prints a table."""
 
-import ctrl_c  # noqa: F401
-from mmengine.dist import is_main_process
+from ctrl_c import run_tool
 
-from res2net_mm.data import check_data, format_summary
-from res2net_mm.engine.arguments import add_shared, tool_parser
-from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.evaluate import add_fast_arguments, fast_options, run_test
-from res2net_mm.engine.processes import on_first_rank
-from res2net_mm.engine.report import describe_device, keep_memory
-from res2net_mm.engine.runner import prepare_config
-from res2net_mm.evaluation import format_metrics
+from res2net_mm.engine.arguments import add_fast_arguments, add_shared, tool_parser
 
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
@@ -29,6 +20,16 @@ def main() -> None:
     add_fast_arguments(parser)
     add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
+
+    from mmengine.dist import is_main_process
+
+    from res2net_mm.data import check_data, format_summary
+    from res2net_mm.engine.config import load_config
+    from res2net_mm.engine.evaluate import fast_options, run_test
+    from res2net_mm.engine.processes import on_first_rank
+    from res2net_mm.engine.report import describe_device, keep_memory
+    from res2net_mm.engine.runner import prepare_config
+
     fast = fast_options(args)
     keep_memory()
     cfg = load_config(args.config, args.cfg_options)
@@ -50,6 +51,8 @@ def main() -> None:
 
 def print_figures(metrics: dict[str, float], classes: list[str]) -> None:
     """Prints the metrics as tables."""
+    from res2net_mm.evaluation import format_metrics
+
     text = format_metrics(metrics, classes) or 'the evaluator of the config measured nothing'
     print(text, flush=True)
 

@@ -1,27 +1,23 @@
-"""Trains a model of an mmdet or mmseg config."""
+"""Trains a model of an mmdet or mmseg config, on the config's data or on your own."""
 
+import os
 from contextlib import ExitStack
 
-import ctrl_c  # noqa: F401
-from mmengine.dist import is_main_process
+from ctrl_c import run_tool
 
-from res2net_mm.data import check_data
-from res2net_mm.engine.arguments import add_shared, tool_parser
-from res2net_mm.engine.config import load_config
-from res2net_mm.engine.errors import run_tool
-from res2net_mm.engine.processes import hold_folder, on_first_rank
-from res2net_mm.engine.report import describe_run, keep_memory
-from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
+from res2net_mm.engine.arguments import add_shared, tool_parser, use_device
 
 EXAMPLE = """example:
   python tools/train.py configs/faster_rcnn_r2n50.py --work-dir work_dirs/r2n50
+  python tools/train.py faster_rcnn_r2n50 --data my_photos/ --epochs 24 --batch 4
   torchrun --nproc_per_node 8 tools/train.py configs/faster_rcnn_r2n50.py --launcher pytorch
 """
 
 
 def main() -> None:
     parser = tool_parser(__doc__, EXAMPLE)
-    add_shared(parser, 'config')
+    add_shared(parser, 'config', '--data', '--data-format', '--classes', '--ignore-label')
+    add_shared(parser, '--epochs', '--batch', '--size', '--device')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--resume',
@@ -41,9 +37,24 @@ def main() -> None:
     )
     add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
+    use_device(args.device)
+
+    from mmengine.dist import is_main_process
+
+    from res2net_mm.data import check_data
+    from res2net_mm.engine.adapting import adapt
+    from res2net_mm.engine.config import load_config
+    from res2net_mm.engine.processes import hold_folder, on_first_rank
+    from res2net_mm.engine.report import describe_run, keep_memory
+    from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
+
     keep_memory()
+    cfg = load_config(args.config, args.cfg_options)
+    said = adapt(cfg, args)
+    if said and os.environ.get('RANK', '0') == '0':
+        print(*said, sep='\n', flush=True)
     cfg = prepare_config(
-        load_config(args.config, args.cfg_options),
+        cfg,
         work_dir=args.work_dir,
         launcher=args.launcher,
         amp=args.amp,

@@ -267,6 +267,8 @@ def _check_lengths(
 def _stage_plugins(plugins: Sequence[dict] | None, stage: int, num_stages: int) -> list[dict]:
     chosen = []
     for plugin in plugins or ():
+        if not isinstance(plugin, dict):
+            raise ValueError(f'plugins must be dicts, but got {plugin!r}')
         stages = plugin.get('stages') or (True,) * num_stages
         if len(stages) != num_stages:
             raise ValueError(

@@ -1,19 +1,20 @@
-"""The command line that the tools share."""
+"""The command line that the tools share. It imports nothing that makes --help slow."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from typing import Any
 
-from mmengine.config import DictAction
 
-
-class ConfigOptions(DictAction):
+class ConfigOptions(argparse.Action):
     """mmengine's action for ``KEY=VALUE``, but with an error that argparse shows."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
+        from mmengine.config import DictAction
+
         try:
-            super().__call__(*args, **kwargs)
+            DictAction(self.option_strings, self.dest)(*args, **kwargs)
         except (AssertionError, RecursionError, ValueError) as error:  # no =, or odd brackets
             raise argparse.ArgumentError(self, 'each must be KEY=VALUE') from error
 
@@ -28,6 +29,21 @@ _SHARED = {
     '--cfg-options': dict(
         nargs='+', action=ConfigOptions, metavar='KEY=VALUE', help='change the config'
     ),
+    '--data': dict(
+        metavar='PATH',
+        help='your images: a COCO, Pascal VOC, YOLO, labelme, mask or class folder, a data.yaml, '
+        'or a yaml that names the parts',
+    ),
+    '--data-format': dict(
+        choices=['coco', 'voc', 'yolo', 'labelme', 'masks', 'folders'],
+        help='what --data is, if it could be several',
+    ),
+    '--classes': dict(nargs='+', metavar='NAME', help='in the order of the labels (as in --data)'),
+    '--ignore-label': dict(type=int, metavar='N', help='value in masks that is no class'),
+    '--epochs': dict(type=int, metavar='N', help='train so long; schedules stretch with it'),
+    '--batch': dict(type=int, metavar='N', help='images of a step and device; scales the lr'),
+    '--size': dict(type=int, nargs=2, metavar=('W', 'H'), help='resize images to this, in px'),
+    '--device': dict(help='such as cpu or cuda:1 (the first GPU, else the CPU)'),
 }
 
 
@@ -45,9 +61,51 @@ def add_shared(parser: argparse.ArgumentParser, *names: str, **changes: str) -> 
 
     Args:
         parser: The tool's.
-        names: Of ``config``, ``checkpoint``, ``--launcher``, ``--trust-checkpoint`` and
-            ``--cfg-options``.
+        names: Of ``config``, ``checkpoint``, ``--launcher``, ``--data`` and so on.
         changes: What differs in this tool, such as ``help``.
     """
     for name in names:
         parser.add_argument(name, **{**_SHARED[name], **changes})
+
+
+def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--fast`` and ``--compile``."""
+    parser.add_argument(
+        '--fast',
+        nargs='?',
+        const='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        metavar='TYPE',
+        help='run a form of the model made for inference: predictions are equal in float32 '
+        '(default) and differ in bfloat16 or float16',
+    )
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        const='default',
+        choices=['default', 'reduce-overhead', 'max-autotune'],
+        metavar='MODE',
+        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' uses CUDA "
+        'graphs. Each image size is compiled separately, up to 64; a larger '
+        'model.data_preprocessor.pad_size_divisor in --cfg-options leaves fewer sizes',
+    )
+
+
+def use_device(device: str | None) -> None:
+    """Hides the devices that are not to be used; to be called before CUDA is.
+
+    Raises:
+        ValueError: The device is unknown, or not there.
+    """
+    if device is None:
+        return
+    kind, _, number = device.partition(':')
+    if kind not in ('cuda', 'cpu') or (number and not (kind == 'cuda' and number.isdecimal())):
+        raise ValueError(f'--device must be cuda, cuda:N or cpu, but is {device!r}')
+    if kind == 'cpu' or number:
+        os.environ['CUDA_VISIBLE_DEVICES'] = number
+    if kind == 'cuda':
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(f'--device {device} is not there: PyTorch sees no such CUDA device')

@@ -12,30 +12,23 @@ from mmengine.dist import get_world_size
 from ..backbones import Backbone, Res2NetStage
 from ..backbones.base import pretrained_cfgs
 from ..checks import nearest
-from ..registry import MODELS, SCOPE
+from ..registry import MODELS, SCOPE, config_folders, find_config
 from .config_keys import check_keys, check_options, walk
 from .errors import ToolError, one_line
-
-PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def config_folders() -> list[Path]:
-    """Folders with this package's configs: the checkout's, and the one in a wheel."""
-    return [f for f in (PACKAGE.parent / 'configs', PACKAGE / '.mim' / 'configs') if f.is_dir()]
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
     """Reads a config and applies ``--cfg-options``.
 
     Args:
-        path: The file, or the bare name of one of this package's configs.
+        path: The file, or the bare name of one of this package's configs, with or without ``.py``.
         options: Dotted keys and the values that replace the file's.
 
     Raises:
         ToolError: The file does not exist or parse, names a base or an import that fails, or an
             option does not fit.
     """
-    path = _find(Path(path))
+    path = _find(path)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is Python: it can raise anything
@@ -54,13 +47,12 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     return cfg
 
 
-def _find(path: Path) -> Path:
+def _find(name: str | Path) -> Path:
+    path = Path(name)
     if path.is_file():
         return path
-    for folder in config_folders():
-        packaged = folder / path.name
-        if path.parent in (Path('.'), Path('configs')) and packaged.is_file():
-            return packaged
+    if path.parent in (Path('.'), Path('configs')) and (packaged := find_config(path.name)):
+        return packaged
     files = [f for folder in (path.parent, *config_folders()) for f in folder.glob('*.py')]
     names = {f.stem: f for f in files}
     near = nearest(path.stem, names, 0.5)  # stems: a common suffix makes short names similar

@@ -37,6 +37,7 @@ _ALWAYS = set(
 )
 # settings that the model's classes read in their own way
 _FREE = re.compile(r'model\.(train|test)_cfg(\.\w+)?')
+_NUMBER = re.compile(r'(Optional\[)?(int|float|bool)\]?( \| None)?')
 _CUTOFF = 0.85  # how similar an unknown key at the top has to be to one of TOP to be a typo
 _PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', __package__.partition('.')[0])
 
@@ -81,7 +82,8 @@ def check_keys(cfg: Config) -> None:
 
 
 def check_arguments(cfg: Config) -> None:
-    """Raises a ToolError at an argument that neither its class nor any code around it reads.
+    """Raises a ToolError at an argument that neither its class nor any code around it reads, and at
+    a text where a number belongs.
 
     Classes that cannot be found are left to the code that builds them.
     """
@@ -95,10 +97,14 @@ def check_arguments(cfg: Config) -> None:
         roots = _roots(cfg) + _sources(classes)
         names |= {key for key in node.keys() - names if _mentioned(str(key), roots)}
         _check(path, node, names)
+        for key, value in node.items():
+            if isinstance(value, str) and classes and all(_wants_number(c, key) for c in classes):
+                raise ToolError(f'{path}.{key} of the config must be a number, but is {value!r}')
 
 
 def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raises a ToolError at one of ``--cfg-options`` (dotted keys) that would change nothing.
+    """Raises a ToolError at one of ``--cfg-options`` (dotted keys) that would change nothing,
+    or whose value is of another sort than the config's.
 
     ``cfg`` is the config without them.
     """
@@ -123,6 +129,18 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
                 if isinstance(node, dict) and not (new or named_freely or key in _ALWAYS):
                     _check_new_key(cfg, path, node, key)
                 break
+        else:
+            _check_value(option, node, value)
+
+
+def _check_value(key: str, old: Any, new: Any) -> None:
+    """Raises at a value of another sort than the one that it would replace."""
+    number = isinstance(old, (int, float)) and isinstance(new, (str, dict))
+    if number and not key.endswith('loss_scale'):  # it is also 'dynamic'
+        raise ToolError(f'--cfg-options {key} must be a number such as {old}, but is {new!r}')
+    if isinstance(old, dict) and not (new is None or isinstance(new, (dict, list))):
+        example = next(iter(old), 'type')
+        raise ToolError(f'--cfg-options {key} must be a dict, but is {new!r}; set {key}.{example}')
 
 
 def _check_variable(cfg: Config, name: str, rest: list[str]) -> None:
@@ -212,6 +230,17 @@ def arguments_of(cls: type) -> set[str]:
     """Names of the arguments of a class and of those it inherits from."""
     inits = [vars(base)['__init__'] for base in cls.__mro__ if '__init__' in vars(base)]
     return set().union(*(_parameters(init) for init in inits if inspect.isfunction(init)))
+
+
+def _wants_number(cls: type, name: str) -> bool:
+    """Whether the annotation of an argument says that it is a number."""
+    try:
+        parameter = inspect.signature(cls).parameters.get(name)
+    except (TypeError, ValueError):  # built in
+        return False
+    kind = parameter and parameter.annotation
+    text = kind.__name__ if isinstance(kind, type) else str(kind).removeprefix('typing.')
+    return bool(_NUMBER.fullmatch(text))
 
 
 def _roots(cfg: Config) -> tuple[Path, ...]:

@@ -68,7 +68,10 @@ def building_config(part: str = 'config') -> Iterator[None]:
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         if is_mistake(error) or _is_ours(_origin(error)):
             raise
-        raise ToolError(f'the {part} cannot be built: {one_line(error)}') from error
+        text, origin = one_line(error), _origin(error)
+        if isinstance(error, AssertionError) and not error.args and origin:
+            text = f'it needs "{(origin.line or "").removeprefix("assert ")}"'
+        raise ToolError(f'the {part} cannot be built: {text}') from error
 
 
 def one_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
 from ..deploy import optimize_for_inference
-from ..deploy.folding import COMPILE_MODES, DTYPES
+from ..deploy.folding import DTYPES
 from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
@@ -26,29 +26,6 @@ from .pictures import PictureHook, use_our_pictures
 from .runner import Runner, build_runner
 
 _TYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
-
-
-def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--fast`` and ``--compile``."""
-    parser.add_argument(
-        '--fast',
-        nargs='?',
-        const='float32',
-        choices=list(_TYPES),
-        metavar='TYPE',
-        help='run a form of the model made for inference: predictions are equal in float32 '
-        '(default) and differ in bfloat16 or float16',
-    )
-    parser.add_argument(
-        '--compile',
-        nargs='?',
-        const='default',
-        choices=COMPILE_MODES,
-        metavar='MODE',
-        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' uses CUDA "
-        'graphs. Each image size is compiled separately, up to 64; a larger '
-        'model.data_preprocessor.pad_size_divisor in --cfg-options leaves fewer sizes',
-    )
 
 
 def fast_options(args: argparse.Namespace) -> dict[str, Any] | None:

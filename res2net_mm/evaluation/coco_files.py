@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from ..checks import listed
 from ..data.errors import DataError
 from ..data.sets.masks import FARTHEST, mask_runs
-from .coco import FIELDS, KINDS
 
 # the lists of an annotation file, and what each of their entries needs
 _PARTS = {
@@ -27,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that :func:`read_files` reads."""
     parser.add_argument('results', help='COCO results json, such as test.py --out writes')
     parser.add_argument('annotations', help='COCO annotation json')
-    parser.add_argument('--metric', choices=KINDS, default='bbox')
+    parser.add_argument('--metric', choices=('bbox', 'segm'), default='bbox')
     parser.add_argument(
         '--images-with-results',
         action='store_true',
@@ -134,6 +133,8 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], kind: str) ->
         raise DataError(
             f'must be a list of detections, but is a {type(results).__name__}{keys}', file
         )
+    from .coco import FIELDS  # late: it takes longer to import than --help may
+
     for i, result in enumerate(results):
         keys = ('image_id', 'category_id', 'score', FIELDS[kind])
         _check_entry(result, keys, f'{file}: entry {i}')

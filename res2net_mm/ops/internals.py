@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import torch
 import torchvision
+from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -141,6 +143,32 @@ def gradients(
     with torch.enable_grad():
         result = compute(*leaves)
     return torch.autograd.grad(result, leaves, grad.to(result.dtype), allow_unused=True)
+
+
+def register_configs(package: str, find: Callable[[str], Path | None]) -> None:
+    """Makes mmengine read ``package::name`` as a base of a config.
+
+    mmengine knows the packages of OpenMMLab, only with a folder in the name, and has no public way
+    to add one. Without the private name it refuses such a base, as it did before.
+
+    Args:
+        package: Bases of other packages are not touched.
+        find: The file of a name; None if there is none.
+    """
+    path_of = getattr(Config, '_get_cfg_path', None)
+    if path_of is None:
+        return
+
+    def with_ours(path: str, filename: str) -> tuple[str, str | None]:
+        scope, _, name = path.partition('::')
+        if scope != package or not name:
+            return path_of(path, filename)
+        file = find(name)
+        if file is None:
+            raise FileNotFoundError(f'{package} has no config {name}, which {filename} names')
+        return str(file), None
+
+    Config._get_cfg_path = staticmethod(with_ours)
 
 
 @contextmanager

@@ -152,3 +152,35 @@ def test_what_a_class_of_the_users_pops_is_read(shapes_config):
     cfg.model.neck = {'type': Popping, other: 3}
     with pytest.raises(ToolError, match=f'nothing reads model.neck.{other}'):
         check_arguments(cfg)
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (
+            {'train_cfg.max_epochs': 'x'},
+            "train_cfg.max_epochs must be a number such as 6, but is 'x'",
+        ),
+        ({'train_cfg.val_begin': 'x'}, "train_cfg.val_begin .* must be a number, but is 'x'"),
+        ({'train_dataloader.batch_size': 'many'}, 'batch_size must be a number such as 8'),
+        ({'optim_wrapper': 3}, 'optim_wrapper must be a dict, but is 3; set optim_wrapper.type'),
+        ({'model.rpn_head.feat_channels': {'a': 1}}, 'feat_channels must be a number such as 64'),
+    ],
+)
+def test_values_of_another_sort(shapes_config, options, words):
+    with pytest.raises(ToolError, match=words):
+        apply(shapes_config, options)
+
+
+@pytest.mark.parametrize(
+    'options',
+    [
+        {'load_from': 'x.pth'},
+        {'model.backbone.out_indices': [0, 1]},
+        {'model.neck': None},
+        {'optim_wrapper.optimizer.lr': 1},
+        {'val_evaluator.metric': ['bbox', 'segm']},
+    ],
+)
+def test_values_of_a_sort_that_fits(shapes_config, options):
+    apply(shapes_config, options)

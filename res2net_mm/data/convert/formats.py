@@ -1,14 +1,17 @@
-"""Converts annotations of other formats to COCO json: Pascal VOC, YOLO, masks.
+"""Converts annotations of other formats to COCO json: Pascal VOC, YOLO, labelme, masks.
 
 Whatever cannot be used is left out and reported with its reason.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import numpy as np
 import yaml
 from PIL import Image
 from pycocotools import mask as rle
+from tqdm import tqdm
 
 from ..errors import DataError
 from ..sets.coco import written_as_corners
@@ -75,10 +79,6 @@ def voc2coco(
         if not folder.is_dir():
             raise DataError(f'there is no folder {folder}; name it with --images, --annotations')
 
-    def leave_out(error: DataError) -> None:
-        what = ': '.join(filter(None, (error.where, error.what)))
-        writer.left_out.add('object without a name, or whose numbers are none', what)
-
     seen = set()
     for name in _voc_names(root, names, xml_folder):
         xml = xml_folder / f'{name}.xml'
@@ -90,17 +90,24 @@ def voc2coco(
         elif not image.is_file():
             writer.left_out.add('annotation file without image', image)
         elif size := writer.image(image, image_folder):
-            written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
-            if written_size not in (None, size):
-                writer.notes.add('size in the annotation file that is not of the image', xml)
-            for obj in objects:
-                x1, y1, x2, y2 = obj.corners
-                width, height = x2 - x1, y2 - y1
-                box = [x1 - 1, y1 - 1, width, height]
-                crowd = int(obj.difficult)
-                writer.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
+            _read_voc(writer, xml, size)
         seen.add(name)
     return writer.write(f'voc2coco of {root}')
+
+
+def _read_voc(writer: CocoWriter, xml: Path, size: tuple[int, int]) -> None:
+    def leave_out(error: DataError) -> None:
+        what = ': '.join(filter(None, (error.where, error.what)))
+        writer.left_out.add('object without a name, or whose numbers are none', what)
+
+    written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
+    if written_size not in (None, size):
+        writer.notes.add('size in the annotation file that is not of the image', xml)
+    for obj in objects:
+        x1, y1, x2, y2 = obj.corners
+        width, height = x2 - x1, y2 - y1
+        box, crowd = [x1 - 1, y1 - 1, width, height], int(obj.difficult)
+        writer.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
 
 
 def _voc_names(root: Path, names: str | Path | None, xml_folder: Path) -> list[str]:
@@ -158,7 +165,7 @@ def yolo2coco(
     image_folder, label_folder = root / images, root / labels
     if not label_folder.is_dir():
         raise DataError(f'there is no folder {label_folder}; name it with --labels')
-    names = list(classes) if classes else _yolo_classes(root, label_folder)
+    names = list(classes) if classes else yolo_classes(root, label_folder)
     writer = CocoWriter(out, force, names)
     read = {label_folder / 'classes.txt'}
     formats: Counter[str] = Counter()
@@ -168,13 +175,7 @@ def yolo2coco(
         read.add(file)
         if size and file.is_file():
             _read_yolo(writer, file, names, size, formats)
-    if written_as_corners(formats):
-        raise DataError(
-            f'all of its {formats["boxes"]:,} boxes would be in their images as x1 y1 x2 y2, but '
-            f'as centre and size {formats["beyond"]:,} go beyond them',
-            str(label_folder),
-            'write them as YOLO does',
-        )
+    _refuse_corners(formats, label_folder)
     for file in sorted(set(label_folder.rglob('*.txt')) - read):
         writer.left_out.add('label file without image', file)
     return writer.write(f'yolo2coco of {root}')
@@ -210,8 +211,7 @@ def _read_yolo(
                 width = height = 0  # a negative width or height
             area, more = width * height, {}
         else:
-            xs, ys = cut.T.tolist()
-            area = abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+            area = _polygon_area(cut)
             more = dict(segmentation=[cut.ravel().tolist()])
         writer.add(names[int(label)], [*cut.min(0).tolist(), width, height], area, where, **more)
 
@@ -239,10 +239,10 @@ def _yolo_lines(writer: CocoWriter, file: Path) -> Iterator[tuple[str, list[floa
         seen.add(words)
 
 
-def _yolo_classes(root: Path, label_folder: Path) -> list[str]:
+def yolo_classes(root: Path, label_folder: Path) -> list[str]:
     for name in ('data.yaml', 'data.yml'):
         if (root / name).is_file():
-            return _yaml_classes(root / name)
+            return yaml_classes(root / name)
     for file in (root / 'classes.txt', label_folder / 'classes.txt'):
         if file.is_file():
             return _lines(file)
@@ -253,7 +253,7 @@ def _yolo_classes(root: Path, label_folder: Path) -> list[str]:
     )
 
 
-def _yaml_classes(file: Path) -> list[str]:
+def yaml_classes(file: Path) -> list[str]:
     try:
         names = yaml.safe_load(_text(file))['names']
         if isinstance(names, dict):
@@ -268,6 +268,123 @@ def _yaml_classes(file: Path) -> list[str]:
     if not isinstance(names, list) or not names or any(isinstance(n, list | dict) for n in names):
         raise DataError('it has no list of names of classes', str(file))
     return [str(name) for name in names]
+
+
+def files2coco(
+    kind: str,
+    files: Iterable[tuple[Path, Path]],
+    root: str | Path,
+    out: str | Path,
+    *,
+    classes: Sequence[str] | None = None,
+    force: bool = False,
+) -> ConversionReport:
+    """Writes images with an annotation file each as COCO json.
+
+    Args:
+        kind: ``voc`` or ``yolo``, as :func:`voc2coco` and :func:`yolo2coco` read them, or
+            ``labelme``: rectangles, circles, polygons and masks are objects, shapes of one label
+            and ``group_id`` are one object, lines and points are left out.
+        files: Images below ``root`` and their files; a missing one is an image without objects.
+        root: The json's file names are relative to it.
+        out: The json to write.
+        classes: Names in the order of the categories; YOLO needs them.
+        force: Replace ``out`` if it exists.
+
+    Returns:
+        What was written, and what was left out: a file that cannot be read, with its image, too.
+
+    Raises:
+        DataError: Nothing can be used, or YOLO's boxes are written as corners.
+    """
+    root, writer = Path(root), CocoWriter(out, force, classes)
+    formats: Counter[str] = Counter()
+    for image, file in tqdm([*files], kind, leave=False, disable=None):
+        size = writer.image(image, root)
+        if not (size and file.is_file()):
+            continue
+        objects = len(writer.annotations)
+        try:
+            if kind == 'yolo':
+                _read_yolo(writer, file, list(classes or ()), size, formats)
+            else:
+                dict(voc=_read_voc, labelme=_read_labelme)[kind](writer, file, size)
+        except (DataError, OSError) as error:
+            writer.left_out.add('annotation file that cannot be read', str(error))
+            writer.images.pop()  # it is not known to be without objects
+            del writer.annotations[objects:]
+    _refuse_corners(formats, root)
+    return writer.write(f'{kind} files of {root}')
+
+
+def _refuse_corners(formats: Counter[str], folder: Path) -> None:
+    if written_as_corners(formats):
+        raise DataError(
+            f'all of its {formats["boxes"]:,} boxes would be in their images as x1 y1 x2 y2, but '
+            f'as centre and size {formats["beyond"]:,} go beyond them',
+            str(folder),
+            'write them as YOLO does',
+        )
+
+
+def _read_labelme(writer: CocoWriter, file: Path, size: tuple[int, int]) -> None:
+    try:
+        content = json.loads(_text(file))
+        shapes = [(shape['label'], shape.get('group_id'), shape) for shape in content['shapes']]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError('it is no labelme file', str(file), 'write it again') from error
+    if (content.get('imageWidth'), content.get('imageHeight')) not in ((None, None), size):
+        writer.notes.add('size in the annotation file that is not of the image', file)
+    objects: dict[tuple, list[tuple]] = {}
+    for i, (label, group, shape) in enumerate(shapes, 1):
+        where = f'{file} shape {i} ({label})'
+        try:
+            part = _labelme_shape(shape, size)
+        except (ValueError, KeyError, TypeError, IndexError, OSError, SyntaxError) as error:
+            writer.left_out.add('shape whose points or mask cannot be read', f'{where}: {error}')
+            continue
+        if part is None:
+            writer.left_out.add(f'{shape.get("shape_type")} without area', where)
+        elif isinstance(part, np.ndarray):
+            _add(writer, label, part, where)
+        else:
+            key = (label, group) if group is not None else (where,)
+            objects.setdefault(key, []).append((label, where, *part))
+    for parts in objects.values():
+        (label, *_), (where, *_), corners, areas, outlines = zip(*parts, strict=True)
+        low, high = np.min(corners, 0)[:2], np.max(corners, 0)[2:]
+        masked = all(outline is not None for outline in outlines)
+        more = dict(segmentation=list(outlines)) if masked else {}
+        writer.add(label, [*low.tolist(), *(high - low).tolist()], sum(areas), where, **more)
+
+
+def _labelme_shape(shape: dict, size: tuple[int, int]) -> np.ndarray | tuple | None:
+    """A mask (H, W), or corners in px, area and outline; None for what has no area."""
+    points = np.asarray(shape['points'], float).reshape(-1, 2)
+    kind = shape.get('shape_type') or 'polygon'
+    if kind == 'mask':
+        data = base64.b64decode(shape['mask'])
+        check_pixels(data, 'mask')
+        with Image.open(BytesIO(data)) as image:
+            part = np.array(image) > 0
+        whole = np.zeros(size[::-1], bool)
+        x, y = points.min(0).round().astype(int).tolist()
+        whole[y : y + part.shape[0], x : x + part.shape[1]] = part
+        return whole
+    if kind == 'circle':  # its centre, and a point on it
+        radius = math.dist(*points[:2])
+        return [*(points[0] - radius), *(points[0] + radius)], math.pi * radius**2, None
+    corners = [*points.min(0), *points.max(0)]
+    if kind == 'rectangle':
+        return corners, float(np.ptp(points, 0).prod()), None
+    if kind == 'polygon' and len(points) > 2:
+        return corners, _polygon_area(points), points.ravel().tolist()
+    return None
+
+
+def _polygon_area(points: np.ndarray) -> float:
+    xs, ys = points.T.tolist()
+    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
 
 
 def masks2coco(
@@ -339,16 +456,22 @@ def masks2coco(
 
 def _values(writer: CocoWriter, file: Path, size: tuple[int, int]) -> np.ndarray | None:
     """The values of a mask (H, W), or None if it has another size than its image."""
+    values = mask_values(file)
+    if values.shape[1::-1] != size:
+        writer.left_out.add('mask of another size than its image', file)
+        return None
+    return values
+
+
+def mask_values(file: Path) -> np.ndarray:
+    """(H, W), the value of each pixel; raises DataError if it does not decode or has colours."""
     check_pixels(file, f'mask {file}')
     try:
         with Image.open(file) as image:
-            values = np.array(image) if image.size == size else None
+            values = np.array(image)
     # Pillow raises SyntaxError for a broken png
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f'it cannot be read ({error})', str(file), 'write it again') from error
-    if values is None:
-        writer.left_out.add('mask of another size than its image', file)
-        return None
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # grey, written with three channels
     if values.ndim != 2:

@@ -1,0 +1,184 @@
+"""Setting a config's schedule, batch and image size from a tool's arguments."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from ..checks import check_positive
+from ..data import check_data
+from ..data.sets.nodes import type_name
+from .config import dataloaders, images_per_step, walk_dicts
+from .config_checks import schedules
+from .config_keys import TOP
+from .errors import ToolError
+from .own_data import OwnData
+
+_WARM_UP = 3  # warm-up takes at most one in so many steps
+
+
+def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
+    """Changes a config as ``--data``, ``--epochs``, ``--batch`` and ``--size`` say.
+
+    Returns:
+        What to tell the user.
+
+    Raises:
+        ToolError: An argument does not fit the config.
+        DataError: ``--data`` cannot be used.
+    """
+    for name in ('epochs', 'batch'):
+        if getattr(args, name) is not None:
+            check_positive(f'--{name}', getattr(args, name))
+    lines, images = [], 0
+    if args.data is not None:
+        name = f'{Path(cfg.filename).stem}_{Path(args.data).resolve().stem}'
+        cfg.work_dir = args.work_dir or str(Path('work_dirs', name))
+        if args.resume is None and any(Path(cfg.work_dir).glob('*.pth')):
+            what = f'work dir {cfg.work_dir} holds checkpoints of an earlier run'
+            raise ToolError(f'{what}: give another --work-dir, or go on with --resume')
+    data = use_data(cfg, args, cfg.get('work_dir') or '')
+    if data is not None:
+        lines, images = data.lines, data.splits['train'].images
+    if args.batch is not None:
+        cfg.train_dataloader.batch_size = args.batch
+    if args.batch is not None or args.data is not None:
+        lines += _scale_lr(cfg)
+    if args.size is not None:
+        set_size(cfg, *args.size)
+    if args.epochs is not None or args.data is not None:
+        by_steps = 'max_iters' in cfg.train_cfg
+        if not images and by_steps:
+            images = check_data(cfg, ('train',))[0].images
+        lines.append(set_epochs(cfg, args.epochs, images))
+    cfg.merge_from_dict(args.cfg_options or {})  # they have the last word
+    return lines
+
+
+def use_data(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> OwnData | None:
+    """Sets a config to what ``--data`` names, with what is converted in ``work_dir``.
+
+    Raises:
+        ToolError: Options of ``--data`` are given without it, or the config has no such data.
+        DataError: It cannot be used.
+    """
+    given = (args.classes, args.data_format, args.ignore_label)
+    if args.data is None:
+        if any(value is not None for value in given):
+            raise ToolError('--classes, --data-format and --ignore-label belong to --data')
+        return None
+    classes, form, ignored = given
+    data = OwnData(cfg, args.data, work_dir, form=form, classes=classes, ignored=ignored)
+    data.apply(cfg)
+    for key in cfg.keys() - TOP:  # variables of the file, which say something else now
+        cfg.pop(key)
+    return data
+
+
+def _scale_lr(cfg: Config) -> list[str]:
+    if (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        cfg.auto_scale_lr.enable = True  # describe_batch says by how much
+        return []
+    return ['note: the config has no auto_scale_lr.base_batch_size, so its learning rate stays']
+
+
+def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
+    """Makes training last ``epochs``, and all that is timed by them shorter or longer with it.
+
+    Args:
+        cfg: The config; its schedules keep their share of the run, and its validations and
+            checkpoints become more frequent in a shorter one.
+        epochs: None leaves the length, but shortens a warm-up that takes most of it.
+        images: Of the training set; 0 if unknown.
+
+    Returns:
+        How long it will train.
+    """
+    loop = cfg.train_cfg
+    by_steps = 'max_iters' in loop
+    key = 'max_iters' if by_steps else 'max_epochs'
+    batch = images_per_step(cfg) * int(os.environ.get('WORLD_SIZE', 1))
+    an_epoch = math.ceil(images / batch)
+    if epochs is not None:
+        length = epochs * an_epoch if by_steps else epochs
+        _stretch(cfg, by_steps, length, length / loop[key])
+        loop[key] = length
+    steps = loop[key] if by_steps else loop[key] * an_epoch
+    for _, schedule in schedules(cfg):
+        if steps and not by_steps and not schedule.get('by_epoch', True):
+            if type_name(schedule).endswith(('LinearLR', 'ConstantLR')) and schedule.get('end'):
+                schedule.end = min(schedule.end, max(1, steps // _WARM_UP))
+    if not steps:
+        return f'schedule: {loop[key]:,} epochs'
+    return f'schedule: {steps:,} steps of {batch} images, {steps / an_epoch:.4g} epochs'
+
+
+def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
+    def scaled(value: float) -> int:
+        return max(1, min(length, round(value * factor)))
+
+    timed: list[tuple[dict, str]] = [(cfg.train_cfg, 'val_begin')]
+    for _, schedule in schedules(cfg):
+        if schedule.get('by_epoch', True) != by_steps:
+            timed += [(schedule, k) for k in ('begin', 'end', 'T_max', 'milestones', 'step_size')]
+    timed += [(hook, 'switch_epoch') for hook in cfg.get('custom_hooks') or ()]
+    for part, key in timed:
+        value = part.get(key)
+        if isinstance(value, (list, tuple)):
+            part[key] = [scaled(v) for v in value]
+        elif value:
+            part[key] = scaled(value)
+    # a longer run is not measured or saved less often
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') if by_steps else None
+    for part, key in ((cfg.train_cfg, 'val_interval'), (checkpoint, 'interval')):
+        if part and part.get(key):
+            part[key] = min(part[key], scaled(part[key]))
+    if dynamic := cfg.train_cfg.get('dynamic_intervals'):
+        cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
+
+
+def set_size(cfg: Config, width: int, height: int) -> None:
+    """Sets the size that images are resized to, in px; crops larger than it become smaller.
+
+    Several scales keep their relation: the largest becomes this size.
+
+    Raises:
+        ToolError: The pipelines do not resize.
+    """
+    for name, value in (('width', width), ('height', height)):
+        check_positive(f'--size {name}', value)
+    loaders = [loader.dataset for loader in dataloaders(cfg).values()]
+    resized = False
+    for step in walk_dicts([*loaders, cfg.get('tta_pipeline')]):
+        kind = type_name(step).rpartition('.')[2]
+        if kind in ('Resize', 'RandomResize', 'RandomChoiceResize'):
+            for key in {'scale', 'scales'} & step.keys():
+                step[key] = _rescaled(step[key], width, height)
+                resized = True
+        elif kind.endswith('RandomCrop') and isinstance(step.get('crop_size'), (list, tuple)):
+            step.crop_size = _cropped(step.crop_size, width, height)
+    if not resized:
+        raise ToolError('--size: no Resize, RandomResize or RandomChoiceResize is in the pipelines')
+    preprocessor: ConfigDict = cfg.model.get('data_preprocessor') or ConfigDict()
+    if isinstance(preprocessor.get('size'), (list, tuple)):
+        preprocessor.size = _cropped(preprocessor.size, width, height)
+
+
+def _rescaled(scale: Any, width: int, height: int) -> Any:
+    if not isinstance(scale[0], (list, tuple)):
+        return (width, height)
+    most = [max(sides) for sides in zip(*scale, strict=True)]
+    return [
+        tuple(max(1, round(side * new / old)) for side, new, old in
+              zip(one, (width, height), most, strict=True))
+        for one in scale
+    ]  # fmt: skip
+
+
+def _cropped(size: Any, width: int, height: int) -> tuple[int, int]:
+    return (min(size[0], height), min(size[1], width))

@@ -1,0 +1,234 @@
+"""Folders of every format are recognised, with all images and their annotations."""
+
+import pytest
+import yaml
+from own_folders import (
+    CLASSES,
+    SPLITS,
+    scenes,
+    write_coco,
+    write_images,
+    write_labelme,
+    write_masks,
+    write_roboflow_yolo,
+    write_voc,
+    write_yolo,
+)
+
+from res2net_mm.data.errors import DataError
+from res2net_mm.data.folders import recognise
+
+
+def counts(folder):
+    return {split: len(pairs) for split, pairs in folder.splits.items()}
+
+
+def stems(folder, split):
+    return [(image.stem, file.stem) for image, file in folder.splits[split]]
+
+
+def test_voc_without_lists(tmp_path):
+    """As the raccoon set is laid out: images/, annotations/, nothing else."""
+    write_voc(tmp_path, scenes(12))
+    found = recognise(tmp_path, 'boxes')
+    assert (found.format, counts(found), found.notes) == ('voc', {'all': 12}, [])
+    assert stems(found, 'all') == [(name, name) for name in scenes(12)]
+
+
+def test_voc_with_lists(tmp_path):
+    write_voc(tmp_path / 'VOC2007', scenes(6), 'JPEGImages', 'Annotations')
+    lists = tmp_path / 'VOC2007/ImageSets/Main'
+    lists.mkdir(parents=True)
+    names = list(scenes(6))
+    (lists / 'train.txt').write_text('\n'.join(names[:3]))
+    (lists / 'trainval.txt').write_text('\n'.join(names[:5]))
+    (lists / 'cat_train.txt').write_text(f'{names[0]}  1\n')
+    found = recognise(tmp_path, 'boxes')
+    assert counts(found) == {'all': 5}  # without val.txt, trainval is what there is
+    (lists / 'val.txt').write_text('\n'.join([*names[3:5], 'gone']))
+    found = recognise(tmp_path, 'boxes')
+    assert counts(found) == {'train': 3, 'val': 2}
+    assert any('1 names of val.txt have no image with an xml file: gone' in n for n in found.notes)
+
+
+def test_images_and_xml_side_by_side(tmp_path):
+    for split, count in SPLITS.items():
+        write_voc(tmp_path / split, scenes(count, count), '', '')
+    assert counts(recognise(tmp_path, 'boxes')) == {'train': 10, 'val': 4, 'test': 3}
+
+
+def test_what_has_no_partner_is_noted(tmp_path):
+    write_voc(tmp_path, scenes(4))
+    (tmp_path / 'images/photo_000.jpg').unlink()
+    (tmp_path / 'annotations/photo_001.xml').unlink()
+    found = recognise(tmp_path, 'boxes')
+    assert counts(found) == {'all': 2}
+    assert [note.split(' in ')[0] for note in found.notes] == [
+        '1 annotation files without image',
+        '1 images without annotation file',
+    ]
+
+
+def test_yolo_as_roboflow_writes_it(tmp_path):
+    write_roboflow_yolo(tmp_path)
+    for path in (tmp_path, tmp_path / 'data.yaml'):
+        found = recognise(path, 'boxes')
+        assert (found.format, found.classes) == ('yolo', CLASSES)
+        assert counts(found) == {'train': 10, 'val': 4, 'test': 3}
+        for pairs in found.splits.values():
+            assert all(file.is_file() and file.stem == image.stem for image, file in pairs)
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_yolo_as_ultralytics_writes_it(tmp_path, listed):
+    root = tmp_path / 'signs'
+    for split in ('train', 'val'):
+        write_yolo(root / f'images/{split}', root / f'labels/{split}', scenes(5, len(split)))
+    (root / 'labels/train' / f'{next(iter(scenes(5, 5)))}.txt').unlink()  # nothing is on it
+    content = dict(path='signs', train='images/train', val='images/val', test='images/test',
+                   names=dict(enumerate(CLASSES)))  # fmt: skip
+    if listed:
+        lines = [f'./images/train/{name}.jpg\n' for name in scenes(5, 5)]
+        (root / 'train.txt').write_text(''.join(lines))
+        content['train'] = 'train.txt'
+    (tmp_path / 'signs.yaml').write_text(yaml.safe_dump(content))
+    found = recognise(tmp_path / 'signs.yaml', 'boxes')
+    assert (counts(found), found.classes) == ({'train': 5, 'val': 5}, CLASSES)
+    assert sum(file.is_file() for _, file in found.splits['train']) == 4
+    assert found.notes == ['test: images/test does not exist']
+    (tmp_path / 'signs.yaml').write_text(yaml.safe_dump(dict(content, val='images/gone')))
+    with pytest.raises(DataError, match='val: images/gone does not exist'):
+        recognise(tmp_path / 'signs.yaml', 'boxes')
+
+
+def test_labelme(tmp_path):
+    write_labelme(tmp_path, scenes(7))
+    write_images(tmp_path, {'not_annotated': []})
+    found = recognise(tmp_path, 'boxes')
+    assert (found.format, counts(found)) == ('labelme', {'all': 7})
+    assert 'not_annotated.jpg' in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ('images', 'file'),
+    [
+        ('{}2017', 'annotations/instances_{}2017.json'),
+        ('images/{}', 'annotations/{}.json'),
+        ('{}', '{}/_annotations.coco.json'),
+        ('images', '{}.json'),
+        ('JPEGImages', 'annotations/{}_coco.json'),
+    ],
+)
+def test_coco_in_the_usual_places(tmp_path, images, file):
+    for split, name in {'train': 'train', 'val': 'valid'}.items():
+        name = split if '2017' in images else name
+        write_coco(
+            tmp_path / images.format(name), tmp_path / file.format(name), scenes(3, len(name))
+        )
+    (tmp_path / 'captions_train.json').write_text('{"images": [], "annotations": [{"caption": 1}]}')
+    found = recognise(tmp_path, 'boxes')
+    assert (found.format, set(found.splits)) == ('coco', {'train', 'val'})
+    for split, name in {'train': 'train', 'val': 'valid'}.items():
+        name = split if '2017' in images else name
+        assert found.splits[split] == [
+            (tmp_path / images.format(name), tmp_path / file.format(name))
+        ]
+
+
+def test_coco_files_that_cannot_be_told_apart(tmp_path):
+    for name in ('first_train', 'second_train'):
+        write_coco(tmp_path / 'images', tmp_path / f'annotations/{name}.json', scenes(2))
+    with pytest.raises(
+        DataError, match='2 COCO files for train.*name one for each split in a yaml'
+    ):
+        recognise(tmp_path, 'boxes')
+
+
+def test_coco_without_its_images(tmp_path):
+    write_coco(tmp_path / 'images', tmp_path / 'annotations/train.json', scenes(2))
+    for image in (tmp_path / 'images').iterdir():
+        image.unlink()
+    with pytest.raises(
+        DataError, match=r'none of its images is found \(the first is photo_000.jpg'
+    ):
+        recognise(tmp_path, 'boxes')
+
+
+@pytest.mark.parametrize(
+    ('images', 'masks', 'ending'),
+    [
+        ('img_dir/{}', 'ann_dir/{}', '.png'),
+        ('{}/images', '{}/masks', '_mask.png'),
+        ('{}', 'semseg/{}', '.png'),
+        ('images/{}', 'labels/{}', '_L.png'),
+    ],
+)
+def test_masks(tmp_path, images, masks, ending):
+    for split in ('train', 'val'):
+        write_images(tmp_path / images.format(split), scenes(4, len(split)))
+        write_masks(tmp_path / masks.format(split), scenes(4, len(split)), ending)
+    (tmp_path / 'classes.txt').write_text('background\ncat\ndog\n')
+    found = recognise(tmp_path, 'maps')
+    assert (counts(found), found.notes) == ({'train': 4, 'val': 4}, [])
+    assert found.classes == ('background', *CLASSES)
+    for split in ('train', 'val'):
+        for image, mask in found.splits[split]:
+            assert mask == tmp_path / masks.format(split) / f'{image.stem}{ending}'
+            assert image.parent == tmp_path / images.format(split)
+
+
+def test_class_folders(tmp_path):
+    for name, count in {'cat': 3, 'dog': 2}.items():
+        write_images(tmp_path / 'one' / name, {f'{name}{i}': [] for i in range(count)})
+        for split in ('train', 'val'):
+            write_images(tmp_path / 'two' / split / name, {f'{split}{i}': [] for i in range(count)})
+    assert counts(recognise(tmp_path / 'one', 'classes')) == {'all': 5}
+    found = recognise(tmp_path / 'two', 'classes')
+    assert (counts(found), found.classes) == ({'train': 5, 'val': 5}, CLASSES)
+
+
+def test_a_folder_that_could_be_two_things(tmp_path):
+    write_voc(tmp_path, scenes(3))
+    write_coco(tmp_path / 'images', tmp_path / 'annotations/all.json', scenes(3))
+    with pytest.raises(DataError, match='holds COCO json and Pascal VOC; say which: --data-format'):
+        recognise(tmp_path, 'boxes')
+    assert recognise(tmp_path, 'boxes', 'voc').format == 'voc'
+
+
+def test_the_annotations_nearest_to_the_folder_count(shapes):
+    assert recognise(shapes, 'boxes').format == 'coco'  # shapes/voc has the same scenes
+    assert counts(recognise(shapes / 'voc', 'boxes')) == {'train': 16, 'val': 12}
+    assert counts(recognise(shapes, 'maps')) == {'train': 16, 'val': 12}
+
+
+def test_data_of_another_task(tmp_path):
+    write_voc(tmp_path, scenes(3))
+    with pytest.raises(DataError, match='it holds Pascal VOC, which this model does not train on'):
+        recognise(tmp_path, 'maps')
+    with pytest.raises(DataError, match='no COCO json and no Pascal VOC.*write a yaml with format'):
+        recognise(tmp_path / 'images', 'boxes')
+    with pytest.raises(DataError, match='there is no such folder'):
+        recognise(tmp_path / 'nowhere', 'boxes')
+
+
+def test_a_yaml_that_names_the_parts(tmp_path):
+    write_voc(tmp_path, scenes(4), 'pics/a', 'notes/a')
+    write_voc(tmp_path, scenes(2, 1), 'pics/b', 'notes/b')
+    content = dict(
+        format='voc',
+        classes=['dog', 'cat'],
+        train=dict(images='pics/a', annotations='notes/a'),
+        val=dict(images='pics/b', annotations='notes/b'),
+    )
+    file = tmp_path / 'mine.yaml'
+    file.write_text(yaml.safe_dump(content))
+    found = recognise(file, 'boxes')
+    assert (counts(found), found.classes) == ({'train': 4, 'val': 2}, ('dog', 'cat'))
+    for wrong, words in (
+        (dict(format='vox'), "format: 'vox' is unknown"),
+        (dict(train='pics/a'), 'train needs images and annotations'),
+        (dict(val=dict(images='pics/c', annotations='notes/b')), 'val: there is no .*pics/c'),
+    ):
+        file.write_text(yaml.safe_dump(content | wrong))
+        with pytest.raises(DataError, match=words):
+            recognise(file, 'boxes')

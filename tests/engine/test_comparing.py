@@ -1,0 +1,69 @@
+"""Backbones are compared under the same conditions, and only clear differences count."""
+
+import statistics
+
+import pytest
+from scipy import stats
+
+from res2net_mm.engine.comparing import Compared, compare, page, with_backbone
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.errors import ToolError
+from res2net_mm.evaluation.complexity import describe_stages
+from res2net_mm.registry import MODELS
+
+
+def test_multiply_adds_are_comparable():
+    cfg = load_config('faster_rcnn_r2n14_shapes')
+    macs, parts = {}, {}
+    for name in ('res2net14', 'resnet14', 'resnext14'):
+        parts[name] = with_backbone(cfg, name).model.backbone
+        macs[name] = sum(
+            stage.macs for stage in describe_stages(MODELS.build(parts[name]), 224, 224)
+        )
+    assert [(p.scales, p.groups) for p in parts.values()] == [(4, 1), (1, 1), (1, 8)]
+    assert parts['res2net14'].base_width == 14  # the config's own
+    for name, count in macs.items():
+        assert abs(count / macs['res2net14'] - 1) < 0.05, name
+
+
+def test_the_rest_of_the_config_stays():
+    cfg = load_config('faster_rcnn_r2n14_shapes')
+    other = with_backbone(cfg, 'res2net26_v1b_26w_4s')
+    assert other.model.neck.in_channels == [256, 512, 1024, 2048]
+    other.model.backbone, other.model.neck = cfg.model.backbone, cfg.model.neck
+    assert other.to_dict() == cfg.to_dict()
+    with pytest.raises(ToolError, match="'resnat14' is unknown; did you mean"):
+        with_backbone(cfg, 'resnat14')
+
+
+def test_page():
+    a = Compared('a', 1, 2, 3, {'AP': [0.5, 0.52, 0.48], 'small': [0.1, 0.1, 0.1]})
+    b = Compared('b', 1, 2, 3, {'AP': [0.6, 0.62, 0.58], 'small': [0.1, 0.1, 0.1]})
+    c = Compared('c', 1, 2, 3, {'AP': [0.55, 0.45, 0.52], 'small': [0.2, 0.11, 0.1]})
+    text = page([a, b, c], 3)
+    spread = statistics.stdev([0.5, 0.52, 0.48])
+    assert f'| `a` | 0.500 ± {spread:.3f} | 0.100 ± 0.000 | 1.00 | 2.00 | 3.0 |' in text
+    p = stats.ttest_ind(a.scores['AP'], b.scores['AP'], equal_var=False).pvalue
+    assert p < 0.05 and f'- `b` AP: +0.100, counts (p = {p:.2g})' in text
+    assert '- `b` small: +0.000, within the spread (p = 1)' in text
+    assert '- `c` AP: +0.007, within the spread' in text
+    one = page([Compared('a', 1, 2, 3, {'AP': [0.5]}), Compared('b', 1, 2, 3, {'AP': [0.9]})], 1)
+    assert '- `b` AP: +0.400, of a single seed' in one and '| 0.500 |' in one
+
+
+@pytest.mark.slow
+def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path):
+    options = {**tiny_options, 'train_cfg.max_epochs': 1, 'param_scheduler.1.T_max': 1}
+    cfg = load_config('faster_rcnn_r2n14_shapes', options)
+    written = compare(cfg, ['res2net14'], 1, tmp_path)
+    text = written.read_text()
+    checkpoint = tmp_path / 'res2net14/seed_0/epoch_1.pth'
+    time = checkpoint.stat().st_mtime_ns
+    compare(cfg, ['res2net14'], 1, tmp_path)
+    assert checkpoint.stat().st_mtime_ns == time
+    assert [line[:20] for line in written.read_text().splitlines()] == [
+        line[:20] for line in text.splitlines()
+    ]
+    cfg.train_cfg.max_epochs = 2
+    with pytest.raises(ToolError, match='is of a comparison with another config'):
+        compare(cfg, ['res2net14'], 1, tmp_path)

@@ -1,0 +1,306 @@
+"""A config set to one's own folder: the right classes, counts and boxes, and it trains."""
+
+import copy
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from own_folders import (
+    CLASSES,
+    scenes,
+    write_coco,
+    write_images,
+    write_labelme,
+    write_masks,
+    write_roboflow_yolo,
+    write_voc,
+)
+from PIL import Image
+
+from res2net_mm.data import check_data
+from res2net_mm.data.check.agreement import class_counts
+from res2net_mm.data.errors import DataError
+from res2net_mm.engine.adapting import adapt
+from res2net_mm.engine.config import load_config
+from res2net_mm.engine.config_checks import check_model
+from res2net_mm.engine.config_keys import check_arguments
+from res2net_mm.engine.errors import ToolError
+from res2net_mm.engine.own_data import OwnData, set_classes
+from res2net_mm.engine.runner import build_runner, prepare_config
+from res2net_mm.registry import config_folders
+
+DETECTOR, SEGMENTOR = 'faster_rcnn_r2n14_shapes', 'sem_fpn_r2n14_camvid'
+CONFIGS = sorted(path for folder in config_folders() for path in folder.glob('*.py'))
+
+
+def arguments(tmp_path, data, **given):
+    names = 'data_format classes ignore_label epochs batch size resume cfg_options'.split()
+    return Namespace(
+        data=str(data), work_dir=str(tmp_path / 'work'), **{**dict.fromkeys(names), **given}
+    )
+
+
+def written(data, split):
+    """Image name -> objects as (class, x, y, width, height), from the json of a split."""
+    content = json.loads(Path(data.splits[split].dataset['ann_file']).read_text())
+    names = {c['id']: c['name'] for c in content['categories']}
+    found = {image['id']: (Path(image['file_name']).stem, []) for image in content['images']}
+    for annotation in content['annotations']:
+        label = names[annotation['category_id']]
+        found[annotation['image_id']][1].append((label, *annotation['bbox']))
+    return dict(found.values())
+
+
+def expected(objects, less=0):
+    """By definition: left, top, width, height; mmdet's VOC boxes lack the last pixel."""
+    return {
+        name: [(label, x1, y1, x2 - x1 - less, y2 - y1 - less) for label, x1, y1, x2, y2 in boxes]
+        for name, boxes in objects.items()
+    }
+
+
+def assert_boxes(data, objects, less=0):
+    for split, boxes in objects.items():
+        found = written(data, split)
+        assert found.keys() == boxes.keys()
+        for name, wanted in expected(boxes, less).items():
+            assert [f[0] for f in found[name]] == [w[0] for w in wanted]
+            np.testing.assert_allclose(
+                [f[1:] for f in found[name]], [w[1:] for w in wanted], atol=1e-9
+            )
+        assert data.splits[split].images == len(boxes)
+        assert data.splits[split].boxes == sum(map(len, boxes.values()))
+
+
+@pytest.mark.parametrize('form', ['voc', 'labelme', 'coco', 'rectangles'])
+def test_boxes_of_folders_that_are_not_split(tmp_path, form):
+    objects, root = scenes(20), tmp_path / 'photos'
+    if form == 'voc':
+        write_voc(root, objects)
+    elif form == 'coco':
+        write_coco(root / 'images', root / 'annotations.json', objects)
+    else:
+        write_labelme(root, objects, polygons=form == 'labelme')
+    before = {path: path.stat().st_mtime_ns for path in root.rglob('*')}
+    data = OwnData(load_config(DETECTOR), root, tmp_path / 'work')
+    assert {path: path.stat().st_mtime_ns for path in root.rglob('*')} == before
+    assert data.classes == CLASSES
+    train, val = (
+        [Path(line).stem for line in (tmp_path / f'work/data/{split}.txt').read_text().split()]
+        for split in ('train', 'val')
+    )
+    assert (len(train), len(val)) == (16, 4) and {*train} | {*val} == {*objects}
+    parts = {split: {n: objects[n] for n in names} for split, names in
+             (('train', train), ('val', val))}  # fmt: skip
+    assert_boxes(data, parts, less=1 if form == 'voc' else 0)
+    boxes = [sum(map(len, part.values())) for part in parts.values()]
+    assert data.lines[1] == 'classes (2): cat, dog'
+    counts = f'train 16 images, {boxes[0]} boxes; val 4 images, {boxes[1]} boxes; val is 20% set'
+    assert counts in data.lines[2]
+    assert len(data.lines) == 3
+
+
+def test_boxes_of_yolo(tmp_path):
+    objects = write_roboflow_yolo(tmp_path / 'export')
+    objects['val'] = objects.pop('valid')
+    data = OwnData(load_config(DETECTOR), tmp_path / 'export', tmp_path / 'work')
+    assert_boxes(data, objects)
+    assert data.classes == CLASSES and 'test 3 images' in data.lines[2]
+
+
+def test_masks_of_labelme_are_trained_on(tmp_path):
+    write_labelme(tmp_path / 'a', scenes(6))
+    data = OwnData(load_config('mask_rcnn_r2n50'), tmp_path / 'a', tmp_path / 'work')
+    content = json.loads(Path(data.splits['train'].dataset['ann_file']).read_text())
+    for annotation in content['annotations']:
+        x, y, w, h = annotation['bbox']
+        assert annotation['segmentation'] == [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        assert annotation['area'] == w * h
+    write_voc(tmp_path / 'b', scenes(6))
+    with pytest.raises(DataError, match='boxes without masks.*choose a config without masks'):
+        OwnData(load_config('mask_rcnn_r2n50'), tmp_path / 'b', tmp_path / 'work')
+
+
+def test_the_parent_category_of_roboflow_is_no_class(tmp_path):
+    for split in ('train', 'valid'):
+        folder = tmp_path / 'export' / split
+        write_coco(folder, folder / '_annotations.coco.json', scenes(4, len(split)))
+        file = folder / '_annotations.coco.json'
+        content = json.loads(file.read_text())
+        for category in content['categories']:
+            category['supercategory'] = 'pets'
+        content['categories'].insert(0, dict(id=0, name='pets', supercategory='none'))
+        file.write_text(json.dumps(content))
+    cfg = load_config(DETECTOR)
+    lines = adapt(cfg, arguments(tmp_path, tmp_path / 'export'))
+    assert cfg.train_dataloader.dataset.metainfo.classes == CLASSES
+    assert cfg.model.roi_head.bbox_head.num_classes == 2
+    assert any("category 'pets' is the parent" in line for line in lines)
+    assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
+
+
+def test_a_broken_file_leaves_the_others(tmp_path):
+    write_voc(tmp_path / 'a', scenes(8))
+    (tmp_path / 'a/annotations/photo_003.xml').write_text('<annotation>')
+    data = OwnData(load_config(DETECTOR), tmp_path / 'a', tmp_path / 'work')
+    assert sum(split.images for split in data.splits.values()) == 7
+    assert any('annotation file that cannot be read' in line for line in data.lines)
+
+
+def masks(root, values, ending='.png'):
+    for split in ('train', 'val'):
+        write_images(root / f'images/{split}', scenes(4, len(split)))
+        write_masks(root / f'masks/{split}', scenes(4, len(split)), ending, values)
+
+
+def test_masks_that_fit_stay_where_they_are(tmp_path):
+    masks(tmp_path / 'a', (0, 1, 2))
+    cfg = load_config('sem_fpn_r2n50_ade20k')
+    with pytest.raises(
+        DataError, match='values 0, 1, 2, which nothing names; name them.*--classes'
+    ):
+        adapt(cfg, arguments(tmp_path, tmp_path / 'a'))
+    adapt(cfg, arguments(tmp_path, tmp_path / 'a', classes=['ground', *CLASSES]))
+    dataset = cfg.val_dataloader.dataset
+    assert dataset.type == 'BaseSegDataset' and dataset.metainfo.classes == ('ground', *CLASSES)
+    assert dataset.data_prefix.seg_map_path == str(tmp_path / 'a/masks/val')
+    assert cfg.model.decode_head.num_classes == 3
+    assert not any('reduce_zero_label' in step for step in dataset.pipeline)
+    assert not (tmp_path / 'work/data/maps').exists()
+    check_arguments(cfg)
+    check_model(cfg)
+    assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ('values', 'ending', 'given'),
+    [
+        ((0, 255, 255), '.png', dict(classes=['ground', 'pet'])),
+        ((0, 255, 255), '_mask.jpg', dict(classes=['ground', 'pet'])),
+        ((7, 0, 1), '.png', dict(classes=['cat', 'dog'], ignore_label=7)),
+    ],
+)
+def test_masks_are_written_as_label_maps(tmp_path, values, ending, given):
+    masks(tmp_path / 'a', values, ending)
+    cfg = load_config(SEGMENTOR)
+    adapt(cfg, arguments(tmp_path, tmp_path / 'a', **given))
+    dataset = cfg.train_dataloader.dataset
+    for name, boxes in scenes(4, 5).items():
+        place = Path(dataset.data_prefix.seg_map_path, f'{name}{dataset.seg_map_suffix}')
+        values = np.array(Image.open(place))
+        wanted = np.full(values.shape, 255 if 'ignore_label' in given else 0)
+        for label, x1, y1, x2, y2 in boxes:
+            wanted[y1:y2, x1:x2] = CLASSES.index(label) if 'ignore_label' in given else 1
+        assert (values == wanted).mean() > 0.999 if 'jpg' in ending else (values == wanted).all()
+    assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
+
+
+def test_values_without_a_name(tmp_path):
+    masks(tmp_path / 'a', (0, 1, 9))
+    with pytest.raises(DataError, match='hold the value 9, but 2 classes .*--ignore-label 9'):
+        adapt(load_config(SEGMENTOR), arguments(tmp_path, tmp_path / 'a', classes=['a', 'b']))
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_every_head_gets_the_classes(path):
+    cfg = load_config(path)
+    if cfg.model.get('panoptic_fusion_head'):
+        return
+    set_classes(cfg, 3)
+    assert {count for _, count in class_counts(cfg.model, 'model')} == {3}
+    text = repr(cfg.model)
+    for known in (80, 150, 19, 21, 20, 11, 4):  # of the data sets that our configs have
+        assert f"'num_classes': {known}," not in text.replace('}', ','), known
+
+
+def test_bccd_is_set_as_its_own_config_is(real_data, tmp_path, monkeypatch):
+    """Key by key: what is left to differ cannot change a weight."""
+    by_hand = load_config('faster_rcnn_r2n14_bccd')
+    cfg = load_config('faster_rcnn_r2n14_voc')
+    given = dict(classes=['RBC', 'WBC', 'Platelets'], epochs=by_hand.train_cfg.max_epochs)
+    adapt(cfg, arguments(tmp_path, real_data / 'bccd', **given))
+    differing = {
+        key
+        for key in cfg.keys() | (by_hand.keys() & cfg.keys())
+        if key not in ('work_dir',) and plain(cfg.get(key)) != plain(by_hand.get(key))
+    }
+    assert differing == {'auto_scale_lr', 'train_cfg'}  # which validates more often
+    assert cfg.train_cfg.max_epochs == by_hand.train_cfg.max_epochs
+    assert cfg.auto_scale_lr == dict(enable=True, base_batch_size=cfg.train_dataloader.batch_size)
+
+
+def plain(value):
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return value.rstrip('/') if isinstance(value, str) else value
+
+
+def tiny(tiny_options):
+    return {key: value for key, value in tiny_options.items() if key.startswith('model.')}
+
+
+def train(cfg, work_dir):
+    cfg = prepare_config(cfg, work_dir=str(work_dir))
+    check_data(cfg)
+    runner = build_runner(cfg)
+    runner.train()
+    return runner
+
+
+def test_a_detector_trains_and_its_config_alone_does_the_same(tmp_path, tiny_options):
+    write_voc(tmp_path / 'a', scenes(10))
+    cfg = load_config(DETECTOR, tiny(tiny_options))
+    adapt(cfg, arguments(tmp_path, tmp_path / 'a', epochs=1, batch=4, size=(64, 64)))
+    first = train(cfg, tmp_path / 'work')
+    again = load_config(tmp_path / f'work/{DETECTOR}.py')
+    second = train(again, tmp_path / 'again')
+    weights = [runner.model.state_dict() for runner in (first, second)]
+    assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
+    assert first.epoch == 1 and first.iter == 2
+    with pytest.raises(ToolError, match='holds checkpoints of an earlier run'):
+        adapt(load_config(DETECTOR), arguments(tmp_path, tmp_path / 'a'))
+
+
+def test_a_segmentor_trains(tmp_path):
+    masks(tmp_path / 'a', (0, 255, 255))
+    cfg = load_config(SEGMENTOR, {'model.backbone.base_channels': 8, 'model.backbone.base_width': 4,
+                                  'model.backbone.stem_channels': 8,
+                                  'model.neck.in_channels': [32, 64, 128, 256]})  # fmt: skip
+    given = dict(classes=['ground', 'pet'], epochs=1, batch=2, size=(64, 64))
+    adapt(cfg, arguments(tmp_path, tmp_path / 'a', **given))
+    runner = train(cfg, tmp_path / 'work')
+    assert runner.iter == 2 and runner.message_hub.get_scalar('val/mIoU').current() > 0
+
+
+def test_panoptic_and_classes_by_folder(tmp_path):
+    write_voc(tmp_path / 'a', scenes(6))
+    with pytest.raises(ToolError, match='--data: this config trains on panoptic maps'):
+        adapt(load_config('panoptic_fpn_r2n50'), arguments(tmp_path, tmp_path / 'a'))
+    for name in CLASSES:
+        write_images(tmp_path / 'c' / name, {f'{name}{i}': [] for i in range(5)})
+    loader = dict(dataset=dict(type='ImageNet', data_root='x', pipeline=[]), batch_size=2)
+    path = tmp_path / 'classifier.py'
+    path.write_text(repr(''))
+    cfg = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(type='ImageClassifier', head=dict(type='LinearClsHead', num_classes=1000)),
+            train_dataloader=loader,
+            val_dataloader=copy.deepcopy(loader),
+            val_evaluator=dict(type='Accuracy', topk=(1, 5)),
+            train_cfg=dict(by_epoch=True, max_epochs=100),
+        ),
+        filename=str(path),
+    )
+    lines = adapt(cfg, arguments(tmp_path, tmp_path / 'c'))
+    assert 'data: class folders' in lines[0] and cfg.model.head.num_classes == 2
+    assert cfg.val_evaluator.topk == (1,)
+    file = Path(cfg.train_dataloader.dataset.ann_file)
+    for line in file.read_text().splitlines():
+        name, label = line.split()
+        assert (tmp_path / 'c' / name).is_file() and CLASSES[int(label)] == name.split('/')[0]
