@@ -31,6 +31,7 @@ _JPEG_END = 0xD9
 _REPLACE = 'replace the file or remove it from the annotations'
 
 _LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
+_LOADERS |= {'LoadImage', 'mmpose.LoadImage'}
 # all but to_float32
 _LOADER_OPTIONS = (
     'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty',

@@ -216,7 +216,8 @@ def arguments_of(cls: type) -> set[str]:
 
 def _roots(cfg: Config) -> tuple[Path, ...]:
     """Folders with the sources that may read this config."""
-    return _folders(*_PACKAGES) + _own_roots(cfg)
+    packages = dict.fromkeys([*_PACKAGES, cfg.get('default_scope') or 'mmdet'])
+    return _folders(*packages) + _own_roots(cfg)
 
 
 def _own_roots(cfg: Config) -> tuple[Path, ...]:
