@@ -63,7 +63,9 @@ def main() -> int:
     args = parser.parse_args()
     if args.erf:
         if args.config:
-            parser.error('--erf takes either names of networks or CONFIG CHECKPOINT IMAGE_OR_FOLDER')
+            parser.error(
+                '--erf takes either names of networks or CONFIG CHECKPOINT IMAGE_OR_FOLDER'
+            )
         return report_fields(random_networks(args), args.out)
     if args.images is None or args.out is None:
         parser.error('give CONFIG CHECKPOINT IMAGE_OR_FOLDER --out FOLDER, or --erf NETWORK ...')
@@ -105,7 +107,10 @@ def report_fields(fields: dict[str, dict[str, Tensor]], out: Path | None) -> int
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         rows = [
-            [(f'{name} {level}: {square_side(f)} px', f.sqrt().cpu()) for level, f in levels.items()]
+            [
+                (f'{name} {level}: {square_side(f)} px', f.sqrt().cpu())
+                for level, f in levels.items()
+            ]
             for name, levels in fields.items()
         ]
         draw_sheet(rows, out / 'fields.png')  # roots, so that small influences are seen

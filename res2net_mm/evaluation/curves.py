@@ -61,7 +61,7 @@ def save_figure(figure: Figure, out: Path) -> Path:
 
 
 def draw_sheet(rows: Sequence[Sequence[tuple[str, Any]]], out: Path) -> Path:
-    """Writes rows of titled pictures: (H, W, 3) in RGB, or (H, W) of any values in false colours."""
+    """Writes rows of titled pictures: (H, W, 3) in RGB, or (H, W) in false colours."""
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))

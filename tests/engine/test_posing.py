@@ -91,7 +91,9 @@ def test_flip_test_averages_both_heatmaps(checkpoint, photos):
     batch = model.prepare(photos / '1.jpg')
     data = model.model.data_preprocessor(batch, False)
     with torch.no_grad():
-        straight, mirrored = (model.model(x, None) for x in (data['inputs'], data['inputs'].flip(3)))
+        straight, mirrored = (
+            model.model(x, None) for x in (data['inputs'], data['inputs'].flip(3))
+        )
         back = mirrored.flip(3)[:, model.meta['flip_indices']]
         back[..., 1:] = back[..., :-1].clone()
         expected = (straight + back) / 2
