@@ -62,7 +62,8 @@ def one_step(cfg):
             if 'times' in part:
                 part.times = 1
     several = sum('ann_file' in part for part in walk_dicts(cfg.train_dataloader.dataset))
-    cfg.train_dataloader.batch_size = 2 * max(1, several)
+    persons = 2 if cfg.default_scope == 'mmpose' else 1  # in an image
+    cfg.train_dataloader.batch_size = 2 * max(1, several) * persons
 
 
 def reduce(cfg, depth=14, size=(96, 72), crop=(64, 64)):

@@ -257,7 +257,7 @@ def harden_pipeline(
         new = copy.deepcopy(step)
         choice = type_name(step).endswith(_ALTERNATIVES)
         for key, value in step.items():
-            if _holds_transforms(value):
+            if isinstance(value, list | tuple) and _holds_transforms(value):
                 new[key] = harden_pipeline(value, drop_empty, choice)
         if type_name(step) in _LOADERS:
             new['type'] = f'{SCOPE}.LoadImageFromFile'

@@ -146,7 +146,7 @@ def run_test(
                 raise ToolError('--show-dir needs default_hooks.visualization in the config')
             pose = type_name(hook).endswith('PoseVisualizationHook')
             names = ('enable', 'out_dir') if pose else ('draw', 'test_out_dir')
-            hook.update(zip(names, (True, folder), strict=True))
+            hook.update(dict(zip(names, (True, folder), strict=True)))
     cfg.load_from, cfg.resume = None if exported else checkpoint, False
     runner = build_runner(cfg, trust)
     runner.loads_exactly = True
