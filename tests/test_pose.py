@@ -11,7 +11,7 @@ from running import as_arguments, call
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.runner import build_runner, prepare_config
 
-EPOCHS = 300
+EPOCHS = 60
 CONFIG = 'configs/td_hm_r2n50_coco_256x192.py'
 SMALL = {
     'model.backbone.depth': 14,

@@ -43,8 +43,7 @@ except Exception:  # a build for another numpy raises various errors
 try:
     from mmpose.evaluation import CocoMetric
 except ModuleNotFoundError as error:
-    how = "see docs/pose.md for the extra 'pose'"
-    raise ModuleNotFoundError(f'poses need mmpose 1.3.2: {error}; {how}') from None
+    raise ModuleNotFoundError(f'poses need mmpose 1.3.2 ({error}): see docs/pose.md') from None
 
 
 class KeypointMetric(ImagesRun, CocoMetric):
