@@ -83,5 +83,8 @@ setup(
         'export': ['onnx', 'onnxruntime'],
         # runs .xml files, the fastest on CPUs, and makes int8 of them
         'openvino': ['openvino>=2026.4', 'nncf>=3.4'],
+        'explain': ['grad-cam>=1.5.7'],  # class activation maps
+        # what mmpose needs; mmpose itself needs --no-deps, see docs/pose.md
+        'pose': ['json_tricks', 'munkres', 'scipy', 'matplotlib'],
     },
 )

@@ -16,6 +16,7 @@ def write_layouts(root: Path) -> None:
     """Writes all of them to ``root``, two images per split."""
     coco(root / 'coco', 'train2017', 'val2017', classes('mmdet.CocoDataset'))
     panoptic(root / 'coco')
+    keypoints(root / 'coco')
     coco(root / 'shapes', 'train', 'val', ('disc', 'square', 'triangle', 'star'))
     coco(root / 'nuclei', 'train', 'val', ('nucleus',), images='images/')
     for year, splits in (('VOC2007', ('trainval', 'test')), ('VOC2012', ('trainval',))):
@@ -86,6 +87,34 @@ def coco(root: Path, train: str, val: str, names: tuple[str, ...], images: str =
                     )
                 )
         write_json(root / f'annotations/instances_{split}.json', content)
+
+
+def keypoints(root: Path) -> None:
+    """The two objects of every image as persons, and as what a detector found."""
+    found = []
+    for i, split in enumerate(('train2017', 'val2017')):
+        content = dict(images=[], annotations=[], categories=[dict(id=1, name='person')])
+        for number in (2 * i + 1, 2 * i + 2):
+            content['images'].append(
+                dict(id=number, file_name=f'{number:012}.jpg', width=WIDTH, height=HEIGHT)
+            )
+            for j, (x1, y1, x2, y2) in enumerate(BOXES):
+                shape = dict(image_id=number, category_id=1, bbox=[x1, y1, x2 - x1, y2 - y1])
+                points = np.random.default_rng(j).uniform((x1, y1), (x2, y2), (17, 2)).round(1)
+                content['annotations'].append(
+                    dict(
+                        shape,
+                        id=10 * number + j,
+                        area=(x2 - x1) * (y2 - y1),
+                        iscrowd=0,
+                        num_keypoints=17,
+                        keypoints=np.column_stack([points, np.full(17, 2)]).flatten().tolist(),
+                    )
+                )
+                found.append(dict(shape, score=0.9))
+        write_json(root / f'annotations/person_keypoints_{split}.json', content)
+    name = 'COCO_val2017_detections_AP_H_56_person.json'
+    write_json(root / 'person_detection_results' / name, found[4:])
 
 
 def panoptic(root: Path) -> None:

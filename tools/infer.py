@@ -22,6 +22,11 @@ def main() -> int:
     parser.add_argument(
         '--threshold', type=float, default=0.3, help='least score of an instance, 0 to 1'
     )
+    parser.add_argument(
+        '--boxes',
+        metavar='PREDICTIONS.json',
+        help='for pose estimators: persons that a detector found in the same images',
+    )
     parser.add_argument('--device', help='such as cpu or cuda:1')
     add_fast_arguments(parser)
     add_shared(parser, '--trust-checkpoint', '--cfg-options')
@@ -30,7 +35,8 @@ def main() -> int:
     from res2net_mm.engine.config import load_config
     from res2net_mm.engine.errors import ToolError
     from res2net_mm.engine.evaluate import fast_options
-    from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
+    from res2net_mm.engine.infer import find_images, predict_images
+    from res2net_mm.engine.posing import configured_model
     from res2net_mm.engine.report import keep_memory
 
     if not 0 <= args.threshold <= 1:
@@ -39,7 +45,9 @@ def main() -> int:
     keep_memory()
     images = find_images(args.images, args.out)
     cfg = load_config(args.config, args.cfg_options)
-    predictor = ConfiguredModel(cfg, args.checkpoint, args.device, args.trust_checkpoint, fast)
+    predictor = configured_model(
+        cfg, args.checkpoint, args.device, args.trust_checkpoint, fast, boxes=args.boxes
+    )
     failures = predict_images(predictor, images, args.images, args.out, args.threshold)
     print(f'{len(images) - len(failures)} of {len(images)} images: {args.out}/predictions.json')
     for failure in failures:

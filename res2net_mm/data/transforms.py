@@ -32,6 +32,7 @@ _JPEG_END = 0xD9
 _REPLACE = 'replace the file or remove it from the annotations'
 
 _LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
+_LOADERS |= {'LoadImage', 'mmpose.LoadImage'}
 # all but to_float32
 _LOADER_OPTIONS = (
     'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty',
@@ -257,7 +258,7 @@ def harden_pipeline(
         new = copy.deepcopy(step)
         choice = type_name(step).endswith(_ALTERNATIVES)
         for key, value in step.items():
-            if _holds_transforms(value):
+            if isinstance(value, list | tuple) and _holds_transforms(value):
                 new[key] = harden_pipeline(value, drop_empty, choice)
         if type_name(step) in _LOADERS:
             new['type'] = f'{SCOPE}.LoadImageFromFile'

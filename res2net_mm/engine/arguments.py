@@ -6,6 +6,8 @@ import argparse
 import os
 from typing import Any
 
+CAM_METHODS = ('gradcam', 'eigencam')  # of explain.py
+
 
 class ConfigOptions(argparse.Action):
     """mmengine's action for ``KEY=VALUE``, but with an error that argparse shows."""

@@ -32,6 +32,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is Python: it can raise anything
+        error = _reason(error)
         line = f' line {error.lineno}' if isinstance(error, SyntaxError) else ''
         raise ToolError(
             f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
@@ -45,6 +46,13 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         ) from error
     check_keys(cfg)
     return cfg
+
+
+def _reason(error: BaseException) -> BaseException:
+    """The first error of a failed import: mmengine raises two others without its message."""
+    inner = error.__cause__ or (not error.__suppress_context__ and error.__context__)
+    both = isinstance(error, ImportError) and isinstance(inner, ImportError)
+    return _reason(inner) if both else error
 
 
 def _find(name: str | Path) -> Path:

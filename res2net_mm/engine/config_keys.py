@@ -245,7 +245,8 @@ def _wants_number(cls: type, name: str) -> bool:
 
 def _roots(cfg: Config) -> tuple[Path, ...]:
     """Folders with the sources that may read this config."""
-    return _folders(*_PACKAGES) + _own_roots(cfg)
+    packages = dict.fromkeys([*_PACKAGES, cfg.get('default_scope') or 'mmdet'])
+    return _folders(*packages) + _own_roots(cfg)
 
 
 def _own_roots(cfg: Config) -> tuple[Path, ...]:

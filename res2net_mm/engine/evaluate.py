@@ -13,6 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from torch.nn.parallel import DistributedDataParallel
 
+from ..data.sets.nodes import type_name
 from ..deploy import optimize_for_inference
 from ..deploy.folding import DTYPES
 from ..evaluation import collect_results, discard_results, split_coco_metrics
@@ -120,7 +121,9 @@ def run_test(
             hook = cfg.default_hooks.get('visualization')
             if hook is None:
                 raise ToolError('--show-dir needs default_hooks.visualization in the config')
-            hook.update(draw=True, test_out_dir=folder)
+            pose = type_name(hook).endswith('PoseVisualizationHook')
+            names = ('enable', 'out_dir') if pose else ('draw', 'test_out_dir')
+            hook.update(dict(zip(names, (True, folder), strict=True)))
     cfg.load_from, cfg.resume = None if exported else checkpoint, False
     runner = build_runner(cfg, trust)
     runner.loads_exactly = True

@@ -165,6 +165,7 @@ class ConfiguredModel:
 
     def prepare(self, image: Path | np.ndarray) -> dict[str, Any]:
         """The batch of one image, as the test pipeline makes it; see :meth:`predict`."""
+        given = image
         if isinstance(image, np.ndarray):
             pixels, image = image, 'in memory'
             loader = mmcv.transforms.LoadImageFromFile
@@ -177,12 +178,17 @@ class ConfiguredModel:
         else:  # reading a pipe could wait forever
             raise DataError(f'image {image} is no regular file')
         try:
-            return pseudo_collate([Compose(steps)(data)])
+            run = Compose(steps)
+            return pseudo_collate([run({**data, **more}) for more in self.inputs(given)])
         except cv2.error as error:
             thin = ': it would be less than a pixel wide or high' if error.func == 'resize' else ''
             raise DataError(
                 f'image {image} cannot be prepared ({error.func}: {error.err}){thin}'
             ) from error
+
+    def inputs(self, image: Path | np.ndarray) -> Sequence[dict[str, Any]]:
+        """What the pipeline gets besides the image: one dict for each input of the model."""
+        return [{}]
 
     def notes(self, image: Path) -> list[str]:
         """What reading the image did to its values, if the pipeline reads as mmcv does."""
@@ -196,6 +202,8 @@ class ConfiguredModel:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.bgr2rgb(self.loader.picture(str(image)))
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
+        if options and 'keypoints' in sample.pred_instances:
+            options = dict(draw_bbox=True, kpt_thr=threshold)
         with writing(out, durable=False) as partial:
             self.visualizer.add_datasample(
                 image.name, pixels, sample.cpu(), draw_gt=False, out_file=str(partial), **options

@@ -17,6 +17,7 @@ from .config import load_config
 from .errors import ToolError
 from .exported import is_exported
 from .infer import ConfiguredModel
+from .posing import configured_model
 
 Picture = str | Path | Image.Image | np.ndarray
 Prediction = dict[str, np.ndarray]
@@ -68,7 +69,7 @@ class Predictor:
             raise ToolError(f'config {model} needs a checkpoint: Predictor(config, checkpoint)')
         else:
             cfg = model if isinstance(model, Config) else load_config(model)
-            self._model = ConfiguredModel(cfg, str(checkpoint), device, trust, fast)
+            self._model = configured_model(cfg, str(checkpoint), device, trust, fast)
         self.classes = list(self._model.classes)
 
     def __call__(self, image: Picture | list[Picture]) -> Prediction | list[Prediction]:
@@ -81,6 +82,8 @@ class Predictor:
             As far as the model has them, in pixels of the image: ``boxes`` (N, 4) as x1, y1, x2,
             y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and ``segmentation``
             (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance.
+            For a pose estimator ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores``
+            (N, K).
 
         Raises:
             DataError: A file is no image that can be read whole.
@@ -113,6 +116,7 @@ def _arrays(sample: Any) -> Prediction:
     found: dict[str, Any] = {}
     if 'pred_instances' in sample:
         names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
+        names |= dict(keypoints='keypoints', keypoint_scores='keypoint_scores')
         instances = sample.pred_instances
         found = {name: instances[key] for name, key in names.items() if key in instances}
     for key, part in (('pred_sem_seg', 'data'), ('pred_panoptic_seg', 'sem_seg')):

@@ -207,7 +207,8 @@ def add_safeguards(cfg: Config) -> list[str]:
             loader.dataset = harden_dataset(loader.dataset)
     for key in ('val_evaluator', 'test_evaluator'):
         if cfg.get(key) is not None:
-            cfg[key] = use_our_metrics(cfg[key], ignored_label(cfg.get('model')))
+            label = ignored_label(cfg.get('model'))
+            cfg[key] = use_our_metrics(cfg[key], label, cfg.get('default_scope'))
     use_our_pictures(cfg)
     hooks = list(cfg.get('custom_hooks') or ())
     for hook in hooks:

@@ -1,11 +1,12 @@
-"""Training curves as a picture."""
+"""Training curves and sheets of pictures."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..files import writing
 
@@ -57,3 +58,19 @@ def save_figure(figure: Figure, out: Path) -> Path:
     with writing(out, durable=False) as partial:
         figure.savefig(partial, dpi=120)
     return out
+
+
+def draw_sheet(rows: Sequence[Sequence[tuple[str, Any]]], out: Path) -> Path:
+    """Writes rows of titled pictures: (H, W, 3) in RGB, or (H, W) in false colours."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(4 * columns, 4 * len(rows)), layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis('off')
+    for line, row in zip(grid, rows, strict=True):
+        for axes, (title, pixels) in zip(line, row, strict=False):
+            axes.imshow(pixels, cmap='inferno')
+            axes.set_title(title, fontsize=9)
+    return save_figure(figure, out)

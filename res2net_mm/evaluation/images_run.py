@@ -124,7 +124,8 @@ class ImagesRun:
 
 def _check_finite(sample: Mapping[str, Any]) -> None:
     found = sample.get('pred_instances') or {}
-    values = {key: found[key] for key in ('bboxes', 'scores', 'mask_scores') if key in found}
+    names = ('bboxes', 'scores', 'mask_scores', 'keypoints', 'keypoint_scores')
+    values = {key: found[key] for key in names if key in found}
     if 'seg_logits' in sample:
         values['logits'] = sample['seg_logits']['data']
     for name, value in values.items():

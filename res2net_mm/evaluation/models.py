@@ -89,7 +89,7 @@ def _weighted(module: nn.Module, x: Tensor, out: Tensor) -> int:
 
 
 def _run(model: nn.Module, image: Tensor) -> None:
-    names = ('rpn_head', 'bbox_head', 'semantic_head', 'decode_head')
+    names = ('rpn_head', 'bbox_head', 'semantic_head', 'decode_head', 'head')
     heads = [getattr(model, name) for name in names if getattr(model, name, None)]
     if not heads or isinstance(heads[0], nn.ModuleList):
         raise ValueError(

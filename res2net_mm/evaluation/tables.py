@@ -33,22 +33,28 @@ _OURS = {
 _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 
 
-def use_our_metrics(evaluator: Any, ignore_index: int | None = None) -> Any:
+def use_our_metrics(
+    evaluator: Any, ignore_index: int | None = None, default_scope: str | None = None
+) -> Any:
     """An evaluator's config with our metrics in place of mmdet's and mmseg's of the same name.
 
     Args:
         evaluator: Evaluator config or a list of them; not changed.
         ignore_index: The label that ``IoUMetric`` leaves out, unless its config has one.
+        default_scope: The scope of types that name none.
     """
     if isinstance(evaluator, (list, tuple)):
-        return [use_our_metrics(part, ignore_index) for part in evaluator]
+        return [use_our_metrics(part, ignore_index, default_scope) for part in evaluator]
     if not isinstance(evaluator, Mapping):
         return evaluator
     new = copy.deepcopy(evaluator)
     if 'metrics' in evaluator:  # an evaluator of several data sets
-        new['metrics'] = use_our_metrics(evaluator['metrics'], ignore_index)
+        new['metrics'] = use_our_metrics(evaluator['metrics'], ignore_index, default_scope)
         return new
     scope, _, name = _type_name(evaluator).rpartition('.')
+    if name == 'CocoMetric' and (scope or default_scope) == 'mmpose':
+        new['type'] = f'{_ROOM}.keypoints.KeypointMetric'
+        return new
     if name == 'FasterCocoMetric' and evaluator.get('ann_file'):
         name = 'CocoMetric'  # theirs names classes in the file's order
     library, module = _OURS.get(name, ('', ''))

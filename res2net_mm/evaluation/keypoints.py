@@ -1,0 +1,68 @@
+"""COCO's keypoint AP with mmpose, and what mmpose imports as xtcocotools.
+
+Its wheels are built for numpy 1. If it is missing or does not load, importing this module (a
+config's ``custom_imports``) puts faster-coco-eval in its place. ``import res2net_mm`` does not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Mapping
+from importlib import import_module
+from typing import Any
+
+import faster_coco_eval
+from faster_coco_eval.core.cocoeval import Params
+
+from .images_run import ImagesRun, warn
+
+
+class _Params(Params):
+    useSegm = None  # mmpose assigns it, which would make Params score boxes
+
+
+class COCOeval(faster_coco_eval.COCOeval_faster):
+    """faster-coco-eval's evaluation with the arguments of xtcocotools."""
+
+    def __init__(
+        self, truth: Any, found: Any, kind: str, sigmas: Any = None, use_area: bool = True
+    ) -> None:
+        super().__init__(truth, found, kind, kpt_oks_sigmas=sigmas, use_area=use_area)
+        self.params.__class__ = _Params
+
+
+try:
+    import_module('xtcocotools.cocoeval')
+except Exception:  # a build for another numpy raises various errors
+    sys.modules |= {
+        'xtcocotools': faster_coco_eval,
+        'xtcocotools.coco': faster_coco_eval.coco,
+        'xtcocotools.cocoeval': sys.modules[__name__],
+        'xtcocotools.mask': faster_coco_eval.mask,
+    }
+try:
+    from mmpose.evaluation import CocoMetric
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f'poses need mmpose 1.3.2 ({error}): see docs/pose.md') from None
+
+
+class KeypointMetric(ImagesRun, CocoMetric):
+    """mmpose's ``CocoMetric``: AP by object keypoint similarity, each person once.
+
+    As in COCO, persons without a labelled keypoint cannot be missed, and persons in images that
+    were not run, such as those without a detected box, are missed.
+    """
+
+    def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
+        """A top-down model has one sample per person."""
+        return f'{sample["img_id"]}, {sample["id"]}'
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """``AP``, ``AP .5``, ... ``AR (L)``."""
+        kept = self.each_once(results)
+        run = {predicted['img_id'] for predicted, _ in kept}
+        people = [a for a in self.coco.anns.values() if a.get('num_keypoints')] if self.coco else []
+        missed = sum(person['image_id'] not in run for person in people)
+        if missed:
+            warn(f'{missed:,} of {len(people):,} persons are in images not run: counted as missed')
+        return super().compute_metrics(kept)

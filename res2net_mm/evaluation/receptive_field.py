@@ -1,0 +1,116 @@
+"""Effective receptive fields: the pixels that a unit of a backbone really looks at.
+
+Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional Neural Networks"
+(arXiv 1701.04128): few of the pixels in the theoretical field have influence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
+from tqdm import tqdm
+
+from ..backbones import Backbone, create_backbone
+from ..columns import aligned
+
+SHARE = 0.95  # of the influence
+FADED = 1 - 0.9545  # of the largest influence; a Gaussian falls to it at two standard deviations
+# built as Res2Net-50 v1 is, so that they differ from it in nothing but the scales
+RESNETS: dict[str, dict[str, Any]] = {
+    f'resnet{depth}': dict(depth=depth, scales=1, base_width=64) for depth in (50, 101, 152)
+}
+
+
+def effective_fields(net: nn.Module, images: Iterable[Tensor]) -> list[Tensor]:
+    """The effective receptive field of the middle unit of each level.
+
+    It is the gradient of that unit, summed over the level's channels, with respect to the image:
+    absolute values, summed over the image's channels and averaged over the images.
+
+    Args:
+        net: In evaluation mode: an image to levels (1, channels, h, w).
+        images: Each (1, C, H, W), all of one size that gives every level odd sides.
+
+    Returns:
+        One (H, W) per level, with sum 1.
+
+    Raises:
+        ValueError: A level has no middle unit, or the images have no finite influence on it.
+    """
+    sums: list[Tensor] = []
+    for image in images:
+        image = image.detach().clone().requires_grad_()
+        fields = []
+        for level in net(image):
+            height, width = level.shape[2:]
+            if not (height % 2 and width % 2):
+                size = f'{image.shape[2]} x {image.shape[3]}'
+                raise ValueError(
+                    f'images must give every level odd sides, as 513 x 513 px do, but {size} px '
+                    f'give one of {height} x {width}'
+                )
+            unit = level[0, :, height // 2, width // 2].sum()
+            (gradient,) = torch.autograd.grad(unit, image, retain_graph=True)
+            fields.append(gradient[0].abs().sum(0))
+        sums = [a + b for a, b in zip(sums, fields, strict=True)] if sums else fields
+    if not all(0 < field.sum() < torch.inf for field in sums):
+        raise ValueError('images must have an influence on every level, and a finite one')
+    return [field / field.sum() for field in sums]
+
+
+def square_side(field: Tensor, share: float = SHARE) -> int:
+    """Side in pixels of the smallest centred square that holds a share of a field (H, W)."""
+    rows, columns = ((torch.arange(n) - n // 2).abs() for n in field.shape)
+    distance = torch.maximum(rows[:, None], columns[None]).flatten()
+    held = torch.bincount(distance, field.cpu().double().flatten()).cumsum(0)
+    return 2 * int((held < share * held[-1]).sum()) + 1
+
+
+def luo_side(field: Tensor) -> float:
+    """Luo et al.'s size in pixels: the root of the number of pixels above ``FADED``."""
+    return float((field > FADED * field.max()).sum()) ** 0.5
+
+
+def random_images(count: int, side: int) -> list[Tensor]:
+    """Normally distributed images (1, 3, side, side) from torch's generator."""
+    return [torch.randn(1, 3, side, side) for _ in range(count)]
+
+
+def random_network(name: str) -> Backbone:
+    """A ResNet of ``RESNETS`` or a named variant, with random weights that make every block count.
+
+    By default, blocks of a network start as the identity, so shortcuts would be all that is seen.
+    """
+    resnet = RESNETS.get(name)
+    name, options = (name, {}) if resnet is None else ('res2net50_26w_4s', resnet)
+    return create_backbone(name, zero_init_residual=False, **options)
+
+
+def random_fields(name: str, images: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The fields of a :func:`random_network` by level: C2 to C5.
+
+    Batch norm takes its statistics from the images, as in training: random weights come with mean 0
+    and variance 1, whatever the features are.
+    """
+    net = random_network(name).requires_grad_(False)
+    update_bn(images, net)
+    return fields_by_level(net, tqdm(images, desc=name, unit='image'))
+
+
+def fields_by_level(net: Backbone, images: Iterable[Tensor]) -> dict[str, Tensor]:
+    """:func:`effective_fields` of a backbone, by the names of its levels."""
+    names = [f'C{i + 2}' for i in net.out_indices]
+    return dict(zip(names, effective_fields(net.eval(), images), strict=True))
+
+
+def format_fields(fields: Mapping[str, Mapping[str, Tensor]]) -> str:
+    """Both sizes of each field, by network and level, as a table."""
+    rows = [('network', 'level', f'square with {SHARE:.0%} (px)', "Luo et al.'s side (px)")]
+    for network, levels in fields.items():
+        for level, field in levels.items():
+            rows.append((network, level, str(square_side(field)), f'{luo_side(field):.0f}'))
+    return '\n'.join(aligned(rows))
