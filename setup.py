@@ -81,5 +81,6 @@ setup(
         'export': ['onnx', 'onnxruntime'],
         # runs .xml files, the fastest on CPUs, and makes int8 of them
         'openvino': ['openvino>=2026.4', 'nncf>=3.4'],
+        'saliency': ['pysodmetrics>=1.6.2'],  # the measures of salient object detection
     },
 )

@@ -121,7 +121,8 @@ def measures_of(cfg):
         kinds = evaluator.get('metric')
         if evaluator.type == 'CocoMetric':
             names += [f'{kind}_mAP' for kind in ([kinds] if isinstance(kinds, str) else kinds)]
-        names += {'VOCMetric': ['mAP'], 'IoUMetric': ['mIoU']}.get(evaluator.type, [])
+        figures = {'VOCMetric': ['mAP'], 'IoUMetric': ['mIoU'], 'res2net_mm.SaliencyMetric': ['Sm']}
+        names += figures.get(evaluator.type, [])
         names += ['PQ'] if evaluator.type == 'CocoPanopticMetric' else []
     return names
 

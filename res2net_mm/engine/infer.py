@@ -36,6 +36,7 @@ from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
+from .saliency import overlay, probability, write_picture
 from .terminal import warn
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -195,6 +196,9 @@ class ConfiguredModel:
     def draw(self, image: Path, sample: Any, out: Path, threshold: float) -> None:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.bgr2rgb(self.loader.picture(str(image)))
+        if (found := probability(sample)) is not None:
+            write_picture(overlay(pixels, found, self.visualizer.dataset_meta['palette'][-1]), out)
+            return
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
         with writing(out, durable=False) as partial:
             self.visualizer.add_datasample(
@@ -215,7 +219,7 @@ class ConfiguredModel:
         if 'pred_instances' in sample:
             record['instances'] = list(self._instances(sample.pred_instances, threshold))
         if 'pred_sem_seg' in sample:
-            labels = sample.pred_sem_seg.data.cpu().numpy()
+            labels = sample.pred_sem_seg.data.long().cpu().numpy()
             shares = enumerate((np.bincount(labels.ravel()) / labels.size).tolist())
             record['shares'] = {self._name(i): round(share, 6) for i, share in shares if share}
         return record
@@ -326,6 +330,9 @@ def _write_pictures(
     if 'pred_sem_seg' in sample:
         labels = target.with_suffix('.labels.png')
         attempt('written as a label map', lambda: predictor.write_labels(sample, labels))
+    if (found := probability(sample)) is not None:
+        grey = target.with_suffix('.probability.png')
+        attempt('written as a grey map', lambda: write_picture(found, grey))
     return failures
 
 

@@ -1,0 +1,97 @@
+"""The measures of salient object detection, by PySODMetrics."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from mmengine.evaluator import BaseMetric
+
+from ..data.errors import DataError
+from .images_run import ImagesRun, image_name
+
+
+class _Measures(BaseMetric):
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        import py_sod_metrics as sod
+
+        for sample in data_samples:
+            found, truth = _maps(sample)
+            if self.normalize:
+                found, truth = (found * 255).round().astype(np.uint8), truth * np.uint8(255)
+            f = sod.FmeasureV2({'f': sod.FmeasureHandler(with_dynamic=True, with_adaptive=True)})
+            values: dict[str, Any] = {}
+            for part in (sod.MAE(), f, sod.Smeasure(), sod.Emeasure(), sod.WeightedFmeasure()):
+                part.step(found, truth, self.normalize)
+                values |= part.get_results()
+            f, e = values.pop('f'), values.pop('em')
+            values.update(f=f['dynamic'], adpf=f['adaptive'], e=e['curve'], adpe=e['adp'])
+            self.results.append(values)  # not the maps, which would fill the memory
+
+
+class SaliencyMetric(ImagesRun, _Measures):
+    """Measures of the probability map of a head with one channel, at the size of the image.
+
+    ``MAE``; ``maxF``, ``meanF`` and ``adpF`` (beta squared 0.3, at 256 thresholds and at twice the
+    map's mean); ``Sm``; ``maxE``, ``meanE`` and ``adpE``; ``wF``: means over images, from 0 to 1.
+    Max and mean are those of the images' mean curve.
+
+    Args:
+        normalize: Measure as PySODMetrics does by default and as papers do that measure saved
+            pictures: maps are rounded to 8 bits and stretched from their least value to their
+            largest. False measures the probabilities themselves.
+        kwargs: Arguments of mmengine's ``BaseMetric``.
+
+    Raises:
+        ImportError: PySODMetrics is not installed.
+    """
+
+    default_prefix = 'saliency'
+
+    def __init__(self, normalize: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.normalize = normalize
+        try:
+            import py_sod_metrics  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                f"SaliencyMetric needs PySODMetrics: pip install 'res2net_mm[saliency]' ({error})"
+            ) from error
+
+    def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
+        """Path and two measures: several crops of one image differ in these."""
+        path = sample.get('img_path')
+        return path and (path, float(result['mae']), float(result['sm']))
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """The figures by name."""
+        parts = self.each_once(results)
+        mean = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
+        found = dict(MAE=mean['mae'])
+        found.update(maxF=mean['f'].max(), meanF=mean['f'].mean(), adpF=mean['adpf'])
+        found.update(Sm=mean['sm'], maxE=mean['e'].max(), meanE=mean['e'].mean())
+        found.update(adpE=mean['adpe'], wF=mean['wfm'])
+        figures = {name: float(value) for name, value in found.items()}
+        self.log_table(figures)
+        return figures
+
+
+def _maps(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Probability and ground truth, float64 and bool (H, W); mmseg has applied the sigmoid."""
+    maps = [sample.get(key) for key in ('seg_logits', 'gt_sem_seg')]
+    if None in maps or len(maps[0]['data']) != 1:
+        raise DataError(
+            'SaliencyMetric needs its mask and a model with one channel',
+            image_name(sample),
+            'load the mask in the pipeline, and set num_classes=2, out_channels=1 and threshold of '
+            'model.decode_head',
+        )
+    found, truth = (part['data'].squeeze(0).cpu().numpy() for part in maps)
+    if found.shape != truth.shape or truth.min() < 0 or truth.max() > 1:
+        raise DataError(
+            f'its mask has {truth.shape} pixels of {truth.min()} to {truth.max()}, but must have '
+            f'{found.shape} of 0 and 1',
+            image_name(sample),
+        )
+    return found.astype(np.float64), truth == 1
