@@ -29,7 +29,7 @@ model = dict(
         align_corners=False,
         loss_decode=[
             dict(type='CrossEntropyLoss', use_sigmoid=True, avg_non_ignore=True),
-            dict(type='res2net_mm.BinaryDiceLoss'),
+            dict(type='res2net_mm.BinaryDiceLoss', naive_dice=True, eps=1.0),
         ],
     ),
 )

@@ -37,13 +37,9 @@ __all__ = [
 ]
 
 
-_LATE = {  # their modules import what training and the backbones do not need, such as mmseg
-    'BinaryDiceLoss': '.heads',
-    'BinaryFPNHead': '.heads',
-    'Predictor': '.engine.predictor',
-    'SaliencyMetric': '.evaluation.saliency',
-    'UNetHead': '.heads',
-}
+# their modules import what training and the backbones do not need, such as mmseg
+_LATE = dict.fromkeys(('BinaryDiceLoss', 'BinaryFPNHead', 'UNetHead'), '.heads')
+_LATE.update(Predictor='.engine.predictor', SaliencyMetric='.evaluation.saliency')
 
 
 def __getattr__(name: str) -> Any:

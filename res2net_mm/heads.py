@@ -1,7 +1,6 @@
 """Decode heads for mmseg: a U-Net, and heads with one channel for one kind of object.
 
-A config names them, as in ``type='res2net_mm.UNetHead'``; only then are this module and mmseg
-imported.
+A config names them, as in ``type='res2net_mm.UNetHead'``; only then is mmseg imported.
 """
 
 from __future__ import annotations
@@ -13,44 +12,27 @@ import torch
 from mmcv.cnn import ConvModule
 from mmseg.models.decode_heads import FPNHead
 from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+from mmseg.models.losses import DiceLoss
 from mmseg.models.utils import resize
 from torch import Tensor, nn
 
 
-class BinaryDiceLoss(nn.Module):
-    """One minus the Dice coefficient of each image, for the logits of a head with one channel.
+class BinaryDiceLoss(DiceLoss):
+    """mmseg's ``DiceLoss`` for a head with one channel.
 
-    mmseg's ``DiceLoss`` compares a single channel with class 0, so it teaches the background; it
-    also counts ignored pixels.
-
-    Args:
-        loss_weight: Factor.
-        smooth: Pixels added to numerator and denominator, for images without an object.
+    mmseg's own compares a single channel with class 0, so it teaches the background; it also
+    counts ignored pixels.
     """
-
-    loss_name = 'loss_dice'  # in mmseg's log
-
-    def __init__(self, loss_weight: float = 1.0, smooth: float = 1.0) -> None:
-        super().__init__()
-        self.loss_weight, self.smooth = loss_weight, smooth
 
     def forward(
         self, logits: Tensor, labels: Tensor, weight: Tensor | None = None, ignore_index: int = 255
     ) -> Tensor:
-        """The mean over images.
-
-        Args:
-            logits: (N, 1, H, W).
-            labels: (N, H, W) of 0, 1 and ``ignore_index``.
-            weight: (N, H, W), factors of the pixels.
-            ignore_index: The label that does not count.
-        """
+        """The loss of logits (N, 1, H, W) for labels (N, H, W) of 0, 1 and ``ignore_index``."""
         if logits.shape[1] != 1:
             raise ValueError(f'logits must have 1 channel, but have {logits.shape[1]}')
-        counted = (labels != ignore_index) * (1.0 if weight is None else weight)
-        found, truth = logits.squeeze(1).sigmoid(), (labels == 1).to(logits)
-        both, each = (counted * found * truth).sum((1, 2)), (counted * (found + truth)).sum((1, 2))
-        return self.loss_weight * (1 - (2 * both + self.smooth) / (each + self.smooth)).mean()
+        labels = labels[:, None]
+        logits = logits.masked_fill(labels == ignore_index, -torch.inf)  # of probability 0
+        return super().forward(logits, (labels == 1).long(), weight)
 
 
 class _OneChannel:
@@ -75,8 +57,7 @@ class UNetHead(_OneChannel, BaseDecodeHead):
 
     Args:
         channels: Channels at the finest level; each coarser level has twice as many.
-        kwargs: mmseg's arguments of decode heads; ``in_channels`` and ``in_index`` are lists, the
-            finest level first.
+        kwargs: mmseg's; ``in_channels`` and ``in_index`` are lists, the finest level first.
     """
 
     def __init__(self, channels: int, **kwargs: Any) -> None:

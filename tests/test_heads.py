@@ -15,7 +15,7 @@ import res2net_mm
 
 LOSSES = [
     dict(type='CrossEntropyLoss', use_sigmoid=True, avg_non_ignore=True),
-    dict(type='res2net_mm.BinaryDiceLoss'),
+    dict(type='res2net_mm.BinaryDiceLoss', naive_dice=True, eps=1.0),
 ]
 ONE = dict(num_classes=2, out_channels=1, threshold=0.5, loss_decode=LOSSES)
 
@@ -27,15 +27,17 @@ def logit(p):
 def test_dice_by_hand():
     """Probabilities 0.75, 0.5, 0.25 and an ignored pixel on labels 1, 0, 1; an empty image."""
     values = [[logit(0.75), 0.0, logit(0.25), 9.0], [logit(0.5)] * 4]
-    logits = torch.tensor(values, dtype=torch.float64).reshape(2, 1, 2, 2)
+    logits = torch.tensor(values, dtype=torch.float64).reshape(2, 1, 2, 2).requires_grad_()
     labels = torch.tensor([[[1, 0], [1, 255]], [[0, 0], [0, 0]]])
-    loss = res2net_mm.BinaryDiceLoss()(logits, labels)
+    loss = res2net_mm.BinaryDiceLoss(naive_dice=True, eps=1.0)(logits, labels)
     first, second = (2 * 1.0 + 1) / (1.5 + 2 + 1), 1 / (2 + 1)
     assert loss.item() == pytest.approx(((1 - first) + (1 - second)) / 2, abs=1e-12)
-    weight = torch.tensor([1.0, 3.0]).reshape(2, 1, 1).expand(2, 2, 2)
-    weighted = res2net_mm.BinaryDiceLoss(loss_weight=2, smooth=0.5)(logits, labels, weight)
-    first, second = (2 * 1.0 + 0.5) / (1.5 + 2 + 0.5), 0.5 / (3 * 2 + 0.5)
-    assert weighted.item() == pytest.approx((1 - first) + (1 - second), abs=1e-12)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.isfinite().all() and gradient[0, 0, 1, 1] == 0
+    assert gradient[0, 0, 0, 0] < 0 < gradient[0, 0, 0, 1]
+    squares = res2net_mm.BinaryDiceLoss(loss_weight=2, eps=0.5)(logits, labels)
+    first = 2 * 1.0 / (0.75**2 + 0.5**2 + 0.25**2 + 0.5 + 2 + 0.5)
+    assert squares.item() == pytest.approx((1 - first) + 1, abs=1e-12)
     with pytest.raises(ValueError, match='1 channel, but have 2'):
         res2net_mm.BinaryDiceLoss()(torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4))
 

@@ -4,7 +4,7 @@ data_root = 'data/DUTS'
 size = (352, 352)
 binary_losses = [
     dict(type='CrossEntropyLoss', use_sigmoid=True, avg_non_ignore=True),
-    dict(type='res2net_mm.BinaryDiceLoss'),
+    dict(type='res2net_mm.BinaryDiceLoss', naive_dice=True, eps=1.0),
 ]
 metainfo = dict(classes=('background', 'salient'), palette=[[0, 0, 0], [220, 20, 60]])
 train_dataloader = dict(

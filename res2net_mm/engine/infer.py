@@ -36,7 +36,7 @@ from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
-from .saliency import overlay, probability, write_picture
+from .saliency import overlay, probability
 from .terminal import warn
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -197,7 +197,9 @@ class ConfiguredModel:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.bgr2rgb(self.loader.picture(str(image)))
         if (found := probability(sample)) is not None:
-            write_picture(overlay(pixels, found, self.visualizer.dataset_meta['palette'][-1]), out)
+            drawn = overlay(pixels, found, self.visualizer.dataset_meta['palette'][-1])
+            with writing(out, durable=False) as partial:
+                mmcv.imwrite(mmcv.rgb2bgr(drawn), str(partial))
             return
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
         with writing(out, durable=False) as partial:
@@ -211,6 +213,11 @@ class ConfiguredModel:
         labels = sample.pred_sem_seg.data[0].cpu().numpy().astype(levels)
         with writing(out, durable=False) as partial:
             mmcv.imwrite(labels, str(partial))
+
+    def write_probability(self, sample: Any, out: Path) -> None:
+        """Writes the probability that a head with one channel gives, as grey from 0 to 255."""
+        with writing(out, durable=False) as partial:
+            mmcv.imwrite((probability(sample) * 255).round().astype(np.uint8), str(partial))
 
     def describe(self, image: Path, sample: Any, threshold: float) -> dict[str, Any]:
         """The predictions of one image for the json file."""
@@ -330,9 +337,9 @@ def _write_pictures(
     if 'pred_sem_seg' in sample:
         labels = target.with_suffix('.labels.png')
         attempt('written as a label map', lambda: predictor.write_labels(sample, labels))
-    if (found := probability(sample)) is not None:
+    if probability(sample) is not None:
         grey = target.with_suffix('.probability.png')
-        attempt('written as a grey map', lambda: write_picture(found, grey))
+        attempt('written as a grey map', lambda: predictor.write_probability(sample, grey))
     return failures
 
 

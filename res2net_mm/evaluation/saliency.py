@@ -35,16 +35,13 @@ class SaliencyMetric(ImagesRun, _Measures):
 
     ``MAE``; ``maxF``, ``meanF`` and ``adpF`` (beta squared 0.3, at 256 thresholds and at twice the
     map's mean); ``Sm``; ``maxE``, ``meanE`` and ``adpE``; ``wF``: means over images, from 0 to 1.
-    Max and mean are those of the images' mean curve.
+    Max and mean are those of the images' mean curve. Needs PySODMetrics (ImportError).
 
     Args:
-        normalize: Measure as PySODMetrics does by default and as papers do that measure saved
-            pictures: maps are rounded to 8 bits and stretched from their least value to their
-            largest. False measures the probabilities themselves.
-        kwargs: Arguments of mmengine's ``BaseMetric``.
-
-    Raises:
-        ImportError: PySODMetrics is not installed.
+        normalize: Measure as papers do that measure saved pictures (the default of PySODMetrics):
+            each map is rounded to 8 bits and stretched from its least value to its largest. False
+            measures the probabilities themselves.
+        kwargs: Those of mmengine's ``BaseMetric``.
     """
 
     default_prefix = 'saliency'
@@ -68,30 +65,25 @@ class SaliencyMetric(ImagesRun, _Measures):
         """The figures by name."""
         parts = self.each_once(results)
         mean = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
-        found = dict(MAE=mean['mae'])
-        found.update(maxF=mean['f'].max(), meanF=mean['f'].mean(), adpF=mean['adpf'])
-        found.update(Sm=mean['sm'], maxE=mean['e'].max(), meanE=mean['e'].mean())
-        found.update(adpE=mean['adpe'], wF=mean['wfm'])
-        figures = {name: float(value) for name, value in found.items()}
-        self.log_table(figures)
-        return figures
+        f, e = mean['f'], mean['e']
+        found = dict(MAE=mean['mae'], maxF=f.max(), meanF=f.mean(), adpF=mean['adpf'])
+        found.update(Sm=mean['sm'], maxE=e.max(), meanE=e.mean(), adpE=mean['adpe'])
+        found = {name: float(value) for name, value in dict(found, wF=mean['wfm']).items()}
+        self.log_table(found)
+        return found
 
 
 def _maps(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Probability and ground truth, float64 and bool (H, W); mmseg has applied the sigmoid."""
+    """Probability and ground truth, float64 and bool, (H, W)."""
     maps = [sample.get(key) for key in ('seg_logits', 'gt_sem_seg')]
     if None in maps or len(maps[0]['data']) != 1:
         raise DataError(
             'SaliencyMetric needs its mask and a model with one channel',
             image_name(sample),
-            'load the mask in the pipeline, and set num_classes=2, out_channels=1 and threshold of '
-            'model.decode_head',
+            'load the mask in the pipeline, and set out_channels=1 of model.decode_head',
         )
     found, truth = (part['data'].squeeze(0).cpu().numpy() for part in maps)
     if found.shape != truth.shape or truth.min() < 0 or truth.max() > 1:
-        raise DataError(
-            f'its mask has {truth.shape} pixels of {truth.min()} to {truth.max()}, but must have '
-            f'{found.shape} of 0 and 1',
-            image_name(sample),
-        )
+        what = f'{truth.shape} pixels of {truth.min()} to {truth.max()}'
+        raise DataError(f'its mask has {what}, but needs {found.shape} of 0 and 1', image_name(sample))
     return found.astype(np.float64), truth == 1

@@ -122,7 +122,7 @@ def test_memory_does_not_grow_with_the_images():
         (dict(gt_sem_seg=None), 'needs its mask and a model with one channel'),
         (dict(seg_logits=None), 'needs its mask and a model with one channel'),
         (dict(seg_logits=dict(data=torch.zeros(2, 4, 4))), 'one channel; .*out_channels=1'),
-        (dict(gt_sem_seg=dict(data=torch.full((1, 4, 4), 255))), 'of 255 to 255, but must have'),
+        (dict(gt_sem_seg=dict(data=torch.full((1, 4, 4), 255))), 'of 255 to 255, but needs'),
         (dict(gt_sem_seg=dict(data=torch.zeros(1, 4, 5))), r'\(4, 5\) pixels .*\(4, 4\)'),
         (dict(seg_logits=dict(data=torch.full((1, 4, 4), float('nan')))), 'not finite'),
     ],
