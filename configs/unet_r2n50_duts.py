@@ -1,5 +1,5 @@
-# Salient objects (DUTS): U-Net with one channel, from the stem (stride 2) on, Res2Net-50 v1b 26w 4s,
-# 40,000 steps.
+# Salient objects (DUTS): U-Net with one channel that starts at the stem (stride 2), Res2Net-50 v1b
+# 26w 4s, 40,000 steps.
 _base_ = ['./_base_/segmentor.py', './_base_/duts.py', './_base_/schedule_40k.py']
 model = dict(
     data_preprocessor=dict(size=(352, 352)),

@@ -1,5 +1,4 @@
-# DUTS (saliency): pictures and masks under data/DUTS, as its authors' two zip files unpack; 16 images
-# a step.
+# DUTS (saliency): images and masks in data/DUTS, as its two zip files unpack; 16 images a step.
 data_root = 'data/DUTS'
 size = (352, 352)
 binary_losses = [

@@ -178,7 +178,7 @@ def read_binary_mask(file: str) -> np.ndarray:
         if any((grey != other).any() for other in others) or alpha.min() < 255:
             what = 'it is coloured or transparent'
     values = set(np.unique(grey).tolist())
-    if 1 < max(values) <= 128:
+    if not what and 1 < max(values) <= 128:
         what = f'its largest value is {max(values)}'
     elif {1, 255} <= values <= {0, 1, 255}:
         what = 'it has 1 and 255, of which one may mean that a pixel does not count'
