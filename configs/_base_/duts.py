@@ -14,9 +14,7 @@ train_dataloader = dict(
     dataset=dict(
         type='BaseSegDataset',
         data_root=data_root,
-        data_prefix=dict(
-            img_path='DUTS-TR/DUTS-TR-Image', seg_map_path='DUTS-TR/DUTS-TR-Mask'
-        ),
+        data_prefix=dict(img_path='DUTS-TR/DUTS-TR-Image', seg_map_path='DUTS-TR/DUTS-TR-Mask'),
         metainfo=metainfo,
         pipeline=[
             dict(type='LoadImageFromFile'),
@@ -36,9 +34,7 @@ val_dataloader = dict(
     dataset=dict(
         type='BaseSegDataset',
         data_root=data_root,
-        data_prefix=dict(
-            img_path='DUTS-TE/DUTS-TE-Image', seg_map_path='DUTS-TE/DUTS-TE-Mask'
-        ),
+        data_prefix=dict(img_path='DUTS-TE/DUTS-TE-Image', seg_map_path='DUTS-TE/DUTS-TE-Mask'),
         metainfo=metainfo,
         pipeline=[
             dict(type='LoadImageFromFile'),

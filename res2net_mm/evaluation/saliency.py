@@ -85,5 +85,7 @@ def _maps(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     found, truth = (part['data'].squeeze(0).cpu().numpy() for part in maps)
     if found.shape != truth.shape or truth.min() < 0 or truth.max() > 1:
         what = f'{truth.shape} pixels of {truth.min()} to {truth.max()}'
-        raise DataError(f'its mask has {what}, but needs {found.shape} of 0 and 1', image_name(sample))
+        raise DataError(
+            f'its mask has {what}, but needs {found.shape} of 0 and 1', image_name(sample)
+        )
     return found.astype(np.float64), truth == 1
