@@ -187,9 +187,11 @@ def test_segmentor_of_one_plane(tmp_path):
     model = segmentor(num_classes=2, out_channels=1, threshold=0.4)
     path = export(model, tmp_path / 'x.onnx', (64, 96)).path
     image = picture(64, 96)
-    (labels,) = run_file(path, image[None]).values()
-    expected = predicted(model, image).pred_sem_seg.data[0].numpy()
+    labels, probability = run_file(path, image[None]).values()
+    sample = predicted(model, image)
+    expected = sample.pred_sem_seg.data[0].numpy()
     assert 0.1 < expected.mean() < 0.9 and (labels != expected).mean() < 1e-3
+    np.testing.assert_allclose(probability, sample.seg_logits.data[0], atol=1e-4)
 
 
 def test_windows_need_a_fixed_size(tmp_path):
