@@ -9,7 +9,7 @@ import numpy as np
 from mmengine.evaluator import BaseMetric
 
 from ..data.errors import DataError
-from .images_run import ImagesRun, image_name
+from .images_run import ImagesRun, image_name, warn
 
 
 class _Measures(BaseMetric):
@@ -27,6 +27,8 @@ class _Measures(BaseMetric):
                 values |= part.get_results()
             f, e = values.pop('f'), values.pop('em')
             values.update(f=f['dynamic'], adpf=f['adaptive'], e=e['curve'], adpe=e['adp'])
+            if np.isnan(values['sm']):  # a quarter of the image is empty
+                warn(f'PySODMetrics has no S-measure of {image_name(sample)}, so Sm is NaN')
             self.results.append(values)  # not the maps, which would fill the memory
 
 
@@ -59,7 +61,7 @@ class SaliencyMetric(ImagesRun, _Measures):
     def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
         """Path and two measures: several crops of one image differ in these."""
         path = sample.get('img_path')
-        return path and (path, float(result['mae']), float(result['sm']))
+        return path and (path, float(result['mae']), float(result['wfm']))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """The figures by name."""
@@ -82,10 +84,10 @@ def _maps(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
             image_name(sample),
             'load the mask in the pipeline, and set out_channels=1 of model.decode_head',
         )
-    found, truth = (part['data'].squeeze(0).cpu().numpy() for part in maps)
+    found, truth = (part['data'].squeeze(0).double().cpu().numpy() for part in maps)
     if found.shape != truth.shape or truth.min() < 0 or truth.max() > 1:
-        what = f'{truth.shape} pixels of {truth.min()} to {truth.max()}'
+        what = f'{truth.shape} pixels of {truth.min():g} to {truth.max():g}'
         raise DataError(
             f'its mask has {what}, but needs {found.shape} of 0 and 1', image_name(sample)
         )
-    return found.astype(np.float64), truth == 1
+    return found, truth == 1

@@ -105,6 +105,29 @@ def test_each_image_counts_once():
     assert measured(metric(), [first, *others, crop]) != once
 
 
+@pytest.mark.filterwarnings('ignore::RuntimeWarning')
+def test_image_that_has_no_s_measure_is_named(monkeypatch):
+    """An object in the last column leaves PySODMetrics nothing to the right of it."""
+    lines = []
+    monkeypatch.setattr('res2net_mm.evaluation.saliency.warn', lines.append)
+    truth = np.zeros((8, 9))
+    truth[:, -1] = 1
+    samples = [sample(truth / 2, truth, 'edge.png'), *(sample(*pair, 'a.png') for pair in maps(2))]
+    figures = measured(metric(), [*samples, samples[0]])
+    assert np.isnan(figures['saliency/Sm']) and np.isfinite(figures['saliency/wF'])
+    assert ['edge.png' in line for line in lines] == [True, True]
+    assert figures['saliency/MAE'] == measured(metric(), samples)['saliency/MAE']
+
+
+def test_half_precision():
+    found, truth = next(maps(2))
+    half = torch.as_tensor(found).bfloat16()
+    ours, theirs = (
+        measured(metric(), [sample(values, truth, 'a.png')]) for values in (half, half.float())
+    )
+    assert ours == theirs
+
+
 def test_memory_does_not_grow_with_the_images():
     kept = metric()
     for i in range(2):
