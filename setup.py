@@ -86,5 +86,6 @@ setup(
         'explain': ['grad-cam>=1.5.7'],  # class activation maps
         # what mmpose needs; mmpose itself needs --no-deps, see docs/pose.md
         'pose': ['json_tricks', 'munkres', 'scipy', 'matplotlib'],
+        'saliency': ['pysodmetrics>=1.6.2'],  # the measures of salient object detection
     },
 )

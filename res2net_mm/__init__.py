@@ -4,6 +4,7 @@ Importing the package registers its modules under the scope ``res2net_mm``, its 
 ``res2net_mm::name``, and makes mmcv's operators available where mmcv came without compiled ones.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .ops.mmcv_ext import ensure_mmcv_ops
@@ -40,10 +41,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """``Predictor``, which imports what training and the backbones do not need, is loaded late."""
-    if name != 'Predictor':
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    from .engine.predictor import Predictor
+# their modules import what training and the backbones do not need, such as mmseg
+_LATE = dict.fromkeys(('BinaryDiceLoss', 'BinaryFPNHead', 'UNetHead'), '.heads')
+_LATE.update(Predictor='.engine.predictor', SaliencyMetric='.evaluation.saliency')
 
-    return Predictor
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is first used."""
+    if name not in _LATE:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(import_module(_LATE[name], __name__), name)

@@ -24,6 +24,8 @@ def write_layouts(root: Path) -> None:
     voc(root / 'voc', ('train', 'val'), ('dog', 'person'))
     voc(root / 'bccd', ('train', 'val'), ('RBC', 'Platelets'))
     voc_segmentation(root / 'VOCdevkit/VOC2012')
+    masks(root / 'nuclei', 'images/{}', 'semseg/{}', ('train', 'val'), '.png')
+    masks(root / 'DUTS', '{0}/{0}-Image', '{0}/{0}-Mask', ('DUTS-TR', 'DUTS-TE'), '.jpg')
     for split, folder in (('train', 'training'), ('val', 'validation')):
         label_maps(root / 'camvid', f'img_dir/{split}/{{}}.png', f'ann_dir/{split}/{{}}.png', 11)
         label_maps(
@@ -175,6 +177,13 @@ def voc_segmentation(root: Path) -> None:
             image(root / f'JPEGImages/{number:06}.jpg', number)
             save(root / f'{folder}/{number:06}.png', labels(12, 15, 0))
         write(root / f'ImageSets/Segmentation/{split}.txt', ''.join(f'{n:06}\n' for n in numbers))
+
+
+def masks(root: Path, images: str, folder: str, splits: tuple[str, str], suffix: str) -> None:
+    for i, split in enumerate(splits):
+        for number in (2 * i + 1, 2 * i + 2):
+            image(root / images.format(split) / f'{number}{suffix}', number)
+            save(root / folder.format(split) / f'{number}.png', labels(255, 255, 0))
 
 
 def label_maps(root: Path, image_name: str, map_name: str, ignored: int) -> None:

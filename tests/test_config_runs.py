@@ -124,9 +124,13 @@ def measures_of(cfg):
         kinds = evaluator.get('metric')
         if evaluator.type == 'CocoMetric':
             names += [f'{kind}_mAP' for kind in ([kinds] if isinstance(kinds, str) else kinds)]
-        names += {'VOCMetric': ['mAP'], 'IoUMetric': ['mIoU'], 'mmpose.CocoMetric': ['AP']}.get(
-            evaluator.type, []
-        )
+        figures = {
+            'VOCMetric': ['mAP'],
+            'IoUMetric': ['mIoU'],
+            'mmpose.CocoMetric': ['AP'],
+            'res2net_mm.SaliencyMetric': ['Sm'],
+        }
+        names += figures.get(evaluator.type, [])
         names += ['PQ'] if evaluator.type == 'CocoPanopticMetric' else []
     return names
 

@@ -57,6 +57,9 @@ class Res2Net(Backbone):
             that fails, a warning says why and blocks run as they are.
         zero_init_residual: Start each block as the identity (if ``init_cfg`` is None).
         style: ``'pytorch'`` has strides in the 3x3 convs, ``'caffe'`` in the first 1x1 conv.
+        with_stem: Return the features of the stem, before the max pool, as the first level.
+        ceil_mode: Round sizes up in the max pool of the stem (PoolNet): even ones get one more row
+            and column.
         init_cfg: mmengine's initialisation config; None is Kaiming.
 
     Raises:
@@ -105,6 +108,8 @@ class Res2Net(Backbone):
         compile: bool = False,
         zero_init_residual: bool = True,
         style: str = 'pytorch',
+        with_stem: bool = False,
+        ceil_mode: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(
@@ -137,6 +142,7 @@ class Res2Net(Backbone):
         norm_cfg = norm_cfg or dict(type='BN')
         layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         self._make_stem(in_channels, stem_channels, **layers)
+        self.maxpool.ceil_mode = ceil_mode
 
         compilation = Compilation() if compile else False
         inplanes = stem_channels
@@ -179,11 +185,15 @@ class Res2Net(Backbone):
             out_indices=out_indices,
             frozen_stages=frozen_stages,
         )
+        self.with_stem = with_stem
+        if with_stem:
+            self.out_channels = (stem_channels, *self.out_channels)
+            self.out_strides = (2, *self.out_strides)
 
     def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, self.norm1, x))
+        outs = [x] if self.with_stem else []
         x = self.maxpool(x)
-        outs = []
         for stage, name in enumerate(self.stage_names[: self.out_indices[-1] + 1]):
             x = getattr(self, name)(x)
             if stage in self.out_indices:

@@ -20,6 +20,7 @@ from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
 from .findings import WARNING
 from .sets.images import check_pixels, read_header
+from .sets.label_maps import read_binary_mask
 from .sets.nodes import type_name
 from .sets.sizes import size_fault
 
@@ -171,6 +172,22 @@ class CheckLabelMap(mmcv.transforms.BaseTransform):
 
     def __repr__(self) -> str:
         return f'{type(self).__name__}()'
+
+
+@TRANSFORMS.register_module()
+class LoadMaskAnnotations(mmcv.transforms.BaseTransform):
+    """Loads the mask of an image of mmseg's ``BaseSegDataset`` as labels 0 and 1.
+
+    Raises:
+        DataError: It is no mask, or has another size than its image: see
+            :func:`~res2net_mm.data.sets.label_maps.read_binary_mask` and :class:`CheckLabelMap`.
+    """
+
+    def transform(self, results: dict) -> dict:
+        """Adds ``gt_seg_map`` (H, W)."""
+        results['gt_seg_map'] = read_binary_mask(results['seg_map_path'])
+        results['seg_fields'].append('gt_seg_map')
+        return CheckLabelMap().transform(results)
 
 
 @TRANSFORMS.register_module()

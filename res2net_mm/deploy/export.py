@@ -99,8 +99,9 @@ def export(
     everything that selects and merges boxes. Its outputs, as the method has them: ``boxes`` (N, 4),
     x1, y1, x2, y2 in pixels of the input; ``scores`` (N,); ``labels`` (N,); ``masks`` (N, h, w),
     bool, and ``mask_scores`` (N, m, m), the same spread over each box, as the head gives them;
-    ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the object. A backbone
-    gives ``c2`` to ``c5``.
+    ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the object;
+    ``probability`` (h, w), 0 to 1, of label 1 if the model has one channel. A backbone gives ``c2``
+    to ``c5``, and ``c1`` before them if the stem is a level.
 
     The file is compared with PyTorch, and takes its name only if boxes agree to 0.01 pixels, scores
     to 1e-4, and labels are equal.
@@ -502,6 +503,8 @@ def reference(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
         sample = model.predict(x)[0]
         labels, logits = sample.pred_sem_seg.data[0], sample.seg_logits.data
         values = dict(segmentation=labels[:height, :width], logits=logits[:, :height, :width])
+        if len(logits) == 1:
+            values['probability'] = values['logits'][0]
     else:
         from mmdet.structures import DetDataSample
 

@@ -86,13 +86,15 @@ class Graph(nn.Module):
 
 
 class Levels(Graph):
-    """One output a level of a backbone, c2 to c5."""
+    """One output a level of a backbone, c2 to c5; before them c1 if the stem is a level."""
 
     task = 'backbone'
 
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.outputs = tuple(f'c{i + 2}' for i in model.out_indices)
+        if getattr(model, 'with_stem', False):
+            self.outputs = ('c1', *self.outputs)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Features, (N, channels, ceil(h / stride), ceil(w / stride)) each."""
@@ -100,18 +102,26 @@ class Levels(Graph):
 
 
 class Segmentor(Graph):
-    """The label of each pixel, (h, w), of mmseg's ``EncoderDecoder`` and its kind."""
+    """The label of each pixel, (h, w), of mmseg's ``EncoderDecoder`` and its kind.
 
-    task, outputs = 'segmentation', ('segmentation',)
+    With one channel, also the probability of label 1.
+    """
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Labels of the first image."""
+    task = 'segmentation'
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.outputs = ('segmentation',) + ('probability',) * (model.out_channels == 1)
+
+    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The outputs of the first image."""
         x, (height, width) = self.prepare(image)
         shape = x.shape[2:]
         meta = dict(ori_shape=shape, img_shape=shape, pad_shape=shape, padding_size=[0] * 4)
         logits = self.model.inference(x, [meta])[0, :, :height, :width]
         if self.model.out_channels == 1:
-            return (logits[0].sigmoid() > self.model.decode_head.threshold).long()
+            found = logits[0].sigmoid()
+            return (found > self.model.decode_head.threshold).long(), found
         return logits.argmax(0)
 
 

@@ -10,8 +10,8 @@ ONNX files have it in ``metadata_props``, OpenVINO files in ``rt_info``. Fields:
   (N, C, h, w)); ``height`` and ``width``: the largest image, null where they are open; ``divisor``
   of the padded size; ``mean`` and ``std`` of pixels from 0 to 255, in the order ``channels`` of the
   raw input; ``resize``: the config's rule, ``scale`` [w, h] and ``keep_ratio``, or null.
-- ``outputs``: names; ``score_thr``, ``max_per_img``, ``mask_thr``: of detectors; ``opset``: of ONNX
-  files.
+- ``outputs``: names; ``score_thr``, ``max_per_img``, ``mask_thr``: of detectors, the last also of
+  segmentors with one channel; ``opset``: of ONNX files.
 - ``int8``: null, or what a quantised file leaves in float.
 - ``variant``, ``first_block``, ``style``: of backbones.
 """
@@ -130,7 +130,9 @@ def describe(graph: Any, normalisation: Mapping[str, Any], about: Mapping[str, A
         outputs=list(graph.outputs),
         score_thr=test_cfg.get('score_thr'),
         max_per_img=test_cfg.get('max_per_img'),
-        mask_thr=test_cfg.get('mask_thr_binary'),
+        mask_thr=model.decode_head.threshold
+        if 'probability' in graph.outputs
+        else test_cfg.get('mask_thr_binary'),
         opset=None,
         int8=None,
     )

@@ -71,7 +71,8 @@ class ExportedModel:
 
         Returns:
             ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``scores`` (N,), ``labels``
-            (N,), ``masks`` (N, H, W) and ``segmentation`` (H, W), as far as the model has them.
+            (N,), ``masks`` (N, H, W), ``segmentation`` (H, W) and ``probability`` (H, W) of label
+            1, as far as the model has them.
 
         Raises:
             ValueError: ``image`` is no such array.
@@ -140,6 +141,11 @@ class ExportedModel:
                 for w, s in zip(wanted, shape, strict=True)
             )
             found['segmentation'] = found['segmentation'][rows[:, None], columns]
+        if 'probability' in found:  # logits are interpolated, as mmseg does it
+            share = found['probability'].astype(float).clip(1e-7, 1 - 1e-7)
+            share = 1 / (1 + np.exp(-_interpolate(np.log(share / (1 - share)), wanted)))
+            found['probability'] = share.astype(np.float32)
+            found['segmentation'] = (share > self.metadata['mask_thr']).astype(int)
         return found
 
 
@@ -261,6 +267,18 @@ def _resize(image: Array, height: int, width: int) -> Array:
         for i in range(3)
     ]
     return (np.stack(planes, axis=-1) + 0.5).astype(np.uint8)
+
+
+def _interpolate(values: Array, shape: tuple[int, int]) -> Array:
+    """Values (h, w) at ``shape``, between the four nearest, as PyTorch interpolates."""
+    for axis, size in enumerate(shape):
+        last = values.shape[axis] - 1
+        place = (((np.arange(size) + 0.5) * (last + 1) / size) - 0.5).clip(0, last)
+        low = place.astype(int)
+        share = (place - low)[:, None] if axis == 0 else place - low
+        high = values.take(np.minimum(low + 1, last), axis)
+        values = values.take(low, axis) * (1 - share) + high * share
+    return values
 
 
 def _paste(masks: Array, boxes: Array, shape: tuple[int, int], threshold: float) -> Array:

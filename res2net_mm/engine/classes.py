@@ -226,5 +226,7 @@ def _map_labels(order: list[int], module: nn.Module, args: Any, output: Any) -> 
                 label = (ids % _PANOPTIC if name == 'pred_panoptic_seg' else ids).long()
                 setattr(part, key, (ids - label + table.to(ids.device)[label]).to(ids.dtype))
         logits = sample.get('seg_logits')
-        if logits is not None and len(logits.data) == len(order):
+        if logits is not None and len(logits.data) == 1:  # the probability of label 1
+            logits.data = 1 - logits.data
+        elif logits is not None and len(logits.data) == len(order):
             logits.data = logits.data[np.argsort(order)]

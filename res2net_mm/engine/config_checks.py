@@ -115,7 +115,8 @@ def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
     with torch.device('meta'), building_config():
         levels = list(MODELS.build(dict(backbone, init_cfg=None)).out_channels)
     indices = tuple(backbone.get('out_indices', range(4)))
-    gives = f'the backbone gives {levels} (out_indices={indices})'
+    stem = ', with_stem=True' if backbone.get('with_stem') else ''
+    gives = f'the backbone gives {levels} (out_indices={indices}{stem})'
     neck = model.get('neck')
     if neck:
         several = isinstance(neck, (list, tuple))

@@ -93,6 +93,8 @@ def _fill(sample: Any, found: dict[str, Tensor]) -> None:
         sample.pred_panoptic_seg = PixelData(sem_seg=found['segmentation'][None])
     elif 'segmentation' in found:
         sample.pred_sem_seg = PixelData(data=found['segmentation'][None])
+        if 'probability' in found:
+            sample.seg_logits = PixelData(data=found['probability'][None])
     else:
         names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
         sample.pred_instances = InstanceData(**{names[name]: found[name] for name in found})
@@ -116,8 +118,11 @@ def exported_model(cfg: Config, path: str, fast: Any = None) -> dict[str, Any]:
 def facts_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says about its model that the metadata of its exported file says too."""
     roi_head, kind = model.get('roi_head') or {}, model['type']
-    if 'decode_head' in model:
+    head, mask_thr = model.get('decode_head'), None
+    if head:
         task = 'segmentation'
+        if isinstance(head, Mapping) and head.get('out_channels') == 1:
+            mask_thr = head.get('threshold') or 0.3  # mmseg's default
     elif 'panoptic_fusion_head' in model:
         task = 'panoptic'
     else:
@@ -129,5 +134,5 @@ def facts_of(model: Mapping[str, Any]) -> dict[str, Any]:
         model=kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__,
         score_thr=test_cfg.get('score_thr'),
         max_per_img=test_cfg.get('max_per_img'),
-        mask_thr=test_cfg.get('mask_thr_binary'),
+        mask_thr=test_cfg.get('mask_thr_binary', mask_thr),
     )

@@ -36,6 +36,7 @@ from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
+from .saliency import overlay, probability
 from .terminal import warn
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -201,6 +202,11 @@ class ConfiguredModel:
     def draw(self, image: Path, sample: Any, out: Path, threshold: float) -> None:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.bgr2rgb(self.loader.picture(str(image)))
+        if (found := probability(sample)) is not None:
+            drawn = overlay(pixels, found, self.visualizer.dataset_meta['palette'][-1])
+            with writing(out, durable=False) as partial:
+                mmcv.imwrite(mmcv.rgb2bgr(drawn), str(partial))
+            return
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
         if options and 'keypoints' in sample.pred_instances:
             options = dict(draw_bbox=True, kpt_thr=threshold)
@@ -216,6 +222,11 @@ class ConfiguredModel:
         with writing(out, durable=False) as partial:
             mmcv.imwrite(labels, str(partial))
 
+    def write_probability(self, sample: Any, out: Path) -> None:
+        """Writes the probability that a head with one channel gives, as grey from 0 to 255."""
+        with writing(out, durable=False) as partial:
+            mmcv.imwrite((probability(sample) * 255).round().astype(np.uint8), str(partial))
+
     def describe(self, image: Path, sample: Any, threshold: float) -> dict[str, Any]:
         """The predictions of one image for the json file."""
         height, width = sample.ori_shape[:2]
@@ -223,7 +234,7 @@ class ConfiguredModel:
         if 'pred_instances' in sample:
             record['instances'] = list(self._instances(sample.pred_instances, threshold))
         if 'pred_sem_seg' in sample:
-            labels = sample.pred_sem_seg.data.cpu().numpy()
+            labels = sample.pred_sem_seg.data.long().cpu().numpy()
             shares = enumerate((np.bincount(labels.ravel()) / labels.size).tolist())
             record['shares'] = {self._name(i): round(share, 6) for i, share in shares if share}
         return record
@@ -334,6 +345,9 @@ def _write_pictures(
     if 'pred_sem_seg' in sample:
         labels = target.with_suffix('.labels.png')
         attempt('written as a label map', lambda: predictor.write_labels(sample, labels))
+    if probability(sample) is not None:
+        grey = target.with_suffix('.probability.png')
+        attempt('written as a grey map', lambda: predictor.write_probability(sample, grey))
     return failures
 
 

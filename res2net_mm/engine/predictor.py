@@ -18,6 +18,7 @@ from .errors import ToolError
 from .exported import is_exported
 from .infer import ConfiguredModel
 from .posing import configured_model
+from .saliency import probability
 
 Picture = str | Path | Image.Image | np.ndarray
 Prediction = dict[str, np.ndarray]
@@ -81,9 +82,9 @@ class Predictor:
         Returns:
             As far as the model has them, in pixels of the image: ``boxes`` (N, 4) as x1, y1, x2,
             y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and ``segmentation``
-            (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance.
-            For a pose estimator ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores``
-            (N, K).
+            (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance;
+            ``probability`` (H, W) of class 1, if the head has one channel. For a pose estimator
+            ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores`` (N, K).
 
         Raises:
             DataError: A file is no image that can be read whole.
@@ -121,5 +122,7 @@ def _arrays(sample: Any) -> Prediction:
         found = {name: instances[key] for name, key in names.items() if key in instances}
     for key, part in (('pred_sem_seg', 'data'), ('pred_panoptic_seg', 'sem_seg')):
         if key in sample:
-            found['segmentation'] = sample.get(key).get(part)[0]
+            found['segmentation'] = sample.get(key).get(part)[0].long()
+    if (share := probability(sample)) is not None:
+        found['probability'] = share
     return {name: torch.as_tensor(value).cpu().numpy() for name, value in found.items()}

@@ -25,10 +25,11 @@ from ..weights import SCHEME, ZOO
 
 _text = partial(json.dumps, sort_keys=True, default=str)  # the same for lists and tuples
 _HOW_IT_RUNS = (
-    'out_indices frozen_stages norm_eval with_cp compile zero_init_residual init_cfg'.split()
+    'out_indices with_stem frozen_stages norm_eval with_cp compile zero_init_residual '
+    'init_cfg'.split()
 )
 # arguments that change the features, but not which weights fit
-_HIDDEN = {*'first_block strides dilations contract_dilation multi_grid style'.split()}
+_HIDDEN = {*'first_block strides dilations contract_dilation multi_grid style ceil_mode'.split()}
 
 
 @dataclass(frozen=True)

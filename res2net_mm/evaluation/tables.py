@@ -29,6 +29,7 @@ _OURS = {
     'LVISMetric': ('mmdet', 'mmdet_metrics'),
     'FasterCocoMetric': ('mmdet', 'mmdet_metrics'),
     'CocoOccludedSeparatedMetric': ('mmdet', 'mmdet_metrics'),
+    'SaliencyMetric': ('res2net_mm', 'saliency'),
 }
 _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 

@@ -36,6 +36,7 @@ DISCARDED = 'projections that DLA computes and discards'
 
 _WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema', 'ema')
 _DEEPEST = 8
+_PREFIXES = ('backbone.', 'base.resnet.')  # of the backbone in a model; the second is PoolNet's
 _OURS = re.compile(
     r'(stem\.\d|conv1|(bn|gn|ln|in)1|layer\d+\.\d+\.\w+|base_layer\.\d|level[01]\.\d'
     r'|level[2-5]\.(tree[12]|project|root))\.\w'
@@ -139,7 +140,8 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
         if wrapped and not (prefix or '').startswith(wrapper):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     if prefix is None:
-        prefix = 'backbone.' if any(key.startswith('backbone.') for key in state) else ''
+        started = (p for p in _PREFIXES if any(key.startswith(p) for key in state))
+        prefix = next(started, '')
     layout = ''
     if prefix:
         if not any(key.startswith(prefix) for key in state):

@@ -76,7 +76,8 @@ def load_weights(
         net: A backbone of this package.
         source: A name of :data:`ZOO` (``res2net://name`` or just the name), a file, an http
             address, ``open-mmlab://name``, or a state dict; in any layout.
-        prefix: What the backbone's names begin with in the file; None finds ``backbone.``.
+        prefix: What the backbone's names begin with in the file; None finds ``backbone.`` and
+            PoolNet's ``base.resnet.``.
         map_location: Device to which the file is read.
         trust: Read the file with pickle, which runs code that is in it.
 

@@ -14,7 +14,7 @@ from running import memory_for
 from res2net_mm.data.convert.formats import masks2coco
 from res2net_mm.data.errors import DataError
 from res2net_mm.data.sets.images import ORIENTATION, Header, check_pixels, read_header
-from res2net_mm.data.sets.label_maps import count_values
+from res2net_mm.data.sets.label_maps import read_map
 from res2net_mm.data.transforms import LoadImageFromFile
 
 SIDE = 30_000
@@ -80,7 +80,7 @@ def test_label_maps_and_masks(tmp_path):
     Image.new('RGB', (9, 8)).save(small)
     load = LoadImageFromFile().transform
     for call in (
-        lambda: count_values(str(large), False),
+        lambda: read_map(str(large), False),
         lambda: load({'img_path': str(small), 'seg_map_path': str(large)}),
         lambda: masks2coco(
             small.parent, large.parent, tmp_path / 'out.json', 'instances', classes=['a']

@@ -26,6 +26,9 @@ NETWORKS = {
     'vd': dict(SMALL, first_block='paddle'),
     'mmdet': dict(SMALL, first_block='mmdet', out_indices=(1, 3)),
     'dilated': dict(SMALL, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4)),
+    'poolnet': dict(
+        SMALL, with_stem=True, ceil_mode=True, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)
+    ),
     'dla': DLA,
     'dcn': dict(SMALL, type='Res2NetDCN', dcn=dict(type='DCN', deform_groups=2), groups=2),
     'dcnv2': dict(
@@ -38,7 +41,9 @@ NETWORKS = {
         groups=2,
     ),
 }
-CASES = [(name, '.onnx') for name in NETWORKS] + [(n, '.xml') for n in ('v1b', 'dcn', 'dcnv2')]
+CASES = [(name, '.onnx') for name in NETWORKS] + [
+    (n, '.xml') for n in ('v1b', 'poolnet', 'dcn', 'dcnv2')
+]
 FORMATS = pytest.mark.parametrize('suffix', ['.onnx', '.xml'])
 
 
@@ -53,7 +58,8 @@ def errors(net, path, image):
     expected = net.eval()(image)
     net.train(training)
     given = run_file(path, image.numpy())
-    assert list(given) == [f'c{i + 2}' for i in net.out_indices]
+    stem = ['c1'] * getattr(net, 'with_stem', False)
+    assert list(given) == stem + [f'c{i + 2}' for i in net.out_indices]
     pairs = [(torch.from_numpy(o), e) for o, e in zip(given.values(), expected, strict=True)]
     assert all(ours.shape == theirs.shape for ours, theirs in pairs)
     return [((ours - theirs).abs().max() / theirs.abs().max()).item() for ours, theirs in pairs]
@@ -187,9 +193,11 @@ def test_segmentor_of_one_plane(tmp_path):
     model = segmentor(num_classes=2, out_channels=1, threshold=0.4)
     path = export(model, tmp_path / 'x.onnx', (64, 96)).path
     image = picture(64, 96)
-    (labels,) = run_file(path, image[None]).values()
-    expected = predicted(model, image).pred_sem_seg.data[0].numpy()
+    labels, probability = run_file(path, image[None]).values()
+    sample = predicted(model, image)
+    expected = sample.pred_sem_seg.data[0].numpy()
     assert 0.1 < expected.mean() < 0.9 and (labels != expected).mean() < 1e-3
+    np.testing.assert_allclose(probability, sample.seg_logits.data[0], atol=1e-4)
 
 
 def test_windows_need_a_fixed_size(tmp_path):

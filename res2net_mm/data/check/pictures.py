@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..findings import ERROR, Finding
-from ..sets.label_maps import read_map
+from ..sets.label_maps import map_reader
 from ..sets.masks import read_mask
 from ..sets.records import Image, Object
 from .inspection import Inspection
@@ -139,7 +139,7 @@ def _draw_mask(shown: np.ndarray, item: Object, size: tuple[int, int], colour: t
 
 def _draw_label_map(shown: np.ndarray, part: CheckedSet, file: str) -> None:
     try:
-        values = read_map(file, bool(part.node.option('reduce_zero_label')))
+        values = map_reader(part.node)(file)
     except (OSError, DataError):
         write_text(shown, 'no label map that can be shown', (8, 20))
         return

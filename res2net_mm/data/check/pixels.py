@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..sets.images import Header, read_header
-from ..sets.label_maps import count_values
+from ..sets.label_maps import map_reader
 from ..sets.nodes import Node
 from ..sets.records import Image, missing_files
 from ..transforms import LoadImageFromFile, loader_of
@@ -80,11 +80,11 @@ def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
     return picture
 
 
-def look_at_map(file: str, reduce_zero_label: bool) -> Picture:
-    """Decodes a label map as mmseg does, and counts its values."""
+def look_at_map(file: str, read: Callable[[str], np.ndarray]) -> Picture:
+    """Decodes a label map with ``read``, and counts its values."""
     picture = _look(file)
     try:
-        picture.counts = count_values(file, reduce_zero_label)
+        picture.counts = np.bincount(read(file).ravel(), minlength=256)
         picture.size = picture.header.size
     except DataError as fault:
         picture.fault = fault
@@ -109,7 +109,7 @@ def look_at_pixels(
         workers: Threads; by default one per processor, but at most 16.
         bar: Whether to show the progress.
     """
-    load, reduce = part.loader, bool(part.node.option('reduce_zero_label'))
+    load, read = part.loader, map_reader(part.node)
 
     def look_at_all(
         what: str, files: Sequence[str], look: Callable[[str], Picture]
@@ -123,7 +123,7 @@ def look_at_pixels(
             return {picture.file: picture for picture in shown}
 
     part.pictures = look_at_all('images', images, lambda file: look_at_image(file, load))
-    part.maps = look_at_all('label maps', maps, lambda file: look_at_map(file, reduce))
+    part.maps = look_at_all('label maps', maps, lambda file: look_at_map(file, read))
 
 
 def spread(items: Sequence, most: int) -> list:

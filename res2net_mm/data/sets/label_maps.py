@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ...checks import listed, nearest
 from ..errors import DataError
 from ..findings import Finding, raised, warning
 from .images import check_pixels
-from .nodes import Node, read_list
+from .nodes import Node, read_list, type_name
 from .records import Image, Reading, check_missing
 
 
@@ -133,24 +134,20 @@ def check_map(
     )
 
 
-def count_values(file: str, reduce_zero_label: bool) -> np.ndarray:
-    """(256,) number of pixels with each value in a label map, as mmseg loads it.
+def map_reader(node: Node) -> Callable[[str], np.ndarray]:
+    """What gives the labels in a file, (H, W) of uint8, as the pipeline of a dataset loads them."""
+    if any(type_name(step).endswith('LoadMaskAnnotations') for step in node.pipeline):
+        return read_binary_mask
+    return partial(read_map, reduce_zero_label=bool(node.option('reduce_zero_label')))
+
+
+def read_map(file: str, reduce_zero_label: bool) -> np.ndarray:
+    """(H, W) of uint8: the labels in a file, as mmseg loads them.
 
     Raises:
         DataError: The map does not decode, or has more than one value per pixel.
     """
-    values = read_map(file, reduce_zero_label)
-    return np.bincount(values.ravel(), minlength=256)
-
-
-def read_map(file: str, reduce_zero_label: bool) -> np.ndarray:
-    """(H, W) of uint8: the labels, as mmseg loads them; raises as :func:`count_values` does."""
-    check_pixels(file, file)
-    try:
-        with PillowImage.open(file) as image:
-            values = np.array(image).squeeze()
-    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as fault:
-        raise DataError(f'the label map does not decode ({fault})', file, 'replace it') from fault
+    values = np.array(_open(file)).squeeze()
     if values.ndim != 2:
         raise DataError(
             f'the label map has shape {values.shape}, like a coloured picture',
@@ -161,6 +158,44 @@ def read_map(file: str, reduce_zero_label: bool) -> np.ndarray:
     if reduce_zero_label:  # 0 and 255 become 255, every other value one less
         values = np.where(values == 0, np.uint8(255), values - (values < 255))
     return values
+
+
+def read_binary_mask(file: str) -> np.ndarray:
+    """(H, W) of uint8: 1 where a picture shows the object, 0 elsewhere.
+
+    The picture has the values 0 and 1, or grey levels: those above 128 are the object, as for
+    PySODMetrics.
+
+    Raises:
+        DataError: It does not decode, or is neither.
+    """
+    image = _open(file)
+    grey, what = np.array(image), ''
+    if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):  # 8 bits
+        what = f'its mode is {image.mode}'
+    elif image.mode != 'P' or grey.max() > 1:  # a palette may show 0 and 1 in any colours
+        grey, *others, alpha = np.moveaxis(np.array(image.convert('RGBA')), 2, 0)
+        if any((grey != other).any() for other in others) or alpha.min() < 255:
+            what = 'it is coloured or transparent'
+    values = set(np.unique(grey).tolist())
+    if not what and 1 < max(values) <= 128:
+        what = f'its largest value is {max(values)}'
+    elif {1, 255} <= values <= {0, 1, 255}:
+        what = 'it has 1 and 255, of which one may mean that a pixel does not count'
+    if what:
+        remedy = 'write the mask with 0 and 1, or in grey with the object above 128'
+        raise DataError(what, file, remedy)
+    return (grey > (128 if max(values) > 1 else 0)).astype(np.uint8)
+
+
+def _open(file: str) -> PillowImage.Image:
+    check_pixels(file, file)
+    try:
+        with PillowImage.open(file) as image:
+            image.load()
+    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as fault:
+        raise DataError(f'the label map does not decode ({fault})', file, 'replace it') from fault
+    return image
 
 
 def _shown(ignored: Mapping[str, Any]) -> str:
