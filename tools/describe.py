@@ -1,5 +1,5 @@
 """Describes a backbone (stages, parameters, multiply-adds, published weights), the whole model of a
-config, or the zoo."""
+config, several of them side by side, or the zoo."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,15 +20,23 @@ from res2net_mm.engine.config import config_folders, load_config, our_backbones
 from res2net_mm.engine.errors import ToolError, building_config, one_line, run_tool
 from res2net_mm.engine.safety import use_safe_loading
 from res2net_mm.engine.zoo_table import format_zoo
-from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
+from res2net_mm.evaluation.complexity import (
+    describe_backbone,
+    describe_stages,
+    format_architecture,
+    format_comparison,
+    format_stages,
+)
 from res2net_mm.evaluation.models import describe_model
 from res2net_mm.registry import MODELS, ROOT_MODELS, SCOPE
 from res2net_mm.weights import SCHEME, ZOO
 
+TIMM = 'timm/'
 EXAMPLE = """example:
   python tools/describe.py res2net50_v1b_26w_4s
   python tools/describe.py configs/faster_rcnn_r2n50.py --input 800 1280
   python tools/describe.py res2net101_v1b_26w_4s --cfg-options first_block=mmdet dilations=1,1,2,4
+  python tools/describe.py res2net50_v1b_26w_4s timm/resnet50 configs/mask_rcnn_r50.py --compare
   python tools/describe.py --zoo
 """
 
@@ -39,9 +47,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         'network',
-        nargs='?',
+        nargs='*',
         metavar='CONFIG_OR_VARIANT',
-        help='config, variant or res2net://name',
+        help='config, variant, res2net://name, or timm/name for a network of timm',
+    )
+    parser.add_argument(
+        '--compare',
+        action='store_true',
+        help='print parameters, multiply-adds, channels and strides of several in one table',
     )
     parser.add_argument(
         '--zoo',
@@ -55,11 +68,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.zoo == bool(args.network):
         parser.error('give either CONFIG_OR_VARIANT or --zoo')
+    if len(args.network) > 1 and not args.compare:
+        parser.error('several networks need --compare')
+    if args.compare and args.cfg_options:
+        parser.error('--cfg-options is for one network: leave out --compare')
     import_module('mmcv.ops')  # registers deformable convolutions
     if args.zoo:
         print(format_zoo())
         return
-    network, options = args.network, args.cfg_options or {}
+    network, options = args.network[0], args.cfg_options or {}
+    if args.compare or network.startswith(TIMM):
+        print(_compare(args.network, options, *args.input))
+        return
     if _is_config(network):
         sections = _describe_config(network, options, *args.input)
     else:
@@ -68,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _is_config(name: str) -> bool:
-    known = name in VARIANTS or name.removeprefix(SCHEME) in ZOO or name.startswith(SCHEME)
+    known = name.startswith(TIMM) or name in VARIANTS or name.removeprefix(SCHEME) in ZOO
+    known = known or name.startswith(SCHEME)
     return not known and (Path(name).suffix != '' or Path(name).exists())
 
 
@@ -96,6 +117,32 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
     with building_config('network'):
         arch.merge_from_dict(options)
     return arch.to_dict()
+
+
+def _compare(names: Sequence[str], options: dict[str, Any], height: int, width: int) -> str:
+    costs, models, notes = {}, {}, []
+    MMLogger.get_current_instance().setLevel('WARNING')  # stdout is for the table
+    for name in names:
+        if not _is_config(name):
+            arch = dict(options, type='TimmBackbone', model_name=name.removeprefix(TIMM))
+            arch = arch if name.startswith(TIMM) else _named(name, options)
+            with torch.device('meta'), building_config('network'):
+                net = MODELS.get(arch.pop('type'))(**arch)
+                costs[name] = describe_backbone(net, height, width)
+            continue
+        cfg = load_config(name, options)
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        with torch.device('meta'), building_config('backbone'):
+            net = ROOT_MODELS.build(cfg.model.backbone)
+            costs[name] = describe_backbone(net, height, width)
+        try:
+            with torch.device('meta'):
+                model = ROOT_MODELS.build(cfg.model)
+            model.eval()
+            models[name] = describe_model(model, height, width)
+        except Exception as error:  # someone else's model may need anything
+            notes.append(f'{name}: the whole model cannot be counted: {one_line(error)}')
+    return '\n'.join([format_comparison(costs, models), *notes])
 
 
 def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:

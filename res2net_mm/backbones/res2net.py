@@ -30,8 +30,8 @@ class Res2Net(Backbone):
         base_width: Channels of one group in the first stage.
         groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
         first_block: Rule for the first block of a stage: ``'official'`` (authors, timm,
-            mmpretrain), ``'mmdet'`` or ``'paddle'``; see :class:`Bottle2neck`. Weights need the
-            rule they were trained with.
+            mmpretrain), ``'mmdet'``, ``'paddle'`` or ``'grouped'``; see :class:`Bottle2neck`.
+            Weights need the rule they were trained with.
         deep_stem: Stem of three 3x3 convs (v1b, v1d, vd) instead of one 7x7 conv (v1).
         avg_down: Average pool before the 1x1 conv of a shortcut (v1b, v1d, vd) instead of a
             strided 1x1 conv (v1).
@@ -77,6 +77,7 @@ class Res2Net(Backbone):
         152: (3, 8, 36, 3),
         200: (3, 12, 48, 3),
     }
+    stem_stride = 4
 
     def __init__(
         self,
@@ -175,7 +176,7 @@ class Res2Net(Backbone):
             stem=['stem'] if deep_stem else ['conv1', self.norm1_name],
             stages=[f'layer{s + 1}' for s in range(num_stages)],
             widths=widths,
-            totals=[4 * s for s in accumulate(strides, mul)],
+            totals=[self.stem_stride * s for s in accumulate(strides, mul)],
             out_indices=out_indices,
             frozen_stages=frozen_stages,
         )

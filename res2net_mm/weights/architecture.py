@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones import Res2Net
+from ..backbones import Res2Net, Res2NetCIFAR
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -25,17 +25,22 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     dla = any(key.startswith('base_layer.') for key in shapes)
     first = 'level2.tree1' if dla else 'layer1.0'
-    found: dict[str, Any] = {'type': 'Res2NetDLA' if dla else 'Res2Net'}
+    cifar = shapes.get('conv1.weight', ())[2:] == (3, 3)
+    found: dict[str, Any] = {
+        'type': 'Res2NetDLA' if dla else 'Res2NetCIFAR' if cifar else 'Res2Net'
+    }
+    if _scales(shapes, 'layer1.0') == 1 < _scales(shapes, 'layer1.1'):
+        found['first_block'], first = 'grouped', 'layer1.1'
     if any('.conv_offset.' in key for key in shapes):
         found['type'] = 'Res2NetDCN'
         found.update(_deformable(shapes))
     expansion = 2 if dla else 4
 
-    conv1, conv3 = shapes.get(f'{first}.conv1.weight'), shapes.get(f'{first}.conv3.weight')
+    scales, conv3 = _scales(shapes, first), shapes.get(f'{first}.conv3.weight')
     branch = shapes.get(f'{first}.convs.0.weight')
-    if branch and conv1 and len(branch) == 4 and all(branch) and conv3:
+    if scales and conv3:
         groups = branch[0] // branch[1]
-        found.update(scales=conv1[0] // branch[0], groups=groups)
+        found.update(scales=scales, groups=groups)
         found.update(base_channels=conv3[0] // expansion)
         found.update(base_width=branch[0] // max(groups, 1))
     if dla:
@@ -76,6 +81,13 @@ def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return found
 
 
+def _scales(shapes: Mapping[str, tuple[int, ...]], block: str) -> int:
+    """Channel groups of a block; 0 if its weights do not show it."""
+    conv1, branch = (shapes.get(f'{block}.{name}.weight') for name in ('conv1', 'convs.0'))
+    known = conv1 and branch and len(branch) == 4 and all(branch)
+    return conv1[0] // branch[0] if known else 0
+
+
 def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     blocks: dict[int, int] = {}
     for key in shapes:
@@ -85,5 +97,6 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     if not blocks:
         return {}
     counts = tuple(blocks.get(stage, 0) for stage in range(1, max(blocks) + 1))
-    depths = [d for d, known in Res2Net.stage_blocks.items() if known[: len(counts)] == counts]
+    named = Res2Net.stage_blocks | Res2NetCIFAR.stage_blocks
+    depths = [d for d, known in named.items() if known[: len(counts)] == counts]
     return dict(depth=depths[0] if depths else counts, num_stages=len(counts))
