@@ -2,7 +2,21 @@
 _base_ = './_base_/cifar100.py'
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='res2net_mm.Res2NetCIFAR', out_indices=(2,), norm_eval=False),
+    backbone=dict(
+        type='res2net_mm.Res2Net',
+        depth=29,
+        base_width=24,
+        groups=6,
+        first_block='grouped',
+        deep_stem=False,
+        avg_down=False,
+        stem_stride=1,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(2,),
+        norm_eval=False,
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',

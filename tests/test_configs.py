@@ -66,8 +66,10 @@ def test_model_builds(config):
         assert backbone.model_name.startswith(TIMM[name])
         assert list(backbone.out_channels) == config.model.neck.in_channels
         return
-    if '_cifar100' in name:
-        assert type(backbone) is res2net_mm.backbones.Res2NetCIFAR
+    if name == 'res2next29_cifar100':
+        args = res2net_mm.backbones.VARIANTS['res2next29_6c_24w_4s'] | dict(out_indices=(2,))
+        given = config.model.backbone.to_dict()
+        assert given == args | dict(type='res2net_mm.Res2Net', norm_eval=False)
         return
     if '_r2n' not in name:
         assert type(backbone).__name__ in ('ResNet', 'ResNetV1c')

@@ -2,7 +2,6 @@ from .base import Backbone
 from .bottle2neck import Bottle2neck
 from .plugins import SqueezeExcitation
 from .res2net import Res2Net
-from .res2net_cifar import Res2NetCIFAR
 from .res2net_dcn import DCNV2, Res2NetDCN
 from .res2net_dla import Res2NetDLA
 from .res2net_stage import Res2NetStage
@@ -15,7 +14,6 @@ __all__ = [
     'Backbone',
     'Bottle2neck',
     'Res2Net',
-    'Res2NetCIFAR',
     'Res2NetDCN',
     'Res2NetDLA',
     'Res2NetStage',

@@ -19,27 +19,23 @@ class TimmBackbone(BaseModule):
     """Any network that timm builds with ``features_only``, with the interface of ``Res2Net``.
 
     State-dict names are timm's after ``timm_model.``, as in mmpretrain's ``TIMMBackbone``. Levels
-    are counted as in timm's ``feature_info``: in most networks 0 is the stem (stride 2) and 1 to 4
-    are C2 to C5; where the stem has stride 4, 0 to 3 are C2 to C5.
+    are those of timm's ``feature_info``: in most networks 0 is the stem and 1 to 4 are C2 to C5;
+    where the stem has stride 4, 0 to 3 are C2 to C5.
 
     Args:
-        model_name: timm's name, with or without the tag of the weights: ``'rexnet_100'``,
-            ``'resnet50.a1_in1k'``.
-        pretrained: Load timm's weights. They must fit exactly, classifier included: for a file of
-            your own (``pretrained_cfg_overlay=dict(file=...)``) give its ``num_classes``, or 0.
+        model_name: ``'rexnet_100'``, or with the tag of its weights ``'resnet50.a1_in1k'``.
+        pretrained: Load timm's weights exactly, classifier included: for a file of your own
+            (``pretrained_cfg_overlay=dict(file=...)``) give its ``num_classes``, or 0.
         out_indices: Levels to return, ascending. None takes all from stride 4 on.
         frozen_stages: -1 freezes nothing, i everything up to level i.
         norm_eval: Keep batch norm in evaluation mode during training; for loaded weights only.
-        in_channels: Channels of the image. timm adapts its weights to a number other than 3.
-        init_cfg: mmengine's initialisation config, for weights with this class's names; None keeps
-            what timm made.
-        **kwargs: Further arguments of ``timm.create_model``, such as ``drop_path_rate`` or
-            ``output_stride``.
+        in_channels: Channels of the image; timm adapts its weights.
+        init_cfg: mmengine's initialisation config; None keeps what timm made.
+        **kwargs: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
         ImportError: timm is not installed.
-        ValueError: timm has no such network or cannot build it, or an argument has an invalid
-            value.
+        ValueError: timm cannot build the network, or an argument has an invalid value.
 
     Example:
         >>> net = TimmBackbone('resnext50_32x4d', frozen_stages=1)
@@ -63,14 +59,10 @@ class TimmBackbone(BaseModule):
             raise ValueError('pretrained and init_cfg exclude each other: give one of them')
         if out_indices is not None:
             listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
-            if not listed or list(out_indices) != sorted({*out_indices}) or out_indices[0] < 0:
-                raise ValueError(
-                    "out_indices must be ascending numbers of timm's levels, but got "
-                    f'{out_indices!r}'
-                )
+            if not listed or list(out_indices) != sorted({*out_indices}):
+                raise ValueError(f'out_indices must be ascending levels, but got {out_indices!r}')
             kwargs['out_indices'] = tuple(out_indices)
-        if pretrained:
-            # Without the name of a classifier timm loads it too, and refuses what does not fit
+        if pretrained:  # timm checks the fit of all weights if it knows of no classifier
             overlay = kwargs.get('pretrained_cfg_overlay') or {}
             kwargs['pretrained_cfg_overlay'] = {'classifier': None, **overlay}
         # on the meta device, where tools count, weights are not worth a download
@@ -90,22 +82,8 @@ class TimmBackbone(BaseModule):
         for part in self._frozen_parts():
             part.eval().requires_grad_(False)
 
-    @property
-    def normalisation(self) -> dict[str, list[float]]:
-        """``mean`` and ``std``, RGB from 0 to 255, that timm's weights were trained with."""
-        cfg = self.timm_model.pretrained_cfg
-        return {key: [round(255 * value, 3) for value in cfg[key]] for key in ('mean', 'std')}
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Features of the levels in ``out_indices``.
-
-        Args:
-            x: Images, (N, in_channels, H, W).
-
-        Returns:
-            One (N, out_channels[i], H / out_strides[i], W / out_strides[i]) per level, rounded as
-            the network does.
-        """
+        """Features of the levels in ``out_indices``, (N, C, H, W), of images (N, C, H, W)."""
         levels = self.timm_model(x)
         levels = [levels[i] for i in self._taken]
         if getattr(self.timm_model, 'output_fmt', None) == 'NHWC':  # Swin and others
@@ -132,10 +110,7 @@ class TimmBackbone(BaseModule):
         names = (name, name.replace('.', '_', 1), f'model.{name}', f'body.{name}')
         last = next((modules[n] for n in names if n in modules), None)
         if last is None:
-            raise ValueError(
-                f'frozen_stages={self.frozen_stages} cannot be applied to {self.model_name}: timm '
-                f'names {name} as the end of that level, which is not there'
-            )
+            raise ValueError(f'frozen_stages must be -1 for {self.model_name}: it has no {name}')
         order = list(modules.values())
         done = set(order[: order.index(list(last.modules())[-1]) + 1])
         return [module for module in order if done.issuperset(module.modules())]
@@ -146,7 +121,6 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
         import timm
     except ImportError as error:
         raise ImportError("TimmBackbone needs timm: pip install 'res2net_mm[timm]'") from error
-
     if ':' not in name and not timm.is_model(name.partition('.')[0]):  # 'hf-hub:...' is not listed
         hint = did_you_mean(name, timm.list_models())
         raise ValueError(f'model_name must be one of timm.list_models(), but got {name!r}{hint}')

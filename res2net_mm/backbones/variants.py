@@ -16,7 +16,8 @@ _VD = dict(first_block='paddle')
 _DCN = dict(type='Res2NetDCN')
 _SQUEEZE = dict(type='res2net_mm.SqueezeExcitation', reduction=16)
 _SE = dict(plugins=[dict(cfg=_SQUEEZE, position='after_conv3')])
-_CIFAR = dict(type='Res2NetCIFAR')
+_CIFAR = dict(_V1, depth=29, base_width=24, groups=6, first_block='grouped', stem_stride=1)
+_CIFAR |= dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2))
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'res2net50_48w_2s': dict(_V1, scales=2, base_width=48),
@@ -42,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'res2next29_8c_25w_4s': dict(_CIFAR, groups=8, base_width=25),
     'res2next29_6c_24w_6s': dict(_CIFAR, scales=6),
     'se_res2next29_6c_24w_4s': dict(_CIFAR, **_SE),
-    'se_res2next29_8c_25w_4s': dict(_CIFAR, **_SE, groups=8, base_width=25),
+    'se_res2next29_8c_25w_4s': dict(_CIFAR, **_SE) | dict(groups=8, base_width=25),
     'se_res2next29_6c_24w_6s': dict(_CIFAR, **_SE, scales=6),
     # one or two blocks per stage, for tests, demos and small data; nobody published weights
     'res2net14_v1b_26w_4s': dict(depth=14),

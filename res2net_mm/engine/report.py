@@ -98,8 +98,9 @@ def preprocessing_warnings(cfg: Config) -> list[str]:
     for part in timm_backbones(cfg):
         if part.get('pretrained'):
             with torch.device('meta'):
-                normalisation = MODELS.build(part).normalisation
-            needs[f'timm/{part.model_name}'] = dict(normalisation, bgr_to_rgb=True)
+                about = MODELS.build(part).timm_model.pretrained_cfg  # 0 to 1, RGB
+            scaled = {key: [round(255 * v, 3) for v in about[key]] for key in ('mean', 'std')}
+            needs[f'timm/{part.model_name}'] = dict(scaled, bgr_to_rgb=True)
     given: dict[str, Any] = dict(cfg.get('data_preprocessor') or {})
     given.update(cfg.model.get('data_preprocessor') or {})
     lines = []

@@ -127,15 +127,7 @@ class BackboneCost(NamedTuple):
 
 
 def describe_backbone(net: nn.Module, height: int, width: int) -> BackboneCost:
-    """Counts any backbone, ours or not, as :func:`describe_stages` does.
-
-    Args:
-        net: The backbone; not changed. It takes images of 256 x 256 px too, or has ``out_strides``.
-        height, width: Size of the image in pixels.
-
-    Raises:
-        ValueError: A size is not a positive integer.
-    """
+    """Counts any backbone, ours or not, as :func:`describe_stages` does."""
     check_positive('height', height)
     check_positive('width', width)
     net = copy.deepcopy(net).to('meta')
@@ -251,18 +243,13 @@ def format_stages(costs: list[StageCost]) -> str:
 
 
 def format_comparison(
-    costs: Mapping[str, BackboneCost], models: Mapping[str, ModelCost] | None = None
+    costs: Mapping[str, BackboneCost], models: Mapping[str, ModelCost]
 ) -> str:
-    """Networks side by side.
-
-    Args:
-        costs: Name -> cost of the backbone.
-        models: Name -> cost of the whole model, for those that are configs.
-    """
+    """Backbones side by side, and the whole models of those that have one."""
     head = 'network|params (M)|multiply-adds (G)|channels|strides|model (M)|model GFLOPs'
     rows = [head.split('|')]
     for name, cost in costs.items():
-        model = (models or {}).get(name)
+        model = models.get(name)
         levels = [', '.join(map(str, values)) for values in (cost.channels, cost.strides)]
         whole = [f'{model.params / 1e6:.2f}', f'{model.gflops:.2f}'] if model else ['', '']
         rows.append([name, f'{cost.params / 1e6:.2f}', f'{cost.macs / 1e9:.3f}', *levels, *whole])

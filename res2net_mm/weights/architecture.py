@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones import Res2Net, Res2NetCIFAR
+from ..backbones import Res2Net
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -25,10 +25,7 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     dla = any(key.startswith('base_layer.') for key in shapes)
     first = 'level2.tree1' if dla else 'layer1.0'
-    cifar = shapes.get('conv1.weight', ())[2:] == (3, 3)
-    found: dict[str, Any] = {
-        'type': 'Res2NetDLA' if dla else 'Res2NetCIFAR' if cifar else 'Res2Net'
-    }
+    found: dict[str, Any] = {'type': 'Res2NetDLA' if dla else 'Res2Net'}
     if _scales(shapes, 'layer1.0') == 1 < _scales(shapes, 'layer1.1'):
         found['first_block'], first = 'grouped', 'layer1.1'
     if any('.conv_offset.' in key for key in shapes):
@@ -56,6 +53,7 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         found.update(deep_stem=deep, avg_down=avg_down, **_stages(shapes))
         if stem:
             found['stem_channels'] = stem[0] * (2 if deep else 1)
+            found |= {} if deep else {'stem_stride': 1 if stem[2:] == (3, 3) else 4}
     if stem and len(stem) == 4:
         found['in_channels'] = stem[1]
     return found
@@ -97,6 +95,5 @@ def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     if not blocks:
         return {}
     counts = tuple(blocks.get(stage, 0) for stage in range(1, max(blocks) + 1))
-    named = Res2Net.stage_blocks | Res2NetCIFAR.stage_blocks
-    depths = [d for d, known in named.items() if known[: len(counts)] == counts]
+    depths = [d for d, known in Res2Net.stage_blocks.items() if known[: len(counts)] == counts]
     return dict(depth=depths[0] if depths else counts, num_stages=len(counts))

@@ -31,14 +31,8 @@ from ..backbones.base import CONVENTION
 from .reading import PROGRAM_NAMES, CheckpointError
 
 # Layout -> first-block rule of its networks. mmdet's names are also ours, with any rule.
-LAYOUTS = {
-    'mmdet': None,
-    'official': 'official',
-    'mmpretrain': 'official',
-    'paddle': 'paddle',
-    'detectron2': 'mmdet',
-    'maskrcnn': 'official',
-}
+LAYOUTS = dict.fromkeys(('official', 'mmpretrain', 'maskrcnn'), 'official')
+LAYOUTS |= {'mmdet': None, 'paddle': 'paddle', 'detectron2': 'mmdet'}
 _STRIDE_IN_1X1 = ('detectron2', 'maskrcnn')  # by the default of both projects, style='caffe'
 
 CLASSIFIER = 'classifier'
@@ -160,8 +154,7 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
         if wrapped and not (prefix or '').startswith(wrapper):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     if prefix is None:
-        there = (p for p in _PREFIXES if any(key.startswith(p) for key in state))
-        prefix = next(there, '')
+        prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), '')
     layout = ''
     if prefix:
         if not any(key.startswith(prefix) for key in state):
@@ -195,16 +188,15 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
         raise CheckpointError(
             f'names in layout {layout} have no rule: {listing(unknown)}; is it a Res2Net?'
         )
-    if layout == 'detectron2':
-        _add_offset_biases(renamed)
     _add_counters(renamed)
+    if layout == 'detectron2':  # CenterNet2 predicts offsets without a bias
+        for key in [key for key in renamed if key.endswith('.conv_offset.weight')]:
+            zeros = renamed[key].new_zeros(renamed[key].shape[:1])
+            renamed.setdefault(key.replace('weight', 'bias'), zeros)
     convention = read_convention(checkpoint, prefix)
     if not convention and LAYOUTS[layout]:
         style = 'caffe' if layout in _STRIDE_IN_1X1 else 'pytorch'
         convention = dict(first_block=LAYOUTS[layout], style=style)
-        if layout == 'detectron2' and 'matching_heuristics' in checkpoint:
-            # the authors' ImageNet weights, renamed by their tools/convert-torchvision-to-d2.py
-            convention = dict(first_block='official', style='pytorch')
     write_convention(renamed, convention)
     meta = checkpoint.get('meta')
     licence = meta.get('licence') if isinstance(meta, Mapping) else None
@@ -337,10 +329,3 @@ def _add_counters(state: OrderedDict[str, Tensor]) -> None:
     """Adds num_batches_tracked, which Paddle and old torch do not save; no feature uses it."""
     for key in [key for key in state if key.endswith('.running_mean')]:
         state.setdefault(key.replace('running_mean', 'num_batches_tracked'), torch.tensor(0))
-
-
-def _add_offset_biases(state: OrderedDict[str, Tensor]) -> None:
-    """CenterNet2 predicts offsets without a bias."""
-    for key in [key for key in state if key.endswith('.conv_offset.weight')]:
-        weight = state[key]
-        state.setdefault(key.replace('weight', 'bias'), weight.new_zeros(weight.shape[:1]))

@@ -91,8 +91,7 @@ def load_weights(
     Returns:
         What was loaded and left out. ``conv_offset`` of deformable convolutions may be missing
         and is then zero, which makes them plain convolutions (times 0.5 in version 2).
-        Weights for 3 input channels are adapted to the network's number, see
-        :func:`for_channels`.
+        Weights for 3 input channels are adapted to the network's number.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -136,35 +135,19 @@ def load_weights(
     )
 
 
-def for_channels(weight: Tensor, channels: int) -> Tensor:
-    """The weight of a first convolution for another number of input channels, as timm adapts it.
-
-    For one channel it is summed, which is the same convolution of a grey image in every channel.
-    For others its n channels are repeated in turn and scaled by n / channels.
-
-    Args:
-        weight: (out_channels, n, H, W).
-        channels: Channels of the image.
-
-    Returns:
-        (out_channels, channels, H, W), of the same type.
-    """
-    wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-    if channels == 1:
-        return wide.sum(1, keepdim=True).to(weight.dtype)
-    own = weight.shape[1]
-    return (wide[:, torch.arange(channels) % own] * (own / channels)).to(weight.dtype)
-
-
 def _adapt_channels(net: Backbone, state: dict[str, Tensor]) -> str:
-    """Adapts weights for RGB in place to the network's input, and says how; '' if they fit."""
+    """Adapts weights for RGB in place to the network's input as timm does, and says how."""
     name, own = next(iter(net.named_parameters()))
-    given = state.get(name)
-    channels = own.shape[1]
+    given, channels = state.get(name), own.shape[1]
     if given is None or given.dim() != 4 or given.shape[1] != 3 or channels == 3:
         return ''
-    state[name] = for_channels(given, channels)
-    how = 'summed' if channels == 1 else f'repeated and scaled by 3/{channels}'
+    wide = given.to(torch.promote_types(given.dtype, torch.float32))
+    if channels == 1:
+        how, wide = 'summed', wide.sum(1, keepdim=True)
+    else:
+        how = f'repeated and scaled by 3/{channels}'
+        wide = wide[:, torch.arange(channels) % 3] * (3 / channels)
+    state[name] = wide.to(given.dtype)
     return f'adapted, {name}: its 3 input channels are {how} for the {channels} of the network'
 
 

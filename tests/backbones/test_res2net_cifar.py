@@ -5,10 +5,11 @@ import torch
 from references import randomise, relative_error
 from torch.nn.functional import conv2d
 
-from res2net_mm import create_backbone
-from res2net_mm.backbones import VARIANTS, Res2NetCIFAR
+from res2net_mm import Res2Net, create_backbone
+from res2net_mm.backbones import VARIANTS
 from res2net_mm.engine.config import load_config
 
+CIFAR = VARIANTS['res2next29_6c_24w_4s']
 # Table 4 of the paper: cardinality, width, scales -> millions of parameters. ResNeXt-29 shows that
 # a classifier of 10 classes is counted: its 34.4 and 68.1 M are also ResNeXt's own, for CIFAR-10.
 TABLE = {
@@ -24,7 +25,7 @@ TABLE = {
 def test_parameters_of_the_papers_table(setting):
     groups, width, scales = setting
     with torch.device('meta'):
-        net = Res2NetCIFAR(groups=groups, base_width=width, scales=scales)
+        net = Res2Net(**CIFAR | dict(groups=groups, base_width=width, scales=scales))
     total = sum(p.numel() for p in net.parameters()) + 10 * 1024 + 10
     # ResNeXt's 68.155 M is printed as 68.1: cut off, not rounded
     assert total / 1e6 == pytest.approx(TABLE[setting], abs=0.05 if scales > 1 else 0.06)
@@ -32,8 +33,8 @@ def test_parameters_of_the_papers_table(setting):
 
 def test_variants_have_the_settings_of_the_table():
     for name, args in VARIANTS.items():
-        if args.get('type') == 'Res2NetCIFAR':
-            net = Res2NetCIFAR.arguments() | args
+        if 'res2next29' in name:
+            net = Res2Net.arguments() | args
             sizes = f'{net["groups"]}c_{net["base_width"]}w_{net["scales"]}s'
             assert name.removeprefix('se_') == f'res2next29_{sizes}'
             assert (net['groups'], net['base_width'], net['scales']) in TABLE
@@ -98,17 +99,22 @@ def test_features_equal_the_description(name, rule):
         assert relative_error(level, x) < 1e-12
 
 
+def test_deep_stem_without_stride():
+    net = Res2Net(depth=14, base_channels=8, base_width=8, stem_stride=1).eval()
+    shapes = [tuple(level.shape[2:]) for level in net(torch.rand(1, 3, 16, 24))]
+    assert shapes == [(16, 24), (8, 12), (4, 6), (2, 3)] and net.out_strides == (1, 2, 4, 8)
+
+
 @pytest.mark.parametrize(
     ('args', 'words'),
     [
-        (dict(deep_stem=True), 'deep_stem must be one of False, but got True'),
-        (dict(depth=50), 'depth must be one of 29, but got 50'),
+        (dict(stem_stride=2), 'stem_stride must be one of 4, 1, but got 2'),
         (dict(num_stages=4), 'num_stages must be one of 1, 2, 3, but got 4'),
     ],
 )
 def test_wrong_values_are_named(args, words):
     with pytest.raises(ValueError, match=words):
-        Res2NetCIFAR(**args)
+        Res2Net(**CIFAR | args)
 
 
 def test_a_step_of_the_config():

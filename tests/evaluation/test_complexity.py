@@ -237,7 +237,7 @@ def test_backbones_cost_the_sum_of_their_stages():
     assert (cost.channels, cost.strides) == ((256, 512, 1024, 2048), (4, 8, 16, 32))
     timms = describe_backbone(TimmBackbone('resnet50'), 224, 224)
     assert (cost.params, cost.macs) == (timms.params, timms.macs)
-    table = format_comparison({'a': cost, 'b': timms}).splitlines()
+    table = format_comparison({'a': cost, 'b': timms}, {}).splitlines()
     assert table[0].split('  ')[0] == 'network' and 'model' not in table[0] and len(table) == 3
     assert table[1].split()[1:3] == ['23.51', f'{cost.macs / 1e9:.3f}']
 

@@ -162,16 +162,6 @@ def test_names_in_detectron2_and_maskrcnn():
     assert {f'{body}layer1.0.downsample.1.bias', f'{body}layer3.5.convs.2.weight'} <= set(written)
 
 
-def test_imagenet_weights_in_the_names_of_detectron2():
-    """The authors' tool renames them; the rule they were trained with stays."""
-    written = other_layouts.detectron2(small_state())
-    prefix = 'backbone.bottom_up.'
-    arrays = {k.removeprefix(prefix): v.numpy() for k, v in written.items() if k.startswith(prefix)}
-    converted = convert(dict(model=arrays, __author__='torchvision', matching_heuristics=True))
-    assert converted.layout == 'detectron2'
-    assert converted.convention == dict(first_block='official', style='pytorch')
-
-
 def test_names_in_paddles_program():
     """A few written out in full, as the writer is code too."""
     fifty, deep = (

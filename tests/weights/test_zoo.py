@@ -154,7 +154,8 @@ def test_architecture_is_told_from_names_and_shapes(variant):
     found = architecture_of(empty(args).state_dict())
     told = {'type', 'scales', 'groups', 'base_width', 'base_channels', 'in_channels'}
     told |= set() if dla else {'depth', 'num_stages', 'deep_stem', 'avg_down', 'stem_channels'}
-    told |= {'first_block'} if args['type'] == 'Res2NetCIFAR' else set()
+    told |= {'first_block'} if args.get('first_block') == 'grouped' else set()
+    told |= set() if dla or args.get('deep_stem', True) else {'stem_stride'}
     defaults = MODELS.get(args['type']).arguments()
     layer = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
     dcn = dict(dcn=layer, stage_with_dcn=(False, True, True, True))
