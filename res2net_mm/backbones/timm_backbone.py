@@ -101,7 +101,7 @@ class TimmBackbone(BaseModule):
         return self
 
     def _frozen_parts(self) -> list[nn.Module]:
-        """All modules up to the frozen level, in the order in which timm registers and runs them."""
+        """All modules up to the frozen level; timm registers modules in the order of their use."""
         if self.frozen_stages < 0:
             return []
         name = self.timm_model.feature_info.get('module', self.frozen_stages)

@@ -21,8 +21,8 @@ from .sources import read_backbone, unknown_rule
 
 BEYOND = 'stages that the network was built without'
 EPSILON = (
-    "batch norm of the file's project has no epsilon: norm_cfg=dict(type='BN', eps=0) gives its exact "
-    'features'
+    "batch norm of the file's project has no epsilon: norm_cfg=dict(type='BN', eps=0) gives its "
+    'exact features'
 )
 
 

@@ -167,7 +167,9 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize('config', ['faster_rcnn_r2n14_bccd.py', 'mask_rcnn_r50.py', 'gfl_r2n50.py'])
+@pytest.mark.parametrize(
+    'config', ['faster_rcnn_r2n14_bccd.py', 'mask_rcnn_r50.py', 'gfl_r2n50.py']
+)
 def test_under_any_config(config):
     wrong = r'neck.in_channels is \[.*\], but the backbone gives \[38, 61, 128, 185\] \(out_in.*'
     with pytest.raises(ToolError, match=wrong + r'set model.neck.in_channels=\[38,61,128,185\]'):

@@ -348,7 +348,7 @@ def test_tool(stack, python):
         ['res2net://faster_rcnn_r2_101_fpn_2x_coco'],
         ['se_res2net50_26w_4s', *options],
         ['res2net_dla60', '--input', '75', '97'],
-        [config, 'res2net50_v1b_26w_4s', 'timm/resnet50', 'configs/faster_rcnn_r50.py', '--compare'],
+        ['--compare', config, 'res2net50_v1b_26w_4s', 'timm/resnet50', 'configs/faster_rcnn_r50.py'],
         ['timm/resnet10t', '--cfg-options', 'output_stride=8'],
     ]
     results = call_all(python, stack, *calls)
@@ -356,9 +356,10 @@ def test_tool(stack, python):
     variant, config, zoo, changed, dla, compared, one = [out for _, out, _ in results]
     head, *rows = compared.splitlines()
     assert head.split('  ')[0] == 'network' and head.endswith('strides  model (M)  model GFLOPs')
-    assert [row.split()[0] for row in rows] == calls[5][:4] and len(rows) == 4
+    assert [row.split()[0] for row in rows] == calls[5][1:] and len(rows) == 4
     costs = [row.split()[1:3] for row in rows]
-    assert costs[0] == costs[1] == ['23.67', '4.520'] and costs[2] == costs[3]  # without defaults of mmdet
+    assert costs[0] == costs[1] == ['23.67', '4.520']
+    assert costs[2] == costs[3]
     for row in rows:
         assert '256, 512, 1024, 2048  4, 8, 16, 32' in row
     assert rows[0].split()[-2] == '41.90' and rows[3].split()[-2] == '41.75'

@@ -197,7 +197,7 @@ def test_errors_name_the_arguments_to_set(change, back):
 
 @pytest.mark.parametrize(
     ('name', 'channels'),
-    [*itertools.product(['res2net50d'], [1, 2, 4, 6]), *itertools.product(['res2net50_26w_4s'], [1, 4])],
+    [*(('res2net50d', n) for n in (1, 2, 4, 6)), ('res2net50_26w_4s', 1)],
 )
 def test_first_convolution_for_other_images(tmp_path, name, channels):
     """As timm adapts the same file; the report says it in one line."""
@@ -228,7 +228,7 @@ def test_first_convolution_of_dla_and_of_halves():
     net = filled(Res2NetDLA, **SMALL_DLA, in_channels=1)
     load_weights(net, state)
     assert net.base_layer[0].weight.equal(state['base_layer.0.weight'].sum(1, keepdim=True))
-    state = {key: value.half() if value.is_floating_point() else value for key, value in weights().items()}
+    state = {k: v.half() if v.is_floating_point() else v for k, v in weights().items()}
     net = filled(**SMALL, in_channels=1)
     load_weights(net, state)
     wide = state['stem.0.weight'].float().sum(1, keepdim=True)  # as timm: summed in float32
