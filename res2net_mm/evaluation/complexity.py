@@ -242,9 +242,7 @@ def format_stages(costs: list[StageCost]) -> str:
     return '\n'.join(lines)
 
 
-def format_comparison(
-    costs: Mapping[str, BackboneCost], models: Mapping[str, ModelCost]
-) -> str:
+def format_comparison(costs: Mapping[str, BackboneCost], models: Mapping[str, ModelCost]) -> str:
     """Backbones side by side, and the whole models of those that have one."""
     head = 'network|params (M)|multiply-adds (G)|channels|strides|model (M)|model GFLOPs'
     rows = [head.split('|')]

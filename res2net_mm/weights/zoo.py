@@ -158,7 +158,6 @@ ZOO: dict[str, Published] = {
         first_block='paddle',
     ),
     **{
-        name: _detector(name, sha256, **accuracy)
-        for name, (sha256, accuracy) in _DETECTORS.items()
+        name: _detector(name, sha256, **accuracy) for name, (sha256, accuracy) in _DETECTORS.items()
     },
 }

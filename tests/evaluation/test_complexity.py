@@ -348,7 +348,13 @@ def test_tool(stack, python):
         ['res2net://faster_rcnn_r2_101_fpn_2x_coco'],
         ['se_res2net50_26w_4s', *options],
         ['res2net_dla60', '--input', '75', '97'],
-        ['--compare', config, 'res2net50_v1b_26w_4s', 'timm/resnet50', 'configs/faster_rcnn_r50.py'],
+        [
+            '--compare',
+            config,
+            'res2net50_v1b_26w_4s',
+            'timm/resnet50',
+            'configs/faster_rcnn_r50.py',
+        ],
         ['timm/resnet10t', '--cfg-options', 'output_stride=8'],
     ]
     results = call_all(python, stack, *calls)
