@@ -21,8 +21,8 @@ from .sources import read_backbone, unknown_rule
 
 BEYOND = 'stages that the network was built without'
 EPSILON = (
-    "batch norm of the file's project has no epsilon: norm_cfg=dict(type='BN', eps=0) gives its "
-    'exact features'
+    "batch norm of the file's project has no epsilon: norm_cfg=dict(type='BN', eps=1e-30) gives "
+    'its exact features'
 )
 
 
@@ -118,7 +118,7 @@ def load_weights(
     adapted = _adapt_channels(net, state)
     missing = check_fit(net, state, convention, name, converted.layout)
     note = '' if convention or not net.convention.get('first_block') else unknown_rule(net)
-    if converted.layout == 'maskrcnn' and any(getattr(m, 'eps', 0) for m in net.modules()):
+    if converted.layout == 'maskrcnn' and any(getattr(m, 'eps', 0) > 1e-12 for m in net.modules()):
         note = EPSILON
     matched, own = list(state), net.state_dict()
     net.load_state_dict(state | {key: torch.zeros_like(own[key]) for key in missing})

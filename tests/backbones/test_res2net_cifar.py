@@ -121,7 +121,7 @@ def test_a_step_of_the_config():
     """The classifier of mmpretrain learns one batch by heart."""
     mmpretrain = pytest.importorskip('mmpretrain')
     cfg = load_config('res2next29_cifar100.py')
-    cfg.model.backbone.update(base_channels=8, base_width=8, groups=2)
+    cfg.model.backbone.update(base_channels=8, base_width=4, groups=2)
     cfg.model.head.in_channels = 128
     torch.manual_seed(0)
     preprocessor = dict(cfg.data_preprocessor, type='mmpretrain.ClsDataPreprocessor')
@@ -130,7 +130,8 @@ def test_a_step_of_the_config():
     model.train()
     inputs = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     samples = [mmpretrain.structures.DataSample().set_gt_label(17 * i) for i in range(6)]
-    optimizer = torch.optim.SGD(model.parameters(), lr=cfg.optim_wrapper.optimizer.lr)
+    settings = {k: cfg.optim_wrapper.optimizer[k] for k in ('lr', 'momentum', 'weight_decay')}
+    optimizer = torch.optim.SGD(model.parameters(), **settings)
     for _ in range(30):
         data = model.data_preprocessor(dict(inputs=inputs, data_samples=samples), training=True)
         loss = model(**data, mode='loss')['loss']
