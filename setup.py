@@ -79,6 +79,7 @@ setup(
             'regex',  # likewise
             'setuptools<81',  # later releases lack pkg_resources, which mmengine imports
         ],
+        'timm': ['timm>=1.0'],  # TimmBackbone
         'dev': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'fvcore'],
         'export': ['onnx', 'onnxruntime'],
         # runs .xml files, the fastest on CPUs, and makes int8 of them

@@ -17,6 +17,7 @@ from .backbones import (  # noqa: E402
     Res2Net,
     Res2NetDCN,
     Res2NetDLA,
+    TimmBackbone,
     create_backbone,
     list_backbones,
 )
@@ -35,6 +36,7 @@ __all__ = [
     'Res2Net',
     'Res2NetDCN',
     'Res2NetDLA',
+    'TimmBackbone',
     '__version__',
     'create_backbone',
     'list_backbones',

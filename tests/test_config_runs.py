@@ -22,6 +22,7 @@ LONG = re.compile('^(?!fcn_).*_(ade20k|cityscapes)|_r101|_2x|_20e')
 CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * bool(LONG.search(path.stem)))
     for path in sorted((REPO / 'configs').glob('*.py'))
+    if path.stem != 'res2next29_cifar100'  # its data are checked by md5; see test_res2net_cifar.py
 ]
 done: dict[str, str] = {}  # reduced configs that ran -> of which config
 
@@ -95,6 +96,8 @@ def train_and_measure(cfg, work_dir):
     for part in walk_dicts(cfg.model):  # random weights; what is frozen stays frozen
         if (part.get('init_cfg') or {}).get('type') == 'Pretrained':
             part.init_cfg = None
+        if part.get('pretrained'):  # timm's
+            part.pretrained = False
     runner = build_runner(prepare_config(cfg, work_dir=str(work_dir)))
     runner.model.init_weights()
     runner.model.init_weights = lambda: None  # the runner would do it once more
@@ -170,7 +173,7 @@ def test_describe(config, describe, capsys):
     describe([config.filename, '--input', '128', '128'])
     printed = capsys.readouterr().out
     assert 'GFLOPs' in printed
-    baseline = '_r50' in config.filename or '_r101' in config.filename
+    baseline = '_r2n' not in config.filename
     assert ('first_block' in printed) is not baseline
 
 

@@ -16,6 +16,12 @@ from res2net_mm.ops import DeformConv2d, ModulatedDeformConv2d
 from res2net_mm.weights import ZOO
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
+TIMM = {
+    'faster_rcnn_rexnet100': 'rexnet_100',
+    'faster_rcnn_x50': 'resnext50_32x4d',
+    'faster_rcnn_s50': 'resnest50d',
+    'faster_rcnn_r50_rsb': 'resnet50.a1_in1k',
+}
 VFNET = 'mmdet::vfnet/vfnet_res2net101-mdconv-c3-c5_fpn_ms-2x_coco.py'
 
 
@@ -55,6 +61,16 @@ def test_model_builds(config):
     backbone = build(config).backbone
     assert config.custom_imports.imports[0] == 'res2net_mm'
     assert not config.custom_imports.allow_failed_imports
+    if name in TIMM:
+        assert type(backbone) is res2net_mm.TimmBackbone
+        assert backbone.model_name.startswith(TIMM[name])
+        assert list(backbone.out_channels) == config.model.neck.in_channels
+        return
+    if name == 'res2next29_cifar100':
+        args = res2net_mm.backbones.VARIANTS['res2next29_6c_24w_4s'] | dict(out_indices=(2,))
+        given = config.model.backbone.to_dict()
+        assert given == args | dict(type='res2net_mm.Res2Net', norm_eval=False)
+        return
     if '_r2n' not in name:
         assert type(backbone).__name__ in ('ResNet', 'ResNetV1c')
         return

@@ -1,5 +1,5 @@
 """Describes a backbone (stages, parameters, multiply-adds, published weights), the whole model of a
-config, or the zoo."""
+config, several of them side by side, or the zoo."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,10 +11,12 @@ from ctrl_c import run_tool
 
 from res2net_mm.engine.arguments import add_shared
 
+TIMM = 'timm/'
 EXAMPLE = """example:
   python tools/describe.py res2net50_v1b_26w_4s
   python tools/describe.py configs/faster_rcnn_r2n50.py --input 800 1280
   python tools/describe.py res2net101_v1b_26w_4s --cfg-options first_block=mmdet dilations=1,1,2,4
+  python tools/describe.py res2net50_v1b_26w_4s timm/resnet50 configs/mask_rcnn_r50.py --compare
   python tools/describe.py --zoo
 """
 
@@ -25,9 +27,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         'network',
-        nargs='?',
+        nargs='*',
         metavar='CONFIG_OR_VARIANT',
-        help='config, variant or res2net://name',
+        help='config, variant, res2net://name, or timm/name for a network of timm',
+    )
+    parser.add_argument(
+        '--compare',
+        action='store_true',
+        help='print parameters, multiply-adds, channels and strides of several in one table',
     )
     parser.add_argument(
         '--zoo',
@@ -41,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.zoo == bool(args.network):
         parser.error('give either CONFIG_OR_VARIANT or --zoo')
+    if len(args.network) > 1 and not args.compare:
+        parser.error('several networks need --compare')
+    if args.compare and args.cfg_options:
+        parser.error('--cfg-options is for one network: leave out --compare')
 
     from res2net_mm.engine.zoo_table import format_zoo
 
@@ -48,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.zoo:
         print(format_zoo())
         return
-    network, options = args.network, args.cfg_options or {}
+    network, options = args.network[0], args.cfg_options or {}
+    if args.compare or network.startswith(TIMM):
+        print(_compare(args.network, options, *args.input))
+        return
     if _is_config(network):
         sections = _describe_config(network, options, *args.input)
     else:
@@ -61,7 +75,7 @@ def _is_config(name: str) -> bool:
     from res2net_mm.registry import find_config
     from res2net_mm.weights import SCHEME, ZOO
 
-    known = name in VARIANTS or name.removeprefix(SCHEME) in ZOO or name.startswith(SCHEME)
+    known = name.startswith((TIMM, SCHEME)) or name in VARIANTS or name in ZOO
     named = Path(name).suffix != '' or Path(name).is_file() or find_config(name)
     return not known and bool(named)
 
@@ -108,6 +122,42 @@ def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
     with building_config('network'):
         arch.merge_from_dict(options)
     return arch.to_dict()
+
+
+def _compare(names: Sequence[str], options: dict[str, Any], height: int, width: int) -> str:
+    import torch
+    from mmengine.logging import MMLogger
+    from mmengine.registry import init_default_scope
+
+    from res2net_mm.engine.config import load_config
+    from res2net_mm.engine.errors import building_config, one_line
+    from res2net_mm.evaluation.complexity import describe_backbone, format_comparison
+    from res2net_mm.evaluation.models import describe_model
+    from res2net_mm.registry import MODELS, ROOT_MODELS
+
+    costs, models, notes = {}, {}, []
+    MMLogger.get_current_instance().setLevel('WARNING')  # stdout is for the table
+    for name in names:
+        if not _is_config(name):
+            arch = dict(options, type='TimmBackbone', model_name=name.removeprefix(TIMM))
+            arch = arch if name.startswith(TIMM) else _named(name, options)
+            with torch.device('meta'), building_config('network'):
+                net = MODELS.get(arch.pop('type'))(**arch)
+                costs[name] = describe_backbone(net, height, width)
+            continue
+        cfg = load_config(name, options)
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        with torch.device('meta'), building_config('backbone'):
+            net = ROOT_MODELS.build(cfg.model.backbone)
+            costs[name] = describe_backbone(net, height, width)
+        try:
+            with torch.device('meta'):
+                model = ROOT_MODELS.build(cfg.model)
+            model.eval()
+            models[name] = describe_model(model, height, width)
+        except Exception as error:  # someone else's model may need anything
+            notes.append(f'{name}: the whole model cannot be counted: {one_line(error)}')
+    return '\n'.join([format_comparison(costs, models), *notes])
 
 
 def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:

@@ -15,7 +15,7 @@ from ..checks import check_choice, check_positive
 from .compiling import Compilation
 from .layers import BATCH_NORMS, build_conv_norm, conv_norm
 
-FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle')
+FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle', 'grouped')
 # torch 2.7 compiles recomputation so that it counts each batch into the statistics twice.
 _COMPILES_CHECKPOINTS = torch.__version__ >= '2.11'
 PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
@@ -43,7 +43,8 @@ class Bottle2neck(BaseModule):
         first_block: What a first block does. ``'official'`` (authors, timm, mmpretrain): no
             additions, last group pooled 3x3 with the stride. ``'mmdet'``: the same, but not
             pooled at stride 1. ``'paddle'``: a normal block at stride 1; otherwise no additions
-            and a pool that does not count the padding.
+            and a pool that does not count the padding. ``'grouped'``: ResNeXt's block, one 3x3
+            conv with ``groups * scales`` groups over all channels.
         downsample: Module of the shortcut, or None for the identity.
         style: ``'pytorch'`` puts the stride on the 3x3 convs, ``'caffe'`` on the first 1x1 conv.
         with_cp: Recompute the block in the backward pass instead of storing activations. Has no
@@ -100,6 +101,8 @@ class Bottle2neck(BaseModule):
                 f"stride must be 1 if stage_type is 'normal', but got {stride}: a group that is "
                 'passed through cannot change its size'
             )
+        if stage_type == 'stage' and first_block == 'grouped':
+            scales, groups = 1, groups * scales
         norm_cfg = norm_cfg or dict(type='BN')
         width = planes * base_width // base_channels * groups
         if width < 1:

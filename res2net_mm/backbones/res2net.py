@@ -25,18 +25,20 @@ class Res2Net(Backbone):
     ``Res2Net(depth=50)`` is the authors' Res2Net-50 v1b 26w 4s. State-dict names are mmdet's.
 
     Args:
-        depth: 14, 26, 50, 101, 152 or 200.
+        depth: 14, 26, 50, 101, 152 or 200; 29 for CIFAR, with three stages.
         scales: Channel groups of a block; 1 is a plain bottleneck.
         base_width: Channels of one group in the first stage.
         groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
         first_block: Rule for the first block of a stage: ``'official'`` (authors, timm,
-            mmpretrain), ``'mmdet'`` or ``'paddle'``; see :class:`Bottle2neck`. Weights need the
-            rule they were trained with.
+            mmpretrain), ``'mmdet'``, ``'paddle'`` or ``'grouped'``; see :class:`Bottle2neck`.
+            Weights need the rule they were trained with.
         deep_stem: Stem of three 3x3 convs (v1b, v1d, vd) instead of one 7x7 conv (v1).
         avg_down: Average pool before the 1x1 conv of a shortcut (v1b, v1d, vd) instead of a
             strided 1x1 conv (v1).
         in_channels: Channels of the image.
         stem_channels: Channels of the stem; None is ``base_channels``.
+        stem_stride: 4, or 1 for images as small as CIFAR's: no stride, no max pool, and a 3x3 conv
+            instead of the 7x7 one.
         base_channels: Channels of the first stage before expansion.
         num_stages: Number of stages, 1 to 4.
         strides: Stride of the first block of each stage.
@@ -79,6 +81,7 @@ class Res2Net(Backbone):
         101: (3, 4, 23, 3),
         152: (3, 8, 36, 3),
         200: (3, 12, 48, 3),
+        29: (3, 3, 3),
     }
 
     def __init__(
@@ -92,6 +95,7 @@ class Res2Net(Backbone):
         avg_down: bool = True,
         in_channels: int = 3,
         stem_channels: int | None = None,
+        stem_stride: int = 4,
         base_channels: int = 64,
         num_stages: int = 4,
         strides: Sequence[int] = (1, 2, 2, 2),
@@ -116,7 +120,8 @@ class Res2Net(Backbone):
             norm_eval=norm_eval, zero_init_residual=zero_init_residual, init_cfg=init_cfg
         )
         check_choice('depth', depth, tuple(self.stage_blocks))
-        check_choice('num_stages', num_stages, (1, 2, 3, 4))
+        check_choice('num_stages', num_stages, range(1, len(self.stage_blocks[depth]) + 1))
+        check_choice('stem_stride', stem_stride, (4, 1))
         check_choice('first_block', first_block, FIRST_BLOCK_RULES)
         stem_channels = base_channels if stem_channels is None else stem_channels
         sizes = dict(
@@ -139,6 +144,7 @@ class Res2Net(Backbone):
         self.first_block = first_block
         self.style = style
         self.deep_stem = deep_stem
+        self.stem_stride = stem_stride
         norm_cfg = norm_cfg or dict(type='BN')
         layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
         self._make_stem(in_channels, stem_channels, **layers)
@@ -181,7 +187,7 @@ class Res2Net(Backbone):
             stem=['stem'] if deep_stem else ['conv1', self.norm1_name],
             stages=[f'layer{s + 1}' for s in range(num_stages)],
             widths=widths,
-            totals=[4 * s for s in accumulate(strides, mul)],
+            totals=[stem_stride * s for s in accumulate(strides, mul)],
             out_indices=out_indices,
             frozen_stages=frozen_stages,
         )
@@ -208,22 +214,23 @@ class Res2Net(Backbone):
     def _make_stem(
         self, in_channels: int, channels: int, conv_cfg: dict | None, norm_cfg: dict
     ) -> None:
+        stride, kernel = (2, 7) if self.stem_stride == 4 else (1, 3)
         if self.deep_stem:
             widths = (in_channels, channels // 2, channels // 2, channels)
             modules: list[nn.Module] = []
             for i in range(3):
-                layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, stride=2 if i == 0 else 1)
+                layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, stride=stride if i == 0 else 1)
                 modules += build_conv_norm(widths[i], widths[i + 1], 3, **layers)
                 modules.append(nn.ReLU(inplace=True))
             self.stem = ConvNormSequential(*modules)
         else:
-            self.conv1 = build_conv_layer(
-                conv_cfg, in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False
-            )
+            sizes = dict(kernel_size=kernel, stride=stride, padding=kernel // 2)
+            self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, **sizes, bias=False)
             self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, postfix=1)
             self.add_module(self.norm1_name, norm1)
             self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.maxpool = pool if stride == 2 else nn.Identity()
 
     def _make_stage(
         self,

@@ -14,7 +14,10 @@ from .base import Backbone, pretrained_cfgs
 _V1 = dict(deep_stem=False, avg_down=False)
 _VD = dict(first_block='paddle')
 _DCN = dict(type='Res2NetDCN')
-_SE = dict(type='res2net_mm.SqueezeExcitation', reduction=16)
+_SQUEEZE = dict(type='res2net_mm.SqueezeExcitation', reduction=16)
+_SE = dict(plugins=[dict(cfg=_SQUEEZE, position='after_conv3')])
+_CIFAR = dict(_V1, depth=29, base_width=24, groups=6, first_block='grouped', stem_stride=1)
+_CIFAR |= dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(0, 1, 2))
 
 VARIANTS: dict[str, dict[str, Any]] = {
     'res2net50_48w_2s': dict(_V1, scales=2, base_width=48),
@@ -30,11 +33,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'res2net101_vd_26w_4s': dict(_VD, depth=101),
     'res2net200_vd_26w_4s': dict(_VD, depth=200),
     # section 4.1 of the paper; nobody published weights
-    'se_res2net50_26w_4s': dict(_V1, plugins=[dict(cfg=_SE, position='after_conv3')]),
+    'se_res2net50_26w_4s': dict(_V1, **_SE),
     'res2net_dla60': dict(type='Res2NetDLA', base_width=28),
     'res2next_dla60': dict(type='Res2NetDLA', base_width=4, groups=8),
     'res2net50_v1b_26w_4s_dcn': dict(_DCN),
     'res2net101_v1b_26w_4s_dcn': dict(_DCN, depth=101),
+    # section 4.3 of the paper, for CIFAR; nobody published weights
+    'res2next29_6c_24w_4s': dict(_CIFAR),
+    'res2next29_8c_25w_4s': dict(_CIFAR, groups=8, base_width=25),
+    'res2next29_6c_24w_6s': dict(_CIFAR, scales=6),
+    'se_res2next29_6c_24w_4s': dict(_CIFAR, **_SE),
+    'se_res2next29_8c_25w_4s': dict(_CIFAR, **_SE) | dict(groups=8, base_width=25),
+    'se_res2next29_6c_24w_6s': dict(_CIFAR, **_SE, scales=6),
     # one or two blocks per stage, for tests, demos and small data; nobody published weights
     'res2net14_v1b_26w_4s': dict(depth=14),
     'res2net26_v1b_26w_4s': dict(depth=26),

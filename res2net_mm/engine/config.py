@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_world_size
 
-from ..backbones import Backbone, Res2NetStage
+from ..backbones import Backbone, Res2NetStage, TimmBackbone
 from ..backbones.base import pretrained_cfgs
 from ..checks import nearest
 from ..registry import MODELS, SCOPE, config_folders, find_config
@@ -74,7 +74,7 @@ def walk_dicts(node: Any) -> Iterator[dict]:
 
 
 def our_backbones(cfg: Config) -> list[ConfigDict]:
-    """The backbones of this package in a config's model."""
+    """The Res2Net backbones of this package in a config's model."""
     return [part for part in our_networks(cfg) if issubclass(_class_of(part), Backbone)]
 
 
@@ -82,6 +82,17 @@ def our_networks(cfg: Config) -> list[ConfigDict]:
     """The same plus single stages: everything that takes our pretrained weights."""
     kinds = (Backbone, Res2NetStage)
     return [part for part in walk_dicts(cfg.get('model')) if issubclass(_class_of(part), kinds)]
+
+
+def timm_backbones(cfg: Mapping[str, Any]) -> list[ConfigDict]:
+    """The networks of timm in a config's model."""
+    return [p for p in walk_dicts(cfg.get('model')) if issubclass(_class_of(p), TimmBackbone)]
+
+
+def drop_timm_weights(cfg: Mapping[str, Any]) -> None:
+    """Takes timm's weights out of a config whose model gets those of a checkpoint."""
+    for part in timm_backbones(cfg):
+        part.pretrained = False
 
 
 def _class_of(part: dict) -> type:

@@ -14,7 +14,7 @@ from mmengine.registry import VISBACKENDS
 from ..checks import nearest
 from ..data.sets.nodes import Node, find_nodes, type_name
 from ..registry import MODELS
-from .config import dataloaders, our_backbones
+from .config import dataloaders, our_backbones, timm_backbones
 from .errors import ToolError, building_config
 
 # heads that average over the image, so their batch norm sees one value per channel and image
@@ -26,7 +26,7 @@ def check_model(cfg: Config) -> None:
     model = cfg.get('model') or {}
     preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     backbone = model.get('backbone')
-    ours = isinstance(backbone, dict) and backbone in our_backbones(cfg)
+    ours = isinstance(backbone, dict) and backbone in our_backbones(cfg) + timm_backbones(cfg)
     several = type_name(preprocessor).endswith('SegDataPreProcessor')  # any number of channels
     channels = backbone.get('in_channels', 3) if several and ours else 3
     for key in ('mean', 'std'):
@@ -113,10 +113,10 @@ def schedules(cfg: Config) -> Iterator[tuple[str, dict]]:
 def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
     """Compares ``in_channels`` of neck and heads with what the backbone, or an FPN, gives."""
     with torch.device('meta'), building_config():
-        levels = list(MODELS.build(dict(backbone, init_cfg=None)).out_channels)
-    indices = tuple(backbone.get('out_indices', range(4)))
+        net = MODELS.build(dict(backbone, init_cfg=None))
+    levels = list(net.out_channels)
     stem = ', with_stem=True' if backbone.get('with_stem') else ''
-    gives = f'the backbone gives {levels} (out_indices={indices}{stem})'
+    gives = f'the backbone gives {levels} (out_indices={net.out_indices}{stem})'
     neck = model.get('neck')
     if neck:
         several = isinstance(neck, (list, tuple))

@@ -18,6 +18,7 @@ from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
+from ..backbones import TimmBackbone
 from ..checks import nearest
 from .errors import ToolError
 
@@ -95,6 +96,7 @@ def check_arguments(cfg: Config) -> None:
         names = set().union(*map(arguments_of, classes))
         # the code that builds the class may read more, such as requires_grad of a norm_cfg
         roots = _roots(cfg) + _sources(classes)
+        roots += _folders('timm') if TimmBackbone in classes else ()  # passed on to timm
         names |= {key for key in node.keys() - names if _mentioned(str(key), roots)}
         _check(path, node, names)
         for key, value in node.items():

@@ -20,6 +20,7 @@ from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
 from .classes import SameClassesHook, class_names
+from .config import drop_timm_weights
 from .errors import ToolError
 from .exported import exported_model, is_exported
 from .loading import unwrapped
@@ -106,6 +107,7 @@ def run_test(
         cfg.model = exported_model(cfg, checkpoint, fast)
     else:
         read_source(checkpoint, trust=trust)  # fails early if it is no checkpoint
+        drop_timm_weights(cfg)
     if 'metrics' not in cfg.test_evaluator:
         cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
     elif out is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import os
@@ -32,6 +33,7 @@ from ..deploy import optimize_for_inference
 from ..files import write_text, writing
 from ..weights import constants, read_source
 from .classes import prediction_meta
+from .config import drop_timm_weights
 from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
@@ -393,7 +395,8 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     use_safe_loading(trust)
     loaded = read_source(checkpoint, trust=trust)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model_cfg = cfg.model.copy()
+    model_cfg = copy.deepcopy(cfg.model)
+    drop_timm_weights(dict(model=model_cfg))
     if cfg.get('data_preprocessor'):  # as mmengine's Runner does
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     for key in ('pretrained', 'init_cfg'):

@@ -15,9 +15,10 @@ from ..checks import check_positive
 from ..data.check.quick import SplitSummary, format_summary
 from ..ops.memory import keep_freed_memory
 from ..ops.mmcv_ext import describe_ops
+from ..registry import MODELS
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD, SCHEME
-from .config import images_per_step, our_networks, pretrained
+from .config import images_per_step, our_networks, pretrained, timm_backbones
 from .config_checks import check_training
 from .errors import ToolError
 
@@ -86,22 +87,29 @@ def describe_run(cfg: Config, summaries: Sequence[SplitSummary]) -> str:
 
 
 def preprocessing_warnings(cfg: Config) -> list[str]:
-    """Warnings if published Res2Net weights get images that they were not trained on.
+    """Warnings if published weights get images that they were not trained on.
 
-    They need RGB with ImageNet's mean and std; with anything else detectors end up below a plain
-    ResNet's accuracy.
+    Those of Res2Net need RGB with ImageNet's mean and std; with anything else detectors end up
+    below a plain ResNet's accuracy. timm says what its weights need.
     """
     sources = [str(c.get('checkpoint')) for p in our_networks(cfg) for c in pretrained(p)]
     weights = [source for source in sources if source.startswith((SCHEME, *OPEN_MMLAB))]
+    needs = {source: IMAGENET for source in weights[:1]}
+    for part in timm_backbones(cfg):
+        if part.get('pretrained'):
+            with torch.device('meta'):
+                about = MODELS.build(part).timm_model.pretrained_cfg  # 0 to 1, RGB
+            scaled = {key: [round(255 * v, 3) for v in about[key]] for key in ('mean', 'std')}
+            needs[f'timm/{part.model_name}'] = dict(scaled, bgr_to_rgb=True)
     given: dict[str, Any] = dict(cfg.get('data_preprocessor') or {})
     given.update(cfg.model.get('data_preprocessor') or {})
     lines = []
-    for key, wanted in IMAGENET.items():
+    for source, key, wanted in ((s, *pair) for s, need in needs.items() for pair in need.items()):
         value = given.get(key)
         value = list(value) if isinstance(value, (list, tuple)) else value
-        if weights and value != wanted:
+        if value != wanted:
             lines.append(
-                f'WARNING: data_preprocessor.{key} is {value}, but {weights[0]} was trained with '
+                f'WARNING: data_preprocessor.{key} is {value}, but {source} was trained with '
                 f'{wanted}'
             )
     return lines

@@ -31,13 +31,12 @@ _PARTS = (
 ).split()
 # training does not depend on these
 _IDLE = set(
-    'init_cfg test_cfg num_workers persistent_workers pin_memory prefetch_factor backend_args '
-    'val_interval val_begin dynamic_intervals'.split()
+    'init_cfg pretrained test_cfg num_workers persistent_workers pin_memory prefetch_factor '
+    'backend_args val_interval val_begin dynamic_intervals'.split()
 )
 # nor do the predictions of a trained model depend on these
 _TRAINED_BY = _IDLE | set(
-    'pretrained train_cfg frozen_stages norm_eval with_cp requires_grad batch_augments '
-    'loss_weight'.split()
+    'train_cfg frozen_stages norm_eval with_cp requires_grad batch_augments loss_weight'.split()
 )
 _BATCH_NORMS = {'BN', 'SyncBN', 'MMSyncBN'}  # equal once trained
 _SCHEDULE = ('optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg.max_')

@@ -18,7 +18,7 @@ from ..evaluation import ignored_label, use_our_metrics
 from ..ops.internals import onednn_computes
 from ..weights import DownloadError, locate, read_checkpoint
 from .checkpoints import find_newest
-from .config import dataloaders, our_networks, pretrained, walk_dicts
+from .config import dataloaders, drop_timm_weights, our_networks, pretrained, walk_dicts
 from .config_checks import check_model
 from .config_keys import arguments_of, check_arguments, classes_named
 from .errors import ToolError, building_config
@@ -29,7 +29,7 @@ from .safe_runner import Runner
 from .safety import check_arrays, use_safe_loading
 from .terminal import warn
 
-_FROM_SCRATCH = dict(init_cfg=None, frozen_stages=-1, norm_eval=False)
+_FROM_SCRATCH = dict(init_cfg=None, pretrained=None, frozen_stages=-1, norm_eval=False)
 HOOKS = (
     'StepSeedHook',
     'FiniteLossHook',
@@ -178,6 +178,8 @@ def apply_weights(cfg: Config, *, from_scratch: bool, resumed: bool, trust: bool
         elif trust:
             for init_cfg in pretrained(part):
                 init_cfg.trust = True
+    if resumed:
+        drop_timm_weights(cfg)
 
 
 def apply_scaling(cfg: Config, auto_scale_lr: bool) -> None:

@@ -22,6 +22,7 @@ from ..checks import check_positive
 from ..columns import aligned
 from ..registry import MODELS
 from ..weights import SCHEME, ZOO
+from .models import ModelCost
 
 _text = partial(json.dumps, sort_keys=True, default=str)  # the same for lists and tuples
 _HOW_IT_RUNS = (
@@ -117,6 +118,37 @@ def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
     return costs
 
 
+class BackboneCost(NamedTuple):
+    """Parameters and multiply-adds of a backbone, and the channels and strides of its levels."""
+
+    params: int
+    macs: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def describe_backbone(net: nn.Module, height: int, width: int) -> BackboneCost:
+    """Counts any backbone, ours or not, as :func:`describe_stages` does."""
+    check_positive('height', height)
+    check_positive('width', width)
+    net = copy.deepcopy(net).to('meta')
+    net.eval()  # not chained: mmdet's backbones return None
+    channels = next(net.parameters()).shape[1]
+    image = torch.empty(1, channels, height, width, device='meta')
+    with FlopCounterMode(display=False, custom_mapping=_RULES) as counter, torch.no_grad():
+        levels = net(image)
+    strides = getattr(net, 'out_strides', None)
+    if strides is None:
+        with torch.no_grad():
+            strides = [256 // out.shape[2] for out in net(image.new_empty(1, channels, 256, 256))]
+    return BackboneCost(
+        params=sum(p.numel() for p in net.parameters()),
+        macs=counter.get_total_flops() // 2,
+        channels=tuple(level.shape[1] for level in levels),
+        strides=tuple(strides),
+    )
+
+
 def _each(x: Sequence[int], *args: Any, macs: int, **kwargs: Any) -> int:
     return 2 * macs * prod(x)
 
@@ -209,6 +241,19 @@ def format_stages(costs: list[StageCost]) -> str:
     missed = Counter(kind for c in costs for kind in c.uncounted)
     lines += [f'not in the multiply-adds: {kind} (of {n} layers)' for kind, n in missed.items()]
     return '\n'.join(lines)
+
+
+def format_comparison(costs: Mapping[str, BackboneCost], models: Mapping[str, ModelCost]) -> str:
+    """Backbones side by side, and the whole models of those that have one."""
+    head = 'network|params (M)|multiply-adds (G)|channels|strides|model (M)|model GFLOPs'
+    rows = [head.split('|')]
+    for name, cost in costs.items():
+        model = models.get(name)
+        levels = [', '.join(map(str, values)) for values in (cost.channels, cost.strides)]
+        whole = [f'{model.params / 1e6:.2f}', f'{model.gflops:.2f}'] if model else ['', '']
+        rows.append([name, f'{cost.params / 1e6:.2f}', f'{cost.macs / 1e9:.3f}', *levels, *whole])
+    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
+    return '\n'.join(aligned(list(zip(*columns, strict=True))))
 
 
 def format_architecture(args: Mapping[str, Any]) -> str:

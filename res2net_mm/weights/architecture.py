@@ -26,16 +26,18 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     dla = any(key.startswith('base_layer.') for key in shapes)
     first = 'level2.tree1' if dla else 'layer1.0'
     found: dict[str, Any] = {'type': 'Res2NetDLA' if dla else 'Res2Net'}
+    if _scales(shapes, 'layer1.0') == 1 < _scales(shapes, 'layer1.1'):
+        found['first_block'], first = 'grouped', 'layer1.1'
     if any('.conv_offset.' in key for key in shapes):
         found['type'] = 'Res2NetDCN'
         found.update(_deformable(shapes))
     expansion = 2 if dla else 4
 
-    conv1, conv3 = shapes.get(f'{first}.conv1.weight'), shapes.get(f'{first}.conv3.weight')
+    scales, conv3 = _scales(shapes, first), shapes.get(f'{first}.conv3.weight')
     branch = shapes.get(f'{first}.convs.0.weight')
-    if branch and conv1 and len(branch) == 4 and all(branch) and conv3:
+    if scales and conv3:
         groups = branch[0] // branch[1]
-        found.update(scales=conv1[0] // branch[0], groups=groups)
+        found.update(scales=scales, groups=groups)
         found.update(base_channels=conv3[0] // expansion)
         found.update(base_width=branch[0] // max(groups, 1))
     if dla:
@@ -51,6 +53,7 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
         found.update(deep_stem=deep, avg_down=avg_down, **_stages(shapes))
         if stem:
             found['stem_channels'] = stem[0] * (2 if deep else 1)
+            found |= {} if deep else {'stem_stride': 1 if stem[2:] == (3, 3) else 4}
     if stem and len(stem) == 4:
         found['in_channels'] = stem[1]
     return found
@@ -74,6 +77,13 @@ def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         first = [f'layer{stage}.0.convs.0.conv_offset.weight' in offsets for stage in stages]
         found['dcn'] = dict(type=kind, deform_groups=groups, fallback_on_stride=not all(first))
     return found
+
+
+def _scales(shapes: Mapping[str, tuple[int, ...]], block: str) -> int:
+    """Channel groups of a block; 0 if its weights do not show it."""
+    conv1, branch = (shapes.get(f'{block}.{name}.weight') for name in ('conv1', 'convs.0'))
+    known = conv1 and branch and len(branch) == 4 and all(branch)
+    return conv1[0] // branch[0] if known else 0
 
 
 def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """Renames the weights of every published layout to this package's (mmdet's) names.
 
-====================  ==============================  ==============  ===========================
-layout                stem (deep; 7x7)                around it       blocks
-====================  ==============================  ==============  ===========================
-``mmdet`` (ours)      ``stem.0`` ..; ``conv1 bn1``    ``backbone.``   ``layer1.0.convs.0``
-``official``, timm    ``conv1.0`` .. ``bn1``; same    ``fc``          the same
-``mmpretrain``        as mmdet                        ``backbone.``,  the same
+====================  ==============================  ===============  ==========================
+layout                stem (deep; 7x7)                around it        blocks
+====================  ==============================  ===============  ==========================
+``mmdet`` (ours)      ``stem.0`` ..; ``conv1 bn1``    ``backbone.``    ``layer1.0.convs.0``
+``official``, timm    ``conv1.0`` .. ``bn1``; same    ``fc``           the same
+``mmpretrain``        as mmdet                        ``backbone.``,   the same
                                                       ``head.fc``
-``paddle``            ``conv1_1`` ..; ``conv1``       ``out``         ``bb_0_0.res2a_branch2b_1``
-====================  ==============================  ==============  ===========================
+``paddle``            ``conv1_1`` ..; ``conv1``       ``out``          ``bb_0_0.res2a_branch2b_1``
+``detectron2``        ``stem.`` and as official       ``backbone.``,   ``res2.0.convs.0``,
+                                                      ``.bottom_up.``  ``res2.0.conv1.norm``
+``maskrcnn``          ``stem.`` and as official       ``backbone.``,   as mmdet
+                                                      ``.body.``
+====================  ==============================  ===============  ==========================
 """
 
 from __future__ import annotations
@@ -27,27 +31,36 @@ from ..backbones.base import CONVENTION
 from .reading import PROGRAM_NAMES, CheckpointError
 
 # Layout -> first-block rule of its networks. mmdet's names are also ours, with any rule.
-LAYOUTS = {'mmdet': None, 'official': 'official', 'mmpretrain': 'official', 'paddle': 'paddle'}
+LAYOUTS = dict.fromkeys(('official', 'mmpretrain', 'maskrcnn'), 'official')
+LAYOUTS |= {'mmdet': None, 'paddle': 'paddle', 'detectron2': 'mmdet'}
+_STRIDE_IN_1X1 = ('detectron2', 'maskrcnn')  # by the default of both projects, style='caffe'
 
 CLASSIFIER = 'classifier'
 AROUND = 'rest of the model around the backbone'
 PROGRAM = "names in Paddle's program"
 DISCARDED = 'projections that DLA computes and discards'
 
+# of the backbone in a model; the last is PoolNet's
+_PREFIXES = ('backbone.bottom_up.', 'backbone.body.', 'backbone.', 'base.resnet.')
 _WRAPPERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema', 'ema')
 _DEEPEST = 8
-_PREFIXES = ('backbone.', 'base.resnet.')  # of the backbone in a model; the second is PoolNet's
 _OURS = re.compile(
     r'(stem\.\d|conv1|(bn|gn|ln|in)1|layer\d+\.\d+\.\w+|base_layer\.\d|level[01]\.\d'
     r'|level[2-5]\.(tree[12]|project|root))\.\w'
 )
 _DEEP_STEM = {'conv1.0': '0', 'conv1.1': '1', 'conv1.3': '3', 'conv1.4': '4', 'conv1.6': '6'}
+_DEEP_STEM['bn1'] = '7'
 _PADDLE_KEY = re.compile(
     r'(?:conv1(?:_(?P<stem>[123]))?|bb_(?P<stage>\d+)_(?P<block>\d+)\.'
     r'(?:(?P<part>conv0|conv2|short)|res\w+_branch2b_(?P<branch>\d+)))'
     r'\.(?:_conv\.(?P<conv>weight)|_batch_norm\.(?P<norm>weight|bias|_mean|_variance))'
 )
 _PADDLE_NORM = {'_mean': 'running_mean', '_variance': 'running_var'}
+_DETECTRON2_KEY = re.compile(
+    r'res([2-5])\.(\d+)\.(?:((?:convs|bns)\.\d+)|conv2_offsets\.(\d+)|(.+))'
+)
+_DETECTRON2 = {'conv1': 'conv1', 'conv1.norm': 'bn1', 'conv3': 'conv3', 'conv3.norm': 'bn3'}
+_DETECTRON2 |= {'shortcut.1': 'downsample.1', 'shortcut.1.norm': 'downsample.2'}
 
 
 @dataclass(frozen=True)
@@ -57,7 +70,7 @@ class Converted:
     Attributes:
         state: Name -> tensor. Its ``_metadata`` has the convention, so that a network with other
             arguments refuses it.
-        layout: ``'mmdet'``, ``'official'``, ``'mmpretrain'`` or ``'paddle'``.
+        layout: A key of :data:`LAYOUTS`.
         convention: The ``first_block`` and ``style`` that the weights need, as far as known.
         dropped: Rule -> names that it left out.
         licence: The licence in a file that :func:`convert_weights` wrote.
@@ -76,7 +89,8 @@ def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tenso
     Args:
         state: A state dict, or a checkpoint with one under ``state_dict``, ``model`` or ``ema``,
             with or without ``module.``, from this package, mmdet (also a whole detector), the
-            authors, timm, mmpretrain or PaddleClas (also as numpy arrays).
+            authors (also of their forks of mmdetection, detectron2 and maskrcnn-benchmark), timm,
+            mmpretrain, CenterNet2 or PaddleClas (also as numpy arrays).
 
     Returns:
         The backbone's weights with this package's names, without classifier or other heads, and
@@ -127,7 +141,8 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
 
     Args:
         checkpoint: As for :func:`convert_state_dict`.
-        prefix: What the backbone's names begin with; None means ``backbone.`` if there is one.
+        prefix: What the backbone's names begin with; None means ``backbone.`` if there is one, with
+            the ``bottom_up.`` or ``body.`` of detectron2 and maskrcnn-benchmark.
     """
     state = unwrap(checkpoint)
     dropped: dict[str, list[str]] = {}
@@ -140,8 +155,7 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
         if wrapped and not (prefix or '').startswith(wrapper):
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     if prefix is None:
-        started = (p for p in _PREFIXES if any(key.startswith(p) for key in state))
-        prefix = next(started, '')
+        prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), '')
     layout = ''
     if prefix:
         if not any(key.startswith(prefix) for key in state):
@@ -176,9 +190,14 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
             f'names in layout {layout} have no rule: {listing(unknown)}; is it a Res2Net?'
         )
     _add_counters(renamed)
+    if layout == 'detectron2':  # CenterNet2 predicts offsets without a bias
+        for key in [key for key in renamed if key.endswith('.conv_offset.weight')]:
+            zeros = renamed[key].new_zeros(renamed[key].shape[:1])
+            renamed.setdefault(key.replace('weight', 'bias'), zeros)
     convention = read_convention(checkpoint, prefix)
     if not convention and LAYOUTS[layout]:
-        convention = dict(first_block=LAYOUTS[layout], style='pytorch')
+        style = 'caffe' if layout in _STRIDE_IN_1X1 else 'pytorch'
+        convention = dict(first_block=LAYOUTS[layout], style=style)
     write_convention(renamed, convention)
     meta = checkpoint.get('meta')
     licence = meta.get('licence') if isinstance(meta, Mapping) else None
@@ -220,12 +239,16 @@ def _recognise(state: Mapping[str, Any]) -> str:
         return 'official'
     if 'stem.0.weight' in state:
         return 'mmdet'
+    if 'stem.conv1.0.weight' in state:
+        return 'detectron2'
+    if 'stem.conv1.weight' in state:
+        return 'maskrcnn'
     if 'conv1.weight' in state or 'base_layer.0.weight' in state:  # the same in both
         return 'official' if any(key.startswith('fc.') for key in state) else 'mmdet'
     names = listing(list(state), 3) or 'no names'
     raise CheckpointError(
-        f'no layout of Res2Net is recognised: no stem (stem.0, conv1, conv1.0, conv1_1 or '
-        f'base_layer.0) among {names}'
+        f'no layout of Res2Net is recognised: no stem (stem.0, conv1, conv1.0, conv1_1, '
+        f'stem.conv1, stem.conv1.0 or base_layer.0) among {names}'
     )
 
 
@@ -251,8 +274,6 @@ def _from_official(key: str, state: Mapping[str, Any]) -> str | None:
     module, _, leaf = key.rpartition('.')
     if module in _DEEP_STEM:
         return f'stem.{_DEEP_STEM[module]}.{leaf}'
-    if module == 'bn1':
-        return f'stem.7.{leaf}'
     return key if re.match(r'layer\d+\.\d+\.\w+\.', key) else None
 
 
@@ -277,10 +298,31 @@ def _from_paddle(key: str, state: Mapping[str, Any]) -> str | None:
     return f'layer{int(place["stage"]) + 1}.{place["block"]}.{module}.{leaf}'
 
 
+def _from_detectron2(key: str, state: Mapping[str, Any]) -> str | None:
+    module, _, leaf = key.rpartition('.')
+    first, _, inner = module.partition('.')
+    if first == 'stem':
+        return f'stem.{_DEEP_STEM[inner]}.{leaf}' if inner in _DEEP_STEM else None
+    place = _DETECTRON2_KEY.fullmatch(module)
+    if place is None:
+        return None
+    stage, block, same, offset, part = place.groups()
+    name = same or (f'convs.{offset}.conv_offset' if offset else _DETECTRON2.get(part))
+    return name and f'layer{int(stage) - 1}.{block}.{name}.{leaf}'
+
+
+def _from_maskrcnn(key: str, state: Mapping[str, Any]) -> str | None:
+    if re.match(r'layer\d+\.\d+\.\w+\.', key):
+        return key
+    return key.removeprefix('stem.') if re.match(r'stem\.(conv1|bn1)\.\w', key) else None
+
+
 _RENAMES: dict[str, Callable[[str, Mapping[str, Any]], str | None]] = {
     'mmdet': _from_mmdet,
     'official': _from_official,
     'paddle': _from_paddle,
+    'detectron2': _from_detectron2,
+    'maskrcnn': _from_maskrcnn,
 }
 
 

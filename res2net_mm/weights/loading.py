@@ -20,6 +20,10 @@ from .reading import CheckpointError
 from .sources import read_backbone, unknown_rule
 
 BEYOND = 'stages that the network was built without'
+EPSILON = (
+    "batch norm of the file's project has no epsilon: norm_cfg=dict(type='BN', eps=1e-30) gives "
+    'its exact features'
+)
 
 
 @dataclass
@@ -35,7 +39,9 @@ class LoadReport:
         unexpected: Names of the file that the network lacks; always empty, since a load is exact.
         dropped: Rule -> names of the file that it left out.
         licence: Licence of published weights.
-        note: Warning if the file does not say which first-block rule it needs.
+        note: Warning if the file does not say which first-block rule it needs, or needs another
+            epsilon of batch norm.
+        adapted: How the first convolution was adapted to the network's input channels.
     """
 
     source: str
@@ -47,6 +53,7 @@ class LoadReport:
     dropped: dict[str, list[str]] = field(default_factory=dict)
     licence: str | None = None
     note: str = ''
+    adapted: str = ''
 
     def __str__(self) -> str:
         rule = self.first_block or ('not known' if self.note else 'of one form only')
@@ -57,6 +64,7 @@ class LoadReport:
         if self.missing:
             lines.append(f'not in the file, and zero: {listing(self.missing)}')
         lines += [f'left out, {rule}: {listing(names)}' for rule, names in self.dropped.items()]
+        lines += [self.adapted] if self.adapted else []
         lines += [self.note] if self.note else []
         lines += [f'licence of these weights: {self.licence}'] if self.licence else []
         return '\n  '.join(lines)
@@ -84,6 +92,7 @@ def load_weights(
     Returns:
         What was loaded and left out. ``conv_offset`` of deformable convolutions may be missing
         and is then zero, which makes them plain convolutions (times 0.5 in version 2).
+        Weights for 3 input channels are adapted to the network's number.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -107,7 +116,11 @@ def load_weights(
         dropped[BEYOND] = beyond
         for key in beyond:
             del state[key]
+    adapted = _adapt_channels(net, state)
     missing = check_fit(net, state, convention, name, converted.layout)
+    note = '' if convention or not net.convention.get('first_block') else unknown_rule(net)
+    if converted.layout == 'maskrcnn' and any(getattr(m, 'eps', 0) > 1e-12 for m in net.modules()):
+        note = EPSILON
     matched, own = list(state), net.state_dict()
     net.load_state_dict(state | {key: torch.zeros_like(own[key]) for key in missing})
     return LoadReport(
@@ -118,8 +131,25 @@ def load_weights(
         missing=missing,
         dropped=dropped,
         licence=entry.licence if entry else converted.licence,
-        note='' if convention or not net.convention.get('first_block') else unknown_rule(net),
+        note=note,
+        adapted=adapted,
     )
+
+
+def _adapt_channels(net: Backbone, state: dict[str, Tensor]) -> str:
+    """Adapts weights for RGB in place to the network's input as timm does, and says how."""
+    name, own = next(iter(net.named_parameters()))
+    given, channels = state.get(name), own.shape[1]
+    if given is None or given.dim() != 4 or given.shape[1] != 3 or channels == 3:
+        return ''
+    wide = given.to(torch.promote_types(given.dtype, torch.float32))
+    if channels == 1:
+        how, wide = 'summed', wide.sum(1, keepdim=True)
+    else:
+        how = f'repeated and scaled by 3/{channels}'
+        wide = wide[:, torch.arange(channels) % 3] * (3 / channels)
+    state[name] = wide.to(given.dtype)
+    return f'adapted, {name}: its 3 input channels are {how} for the {channels} of the network'
 
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained', force=True)

@@ -132,6 +132,13 @@ _PADDLE = {
     'res2net50_14w_8s_paddle': ('res2net50_14w_8s', 'Res2Net50_14w_8s', 79.5),
     'res2net50_26w_4s_paddle': ('res2net50_26w_4s', 'Res2Net50_26w_4s', 79.3),
 }
+_DETECTORS = {
+    'faster_rcnn_r2_101_fpn_2x_coco': ('175f1da6', dict(box=43.0)),
+    'mask_rcnn_r2_101_fpn_2x_coco': ('17f061e8', dict(box=43.6, mask=38.7)),
+    'cascade_rcnn_r2_101_fpn_20e_coco': ('f4b7b7db', dict(box=45.7)),
+    'cascade_mask_rcnn_r2_101_fpn_20e_coco': ('8a7b41e1', dict(box=46.4, mask=40.0)),
+    'htc_r2_101_fpn_20e_coco': ('3a8d2112', dict(box=47.5, mask=41.6)),
+}
 
 ZOO: dict[str, Published] = {
     **_published(
@@ -168,10 +175,7 @@ ZOO: dict[str, Published] = {
         source='PaddleClas',
         first_block='paddle',
     ),
-    'faster_rcnn_r2_101_fpn_2x_coco': _detector(
-        'faster_rcnn_r2_101_fpn_2x_coco', '175f1da6', box=43.0
-    ),
-    'mask_rcnn_r2_101_fpn_2x_coco': _detector(
-        'mask_rcnn_r2_101_fpn_2x_coco', '17f061e8', box=43.6, mask=38.7
-    ),
+    **{
+        name: _detector(name, sha256, **accuracy) for name, (sha256, accuracy) in _DETECTORS.items()
+    },
 }

@@ -9,10 +9,10 @@ import pickle
 import pytest
 import timm
 import torch
-from references import paddle_levels, randomise, relative_error
+from references import paddle_levels, project_levels, randomise, relative_error
 from weights import other_layouts
 
-from res2net_mm import Res2Net, create_backbone
+from res2net_mm import Res2Net, Res2NetDCN, create_backbone
 from res2net_mm.weights import load_weights
 
 SHAPES = (1, 3, 64, 96), (3, 3, 64, 33), (1, 3, 75, 61), (3, 3, 33, 47)
@@ -137,3 +137,38 @@ def test_paddle_rule_equals_its_description(tmp_path, variant):
     report = load(ours, tmp_path / 'net.pdparams')
     assert (report.layout, report.first_block) == ('paddle', 'paddle')
     check(ours, lambda image: paddle_levels(weights, image))
+
+
+SMALL = dict(depth=26, base_width=13, base_channels=16, stem_channels=16)
+CAFFE = dict(SMALL, style='caffe')
+MASKRCNN = dict(CAFFE, deep_stem=False, avg_down=False, norm_cfg=dict(type='BN', eps=1e-30))
+
+
+@pytest.mark.parametrize(
+    ('project', 'kind', 'args', 'layout'),
+    [
+        ('detectron2', Res2Net, dict(CAFFE, first_block='mmdet'), 'detectron2'),
+        ('detectron2', Res2NetDCN, dict(CAFFE, first_block='mmdet'), 'detectron2'),
+        ('maskrcnn', Res2Net, MASKRCNN, 'maskrcnn'),
+        ('fork', Res2Net, SMALL, 'official'),
+    ],
+    ids=['detectron2', 'detectron2-dcn', 'maskrcnn', 'mmdetection fork'],
+)
+def test_other_projects_of_the_authors(tmp_path, project, kind, args, layout):
+    """Their detectors' files in networks with the arguments that their blocks come to."""
+    net = randomise(kind(**args))
+    for name, value in net.named_parameters():
+        if name.endswith('conv_offset.bias'):  # CenterNet2 has none
+            value.data.zero_()
+    weights = getattr(other_layouts, project)(net.state_dict())
+    torch.save(dict(model=weights, iteration=1), tmp_path / 'model_final.pth')
+    ours = randomise(kind(**args), seed=1)
+    report = load(ours, tmp_path / 'model_final.pth')
+    assert (report.layout, report.first_block, report.note) == (layout, net.first_block, '')
+    check(ours, lambda image: project_levels(weights, image, project))
+    other = kind(**args | dict(first_block='paddle'))
+    with pytest.raises(ValueError, match=f"first_block='{net.first_block}'"):
+        load_weights(other, weights)
+    if 'norm_cfg' in args:
+        with_epsilon = kind(**args | dict(norm_cfg=dict(type='BN')))
+        assert 'eps=1e-30) gives its exact features' in str(load_weights(with_epsilon, weights))

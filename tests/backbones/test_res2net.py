@@ -59,8 +59,9 @@ def test_one_scale_is_a_resnet(style):
 @pytest.mark.parametrize('name', list_backbones())
 def test_every_variant_trains(name):
     net = create_backbone(name, norm_eval=False)
-    outs = net(torch.randn(2, 3, 64, 64))
-    sides = [64 // stride for stride in net.out_strides]
+    side = 2 * net.out_strides[-1]
+    outs = net(torch.randn(2, 3, side, side))
+    sides = [side // stride for stride in net.out_strides]
     expected = [(2, c, s, s) for c, s in zip(net.out_channels, sides, strict=True)]
     assert [tuple(out.shape) for out in outs] == expected
     sum(out.square().mean() for out in outs).backward()

@@ -1,6 +1,7 @@
 """Costs against fvcore and the published sizes, receptive fields against gradients, the tool."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from torch import nn
 
-from res2net_mm import Res2Net
+from res2net_mm import Res2Net, TimmBackbone
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.evaluation.complexity import (
+    describe_backbone,
     describe_stages,
     format_architecture,
+    format_comparison,
     format_stages,
     receptive_fields,
 )
@@ -208,6 +211,42 @@ def test_receptive_fields_are_those_of_gradients(args):
         assert seen(net, level, index, (high + 2 * field.stride, 9)) == (low, high)
 
 
+@pytest.mark.parametrize('name', ['resnet10t', 'rexnet_100', 'resnest14d', 'res2net50d'])
+def test_networks_of_timm_cost_what_fvcore_counts(name):
+    net = TimmBackbone(name).eval()
+    counted = FlopCountAnalysis(net, torch.zeros(1, 3, 75, 97))
+    counted.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    # fvcore knows a global pool only by its other name
+    counted.set_op_handle('aten::mean', lambda inputs, _: math.prod(inputs[0].type().sizes()))
+    with torch.no_grad():
+        expected = counted.total()
+    cost = describe_backbone(net, 75, 97)
+    assert cost.macs == expected
+    assert cost.params == sum(p.numel() for p in net.parameters())
+    assert (cost.channels, cost.strides) == (net.out_channels, net.out_strides)
+    assert not any(p.is_meta for p in net.parameters())
+
+
+def test_backbones_cost_the_sum_of_their_stages():
+    from mmdet.models import ResNet
+
+    for args in (VARIANTS['res2net50_v1b_26w_4s'], VARIANTS['res2net_dla60'], DILATED):
+        net = build(args)
+        stages, cost = describe_stages(net, 80, 112), describe_backbone(net, 80, 112)
+        assert cost.macs == sum(stage.macs for stage in stages)
+        assert cost.params == sum(stage.params for stage in stages)
+        assert (cost.channels, cost.strides) == (net.out_channels, net.out_strides)
+    with torch.device('meta'):
+        theirs, ours = ResNet(depth=50), TimmBackbone('resnet50')
+    cost = describe_backbone(theirs, 224, 224)
+    assert (cost.channels, cost.strides) == ((256, 512, 1024, 2048), (4, 8, 16, 32))
+    timms = describe_backbone(ours, 224, 224)
+    assert (cost.params, cost.macs) == (timms.params, timms.macs)
+    table = format_comparison({'a': cost, 'b': timms}, {}).splitlines()
+    assert table[0].split('  ')[0] == 'network' and 'model' not in table[0] and len(table) == 3
+    assert table[1].split()[1:3] == ['23.51', f'{cost.macs / 1e9:.3f}']
+
+
 def test_architecture_without_a_checkpoint():
     text = format_architecture({'type': 'Res2Net', 'init_cfg': {'type': 'Pretrained'}})
     assert 'pretrained: no checkpoint is named' in text.splitlines()
@@ -314,10 +353,28 @@ def test_tool(stack, python):
         ['res2net://faster_rcnn_r2_101_fpn_2x_coco'],
         ['se_res2net50_26w_4s', *options],
         ['res2net_dla60', '--input', '75', '97'],
+        [
+            '--compare',
+            config,
+            'res2net50_v1b_26w_4s',
+            'timm/resnet50',
+            'configs/faster_rcnn_r50.py',
+        ],
+        ['timm/resnet10t', '--cfg-options', 'output_stride=8'],
     ]
     results = call_all(python, stack, *calls)
     assert [code for code, _, _ in results] == [0] * len(calls), results
-    variant, config, zoo, changed, dla = [out for _, out, _ in results]
+    variant, config, zoo, changed, dla, compared, one = [out for _, out, _ in results]
+    head, *rows = compared.splitlines()
+    assert head.split('  ')[0] == 'network' and head.endswith('strides  model (M)  model GFLOPs')
+    assert [row.split()[0] for row in rows] == calls[5][1:] and len(rows) == 4
+    costs = [row.split()[1:3] for row in rows]
+    assert costs[0] == costs[1] == ['23.67', '4.520']
+    assert costs[2] == costs[3]
+    for row in rows:
+        assert '256, 512, 1024, 2048  4, 8, 16, 32' in row
+    assert f'{rows[0].split()[-2]} M parameters' in config  # of the whole model
+    assert one.splitlines()[1].startswith('timm/resnet10t') and '4, 8, 8, 8' in one
     assert variant.startswith(VARIANT)
     entry = ZOO['res2net50_v1b_26w_4s']
     for text in (entry.url, entry.licence, entry.source, 'layout official'):
@@ -354,6 +411,8 @@ def test_tool_errors(env, python, tmp_path):
         (str(wrong),): 'scales must be a positive integer, but got 0',
         ('res2net_dla60', '--input', '0', '224'): 'height must be a positive integer, but got 0',
         ('res2net_dla60', '--cfg-options', 'scale=3'): "unexpected keyword argument 'scale'",
+        ('timm/resnet10', '--compare'): 'did you mean resnet10t?',
+        ('timm/swin_tiny_patch4_window7_224', '--input', '96', '96'): "doesn't match model (224)",
     }
     *results, helped = call_all(python, env, *expected, ['--help'])
     assert helped[0] == 0 and 'example:\n  python tools/describe.py res2net50_v1b' in helped[1]

@@ -98,11 +98,54 @@ def paddle(state: Mapping[str, Tensor]) -> dict[str, Any]:
     return written | {'StructuredToParameterName@@': program}
 
 
+def detectron2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of a detector of the authors' fork of detectron2, or of CenterNet2."""
+    stem = ['conv1.0', 'conv1.1', None, 'conv1.3', 'conv1.4', None, 'conv1.6', 'bn1']
+    written = {}
+    for key, value in state.items():
+        module, _, leaf = key.rpartition('.')
+        path = module.split('.')
+        if leaf == 'num_batches_tracked' or module.endswith('conv_offset') and leaf == 'bias':
+            continue
+        if path[0] == 'stem':
+            name = f'stem.{stem[int(path[1])]}'
+        else:
+            name = f'res{int(path[0].removeprefix("layer")) + 1}.{path[1]}.'
+            if path[-1] == 'conv_offset':
+                name += f'conv2_offsets.{path[3]}'
+            elif path[2] == 'downsample':
+                name += 'shortcut.1' + '.norm' * (path[3] == '2')
+            elif path[2] in ('bn1', 'bn3'):
+                name += f'conv{path[2][2]}.norm'
+            else:
+                name += '.'.join(path[2:])
+        written[f'backbone.bottom_up.{name}.{leaf}'] = value
+    written['backbone.fpn_lateral2.weight'] = torch.ones(8, 8, 1, 1)
+    return written | {'pixel_mean': torch.ones(3, 1, 1)}
+
+
+def maskrcnn(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The backbone of a detector of Res2Net-maskrcnn, whose batch norm counts no batches."""
+    written = {}
+    for key, value in state.items():
+        if not key.endswith('num_batches_tracked'):
+            stem = '' if key.startswith('layer') else 'stem.'
+            written[f'module.backbone.body.{stem}{key}'] = value
+    return written | {'module.backbone.fpn.fpn_inner1.weight': torch.ones(8, 8, 1, 1)}
+
+
+def fork(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A detector of the authors' fork of mmdetection 1: their names, without a classifier."""
+    names = {k: v for k, v in official(state).items() if not k.startswith('fc.')}
+    return detector(names)
+
+
 def as_arrays(written: Mapping[str, Any]) -> dict[str, Any]:
     """What a ``.pdparams`` file holds: numpy arrays."""
     return {k: v.numpy() if isinstance(v, Tensor) else v for k, v in written.items()}
 
 
 def _channels(state: Mapping[str, Tensor]) -> int:
-    last = 'level5.root.conv' if 'base_layer.0.weight' in state else 'layer4.0.conv3'
+    last = 'layer4.0.conv3' if 'layer4.0.conv3.weight' in state else 'layer3.0.conv3'
+    last = 'level5.root.conv' if 'base_layer.0.weight' in state else last
     return state[f'{last}.weight'].shape[0]

@@ -16,6 +16,7 @@ from res2net_mm.weights.layouts import convert
 
 SMALL = dict(depth=14, base_width=8, base_channels=16, stem_channels=16)
 RULES = {'official', 'mmdet', 'paddle'}
+V1 = dict(deep_stem=False, avg_down=False)
 
 # name of the writer -> layout, rule, and what is dropped by which rule
 WRITERS = {
@@ -40,7 +41,7 @@ WRITERS = {
         },
     ),
 }
-NOT_IN_PADDLE = ('res2net_dla60', 'res2next_dla60', 'se_res2net50_26w_4s')
+NOT_IN_PADDLE = ('dla', 'dcn', 'se_', 'res2next29')
 
 
 def names_and_shapes(variant):
@@ -67,7 +68,7 @@ def small_state(**args):
         (variant, writer)
         for variant in list_backbones()
         for writer in WRITERS
-        if writer != 'paddle' or variant not in NOT_IN_PADDLE and not variant.endswith('_dcn')
+        if writer != 'paddle' or not any(part in variant for part in NOT_IN_PADDLE)
     ],
 )
 def test_round_trip(variant, writer):
@@ -102,6 +103,64 @@ def test_round_trip(variant, writer):
     assert again.state.keys() == converted.state.keys()
     assert all(again.state[key] is value for key, value in converted.state.items())
     assert convert_state_dict(written)[1] == layout
+
+
+CAFFE = dict(style='caffe')
+# writer -> variants that the project has, layout, convention, names around the backbone
+PROJECTS = {
+    'detectron2': (
+        ('res2net101_v1b_26w_4s', 'res2net101_v1b_26w_4s_dcn'),
+        'detectron2',
+        dict(CAFFE, first_block='mmdet'),
+        ['backbone.fpn_lateral2.weight', 'pixel_mean'],
+    ),
+    'maskrcnn': (
+        ('res2net50_14w_8s', 'res2net101_26w_4s'),
+        'maskrcnn',
+        dict(CAFFE, first_block='official'),
+        ['backbone.fpn.fpn_inner1.weight'],
+    ),
+    'fork': (
+        ('res2net101_v1b_26w_4s',),
+        'official',
+        dict(style='pytorch', first_block='official'),
+        ['neck.lateral_convs.0.conv.weight', 'rpn_head.rpn_conv.bias'],
+    ),
+}
+
+
+@pytest.mark.parametrize('writer', PROJECTS)
+def test_other_projects_of_the_authors(writer):
+    variants, layout, convention, around = PROJECTS[writer]
+    for variant in variants:
+        ours = names_and_shapes(variant)
+        written = write(writer, ours)
+        converted = convert(dict(model=written, iteration=3))
+        assert set(converted.state) == set(ours)
+        for key, value in converted.state.items():
+            made = key.endswith(('num_batches_tracked', 'conv_offset.bias'))
+            assert value is ours[key] or made, key
+            assert value.shape == ours[key].shape
+            assert value is ours[key] or not value.any()
+        assert (converted.layout, converted.convention) == (layout, convention)
+        assert converted.dropped == {'rest of the model around the backbone': around}
+
+
+def test_names_in_detectron2_and_maskrcnn():
+    """A few written out in full, as the writers are code too."""
+    written = other_layouts.detectron2(names_and_shapes('res2net101_v1b_26w_4s_dcn'))
+    names = {key.removeprefix('backbone.bottom_up.') for key in written}
+    assert {'stem.conv1.0.weight', 'stem.conv1.4.running_var', 'stem.bn1.bias'} <= names
+    assert {'res2.0.conv1.norm.weight', 'res2.0.shortcut.1.norm.running_mean'} <= names
+    assert {'res4.22.convs.2.weight', 'res4.22.bns.2.bias', 'res5.0.shortcut.1.weight'} <= names
+    assert 'res3.1.conv2_offsets.0.weight' in names and 'res3.1.conv2_offsets.0.bias' not in names
+    state = convert(written).state
+    last = written['backbone.bottom_up.res5.2.conv3.norm.bias']
+    assert state['layer4.2.bn3.bias'] is last and not any('num_batches' in name for name in names)
+    written = other_layouts.maskrcnn(names_and_shapes('res2net50_26w_4s'))
+    body = 'module.backbone.body.'
+    assert {f'{body}stem.conv1.weight', f'{body}stem.bn1.running_var'} <= set(written)
+    assert {f'{body}layer1.0.downsample.1.bias', f'{body}layer3.5.convs.2.weight'} <= set(written)
 
 
 def test_names_in_paddles_program():
@@ -189,12 +248,18 @@ def test_wrapped(writer, wrapper):
         ('paddle', {}, 'bb_0_0.conv0._batch_norm.running_mean'),
         ('paddle', {}, 'conv1_4._conv.weight'),
         ('paddle', {}, 'layer1.0.conv1.weight'),
+        ('detectron2', {}, 'backbone.bottom_up.res2.0.bn1.weight'),
+        ('detectron2', {}, 'backbone.bottom_up.stem.conv1.2.weight'),
+        ('detectron2', {}, 'backbone.bottom_up.res2.0.shortcut.weight'),
+        ('maskrcnn', V1, 'module.backbone.body.bn1.weight'),
+        ('maskrcnn', V1, 'module.backbone.body.res2.0.conv1.weight'),
     ],
 )
 def test_unknown_name_is_an_error_that_names_it(writer, args, key):
     written = write(writer, small_state(**args))
-    layout = WRITERS[writer][0]
-    words = f'names in layout {layout} have no rule: {key}; is it a Res2Net'.replace('.', r'\.')
+    layout = WRITERS.get(writer, (writer,))[0]
+    name = key.removeprefix('module.')
+    words = f'names in layout {layout} have no rule: {name}; is it a Res2Net'.replace('.', r'\.')
     with pytest.raises(CheckpointError, match=words):
         convert({**written, key: torch.ones(1)})
 

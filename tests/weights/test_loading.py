@@ -14,10 +14,12 @@ from types import MappingProxyType
 import mmcv.ops
 import other_layouts
 import pytest
+import timm
 import torch
 from filled_files import SMALL, bits, filled, write_paddle
 from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
+from references import randomise, relative_error
 
 from res2net_mm import Res2Net, Res2NetDLA, backbones, create_backbone
 from res2net_mm.backbones import VARIANTS
@@ -175,8 +177,8 @@ CHANGES += [dict(groups=4, base_width=2, scales=3, in_channels=4, base_channels=
 @pytest.mark.parametrize('back', [False, True])
 def test_errors_name_the_arguments_to_set(change, back):
     """What they name is what differs, and with it the weights fit."""
-    if change is TWO and back:
-        return  # weights of more stages fit, see above
+    if back and (change is TWO or change == dict(in_channels=1)):
+        return  # weights of more stages, or for RGB, fit
     defaults = dict(deep_stem=True, avg_down=True, scales=4, groups=1, in_channels=3, num_stages=4)
     wanted, other = ({}, change) if back else (change, {})
     net, state = filled(seed=1, **SMALL | other), weights(**SMALL | wanted)
@@ -185,11 +187,61 @@ def test_errors_name_the_arguments_to_set(change, back):
     told = re.search(r'Set (.*) \(the network has (.*)\)\.', str(caught.value))
     needs, has = (eval(f'dict({text})') for text in told.groups())
     names = change.keys() & (defaults | SMALL)
+    names -= {'in_channels'} if back else set()  # weights for RGB are adapted
     assert needs == {name: (defaults | SMALL | wanted)[name] for name in names}
     assert has == {name: (defaults | SMALL | other)[name] for name in names}
-    net = Res2Net(**SMALL | other | wanted | needs)
+    net = Res2Net(**SMALL | other | wanted | needs | (dict(in_channels=3) if back else {}))
     load_weights(net, state)
     assert bits(net) == bits(state)
+
+
+@pytest.mark.parametrize(
+    ('name', 'channels'),
+    [*(('res2net50d', n) for n in (1, 2, 4, 6)), ('res2net50_26w_4s', 1)],
+)
+def test_first_convolution_for_other_images(tmp_path, name, channels):
+    """As timm adapts the same file; the report says it in one line."""
+    path, layers = tmp_path / 'rgb.pth', dict(layers=(1, 1, 1, 1))
+    torch.save(randomise(timm.create_model(name, **layers)).state_dict(), path)
+    given = dict(pretrained=True, in_chans=channels, pretrained_cfg_overlay=dict(file=str(path)))
+    theirs = timm.create_model(name, **layers, **given).state_dict()
+    args = dict(V1 if '26w' in name else {}, depth=14)
+    net, plain = Res2Net(**args, in_channels=channels), Res2Net(**args)
+    report = load_weights(net, path)
+    key, weight = next(iter(net.state_dict().items()))
+    assert weight.equal(next(iter(theirs.values()))) and weight.shape[1] == channels
+    how = 'summed' if channels == 1 else f'repeated and scaled by 3/{channels}'
+    line = f'adapted, {key}: its 3 input channels are {how} for the {channels} of the network'
+    assert report.adapted == line and line in [said.strip() for said in str(report).splitlines()]
+    assert load_weights(plain, path).adapted == ''
+    rest = {name: value for name, value in bits(net).items() if name != key}
+    assert rest == {name: value for name, value in bits(plain).items() if name != key}
+    if channels == 1:  # the same as the grey image in all three channels
+        grey = torch.rand(2, 1, 64, 64)
+        with torch.no_grad():
+            pairs = zip(net.eval()(grey), plain.eval()(grey.expand(-1, 3, -1, -1)), strict=True)
+            assert all(relative_error(a, b) < 1e-5 for a, b in pairs)
+
+
+def test_first_convolution_of_dla_and_of_halves():
+    state = weights(Res2NetDLA, **SMALL_DLA)
+    net = filled(Res2NetDLA, **SMALL_DLA, in_channels=1)
+    load_weights(net, state)
+    assert net.base_layer[0].weight.equal(state['base_layer.0.weight'].sum(1, keepdim=True))
+    state = {k: v.half() if v.is_floating_point() else v for k, v in weights().items()}
+    net = filled(**SMALL, in_channels=1)
+    load_weights(net, state)
+    wide = state['stem.0.weight'].float().sum(1, keepdim=True)  # as timm: summed in float32
+    assert net.stem[0].weight.equal(wide.half().float())
+
+
+def test_channels_that_are_not_three_are_not_adapted():
+    four = weights(**SMALL, in_channels=4)
+    for channels in (1, 3):
+        net = filled(**SMALL, in_channels=channels)
+        with refused(net, rf'Set in_channels=4 \(the network has in_channels={channels}\)'):
+            load_weights(net, four)
+    assert load_weights(filled(**SMALL, in_channels=4), four).adapted == ''
 
 
 def test_errors_name_the_type():

@@ -1,15 +1,14 @@
 """The table of published weights, held against its sources' figures and the built networks."""
 
-import inspect
-
 import pytest
 import torch
 from mmengine.runner.checkpoint import get_external_models
 from references import empty
 from torch import nn
 
-from res2net_mm import Res2Net, Res2NetDLA, list_backbones
+from res2net_mm import list_backbones
 from res2net_mm.backbones import VARIANTS
+from res2net_mm.registry import MODELS
 from res2net_mm.weights import ZOO
 from res2net_mm.weights.architecture import architecture_of
 
@@ -52,6 +51,12 @@ PADDLES = {
 DETECTORS = {
     'faster_rcnn_r2_101_fpn_2x_coco': ('175f1da6', {'COCO box AP': 43.0}),
     'mask_rcnn_r2_101_fpn_2x_coco': ('17f061e8', {'COCO box AP': 43.6, 'COCO mask AP': 38.7}),
+    'cascade_rcnn_r2_101_fpn_20e_coco': ('f4b7b7db', {'COCO box AP': 45.7}),
+    'cascade_mask_rcnn_r2_101_fpn_20e_coco': (
+        '8a7b41e1',
+        {'COCO box AP': 46.4, 'COCO mask AP': 40.0},
+    ),
+    'htc_r2_101_fpn_20e_coco': ('3a8d2112', {'COCO box AP': 47.5, 'COCO mask AP': 41.6}),
 }
 
 # Parameters in millions and multiply-adds in billions, 224x224, with a classifier of 1000 classes
@@ -97,7 +102,7 @@ FACTS = facts()
 
 
 def test_every_published_file_has_its_entry_and_no_other():
-    assert list(ZOO) and set(ZOO) == set(FACTS) and len(FACTS) == 25
+    assert list(ZOO) and set(ZOO) == set(FACTS) and len(FACTS) == 28
     for kind in ('url', 'filename'):  # files are recognised by their names
         assert len({getattr(entry, kind) for entry in ZOO.values()}) == len(ZOO)
 
@@ -149,15 +154,18 @@ def test_architecture_is_told_from_names_and_shapes(variant):
     found = architecture_of(empty(args).state_dict())
     told = {'type', 'scales', 'groups', 'base_width', 'base_channels', 'in_channels'}
     told |= set() if dla else {'depth', 'num_stages', 'deep_stem', 'avg_down', 'stem_channels'}
-    parameters = inspect.signature(Res2NetDLA if dla else Res2Net).parameters
+    told |= {'first_block'} if args.get('first_block') == 'grouped' else set()
+    told |= set() if dla or args.get('deep_stem', True) else {'stem_stride'}
+    defaults = MODELS.get(args['type']).arguments()
     layer = dict(type='DCNv2', deform_groups=1, fallback_on_stride=False)
     dcn = dict(dcn=layer, stage_with_dcn=(False, True, True, True))
-    expected = {key: parameters[key].default for key in told - {'type'}}
+    expected = {key: defaults[key] for key in told - {'type'}}
     expected |= {} if dla else {'stem_channels': 64}  # None: as base_channels
     expected |= dcn if args['type'] == 'Res2NetDCN' else {}
     assert found == expected | {key: args[key] for key in told & set(args)}
     # and they build the same network
-    again = empty(found).state_dict()
+    lists = {k: args[k] for k in ('strides', 'dilations', 'out_indices') if k in args}
+    again = empty(found | lists).state_dict()
     assert {k: v.shape for k, v in empty(args).state_dict().items() if '.se.' not in k} == {
         k: v.shape for k, v in again.items()
     }
