@@ -20,18 +20,21 @@ from .backbones import (  # noqa: E402
     list_backbones,
 )
 from .version import __version__  # noqa: E402
+from .weights.classifier import Classifier, create_classifier  # noqa: E402
 
 if TYPE_CHECKING:
     from .engine.predictor import Predictor
 
 __all__ = [
     'Bottle2neck',
+    'Classifier',
     'Predictor',
     'Res2Net',
     'Res2NetDCN',
     'Res2NetDLA',
     '__version__',
     'create_backbone',
+    'create_classifier',
     'list_backbones',
 ]
 

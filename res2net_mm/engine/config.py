@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from ..backbones import Backbone, Res2NetStage
 from ..backbones.base import pretrained_cfgs
 from ..checks import nearest
 from ..registry import MODELS, SCOPE
-from .config_keys import check_keys, check_options, walk
+from .config_keys import TOP, check_keys, check_options, walk
 from .errors import ToolError, one_line
 
+_EXTRAS = {'mmpretrain': 'classification'}  # scope -> the extra of setup.py with its package
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -43,15 +45,39 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         raise ToolError(
             f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
         ) from error
-    check_options(cfg, options or {})
+    _check_installed(cfg, path)
+    options = _move_data(cfg, options or {})
+    check_options(cfg, options)
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options)
     except (AttributeError, KeyError, TypeError, IndexError, AssertionError) as error:
         raise ToolError(
             f'--cfg-options {options} do not fit config {path}: {one_line(error)}'
         ) from error
     check_keys(cfg)
     return cfg
+
+
+def _check_installed(cfg: Config, path: Path) -> None:
+    scope = cfg.get('default_scope')
+    if scope in _EXTRAS and find_spec(scope) is None:
+        raise ToolError(
+            f"config {path} needs {scope}, which is not installed: pip install 'res2net_mm"
+            f"[onedl,{_EXTRAS[scope]}]'"
+        )
+
+
+def _move_data(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, where ``data_root`` stands for every place that the file's variable is in."""
+    old, new = cfg.get('data_root'), options.get('data_root')
+    if not (isinstance(old, str) and isinstance(new, str) and old):
+        return options
+    moved = {}
+    for key, value in walk({key: cfg[key] for key in cfg if key in TOP}):
+        if isinstance(value, str) and f'{value}/'.startswith(f'{old.rstrip("/")}/'):
+            moved[key] = str(Path(new, value[len(old) :].lstrip('/')))
+    given = {key: value for key, value in options.items() if key != 'data_root'}
+    return {**moved, **given} if moved else options
 
 
 def _find(path: Path) -> Path:

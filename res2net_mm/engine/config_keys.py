@@ -216,7 +216,8 @@ def arguments_of(cls: type) -> set[str]:
 
 def _roots(cfg: Config) -> tuple[Path, ...]:
     """Folders with the sources that may read this config."""
-    return _folders(*_PACKAGES) + _own_roots(cfg)
+    scope = cfg.get('default_scope')
+    return _folders(*_PACKAGES, *({scope} - {*_PACKAGES, None})) + _own_roots(cfg)
 
 
 def _own_roots(cfg: Config) -> tuple[Path, ...]:

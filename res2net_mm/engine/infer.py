@@ -1,4 +1,4 @@
-"""Predictions of detectors and segmentors on a user's own images."""
+"""Predictions of detectors, segmentors and classifiers on a user's own images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from ..data.values import value_notes
 from ..deploy import optimize_for_inference
 from ..files import write_text, writing
 from ..weights import constants, read_source
+from ..weights.classifier import name_as_classifier
 from .classes import prediction_meta
+from .classification import best_classes, draw_classes
 from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
@@ -101,7 +103,7 @@ class ConfiguredModel:
     """A model with its test pipeline and its way of drawing.
 
     Args:
-        cfg: mmdet or mmseg config.
+        cfg: mmdet, mmseg or mmpretrain config.
         checkpoint: File with the weights of the whole model.
         device: Device; None takes the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
@@ -195,6 +197,10 @@ class ConfiguredModel:
     def draw(self, image: Path, sample: Any, out: Path, threshold: float) -> None:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.bgr2rgb(self.loader.picture(str(image)))
+        if 'pred_score' in sample:
+            with writing(out, durable=False) as partial:
+                draw_classes(pixels, best_classes(sample, self.classes)).save(partial)
+            return
         options = dict(pred_score_thr=threshold) if 'pred_instances' in sample else {}
         with writing(out, durable=False) as partial:
             self.visualizer.add_datasample(
@@ -218,6 +224,8 @@ class ConfiguredModel:
             labels = sample.pred_sem_seg.data.cpu().numpy()
             shares = enumerate((np.bincount(labels.ravel()) / labels.size).tolist())
             record['shares'] = {self._name(i): round(share, 6) for i, share in shares if share}
+        if 'pred_score' in sample:
+            record['classes'] = best_classes(sample, self.classes)
         return record
 
     def _name(self, label: int) -> str:
@@ -379,6 +387,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     with building_config():
         model = revert_sync_batchnorm(MODELS.build(model_cfg))
     known = constants(model)
+    name_as_classifier(model, loaded)
     with exact_fit(checkpoint):
         load_state_dict(model, loaded.get('state_dict', loaded), strict=True)
     check_finite(model.state_dict(), checkpoint, known)

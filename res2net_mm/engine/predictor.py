@@ -81,6 +81,7 @@ class Predictor:
             As far as the model has them, in pixels of the image: ``boxes`` (N, 4) as x1, y1, x2,
             y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and ``segmentation``
             (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance.
+            Of classifiers ``scores`` (number of classes,), which add up to 1.
 
         Raises:
             DataError: A file is no image that can be read whole.
@@ -118,4 +119,6 @@ def _arrays(sample: Any) -> Prediction:
     for key, part in (('pred_sem_seg', 'data'), ('pred_panoptic_seg', 'sem_seg')):
         if key in sample:
             found['segmentation'] = sample.get(key).get(part)[0]
+    if 'pred_score' in sample:
+        found['scores'] = sample.pred_score
     return {name: torch.as_tensor(value).cpu().numpy() for name, value in found.items()}

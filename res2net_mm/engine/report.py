@@ -97,6 +97,7 @@ def preprocessing_warnings(cfg: Config) -> list[str]:
     given.update(cfg.model.get('data_preprocessor') or {})
     lines = []
     for key, wanted in IMAGENET.items():
+        key = 'to_rgb' if key == 'bgr_to_rgb' and 'to_rgb' in given else key  # mmpretrain's name
         value = given.get(key)
         value = list(value) if isinstance(value, (list, tuple)) else value
         if weights and value != wanted:

@@ -16,13 +16,19 @@ from mmengine.utils import is_abs
 from ...checks import listed
 from ..errors import DataError
 
-_KINDS = {'CocoDataset': 'coco', 'XMLDataset': 'voc', 'BaseSegDataset': 'semantic'}
+_KINDS = {
+    'CocoDataset': 'coco',
+    'XMLDataset': 'voc',
+    'BaseSegDataset': 'semantic',
+    'CustomDataset': 'folders',
+}
 # the readers of this folder reproduce how these modules read
 _KNOWN_READERS = {
     'mmdet.datasets.coco',
     'mmdet.datasets.xml_style',
     'mmdet.datasets.base_semseg_dataset',
     'mmengine.dataset.base_dataset',
+    'mmpretrain.datasets.custom',
     'mmseg.datasets.basesegdataset',
     'res2net_mm.data.voc_dataset',
 }
@@ -44,7 +50,12 @@ class Node:
     @property
     def classes_key(self) -> str:
         """Where the config sets its classes."""
-        return f'{self.key}.metainfo.classes'
+        return f'{self.key}.{"data_prefix" if self.named_by_folders else "metainfo.classes"}'
+
+    @property
+    def named_by_folders(self) -> bool:
+        """Whether the classes are the names of the folders that hold their images."""
+        return self.kind == 'folders' and self.own_classes and not self.config.get('ann_file')
 
     @property
     def pipeline(self) -> Any:
@@ -53,8 +64,11 @@ class Node:
 
     @property
     def family(self) -> str | None:
-        """``coco``, ``voc`` or ``semantic``, by what its class inherits from; else None."""
+        """``coco``, ``voc``, ``semantic`` or, of mmpretrain's ``CustomDataset`` and not of those
+        derived from it, ``folders``, by what its class inherits from; else None.
+        """
         mro = self.cls.__mro__ if self.cls else ()
+        mro = mro[:1] if any(cls.__name__ == 'CustomDataset' for cls in mro) else mro
         return next((_KINDS[cls.__name__] for cls in mro if cls.__name__ in _KINDS), None)
 
     @property
@@ -131,6 +145,15 @@ class Node:
             )
         return self.existing(f'data_prefix.{key}', value)
 
+    def image_folder(self) -> str:
+        """The existing folder below which mmpretrain's data sets have their images."""
+        value = self.option('data_prefix') or ''
+        return self.existing('data_prefix', value.get('img_path') if isinstance(value, Mapping) else value)
+
+    def class_folders(self) -> list[str]:
+        """The folders in it, hidden ones too, by which ``CustomDataset`` numbers its classes."""
+        return sorted(entry.name for entry in os.scandir(self.image_folder()) if entry.is_dir())
+
     def annotation_file(self) -> str:
         """The existing file that ``ann_file`` names."""
         value = self.config.get('ann_file') or ''
@@ -143,7 +166,8 @@ class Node:
         return self.existing('ann_file', value, folder=False)
 
     def classes(self) -> tuple[str, ...]:
-        """The class names that it is used with: ``metainfo.classes``, else its class's own.
+        """The class names that it is used with: ``metainfo.classes``, else its class's own or
+        the names of its folders.
 
         Raises:
             DataError: There are none, it is a bare string, a name occurs twice or is no name.
@@ -154,6 +178,8 @@ class Node:
             where = f'{self.key}.metainfo.CLASSES'
             raise DataError('it is not read', where, 'write metainfo.classes')
         value = metainfo.get('classes')
+        if self.named_by_folders:
+            value = self.class_folders()
         if isinstance(value, str):
             if not os.path.isfile(value):
                 raise DataError(
@@ -177,7 +203,7 @@ class Node:
                 f'it holds {wrong[0]!r}, which is not a class name', key, 'write only strings'
             )
         twice = [name for name, count in Counter(value).items() if count > 1]
-        if twice:
+        if twice and not self.own_classes:  # ImageNet has two cranes
             raise DataError(f'it names {listed(twice)} twice', key, 'write each class once')
         return tuple(value)
 
