@@ -77,7 +77,9 @@ def reduce(cfg, depth=14, size=(96, 72), crop=(64, 64)):
     for split in ('train', 'val'):
         for step in walk_dicts(cfg[f'{split}_dataloader'].dataset):
             if 'scale' in step:  # a list of them where one between is drawn
-                step.scale = size if isinstance(step.scale[0], int) else [size, size]
+                several = not isinstance(step.scale, int) and not isinstance(step.scale[0], int)
+                whole = crop[0] if isinstance(step.scale, int) else size
+                step.scale = [size, size] if several else whole
             if 'scales' in step:
                 step.scales = [size]
             if 'crop_size' in step:
@@ -122,6 +124,7 @@ def measures_of(cfg):
         if evaluator.type == 'CocoMetric':
             names += [f'{kind}_mAP' for kind in ([kinds] if isinstance(kinds, str) else kinds)]
         names += {'VOCMetric': ['mAP'], 'IoUMetric': ['mIoU']}.get(evaluator.type, [])
+        names += {'Accuracy': ['top1'], 'SingleLabelMetric': ['recall']}.get(evaluator.type, [])
         names += ['PQ'] if evaluator.type == 'CocoPanopticMetric' else []
     return names
 
