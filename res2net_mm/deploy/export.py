@@ -100,15 +100,16 @@ def export(
     everything that selects and merges boxes. Its outputs, as the method has them: ``boxes`` (N, 4),
     x1, y1, x2, y2 in pixels of the input; ``scores`` (N,); ``labels`` (N,); ``masks`` (N, h, w),
     bool, and ``mask_scores`` (N, m, m), the same spread over each box, as the head gives them;
-    ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the object. A classifier
-    gives ``scores`` (classes,), which add up to 1, and a backbone ``c2`` to ``c5``.
+    ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the object. A
+    classifier gives ``scores`` (classes,), which add up to 1, and a backbone ``c2`` to ``c5``.
 
     The file is compared with PyTorch, and takes its name only if boxes agree to 0.01 pixels, scores
     to 1e-4, and labels are equal.
 
     Args:
         model: A backbone or classifier of this package, a detector of mmdet, a segmentor of mmseg
-            or a classifier of mmpretrain. It is not changed: a copy is exported, in evaluation mode, float32, on the CPU.
+            or a classifier of mmpretrain. It is not changed: a copy is exported, in evaluation
+            mode, float32, on the CPU.
         path: The file, ``.onnx`` or ``.xml`` (OpenVINO); an older one is replaced.
         shape: Height and width that images are padded to, right and below, after normalisation; no
             image may be larger. None leaves both open, and images are padded as the model pads

@@ -98,13 +98,13 @@ def _rule_of_classifier(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any]
         if name == 'CenterCrop' and not step.get('auto_pad') and 'crop' not in rule:
             size = step['crop_size']
             rule['crop'] = [size] * 2 if isinstance(size, int) else list(size)
-        elif name == 'ResizeEdge' and bilinear and not rule:
-            rule = dict(scale=scale, edge=step.get('edge', 'short'))
-            rule['backend'] = step.get('backend', 'cv2')
-        elif name == 'Resize' and bilinear and not rule:
-            scale = [scale] * 2 if isinstance(scale, int) else list(scale)
-            rule = dict(scale=scale, keep_ratio=bool(step.get('keep_ratio')))
-            rule['backend'] = step.get('backend', 'cv2')
+        elif name in ('Resize', 'ResizeEdge') and bilinear and not rule:
+            rule = dict(scale=scale, backend=step.get('backend', 'cv2'))
+            if name == 'ResizeEdge':
+                rule['edge'] = step.get('edge', 'short')
+            else:
+                rule['scale'] = [scale] * 2 if isinstance(scale, int) else list(scale)
+                rule['keep_ratio'] = bool(step.get('keep_ratio'))
         else:
             raise ValueError(
                 f'the test pipeline prepares images by {dict(step)}, and an exported file cannot '

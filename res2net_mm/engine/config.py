@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
 
     Args:
         path: The file, or the bare name of one of this package's configs.
-        options: Dotted keys and the values that replace the file's.
+        options: Dotted keys and the values that replace the file's; ``data_root`` replaces that of
+            the file wherever a path begins with it.
 
     Raises:
         ToolError: The file does not exist or parse, names a base or an import that fails, or an
@@ -45,7 +46,7 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         raise ToolError(
             f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
         ) from error
-    _check_installed(cfg, path)
+    _import_scope(cfg, path)
     options = _move_data(cfg, options or {})
     check_options(cfg, options)
     try:
@@ -58,26 +59,34 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     return cfg
 
 
-def _check_installed(cfg: Config, path: Path) -> None:
+def _import_scope(cfg: Config, path: Path) -> None:
+    """Imports the package that a config's types are from, so that they are found by name."""
     scope = cfg.get('default_scope')
-    if scope in _EXTRAS and find_spec(scope) is None:
+    if scope not in _EXTRAS:
+        return
+    try:
+        import_module(f'{scope}.registry')
+    except ImportError as error:
         raise ToolError(
-            f"config {path} needs {scope}, which is not installed: pip install 'res2net_mm"
-            f"[onedl,{_EXTRAS[scope]}]'"
-        )
+            f"config {path} needs {scope}: pip install 'res2net_mm[onedl,{_EXTRAS[scope]}]' "
+            f'({error})'
+        ) from error
 
 
 def _move_data(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
-    """The options, where ``data_root`` stands for every place that the file's variable is in."""
+    """The options, with ``data_root`` as the new value of every path that the file's begins."""
     old, new = cfg.get('data_root'), options.get('data_root')
     if not (isinstance(old, str) and isinstance(new, str) and old):
         return options
     moved = {}
     for key, value in walk({key: cfg[key] for key in cfg if key in TOP}):
         if isinstance(value, str) and f'{value}/'.startswith(f'{old.rstrip("/")}/'):
-            moved[key] = str(Path(new, value[len(old) :].lstrip('/')))
-    given = {key: value for key, value in options.items() if key != 'data_root'}
-    return {**moved, **given} if moved else options
+            rest = value[len(old) :].lstrip('/')
+            moved[key] = f'{new.rstrip("/")}/{rest}' if rest else new
+    if not moved:
+        return options
+    cfg.data_root = new  # a config that is written from this one can be moved again
+    return {**moved, **{key: value for key, value in options.items() if key != 'data_root'}}
 
 
 def _find(path: Path) -> Path:

@@ -119,8 +119,9 @@ def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
     indices = tuple(backbone.get('out_indices', range(4)))
     gives = f'the backbone gives {levels} (out_indices={indices})'
     neck, head = model.get('neck'), model.get('head')
-    if type_name(neck).endswith('GlobalAveragePooling') and isinstance(head, dict):
-        _fit('model.head.in_channels', head.get('in_channels'), levels[-1], gives)
+    pools = type_name(neck).endswith('GlobalAveragePooling')
+    if pools and isinstance(head, dict) and 'in_channels' in head:
+        _fit('model.head.in_channels', head['in_channels'], levels[-1], gives)
     if neck:
         several = isinstance(neck, (list, tuple))
         path, first = ('model.neck.0', neck[0]) if several else ('model.neck', neck)

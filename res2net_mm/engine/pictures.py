@@ -26,7 +26,7 @@ _REPLACED = ('DetVisualizationHook', 'SegVisualizationHook', 'VisualizationHook'
 
 
 class PictureHook(Hook):
-    """Draws as mmdet's, mmseg's and mmpretrain's visualization hooks do, but no picture replaces another's.
+    """Draws as the visualization hooks of OpenMMLab do, but no picture replaces another's.
 
     Theirs name a picture by the file name of its image, without the folder. Here, if images share a
     file name, pictures are named by the path below the images' common folder. A picture that cannot

@@ -93,7 +93,8 @@ def _run(model: nn.Module, image: Tensor) -> None:
     heads = [getattr(model, name) for name in names if getattr(model, name, None)]
     if not heads or isinstance(heads[0], nn.ModuleList):
         raise ValueError(
-            f'model must be a detector, a classifier or a segmentor of one head, but is {type(model).__name__}'
+            f'model must be a detector, classifier or segmentor of one head, but is '
+            f'{type(model).__name__}'
         )
     levels = model.backbone(image)
     levels = model.neck(levels) if getattr(model, 'neck', None) else levels

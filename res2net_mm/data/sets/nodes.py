@@ -16,12 +16,7 @@ from mmengine.utils import is_abs
 from ...checks import listed
 from ..errors import DataError
 
-_KINDS = {
-    'CocoDataset': 'coco',
-    'XMLDataset': 'voc',
-    'BaseSegDataset': 'semantic',
-    'CustomDataset': 'folders',
-}
+_KINDS = {'CocoDataset': 'coco', 'XMLDataset': 'voc', 'BaseSegDataset': 'semantic'}
 # the readers of this folder reproduce how these modules read
 _KNOWN_READERS = {
     'mmdet.datasets.coco',
@@ -55,7 +50,7 @@ class Node:
     @property
     def named_by_folders(self) -> bool:
         """Whether the classes are the names of the folders that hold their images."""
-        return self.kind == 'folders' and self.own_classes and not self.config.get('ann_file')
+        return self.kind == 'folders' and self.own_classes
 
     @property
     def pipeline(self) -> Any:
@@ -64,11 +59,13 @@ class Node:
 
     @property
     def family(self) -> str | None:
-        """``coco``, ``voc``, ``semantic`` or, of mmpretrain's ``CustomDataset`` and not of those
-        derived from it, ``folders``, by what its class inherits from; else None.
+        """``coco``, ``voc`` or ``semantic``, by what its class inherits from; else None.
+
+        ``folders`` is mmpretrain's ``CustomDataset`` itself, without a list of files.
         """
+        if self.name == 'CustomDataset' and not self.config.get('ann_file'):
+            return 'folders'
         mro = self.cls.__mro__ if self.cls else ()
-        mro = mro[:1] if any(cls.__name__ == 'CustomDataset' for cls in mro) else mro
         return next((_KINDS[cls.__name__] for cls in mro if cls.__name__ in _KINDS), None)
 
     @property
@@ -145,14 +142,12 @@ class Node:
             )
         return self.existing(f'data_prefix.{key}', value)
 
-    def image_folder(self) -> str:
-        """The existing folder below which mmpretrain's data sets have their images."""
-        value = self.option('data_prefix') or ''
-        return self.existing('data_prefix', value.get('img_path') if isinstance(value, Mapping) else value)
-
-    def class_folders(self) -> list[str]:
-        """The folders in it, hidden ones too, by which ``CustomDataset`` numbers its classes."""
-        return sorted(entry.name for entry in os.scandir(self.image_folder()) if entry.is_dir())
+    def class_folders(self) -> dict[str, str]:
+        """Name -> path of the folders, hidden ones too, that ``CustomDataset`` numbers."""
+        given = self.option('data_prefix') or ''
+        folder = given['img_path'] if isinstance(given, Mapping) else given
+        folders = filter(os.DirEntry.is_dir, os.scandir(self.existing('data_prefix', folder)))
+        return {entry.name: entry.path for entry in sorted(folders, key=lambda e: e.name)}
 
     def annotation_file(self) -> str:
         """The existing file that ``ann_file`` names."""
@@ -179,7 +174,7 @@ class Node:
             raise DataError('it is not read', where, 'write metainfo.classes')
         value = metainfo.get('classes')
         if self.named_by_folders:
-            value = self.class_folders()
+            value = [*self.class_folders()]
         if isinstance(value, str):
             if not os.path.isfile(value):
                 raise DataError(

@@ -50,7 +50,8 @@ class Image:
     @property
     def boxes(self) -> list[str]:
         """The class of every usable object, or of the whole image."""
-        return [self.label] if self.label is not None else [item.name for item in self.objects if item.reason is None]
+        used = [item.name for item in self.objects if item.reason is None]
+        return used if self.label is None else [self.label]
 
     def beyond(self, box: Sequence[float]) -> float:
         """By how many px a box (corners) goes beyond the image."""
