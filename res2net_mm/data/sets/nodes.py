@@ -63,7 +63,7 @@ class Node:
 
         ``folders`` is mmpretrain's ``CustomDataset`` itself, without a list of files.
         """
-        if self.name == 'CustomDataset' and not self.config.get('ann_file'):
+        if self.cls and self.name == 'CustomDataset' and not self.config.get('ann_file'):
             return 'folders'
         mro = self.cls.__mro__ if self.cls else ()
         return next((_KINDS[cls.__name__] for cls in mro if cls.__name__ in _KINDS), None)
