@@ -81,6 +81,17 @@ setup(
         ],
         'timm': ['timm>=1.0'],  # TimmBackbone
         'dev': ['pytest', 'pytest-xdist', 'ruff', 'timm', 'fvcore'],
+        # classifiers on the onedl stack, and what mmpretrain imports
+        'classification': [
+            'onedl-mmpretrain==1.3.6',
+            'model-index',
+            'modelindex',
+            'einops',
+            'mat4py',
+            'ordered-set',
+            'markdown',
+            'importlib-metadata',
+        ],
         'export': ['onnx', 'onnxruntime'],
         # runs .xml files, the fastest on CPUs, and makes int8 of them
         'openvino': ['openvino>=2026.4', 'nncf>=3.4'],

@@ -24,6 +24,7 @@ from .backbones import (  # noqa: E402
 from .ops.internals import register_configs  # noqa: E402
 from .registry import SCOPE, find_config  # noqa: E402
 from .version import __version__  # noqa: E402
+from .weights.classifier import Classifier, create_classifier  # noqa: E402
 
 register_configs(SCOPE, find_config)  # as bases: 'res2net_mm::faster_rcnn_r2n50.py'
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     'Bottle2neck',
+    'Classifier',
     'Predictor',
     'Res2Net',
     'Res2NetDCN',
@@ -39,6 +41,7 @@ __all__ = [
     'TimmBackbone',
     '__version__',
     'create_backbone',
+    'create_classifier',
     'list_backbones',
 ]
 

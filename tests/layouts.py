@@ -26,6 +26,13 @@ def write_layouts(root: Path) -> None:
     voc_segmentation(root / 'VOCdevkit/VOC2012')
     masks(root / 'nuclei', 'images/{}', 'semseg/{}', ('train', 'val'), '.png')
     masks(root / 'DUTS', '{0}/{0}-Image', '{0}/{0}-Mask', ('DUTS-TR', 'DUTS-TE'), '.jpg')
+    for split in ('train', 'val'):
+        for i in (1, 2):
+            image(root / f'imagenet/{split}/{i}.png', i)
+            image(root / f'classes/{split}/class{i}/{i}.png', i)
+            image(root / f'cells/{split}/class{i}/{i}.png', i)
+        (root / f'cells/{split}/class3').mkdir()
+        write(root / f'imagenet/meta/{split}.txt', '1.png 7\n2.png 999\n')
     for split, folder in (('train', 'training'), ('val', 'validation')):
         label_maps(root / 'camvid', f'img_dir/{split}/{{}}.png', f'ann_dir/{split}/{{}}.png', 11)
         label_maps(

@@ -79,7 +79,9 @@ def reduce(cfg, depth=14, size=(96, 72), crop=(64, 64)):
     for split in ('train', 'val'):
         for step in walk_dicts(cfg[f'{split}_dataloader'].dataset):
             if 'scale' in step:  # a list of them where one between is drawn
-                step.scale = size if isinstance(step.scale[0], int) else [size, size]
+                several = not isinstance(step.scale, int) and not isinstance(step.scale[0], int)
+                whole = crop[0] if isinstance(step.scale, int) else size
+                step.scale = [size, size] if several else whole
             if 'scales' in step:
                 step.scales = [size]
             if 'crop_size' in step:
@@ -132,6 +134,8 @@ def measures_of(cfg):
             'IoUMetric': ['mIoU'],
             'mmpose.CocoMetric': ['AP'],
             'res2net_mm.SaliencyMetric': ['Sm'],
+            'Accuracy': ['top1'],
+            'SingleLabelMetric': ['recall'],
         }
         names += figures.get(evaluator.type, [])
         names += ['PQ'] if evaluator.type == 'CocoPanopticMetric' else []

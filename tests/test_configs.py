@@ -14,6 +14,7 @@ from res2net_mm.engine.config_checks import check_model
 from res2net_mm.engine.config_keys import check_arguments
 from res2net_mm.ops import DeformConv2d, ModulatedDeformConv2d
 from res2net_mm.weights import ZOO
+from res2net_mm.weights.zoo import IMAGENET_MEAN, IMAGENET_STD
 
 CONFIGS = sorted((Path(__file__).resolve().parents[1] / 'configs').glob('*.py'))
 TIMM = {
@@ -71,14 +72,15 @@ def test_model_builds(config):
         given = config.model.backbone.to_dict()
         assert given == args | dict(type='res2net_mm.Res2Net', norm_eval=False)
         return
-    if '_r2n' not in name:
+    named = re.search(r'(?:_r2n|res2ne[tx]t?)(\d+)_', f'{name}_')
+    if not named:
         assert type(backbone).__name__ in ('ResNet', 'ResNetV1c')
         return
     if config.model.get('neck'):
         channels = tuple(config.model.neck.in_channels)
         assert backbone.out_channels[-len(channels) :] == channels
     blocks = sum(len(getattr(backbone, stage)) for stage in backbone.stage_names)
-    depth = int(re.search(r'_r2n(\d+)', name)[1])
+    depth = int(named[1])
     assert 3 * (blocks + ('_c4_' in name) * 3) + 2 == depth
     dcn = '_dcn' in name
     assert type(backbone) is (res2net_mm.Res2NetDCN if dcn else res2net_mm.Res2Net)
@@ -131,6 +133,37 @@ def test_vfnet_has_the_names_and_shapes_of_the_published_one(load):
     assert len(offsets) == 3 * (4 + 23 + 3) + 2  # the last convolutions of the head's branches
 
 
+VARIANTS_OF = {
+    'res2net50_26w_4s': 'res2net50_26w_4s',
+    'res2net50_14w_8s': 'res2net50_14w_8s',
+    'res2net50_26w_8s': 'res2net50_26w_8s',
+    'res2net101_26w_4s': 'res2net101_26w_4s',
+    'res2next50': 'res2next50_4w_4s_8c',
+    'res2net50_v1b': 'res2net50_v1b_26w_4s',
+    'res2net101_v1b': 'res2net101_v1b_26w_4s',
+    'res2net50_vd': 'res2net50_vd_26w_4s',
+}
+
+
+@pytest.mark.parametrize('name', VARIANTS_OF)
+def test_classifiers_take_the_published_weights(name, load):
+    """Names, shapes and rule are those of ``create_classifier`` for the published variant."""
+    cfg = load(f'{name}_in1k.py')
+    model = build(cfg)
+    with torch.device('meta'):
+        backbone = res2net_mm.create_backbone(VARIANTS_OF[name])
+        ours = res2net_mm.Classifier(backbone)
+    shapes = [{k: v.shape for k, v in m.state_dict().items()} for m in (model, ours)]
+    assert shapes[0] == shapes[1]
+    assert model.backbone.convention == ours.backbone.convention
+    assert not model.backbone.norm_eval  # it trains from random weights
+    preprocessor = cfg.model.data_preprocessor
+    assert tuple(preprocessor.mean) == IMAGENET_MEAN and tuple(preprocessor.std) == IMAGENET_STD
+    steps = cfg.test_dataloader.dataset.pipeline
+    assert (steps[1].scale, steps[1].edge, steps[2].crop_size) == (256, 'short', 224)
+    assert steps[1].get('backend', 'cv2') == ('cv2' if '_vd' in name else 'pillow')
+
+
 def test_front_door_is_what_it_says():
     cfg = load_config('faster_rcnn_r2n50.py')
     net = MODELS.build(dict(cfg.model.backbone, init_cfg=None))
@@ -166,7 +199,8 @@ def test_metafile_tells_of_every_config():
         assert told.get('Epochs', told.get('Iterations')) == length, path
         assert ('Epochs' in told) is ('max_epochs' in schedule)
         for result in model.get('Results', ()):
-            assert result['Published By'].startswith(('the authors', 'the paper', 'mmdet'))
+            publishers = ('the authors', 'the paper', 'mmdet', 'PaddleClas')
+            assert result['Published By'].startswith(publishers)
 
 
 @pytest.mark.slow

@@ -38,7 +38,8 @@ def main() -> None:
     parser.add_argument('--calibration', type=int, default=300, metavar='N', help=count)
     check = (
         'measure the file on the validation set, beside the float32 file for --int8 and else '
-        'PyTorch; --int8 leaves more in float until AP falls by at most 0.005, mIoU and PQ by 0.5'
+        'PyTorch; --int8 leaves more in float until AP falls by at most 0.005, mIoU, PQ and top-1 '
+        'by 0.5'
     )
     parser.add_argument('--check', action='store_true', help=check)
     parser.add_argument('--backbone', action='store_true', help="only the model's backbone")

@@ -23,6 +23,7 @@ REMEDIES = {
     # classes
     'name like a class': 'write the name like the others, or leave it if it is intended',
     'class without objects': 'add images of it, or remove it from the classes; it is not learnt',
+    'class without images': 'add images of it, or remove its folder; it is not learnt',
     'class without pixels': 'add images of it, or remove it from the classes; it is not learnt',
     'class never trained': 'move images of it to the training set, or it will never be found',
     # images

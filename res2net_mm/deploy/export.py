@@ -23,7 +23,7 @@ from ..files import check_writable, writing
 from ..ops.internals import quiet_onnx_export
 from ..ops.sampling import without_autocast
 from .folding import fold_batch_norm
-from .graphs import Detector, Graph, Levels, Segmentor, Size, traceable
+from .graphs import Classified, Detector, Graph, Levels, Segmentor, Size, traceable
 from .metadata import describe, in_channels, normalisation_of
 from .running import KEY, openvino_core
 
@@ -43,6 +43,7 @@ DETECTORS = (
     'RetinaNet',
     'VFNet',
 )
+CLASSIFIERS = ('Classifier', 'ImageClassifier')
 # The largest differences from PyTorch: boxes in pixels, features relative to the largest, masks and
 # maps as the share of their pixels. Rounding turns a few decisions at a threshold, such as that of
 # non-maximum suppression: so many detections may be without a counterpart.
@@ -100,19 +101,21 @@ def export(
     x1, y1, x2, y2 in pixels of the input; ``scores`` (N,); ``labels`` (N,); ``masks`` (N, h, w),
     bool, and ``mask_scores`` (N, m, m), the same spread over each box, as the head gives them;
     ``segmentation`` (h, w), labels, of Panoptic FPN label + 1000 * number of the object;
-    ``probability`` (h, w), 0 to 1, of label 1 if the model has one channel. A backbone gives ``c2``
-    to ``c5``, and ``c1`` before them if the stem is a level.
+    ``probability`` (h, w), 0 to 1, of label 1 if the model has one channel. A classifier gives
+    ``scores`` (classes,), which add up to 1; a backbone ``c2`` to ``c5``, and ``c1`` before them if
+    the stem is a level.
 
     The file is compared with PyTorch, and takes its name only if boxes agree to 0.01 pixels, scores
     to 1e-4, and labels are equal.
 
     Args:
-        model: A backbone of this package, a detector of mmdet or a segmentor of mmseg. It is not
-            changed: a copy is exported, in evaluation mode, float32, on the CPU.
+        model: A backbone or classifier of this package, a detector of mmdet, a segmentor of mmseg
+            or a classifier of mmpretrain. It is not changed: a copy is exported, in evaluation
+            mode, float32, on the CPU.
         path: The file, ``.onnx`` or ``.xml`` (OpenVINO); an older one is replaced.
         shape: Height and width that images are padded to, right and below, after normalisation; no
             image may be larger. None leaves both open, and images are padded as the model pads
-            them.
+            them. A classifier's are always open: padding would change its scores.
         dynamic: Leave height and width open; ``shape`` is then the size to trace and compare at.
         raw: The input is normalised float32, (1, C, h, w), instead of an image. The batch of a
             backbone is open.
@@ -188,7 +191,7 @@ def refusal(model: nn.Module, open_sizes: bool = False) -> str | None:
     for wrapper in ('module', '_orig_mod'):
         if hasattr(model, wrapper):
             return f'model is {kind}, which wraps another: export model.{wrapper}'
-    if isinstance(model, Backbone):
+    if isinstance(model, Backbone) or kind in CLASSIFIERS:
         return None
     if kind in DETECTORS:
         for cfg in (test_cfg, test_cfg.get('rpn') or {}, test_cfg.get('rcnn') or {}):
@@ -199,7 +202,7 @@ def refusal(model: nn.Module, open_sizes: bool = False) -> str | None:
     if not (hasattr(model, 'decode_head') and hasattr(model, 'encode_decode')):
         return (
             f"model is {kind}; what can be exported is a backbone of this package, mmseg's "
-            f'EncoderDecoder, and of mmdet {", ".join(DETECTORS)}'
+            f"EncoderDecoder, mmpretrain's ImageClassifier, and of mmdet {', '.join(DETECTORS)}"
         )
     if open_sizes and test_cfg.get('mode') == 'slide':
         return 'the model is tested in sliding windows, which need a fixed size: give a shape'
@@ -219,12 +222,15 @@ def make_graph(
     divisor, kind = 1, Segmentor
     if isinstance(model, Backbone):
         kind = Levels
+    elif type(model).__name__ in CLASSIFIERS:
+        preprocessor = getattr(model, 'data_preprocessor', None)
+        divisor, kind = getattr(preprocessor, 'pad_size_divisor', 1), Classified
     elif type(model).__name__ in DETECTORS:
         divisor, kind = model.data_preprocessor.pad_size_divisor, Detector
     elif padding := getattr(model.data_preprocessor, 'test_cfg', None):
         divisor = padding.get('size_divisor', 1)
     size = None
-    if shape is not None and not dynamic:
+    if shape is not None and not dynamic and kind is not Classified:
         size = tuple(-(-n // divisor) * divisor for n in shape)
     channels = in_channels(model)
     if channels != 3 and not raw:
@@ -398,7 +404,7 @@ def compare(
         given = dict(zip(graph.outputs, given, strict=True))
         errors, lone = _differences(graph, expected, given)
         stray += [f'{what}: {text}' for text in lone]
-        found += len(expected.get('scores', ()))
+        found += len(expected.get('boxes', ()))
         for name, error in errors.items():
             worst[name] = max(worst.get(name, 0.0), error)
             limit = TOLERANCES.get(name, TOLERANCES['features'])
@@ -447,8 +453,9 @@ def _differences(
 ) -> tuple[dict[str, float], list[str]]:
     """The largest difference of each output, and detections without a counterpart, in words."""
     errors = {}
+    detections = ('boxes', 'scores', 'labels', 'masks') if 'boxes' in expected else ()
     for name, theirs in expected.items():
-        if name in ('boxes', 'scores', 'labels', 'masks', 'logits'):
+        if name in (*detections, 'logits'):
             continue
         ours = given[name]
         if theirs.shape != ours.shape or not np.isfinite(theirs).all():
@@ -499,6 +506,9 @@ def reference(graph: Graph, image: np.ndarray) -> dict[str, np.ndarray]:
     x, _ = graph.prepare(as_input(graph, image))
     if isinstance(graph, Levels):
         values = dict(zip(graph.outputs, model(x), strict=True))
+    elif isinstance(graph, Classified):
+        own = hasattr(model, 'predict')
+        values = dict(scores=model.predict(x)[0].pred_score if own else model(x).softmax(1)[0])
     elif isinstance(graph, Segmentor):
         sample = model.predict(x)[0]
         labels, logits = sample.pred_sem_seg.data[0], sample.seg_logits.data

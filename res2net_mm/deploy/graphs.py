@@ -101,6 +101,16 @@ class Levels(Graph):
         return tuple(self.model(self.prepare(image)[0]))
 
 
+class Classified(Graph):
+    """The share of each class, (classes,), of mmpretrain's ``ImageClassifier`` or our own."""
+
+    task, outputs = 'classification', ('scores',)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores of the first image."""
+        return self.model(self.prepare(image)[0]).softmax(1)[0]
+
+
 class Segmentor(Graph):
     """The label of each pixel, (h, w), of mmseg's ``EncoderDecoder`` and its kind.
 

@@ -40,7 +40,7 @@ STEPS: tuple[tuple[str, ...], ...] = tuple(
         (
             (),
             ('backbone.stem', 'backbone.conv1'),
-            ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head'),
+            ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head', 'head'),
             ('roi_head', 'neck'),
         )
     )

@@ -3,13 +3,15 @@
 ONNX files have it in ``metadata_props``, OpenVINO files in ``rt_info``. Fields:
 
 - ``format``: 1, the version of this list; ``version``: of this package.
-- ``task``: ``'detection'``, ``'instance'``, ``'panoptic'``, ``'segmentation'`` or ``'backbone'``.
+- ``task``: ``'detection'``, ``'instance'``, ``'panoptic'``, ``'segmentation'``,
+  ``'classification'`` or ``'backbone'``.
 - ``config``: name of the config; ``model``: class of the model; ``weights``: a hash of its weights.
 - ``classes``, ``palette``: names and (r, g, b) of the labels.
 - ``input``: ``kind`` (``'image'``: uint8, (1, h, w, 3), RGB; ``'raw'``: normalised float32,
   (N, C, h, w)); ``height`` and ``width``: the largest image, null where they are open; ``divisor``
   of the padded size; ``mean`` and ``std`` of pixels from 0 to 255, in the order ``channels`` of the
-  raw input; ``resize``: the config's rule, ``scale`` [w, h] and ``keep_ratio``, or null.
+  raw input; ``resize``: the config's rule, ``scale`` [w, h] and ``keep_ratio``, or null. Of
+  classifiers also ``backend`` and ``crop`` [w, h], and with ``edge`` a single number as scale.
 - ``outputs``: names; ``score_thr``, ``max_per_img``, ``mask_thr``: of detectors, the last also of
   segmentors with one channel; ``opset``: of ONNX files.
 - ``int8``: null, or what a quantised file leaves in float.
@@ -56,8 +58,8 @@ def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) 
     elif preprocessor is not None:
         found.update(mean=(0.0,) * channels, std=(1.0,) * channels)
     if preprocessor is not None:  # images come from mmcv as BGR
-        # the second name is that of mmsegmentation 1.2.2
-        names = ('_channel_conversion', 'channel_conversion')
+        # the second name is that of mmsegmentation 1.2.2, the third mmpretrain's
+        names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
         converts = any(getattr(preprocessor, name, False) for name in names)
         found['channels'] = 'RGB' if converts else 'BGR'
     found.update({name: given[name] for name in IMAGENET if given.get(name) is not None})
@@ -72,11 +74,43 @@ def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) 
 
 
 def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """``scale`` [w, h] and ``keep_ratio`` of a pipeline's Resize; None if it has none."""
+    """``scale`` [w, h] and ``keep_ratio`` of a pipeline's Resize; None if it has none.
+
+    Raises:
+        ValueError: A classifier's pipeline resizes or crops in a way that no rule describes.
+    """
+    pipeline = list(pipeline)
+    if any(str(step.get('type')).endswith('PackInputs') for step in pipeline):
+        return _rule_of_classifier(pipeline)
     for step in pipeline:
         if str(step.get('type')).endswith('Resize') and step.get('scale'):
             return dict(scale=list(step['scale']), keep_ratio=bool(step.get('keep_ratio')))
     return None
+
+
+def _rule_of_classifier(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    rule: dict[str, Any] = {}
+    for step in pipeline:
+        name, scale = str(step.get('type')).rpartition('.')[2], step.get('scale')
+        bilinear = scale and step.get('interpolation', 'bilinear') == 'bilinear'
+        if name.startswith(('Load', 'Pack')):
+            continue
+        if name == 'CenterCrop' and not step.get('auto_pad') and 'crop' not in rule:
+            size = step['crop_size']
+            rule['crop'] = [size] * 2 if isinstance(size, int) else list(size)
+        elif name in ('Resize', 'ResizeEdge') and bilinear and not rule:
+            rule = dict(scale=scale, backend=step.get('backend', 'cv2'))
+            if name == 'ResizeEdge':
+                rule['edge'] = step.get('edge', 'short')
+            else:
+                rule['scale'] = [scale] * 2 if isinstance(scale, int) else list(scale)
+                rule['keep_ratio'] = bool(step.get('keep_ratio'))
+        else:
+            raise ValueError(
+                f'the test pipeline prepares images by {dict(step)}, and an exported file cannot '
+                'say so: use one bilinear Resize or ResizeEdge, and then CenterCrop'
+            )
+    return rule or None
 
 
 def test_size(resize: Mapping[str, Any] | None) -> tuple[int, int] | None:

@@ -72,7 +72,7 @@ class ExportedModel:
         Returns:
             ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``scores`` (N,), ``labels``
             (N,), ``masks`` (N, H, W), ``segmentation`` (H, W) and ``probability`` (H, W) of label
-            1, as far as the model has them.
+            1, as far as the model has them. Of a classifier ``scores`` (classes,).
 
         Raises:
             ValueError: ``image`` is no such array.
@@ -82,7 +82,13 @@ class ExportedModel:
 
     def resize(self, image: Array) -> Array:
         """Resizes an image (H, W, 3) as the pipeline does that the model was trained for."""
-        return _resize(image, *_size_by_rule(self._input.get('resize'), *image.shape[:2]))
+        rule = self._input.get('resize') or {}
+        size = _size_by_rule(rule, *image.shape[:2])
+        image = _resize(image, *size, pillow=rule.get('backend') == 'pillow')
+        if crop := rule.get('crop'):
+            y, x = (max(round((n - c) / 2), 0) for n, c in zip(size, crop[::-1], strict=True))
+            image = np.ascontiguousarray(image[y : y + crop[1], x : x + crop[0]])
+        return image
 
     def predict_resized(self, image: Array, shape: tuple[int, int]) -> dict[str, Array]:
         """Predicts an image that has been resized already.
@@ -235,10 +241,15 @@ def _check_image(image: Any) -> None:
         raise ValueError(f'image must have the shape (H, W, 3), but got {image.shape}')
 
 
-def _size_by_rule(rule: dict[str, Any] | None, height: int, width: int) -> tuple[int, int]:
+def _size_by_rule(rule: dict[str, Any], height: int, width: int) -> tuple[int, int]:
     """Height and width of a resized image, rounded as mmcv's ``Resize`` does."""
-    if rule is None:
+    if not rule.get('scale'):
         return height, width
+    if edge := rule.get('edge'):  # rounded as torchvision and mmpretrain do
+        scale, wide = rule['scale'], width > height
+        if edge == 'width' or edge == 'short' and width < height or edge == 'long' and wide:
+            return int(scale * height / width), scale
+        return scale, int(scale * width / height)
     if not rule['keep_ratio']:
         return rule['scale'][1], rule['scale'][0]
     factor = min(
@@ -248,10 +259,18 @@ def _size_by_rule(rule: dict[str, Any] | None, height: int, width: int) -> tuple
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
 
-def _resize(image: Array, height: int, width: int) -> Array:
-    """Interpolates between the four nearest pixels, as OpenCV and so the training pipelines do."""
+def _resize(image: Array, height: int, width: int, pillow: bool = False) -> Array:
+    """Interpolates between the four nearest pixels, as OpenCV and so the training pipelines do.
+
+    ``pillow`` averages all pixels instead, as Pillow's bilinear resizing and torchvision's do.
+    """
     if image.shape[:2] == (height, width):
         return image
+    if pillow:
+        from PIL import Image
+
+        pixels = Image.fromarray(image)
+        return np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR))
     try:
         import cv2
     except ImportError:

@@ -19,6 +19,7 @@ from ..checks import listed, nearest
 from ..data.check.agreement import class_counts
 from ..data.errors import DataError
 from ..data.sets.nodes import Node, find_nodes, type_name
+from ..weights.classifier import name_as_classifier
 from .errors import ToolError
 from .loading import unwrapped
 from .terminal import warn
@@ -36,6 +37,8 @@ def label_order(names: Sequence[str], data: Sequence[str]) -> list[int] | None:
 
     A name that is not there exactly matches one that differs in case, blanks, ``_`` or ``-``.
     """
+    if list(names) == list(data):  # ImageNet has two classes named crane
+        return list(range(len(data)))
     order = []
     for name in names:
         same = name if name in data else nearest(name, data, cutoff=1)
@@ -66,6 +69,7 @@ class SameClassesHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Runs before the weights are loaded."""
+        name_as_classifier(unwrapped(runner.model), checkpoint)
         data = class_names(getattr(runner, f'{self.split}_dataloader').dataset)
         given = _given(runner.cfg)
         if not data or given == 'data' or _labels_are_free(runner.cfg.get('model') or {}):
@@ -218,6 +222,10 @@ def _map_labels(order: list[int], module: nn.Module, args: Any, output: Any) -> 
     table = torch.arange(max(_PANOPTIC, len(order) + 1))
     table[: len(order)] = torch.tensor(order)
     for sample in output if isinstance(output, list) else ():
+        if 'pred_score' in sample:  # of a classifier
+            scores = sample.pred_score[np.argsort(order)]
+            sample.set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))
+            continue
         for name in [name for name in sample.keys() if name.startswith('pred_')]:
             part = sample.get(name)
             for key in {'labels', 'data', 'sem_seg'} & set(part.keys()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from ..backbones import Backbone, Res2NetStage, TimmBackbone
 from ..backbones.base import pretrained_cfgs
 from ..checks import nearest
 from ..registry import MODELS, SCOPE, config_folders, find_config
-from .config_keys import check_keys, check_options, walk
+from .config_keys import TOP, check_keys, check_options, walk
 from .errors import ToolError, one_line
+
+_EXTRAS = {'mmpretrain': 'classification'}  # scope -> the extra of setup.py with its package
 
 
 def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Config:
@@ -22,7 +25,8 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
 
     Args:
         path: The file, or the bare name of one of this package's configs, with or without ``.py``.
-        options: Dotted keys and the values that replace the file's.
+        options: Dotted keys and the values that replace the file's; ``data_root`` replaces that of
+            the file wherever a path begins with it.
 
     Raises:
         ToolError: The file does not exist or parse, names a base or an import that fails, or an
@@ -37,9 +41,11 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
         raise ToolError(
             f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
         ) from error
-    check_options(cfg, options or {})
+    _import_scope(cfg, path)
+    options = _move_data(cfg, options or {})
+    check_options(cfg, options)
     try:
-        cfg.merge_from_dict(options or {})
+        cfg.merge_from_dict(options)
     except (AttributeError, KeyError, TypeError, IndexError, AssertionError) as error:
         raise ToolError(
             f'--cfg-options {options} do not fit config {path}: {one_line(error)}'
@@ -53,6 +59,36 @@ def _reason(error: BaseException) -> BaseException:
     inner = error.__cause__ or (not error.__suppress_context__ and error.__context__)
     both = isinstance(error, ImportError) and isinstance(inner, ImportError)
     return _reason(inner) if both else error
+
+
+def _import_scope(cfg: Config, path: Path) -> None:
+    """Imports the package that a config's types are from, so that they are found by name."""
+    scope = cfg.get('default_scope')
+    if scope not in _EXTRAS:
+        return
+    try:
+        import_module(f'{scope}.registry')
+    except ImportError as error:
+        raise ToolError(
+            f"config {path} needs {scope}: pip install 'res2net_mm[onedl,{_EXTRAS[scope]}]' "
+            f'({error})'
+        ) from error
+
+
+def _move_data(cfg: Config, options: dict[str, Any]) -> dict[str, Any]:
+    """The options, with ``data_root`` as the new value of every path that the file's begins."""
+    old, new = cfg.get('data_root'), options.get('data_root')
+    if not (isinstance(old, str) and isinstance(new, str) and old):
+        return options
+    moved = {}
+    for key, value in walk({key: cfg[key] for key in cfg if key in TOP}):
+        if isinstance(value, str) and f'{value}/'.startswith(f'{old.rstrip("/")}/'):
+            rest = value[len(old) :].lstrip('/')
+            moved[key] = f'{new.rstrip("/")}/{rest}' if rest else new
+    if not moved:
+        return options
+    cfg.data_root = new  # a config that is written from this one can be moved again
+    return {**moved, **{key: value for key, value in options.items() if key != 'data_root'}}
 
 
 def _find(name: str | Path) -> Path:

@@ -12,6 +12,7 @@ from mmengine.dist import get_world_size
 from mmengine.registry import VISBACKENDS
 
 from ..checks import nearest
+from ..data.check.agreement import evaluators_of
 from ..data.sets.nodes import Node, find_nodes, type_name
 from ..registry import MODELS
 from .config import dataloaders, our_backbones, timm_backbones
@@ -40,6 +41,7 @@ def check_model(cfg: Config) -> None:
             )
     if ours:
         _check_channels(cfg, model, backbone)
+        _check_top(cfg, model.get('head'))
         if backbone.get('in_channels', 3) == 1:
             _check_gray(cfg)
     for i, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or ()):
@@ -117,7 +119,10 @@ def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
     levels = list(net.out_channels)
     stem = ', with_stem=True' if backbone.get('with_stem') else ''
     gives = f'the backbone gives {levels} (out_indices={net.out_indices}{stem})'
-    neck = model.get('neck')
+    neck, head = model.get('neck'), model.get('head')
+    pools = type_name(neck).endswith('GlobalAveragePooling')
+    if pools and isinstance(head, dict) and 'in_channels' in head:
+        _fit('model.head.in_channels', head['in_channels'], levels[-1], gives)
     if neck:
         several = isinstance(neck, (list, tuple))
         path, first = ('model.neck.0', neck[0]) if several else ('model.neck', neck)
@@ -142,6 +147,19 @@ def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
             except IndexError:
                 raise ToolError(f'{path}.in_index is {index}, but {gives}: set both') from None
             _fit(f'{path}.in_channels', head['in_channels'], taken, gives)
+
+
+def _check_top(cfg: Config, head: Any) -> None:
+    """Top-5 accuracy of three classes would stop the run after its first epoch."""
+    classes = head.get('num_classes') if isinstance(head, dict) else None
+    for split in ('val', 'test') if classes else ():
+        for key, metric in evaluators_of(cfg, split):
+            given = metric.get('topk', 1)
+            most = max(given) if isinstance(given, Sequence) else given
+            if type_name(metric).endswith('Accuracy') and most > classes:
+                raise ToolError(
+                    f'{key}.topk is {given}, but the model has {classes} classes: set {key}.topk=1'
+                )
 
 
 def _fit(key: str, given: Any, fitting: Any, reason: str) -> None:

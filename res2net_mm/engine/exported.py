@@ -13,6 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
+from ..data.sets.nodes import type_name
 from ..deploy.running import SUFFIXES, ExportedModel
 from ..registry import MODELS
 from .errors import ToolError
@@ -88,13 +89,16 @@ def pixels_of(image: Tensor) -> np.ndarray:
 
 
 def _fill(sample: Any, found: dict[str, Tensor]) -> None:
-    """Puts predictions where mmdet and mmseg put theirs."""
+    """Puts predictions where mmdet, mmseg and mmpretrain put theirs."""
     if 'segmentation' in found and 'boxes' in found:
         sample.pred_panoptic_seg = PixelData(sem_seg=found['segmentation'][None])
     elif 'segmentation' in found:
         sample.pred_sem_seg = PixelData(data=found['segmentation'][None])
         if 'probability' in found:
             sample.seg_logits = PixelData(data=found['probability'][None])
+    elif 'boxes' not in found:
+        scores = found['scores']
+        sample.set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))
     else:
         names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
         sample.pred_instances = InstanceData(**{names[name]: found[name] for name in found})
@@ -123,6 +127,8 @@ def facts_of(model: Mapping[str, Any]) -> dict[str, Any]:
         task = 'segmentation'
         if isinstance(head, Mapping) and head.get('out_channels') == 1:
             mask_thr = head.get('threshold') or 0.3  # mmseg's default
+    elif type_name(model).endswith('ImageClassifier'):
+        task = 'classification'
     elif 'panoptic_fusion_head' in model:
         task = 'panoptic'
     else:

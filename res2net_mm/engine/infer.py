@@ -1,4 +1,4 @@
-"""Predictions of detectors and segmentors on a user's own images."""
+"""Predictions of detectors, segmentors and classifiers on a user's own images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from ..data.values import value_notes
 from ..deploy import optimize_for_inference
 from ..files import write_text, writing
 from ..weights import constants, read_source
+from ..weights.classifier import name_as_classifier
 from .classes import prediction_meta
+from .classification import best_classes, draw_classes
 from .config import drop_timm_weights
 from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
@@ -104,7 +106,7 @@ class ConfiguredModel:
     """A model with its test pipeline and its way of drawing.
 
     Args:
-        cfg: mmdet or mmseg config.
+        cfg: mmdet, mmseg or mmpretrain config.
         checkpoint: File with the weights of the whole model.
         device: Device; None takes the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
@@ -204,6 +206,10 @@ class ConfiguredModel:
     def draw(self, image: Path, sample: Any, out: Path, threshold: float) -> None:
         """Writes the image with its predictions drawn over it."""
         pixels = mmcv.bgr2rgb(self.loader.picture(str(image)))
+        if 'pred_score' in sample:
+            with writing(out, durable=False) as partial:
+                draw_classes(pixels, best_classes(sample, self.classes)).save(partial)
+            return
         if (found := probability(sample)) is not None:
             drawn = overlay(pixels, found, self.visualizer.dataset_meta['palette'][-1])
             with writing(out, durable=False) as partial:
@@ -239,6 +245,8 @@ class ConfiguredModel:
             labels = sample.pred_sem_seg.data.long().cpu().numpy()
             shares = enumerate((np.bincount(labels.ravel()) / labels.size).tolist())
             record['shares'] = {self._name(i): round(share, 6) for i, share in shares if share}
+        if 'pred_score' in sample:
+            record['classes'] = best_classes(sample, self.classes)
         return record
 
     def _name(self, label: int) -> str:
@@ -404,6 +412,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     with building_config():
         model = revert_sync_batchnorm(MODELS.build(model_cfg))
     known = constants(model)
+    name_as_classifier(model, loaded)
     with exact_fit(checkpoint):
         load_state_dict(model, loaded.get('state_dict', loaded), strict=True)
     check_finite(model.state_dict(), checkpoint, known)

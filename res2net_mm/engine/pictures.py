@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import cv2
 import mmcv
+import numpy as np
 from mmengine.config import Config
 from mmengine.fileio import get
 from mmengine.hooks import Hook
@@ -16,14 +18,15 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
 from ..files import writing
+from .classification import best_classes, draw_classes, true_class
 from .errors import ToolError
 from .terminal import warn
 
-_REPLACED = ('DetVisualizationHook', 'SegVisualizationHook')
+_REPLACED = ('DetVisualizationHook', 'SegVisualizationHook', 'VisualizationHook')
 
 
 class PictureHook(Hook):
-    """Draws as mmdet's and mmseg's visualization hooks do, but no picture replaces another's.
+    """Draws as the visualization hooks of OpenMMLab do, but no picture replaces another's.
 
     Theirs name a picture by the file name of its image, without the folder. Here, if images share a
     file name, pictures are named by the path below the images' common folder. A picture that cannot
@@ -111,6 +114,14 @@ class PictureHook(Hook):
         if size is not None and image.shape[:2] != tuple(size[:2]):  # loaded without its EXIF turn
             image = mmcv.imfrombytes(content, 'color_ignore_orientation', channel_order='rgb')
         visualizer = Visualizer.get_current_instance()
+        if 'pred_score' in sample:
+            names = (visualizer.dataset_meta or {}).get('classes') or ()
+            drawn = draw_classes(image, best_classes(sample, names), true_class(sample, names))
+            if 'out_file' in options:
+                drawn.save(options['out_file'])
+            else:
+                visualizer.add_image(name, np.asarray(drawn), **options)
+            return
         visualizer.add_datasample(name, image, data_sample=sample, **self.options, **options)
 
 
@@ -133,7 +144,7 @@ def picture_names(dataset: Any) -> dict[str, str]:
 
 
 def use_our_pictures(cfg: Config, **changes: Any) -> bool:
-    """Replaces mmdet's or mmseg's visualization hook in a config if it draws files.
+    """Replaces mmdet's, mmseg's or mmpretrain's visualization hook in a config if it draws files.
 
     ``changes`` are arguments of :class:`PictureHook`; with any, it is replaced in any case. Returns
     whether it was.
@@ -145,7 +156,8 @@ def use_our_pictures(cfg: Config, **changes: Any) -> bool:
         return False
     if not changes and (hook.get('show') or not hook.get('draw')):
         return False
-    arguments = {key: value for key, value in hook.items() if key not in ('show', 'wait_time')}
+    accepted = inspect.signature(PictureHook).parameters
+    arguments = {key: value for key, value in hook.items() if key in accepted}
     if 'Det' in kind:
         arguments.setdefault('score_thr', 0.3)  # mmdet's default
     arguments |= dict(type=f'{__name__}.{PictureHook.__name__}', **changes)

@@ -84,7 +84,8 @@ class Predictor:
             y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and ``segmentation``
             (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance;
             ``probability`` (H, W) of class 1, if the head has one channel. For a pose estimator
-            ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores`` (N, K).
+            ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores`` (N, K). Of
+            classifiers ``scores`` (number of classes,), which add up to 1.
 
         Raises:
             DataError: A file is no image that can be read whole.
@@ -125,4 +126,6 @@ def _arrays(sample: Any) -> Prediction:
             found['segmentation'] = sample.get(key).get(part)[0].long()
     if (share := probability(sample)) is not None:
         found['probability'] = share
+    if 'pred_score' in sample:
+        found['scores'] = sample.pred_score
     return {name: torch.as_tensor(value).cpu().numpy() for name, value in found.items()}

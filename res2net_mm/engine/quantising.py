@@ -24,8 +24,8 @@ from .errors import ToolError
 from .exported import ExportedModule, facts_of, pixels_of
 from .runner import Runner, prepare_config
 
-# by how much a figure may fall; AP and Sm are shares, mIoU and PQ are in percent
-BOUNDS = dict(bbox_mAP=0.005, segm_mAP=0.005, mAP=0.005, Sm=0.005, mIoU=0.5, PQ=0.5)
+# by how much a figure may fall; AP and Sm are shares, the others are in percent
+BOUNDS = dict(bbox_mAP=0.005, segm_mAP=0.005, mAP=0.005, Sm=0.005, mIoU=0.5, PQ=0.5, top1=0.5)
 
 
 class TrainingImages(Sequence):

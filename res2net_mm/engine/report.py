@@ -105,6 +105,7 @@ def preprocessing_warnings(cfg: Config) -> list[str]:
     given.update(cfg.model.get('data_preprocessor') or {})
     lines = []
     for source, key, wanted in ((s, *pair) for s, need in needs.items() for pair in need.items()):
+        key = 'to_rgb' if key == 'bgr_to_rgb' and 'to_rgb' in given else key  # mmpretrain's name
         value = given.get(key)
         value = list(value) if isinstance(value, (list, tuple)) else value
         if value != wanted:

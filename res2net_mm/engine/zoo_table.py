@@ -69,6 +69,7 @@ def configs_table() -> str:
             continue
         cfg = load_config(entry['Config'].removeprefix('configs/'))
         size = _SEGMENTATION if cfg.model.get('decode_head') else _DETECTION
+        size = _IMAGE if cfg.model.get('head') else size
         scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope', 'mmengine'))
         with scope, torch.device('meta'):
             model = ROOT_MODELS.build(cfg.model)

@@ -29,7 +29,7 @@ class ModelCost(NamedTuple):
 
 
 def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
-    """Counts a detector of mmdet or a segmentor of mmseg by the rules of the authors' COCO table.
+    """Counts a detector, segmentor or classifier by the rules of the authors' COCO table.
 
     Convolutions (transposed ones at each output; deformable ones without the interpolation) and
     linear layers count with their biases, a normalisation two an element, a ReLU or a pooling one
@@ -93,7 +93,8 @@ def _run(model: nn.Module, image: Tensor) -> None:
     heads = [getattr(model, name) for name in names if getattr(model, name, None)]
     if not heads or isinstance(heads[0], nn.ModuleList):
         raise ValueError(
-            f'model must be a detector or a segmentor of one head, but is {type(model).__name__}'
+            f'model must be a detector, classifier or segmentor of one head, but is '
+            f'{type(model).__name__}'
         )
     levels = model.backbone(image)
     levels = model.neck(levels) if getattr(model, 'neck', None) else levels

@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,8 @@ class Converted:
         convention: The ``first_block`` and ``style`` that the weights need, as far as known.
         dropped: Rule -> names that it left out.
         licence: The licence in a file that :func:`convert_weights` wrote.
+        classifier: ``weight`` (classes, channels) and ``bias`` (classes,) of the linear layer after
+            the pool; empty if the file has none.
     """
 
     state: OrderedDict[str, Tensor]
@@ -81,6 +83,7 @@ class Converted:
     convention: dict[str, str]
     dropped: dict[str, list[str]]
     licence: str | None = None
+    classifier: dict[str, Tensor] = field(default_factory=dict)
 
 
 def convert_state_dict(state: Mapping[str, Any]) -> tuple[OrderedDict[str, Tensor], str]:
@@ -156,7 +159,7 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
             state = {key.removeprefix(wrapper): value for key, value in state.items()}
     if prefix is None:
         prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), '')
-    layout = ''
+    layout, whole = '', state
     if prefix:
         if not any(key.startswith(prefix) for key in state):
             raise CheckpointError(f'no name begins with {prefix!r}: {listing(list(state), 3)}')
@@ -202,7 +205,9 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
     meta = checkpoint.get('meta')
     licence = meta.get('licence') if isinstance(meta, Mapping) else None
     licence = licence if isinstance(licence, str) else None
-    return Converted(renamed, layout, convention, dropped, licence)
+    layer = 'head.fc' if prefix else 'out' if names == 'paddle' else 'fc'
+    classifier = _classifier(whole, layer)
+    return Converted(renamed, layout, convention, dropped, licence, classifier)
 
 
 def write_convention(
@@ -230,6 +235,17 @@ def _tensor(key: str, value: Any) -> Tensor:
     if value.is_nested or value.layout != torch.strided or value.is_quantized:
         raise CheckpointError(f'{key} is no plain tensor')
     return value
+
+
+def _classifier(state: Mapping[str, Any], layer: str) -> dict[str, Tensor]:
+    keys = {leaf: f'{layer}.{leaf}' for leaf in ('weight', 'bias')}
+    found = {leaf: _tensor(key, state[key]) for leaf, key in keys.items() if key in state}
+    weight = found.get('weight', torch.empty(0))
+    if layer == 'out' and weight.dim() == 2:  # Paddle's is transposed
+        found['weight'] = weight.t().contiguous()
+    elif weight.shape[2:] == (1, 1):  # DLA's is a convolution
+        found['weight'] = weight.flatten(1)
+    return found
 
 
 def _recognise(state: Mapping[str, Any]) -> str:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ..backbones import Backbone
 from ..registry import WEIGHT_INITIALIZERS
 from .architecture import architecture_of
-from .layouts import listing
+from .layouts import Converted, listing
 from .reading import CheckpointError
 from .sources import read_backbone, unknown_rule
+from .zoo import Published
 
 BEYOND = 'stages that the network was built without'
 EPSILON = (
@@ -108,8 +109,19 @@ def load_weights(
             f'net must be a backbone of res2net_mm, but is {type(net).__name__}: give the '
             'backbone of a detector or segmentor'
         )
-    name = 'the state dict' if isinstance(source, Mapping) else str(source)
     converted, entry = read_backbone(source, prefix, map_location, trust=trust)
+    return load_converted(net, converted, entry, name_of(source))
+
+
+def name_of(source: str | Path | Mapping[str, Any]) -> str:
+    """What messages call a source of weights."""
+    return 'the state dict' if isinstance(source, Mapping) else str(source)
+
+
+def load_converted(
+    net: Backbone, converted: Converted, entry: Published | None, name: str
+) -> LoadReport:
+    """:func:`load_weights` for weights that have been read; ``name`` is what errors call them."""
     convention, dropped = converted.convention, dict(converted.dropped)
     state = OrderedDict(converted.state)
     if beyond := [key for key in state if _is_beyond(net, key)]:
@@ -265,7 +277,7 @@ def check_fit(
         )
     net.check_convention(convention, name)
     for key, value in state.items():
-        if reason := _unfit(key, value, own[key]):
+        if reason := unfit(key, value, own[key]):
             raise CheckpointError(f'{name}: {key} {reason}; nothing was loaded')
     return gap
 
@@ -290,7 +302,8 @@ def _advice(
     return f' Set {advice} (the network has {now}).'
 
 
-def _unfit(key: str, value: Tensor, own: Tensor) -> str | None:
+def unfit(key: str, value: Tensor, own: Tensor) -> str | None:
+    """Why a tensor cannot take the place of ``own``, whatever its shape; None if it can."""
     if value.is_meta:
         return 'has no values'
     if value.is_floating_point() != own.is_floating_point() or value.is_complex():

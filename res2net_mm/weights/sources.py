@@ -18,7 +18,7 @@ from ..backbones import Backbone
 from ..backbones.base import CONVENTION
 from ..checks import did_you_mean
 from .download import DownloadError, fetch, file_problem, is_cached
-from .layouts import Converted, convert, read_convention, unwrap, write_convention
+from .layouts import CLASSIFIER, Converted, convert, read_convention, unwrap, write_convention
 from .reading import CheckpointError, read_checkpoint
 from .zoo import SCHEME, ZOO, Published
 
@@ -117,8 +117,8 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
         trust: Read the file with pickle, which runs code that is in it.
 
     Returns:
-        The checkpoint. Published backbones, and those of ``mmcls://``, get this package's names; a
-        whole model keeps its own.
+        The checkpoint. Published backbones, and those of ``mmcls://``, get this package's names,
+        their classification layer a place of its own (``CLASSIFIER``); a whole model keeps its own.
 
     Raises:
         FileNotFoundError, ValueError: As :func:`locate` and :func:`read_checkpoint`.
@@ -140,11 +140,12 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
         conventions = {path: read_convention(checkpoint, path) for path in paths}
         checkpoint['state_dict'] = _with_conventions(_bare(checkpoint['state_dict']), conventions)
         return checkpoint
-    state, path = unwrap(checkpoint), 'backbone'
+    state, path, classifier = unwrap(checkpoint), 'backbone', {}
     if entry.layout != 'mmdet' or not any(key.startswith('backbone.') for key in state):
-        state, path = _convert(checkpoint, None, filename).state, ''
+        converted = _convert(checkpoint, None, filename)
+        state, path, classifier = converted.state, '', converted.classifier
     state = _with_conventions(state, {path: _convention(entry)})
-    return dict(meta=checkpoint.get('meta') or {}, state_dict=state)
+    return {'meta': checkpoint.get('meta') or {}, 'state_dict': state, CLASSIFIER: classifier}
 
 
 def say_unknown_rules(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:

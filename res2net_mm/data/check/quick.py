@@ -18,7 +18,7 @@ _READABLE = ('.png', '.bmp', '.tif', '.tiff')  # label maps; others may need a l
 
 
 def check_data(cfg: Config, splits: Sequence[str] = ('train', 'val', 'test')) -> list[SplitSummary]:
-    """Checks the data of an mmdet or mmseg config without building its datasets.
+    """Checks the data of a config of mmdet, mmseg or mmpretrain without building its datasets.
 
     Reads annotation files and lists image folders; of images and label maps, it decodes a sample.
     Counts boxes as training uses them with pipelines from

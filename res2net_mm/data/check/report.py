@@ -21,7 +21,7 @@ _MOST_SHOWN = 3  # image sizes and modes of a split
 
 def format_inspection(inspection: Inspection) -> str:
     """The splits and their classes as tables, then the findings, errors first."""
-    detection = any(part.node.kind != 'semantic' for part in inspection.sets)
+    detection = any(part.node.kind in ('coco', 'voc') for part in inspection.sets)
     blocks = []
     if inspection.sets:
         low, high = COCO_SIDES

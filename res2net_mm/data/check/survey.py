@@ -14,6 +14,7 @@ from ...checks import alike, listed
 from ..errors import DataError
 from ..findings import Finding, caught, error, of_split, raised, warning
 from ..sets.coco import loads_masks, read_coco
+from ..sets.folders import read_folders
 from ..sets.label_maps import read_semantic
 from ..sets.nodes import Node, find_nodes
 from ..sets.records import IGNORED, ZERO_SIZE, Image, Reading, count_others
@@ -41,6 +42,7 @@ class SplitSummary:
     left_out: dict[str, int] = field(default_factory=dict)  # why filter_cfg does it -> images
     classes: tuple[str, ...] = ()  # in the order of the labels
     per_class: dict[str, int] = field(default_factory=dict)  # usable boxes; empty for label maps
+    whole: bool = False  # whether an image has one class and no boxes; per_class counts images
     examples: list[str] = field(default_factory=list)  # first images with a box of no size
     unchecked: list[str] = field(default_factory=list)  # types of datasets that were not read
     same_as: str | None = None  # an earlier split that has the same data
@@ -72,7 +74,9 @@ class SplitSummary:
         if not self.images:
             return own_way if self.unchecked else 'could not be read'
         text = f'{self.images:,} image{"s" * (self.images != 1)}'
-        if self.per_class:
+        if self.whole:
+            text += f' ({_class_text(self.per_class)})'
+        elif self.per_class:
             boxes = f'{self.boxes:,} box{"es" * (self.boxes != 1)}'
             text += f', {boxes} ({_class_text(self.per_class)})'
         else:
@@ -195,8 +199,9 @@ class Survey:
             yield from raised('classes', agreement.check_same_classes, self.sets[0], part)
         if read:
             detection = any(node.kind in ('coco', 'voc') for node in nodes)
+            summary.whole = any(node.kind == 'folders' for node in nodes)
             summary.left_out = dict(left_out)
-            summary.count(used, stray, detection)
+            summary.count(used, stray, detection or summary.whole)
             summary.kept = any(
                 node.config.get('test_mode') and (node.kind == 'voc' or by_file) for node in nodes
             )
@@ -211,6 +216,8 @@ def _read(
         return (yield from read_coco(node, classes, annotated))
     if node.kind == 'voc':
         return (yield from read_voc_set(node, classes, training))
+    if node.kind == 'folders':
+        return (yield from read_folders(node, classes))
     return (yield from read_semantic(node, classes))
 
 

@@ -23,6 +23,7 @@ _KNOWN_READERS = {
     'mmdet.datasets.xml_style',
     'mmdet.datasets.base_semseg_dataset',
     'mmengine.dataset.base_dataset',
+    'mmpretrain.datasets.custom',
     'mmseg.datasets.basesegdataset',
     'res2net_mm.data.voc_dataset',
 }
@@ -44,7 +45,12 @@ class Node:
     @property
     def classes_key(self) -> str:
         """Where the config sets its classes."""
-        return f'{self.key}.metainfo.classes'
+        return f'{self.key}.{"data_prefix" if self.named_by_folders else "metainfo.classes"}'
+
+    @property
+    def named_by_folders(self) -> bool:
+        """Whether the classes are the names of the folders that hold their images."""
+        return self.kind == 'folders' and self.own_classes
 
     @property
     def pipeline(self) -> Any:
@@ -53,7 +59,12 @@ class Node:
 
     @property
     def family(self) -> str | None:
-        """``coco``, ``voc`` or ``semantic``, by what its class inherits from; else None."""
+        """``coco``, ``voc`` or ``semantic``, by what its class inherits from; else None.
+
+        ``folders`` is mmpretrain's ``CustomDataset`` itself, without a list of files.
+        """
+        if self.cls and self.name == 'CustomDataset' and not self.config.get('ann_file'):
+            return 'folders'
         mro = self.cls.__mro__ if self.cls else ()
         return next((_KINDS[cls.__name__] for cls in mro if cls.__name__ in _KINDS), None)
 
@@ -131,6 +142,13 @@ class Node:
             )
         return self.existing(f'data_prefix.{key}', value)
 
+    def class_folders(self) -> dict[str, str]:
+        """Name -> path of the folders, hidden ones too, that ``CustomDataset`` numbers."""
+        given = self.option('data_prefix') or ''
+        folder = given['img_path'] if isinstance(given, Mapping) else given
+        folders = filter(os.DirEntry.is_dir, os.scandir(self.existing('data_prefix', folder)))
+        return {entry.name: entry.path for entry in sorted(folders, key=lambda e: e.name)}
+
     def annotation_file(self) -> str:
         """The existing file that ``ann_file`` names."""
         value = self.config.get('ann_file') or ''
@@ -143,7 +161,8 @@ class Node:
         return self.existing('ann_file', value, folder=False)
 
     def classes(self) -> tuple[str, ...]:
-        """The class names that it is used with: ``metainfo.classes``, else its class's own.
+        """The class names that it is used with: ``metainfo.classes``, else its class's own or
+        the names of its folders.
 
         Raises:
             DataError: There are none, it is a bare string, a name occurs twice or is no name.
@@ -154,6 +173,8 @@ class Node:
             where = f'{self.key}.metainfo.CLASSES'
             raise DataError('it is not read', where, 'write metainfo.classes')
         value = metainfo.get('classes')
+        if self.named_by_folders:
+            value = [*self.class_folders()]
         if isinstance(value, str):
             if not os.path.isfile(value):
                 raise DataError(
@@ -177,7 +198,7 @@ class Node:
                 f'it holds {wrong[0]!r}, which is not a class name', key, 'write only strings'
             )
         twice = [name for name, count in Counter(value).items() if count > 1]
-        if twice:
+        if twice and not self.own_classes:  # ImageNet has two cranes
             raise DataError(f'it names {listed(twice)} twice', key, 'write each class once')
         return tuple(value)
 

@@ -43,13 +43,15 @@ class Image:
     width: int = 0  # in px; 0 if the annotations do not say
     height: int = 0
     label_map: str | None = None  # file of the labels for semantic segmentation
+    label: str | None = None  # class of the whole image
     objects: list[Object] = field(default_factory=list)  # those of known classes
     other_classes: Counter[str] = field(default_factory=Counter)  # name -> objects
 
     @property
     def boxes(self) -> list[str]:
-        """The class of every usable object."""
-        return [item.name for item in self.objects if item.reason is None]
+        """The class of every usable object, or of the whole image."""
+        used = [item.name for item in self.objects if item.reason is None]
+        return used if self.label is None else [self.label]
 
     def beyond(self, box: Sequence[float]) -> float:
         """By how many px a box (corners) goes beyond the image."""

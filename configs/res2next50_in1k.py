@@ -1,0 +1,2 @@
+_base_ = './res2net50_26w_4s_in1k.py'
+model = dict(backbone=dict(base_width=4, groups=8))

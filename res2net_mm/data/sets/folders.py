@@ -1,0 +1,44 @@
+"""Images for classification, in a folder for each class."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Sequence
+
+from ...checks import listed
+from ..errors import DataError
+from ..findings import Finding, warning
+from .nodes import Node
+from .records import Image, Reading
+
+
+def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None, Reading]:
+    """The images that mmpretrain's ``CustomDataset`` lists, with their classes.
+
+    Raises:
+        DataError: The folders are not those of the classes, or there is no image.
+    """
+    folders = node.class_folders()
+    names, suffixes = [*folders], tuple(suffix.lower() for suffix in node.option('extensions'))
+    if list(classes) != names and (len(classes) != len(names) or sorted(classes) == names):
+        raise DataError(
+            f'it is {listed(classes, 10)}, but labels are numbered by the folders, in the order of '
+            f'their names: {listed(names, 10)}',
+            node.classes_key,
+            'name the classes in the order of their folders, or leave the names out',
+        )
+    images = []
+    for folder, label in zip(folders.values(), classes, strict=True):
+        walk = os.walk(folder, followlinks=True)
+        files = sorted(os.path.join(place, name) for place, _, found in walk for name in found)
+        files = [f for f in files if f.lower().endswith(suffixes) and '/.' not in f[len(folder) :]]
+        if not files:
+            yield warning('class without images', folder, 'it holds no image')
+        images += [Image(file, label=label) for file in files]
+    if not images:
+        raise DataError(
+            f'its {len(folders)} folders hold no image ({listed(suffixes, 10)})',
+            f'{node.key}.data_prefix',
+            'put the images of each class into a folder of its name',
+        )
+    return Reading(images)
