@@ -38,7 +38,7 @@ def test_cells_are_the_pixels_of_their_boxes(cut_cells, tmp_path):
     assert pixels.shape == (HEIGHT, WIDTH, 3)
     for i, (name, (x1, y1, x2, y2)) in enumerate(zip(('RBC', 'Platelets'), BOXES, strict=True)):
         cell = np.asarray(Image.open(tmp_path / f'cells/train/{name}/000001_{i}.png'))
-        assert np.array_equal(cell, pixels[y1 - 1 : y2, x1 - 1 : x2])  # VOC counts from 1
+        assert np.array_equal(cell, pixels[y1 : y2 + 1, x1 : x2 + 1])
 
 
 def test_cells_of_bccd(cut_cells, real_data, tmp_path):
