@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from mmengine.registry import MODELS, init_default_scope
 from ..checks import check_positive
 from ..data import check_data
 from ..evaluation import charts
-from ..evaluation.charts import Shape
 from .errors import ToolError, building_config
 from .runner import prepare_config
 from .safe_runner import seeded_loader
@@ -51,78 +51,71 @@ def write_batches(cfg: Config, out: Path, limit: int) -> Path:
             raise ToolError(f'the config has no {key}, which training needs')
     cfg = prepare_config(cfg, work_dir=str(out))
     check_data(cfg, splits=('train',))
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
-    seed = cfg.randomness['seed']
-    with building_config('training data of the config'):
-        given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
-        preprocessor = MODELS.build(given or dict(type='BaseDataPreprocessor'))
-        loader = seeded_loader({**cfg.train_dataloader, 'persistent_workers': False}, seed, seed)
-    as_rgb = any((given or {}).get(key) for key in ('bgr_to_rgb', 'to_rgb'))
-    names = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes') or ()
-    figures = []
-    for i, batch in enumerate(loader):
-        seed_step(seed, 0, i)
-        data = preprocessor(batch, True)
-        size = ' x '.join(map(str, data['inputs'].shape))
-        for pixels, sample in zip(data['inputs'], data['data_samples'], strict=True):
-            title = f'batch {i + 1} ({size}): {Path(getattr(sample, "img_path", "?")).name}'
-            image = _pixels(pixels, preprocessor, as_rgb)
-            picture = charts.picture(image, *_marks(sample, names, image.shape[:2]))
-            caption = f'<figcaption>{charts.escape(title)}</figcaption>'
-            figures.append(f'<figure>{caption}{picture}</figure>')
-            if len(figures) == limit:
-                break
-        if len(figures) == limit:
-            break
+    figures = list(islice(_figures(cfg), limit))
     told = 'As the network gets them, normalisation undone. Hatched: padding of the batch.'
     parts = [charts.note(told), _PADDING, charts.grid(*figures)]
     out.mkdir(parents=True, exist_ok=True)
     return charts.write_page(out / 'browse.html', 'Batches of training', parts)
 
 
-def _pixels(inputs: torch.Tensor, preprocessor: Any, as_rgb: bool) -> np.ndarray:
-    """(H, W, 3) RGB of an image (C, H, W) as the network gets it."""
+def _figures(cfg: Config) -> Iterator[str]:
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    seed = cfg.randomness['seed']
+    with building_config('training data of the config'):
+        given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+        preprocessor = MODELS.build({'type': 'BaseDataPreprocessor', **given})
+        loader = seeded_loader({**cfg.train_dataloader, 'persistent_workers': False}, seed, seed)
+    as_rgb = given.get('bgr_to_rgb') or given.get('to_rgb')
+    names = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes') or ()
+    for i, batch in enumerate(loader, 1):
+        seed_step(seed, 0, i - 1)
+        data = preprocessor(batch, True)
+        shape = ' x '.join(map(str, data['inputs'].shape))
+        for inputs, sample in zip(data['inputs'], data['data_samples'], strict=True):
+            image = _pixels(inputs, preprocessor)
+            image = np.ascontiguousarray(image if as_rgb else image[..., ::-1])  # mmcv loads BGR
+            picture = charts.picture(image, _marks(sample, names), _padding(sample, image))
+            name = Path(getattr(sample, 'img_path', '?')).name
+            yield charts.frame(f'batch {i} ({shape}): {name}', picture)
+
+
+def _pixels(inputs: torch.Tensor, preprocessor: Any) -> np.ndarray:
+    """(H, W, 3) of an image (C, H, W) as the network gets it."""
     image = inputs.float().cpu()
     if hasattr(preprocessor, 'mean'):
         image = image * preprocessor.std.cpu() + preprocessor.mean.cpu()
     image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
-    pixels = image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(pixels if as_rgb else pixels[..., ::-1])  # mmcv loads BGR
+    return image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
-def _marks(sample: Any, names: Sequence[str], size: tuple[int, int]) -> tuple[Any, str]:
-    """What to draw on a picture of this size: boxes or a label map, and the padding."""
-    height, width = size
-    inner_height, inner_width = getattr(sample, 'img_shape', size)[:2]
-    padding = ''.join(
+def _padding(sample: Any, image: np.ndarray) -> str:
+    height, width = image.shape[:2]
+    inner, across = getattr(sample, 'img_shape', (height, width))[:2]
+    parts = (across, 0, width - across, height), (0, inner, across, height - inner)
+    return ''.join(
         f'<rect class="padding" x="{x}" y="{y}" width="{w}" height="{h}"/>'
-        for x, y, w, h in (
-            (inner_width, 0, width - inner_width, height),
-            (0, inner_height, inner_width, height - inner_height),
-        )
+        for x, y, w, h in parts
         if w > 0 and h > 0
     )
-    if 'gt_sem_seg' in sample and 'gt_instances' not in sample:
+
+
+def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray:
+    """The objects of a sample, grey if training ignores them; else its label map."""
+    if 'gt_instances' not in sample and 'gt_sem_seg' in sample:
         labels = sample.gt_sem_seg.data.squeeze().cpu().numpy()
-        return np.where(labels < len(names), labels, 255), padding
-    return list(_shapes(sample, names)), padding
-
-
-def _shapes(sample: Any, names: Sequence[str]) -> Iterator[Shape]:
-    """The objects of a sample; those that training ignores are grey."""
-    from ..evaluation.analysis_page import outlines_of
-
+        return np.where(labels < len(names), labels, 255)
+    shapes = []
     for part in ('gt_instances', 'ignored_instances'):
         found = sample.get(part)
         if found is None or 'bboxes' not in found:
             continue
-        masks = found.masks.to_ndarray() if 'masks' in found else [None] * len(found)
-        for box, label, mask in zip(found.bboxes.tolist(), found.labels.tolist(), masks, strict=True):
-            left, top, right, bottom = box
+        masks = found.masks.to_ndarray() if 'masks' in found else [()] * len(found)
+        rows = zip(found.bboxes.tolist(), found.labels.tolist(), masks, strict=True)
+        for (left, top, right, bottom), label, mask in rows:
             ignored = part == 'ignored_instances'
-            yield Shape(
-                (left, top, right - left, bottom - top),
-                '#888888' if ignored else charts.colour(label),
-                'ignored' if ignored else str(names[label] if label < len(names) else label),
-                () if mask is None else outlines_of(mask),
-            )
+            text = str(names[label] if label < len(names) else label)
+            mark = '#888888' if ignored else charts.colour(label)
+            edges = charts.outlines(mask) if len(mask) else ()
+            box = left, top, right - left, bottom - top
+            shapes.append(charts.Shape(box, mark, 'ignored' if ignored else text, edges))
+    return shapes

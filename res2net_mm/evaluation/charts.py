@@ -15,6 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -95,98 +96,73 @@ def lines(
         limits: Of the x axis; None: those of the points.
         top: Of the y axis, which starts at 0; None: the largest value.
     """
-    kept = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in series.items()}
+    kept = {n: sorted(p for p in ps if all(map(math.isfinite, p))) for n, ps in series.items()}
     kept = {name: _thinned(points) for name, points in kept.items() if points}
     if not kept:
         return ''
-    every = [point for points in kept.values() for point in points]
-    low, high = limits or (min(p[0] for p in every), max(p[0] for p in every))
-    high = high if high > low else low + 1
-    low_y, high_y = min(0, *(p[1] for p in every)), top or max(p[1] for p in every) or 1
-    high_y = high_y if high_y > low_y else low_y + 1
+    xs, ys = zip(*(point for points in kept.values() for point in points), strict=True)
+    low, high = limits or (min(xs), max(xs))
+    floor, top = min(0, *ys), top or max(ys)
+    high, top = (high if high > low else low + 1), (top if top > floor else floor + 1)
 
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        across, up = (point[0] - low) / (high - low), (point[1] - low_y) / (high_y - low_y)
+    def place(px: float, py: float) -> tuple[float, float]:
+        across, up = (px - low) / (high - low), (py - floor) / (top - floor)
         return round(_LEFT + across * (_RIGHT - _LEFT), 1), round(_BOTTOM - up * (_BOTTOM - _TOP), 1)
 
-    marks = []
-    for value in _ticks(low_y, high_y):
-        y = place((low, value))[1]
+    marks, legend = [], []
+    for value in _ticks(floor, top):
+        y = place(low, value)[1]
         marks.append(f'<path class="rule" d="M{_LEFT} {y}H{_RIGHT}"/>')
         marks.append(f'<text x="{_LEFT - 4}" y="{y + 4}" text-anchor="end">{value:g}</text>')
     for value in _ticks(low, high):
-        at = place((value, low_y))[0]
-        marks.append(f'<text x="{at}" y="{_BOTTOM + 14}" text-anchor="middle">{value:g}</text>')
-    legend = []
+        at = f'x="{place(value, floor)[0]}" y="{_BOTTOM + 14}"'
+        marks.append(f'<text {at} text-anchor="middle">{value:g}</text>')
     for i, (name, points) in enumerate(kept.items()):
         style = f'class="c{i % _SERIES}{" bold" * (not i)}"'
-        places = [place(point) for point in points]
+        places = [place(*point) for point in points]
         path = ' '.join(f'{px},{py}' for px, py in places)
         marks.append(f'<polyline {style} points="{path}"/>')
         if len(places) < 25:  # a line through one point cannot be seen
             marks += [f'<circle {style} cx="{px}" cy="{py}" r="2.5"/>' for px, py in places]
         legend.append(f'<li><i {style}></i>{escape(name)} <output></output></li>')
-    data = dict(
-        x=x, limits=[low, high], series=[list(zip(*points, strict=True)) for points in kept.values()]
-    )
-    return (
-        f'<figure data-chart="{escape(json.dumps(data))}"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">'
-        f'{"".join(marks)}<path class="at" d=""/><text class="x" x="{(_LEFT + _RIGHT) / 2}" '
-        f'y="{_HEIGHT - 2}" text-anchor="middle">{escape(x)}</text></svg>'
-        f'<ul>{"".join(legend)}</ul></figure>'
-    )
+    data = dict(x=x, limits=[low, high], series=[[*zip(*p, strict=True)] for p in kept.values()])
+    at = f'x="{(_LEFT + _RIGHT) / 2}" y="{_HEIGHT - 2}"'
+    axis = f'<path class="at" d=""/><text class="x" {at} text-anchor="middle">{escape(x)}</text>'
+    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}"'
+    inner = f'<svg {box}>{"".join(marks)}{axis}</svg><ul>{"".join(legend)}</ul>'
+    return frame(title, inner, f'data-chart="{escape(json.dumps(data))}"')
 
 
-def bars(title: str, rows: Mapping[str, tuple[float, str]], top: float = 1.0) -> str:
-    """A chart of bars: value and text by name; values below 0 have none."""
-    cells = ''.join(
-        f'<tr><th>{escape(name)}</th><td class="bar"><i style="width:{_percent(value, top)}"></i>'
-        f'</td><td>{escape(text)}</td></tr>'
-        for name, (value, text) in rows.items()
-    )
-    caption = f'<figcaption>{escape(title)}</figcaption>'
-    return f'<figure>{caption}<table class="bars">{cells}</table></figure>' if rows else ''
+def bars(title: str, rows: Mapping[str, tuple[float, str]]) -> str:
+    """A chart of bars: value, 0 to 1, and text by name; other values have none."""
+    cells = ''
+    for name, (value, text) in rows.items():
+        bar = f'<td class="bar"><i style="width:{value if 0 <= value <= 1 else 0:.1%}"></i></td>'
+        cells += f'<tr><th>{escape(name)}</th>{bar}<td>{escape(text)}</td></tr>'
+    return frame(title, f'<table class="bars">{cells}</table>') if rows else ''
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A table; the first cell of a row is its name."""
-    top = ''.join(f'<th>{escape(str(cell))}</th>' for cell in head)
-    body = ''.join(
-        f'<tr><th>{escape(str(name))}</th>'
-        + ''.join(f'<td>{escape(_short(cell))}</td>' for cell in cells)
-        + '</tr>'
-        for name, *cells in rows
-    )
-    return (
-        f'<figure><figcaption>{escape(title)}</figcaption><div class="scroll"><table>'
-        f'<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div></figure>'
-    )
-
-
-def matrix(
-    title: str,
-    names: Sequence[str],
-    counts: np.ndarray,
-    totals: np.ndarray,
-) -> str:
-    """A square matrix; the shade of a cell is its share of the row's total. Columns go by number."""
-    shares = counts / np.maximum(totals, 1)[:, None]
     body = ''
+    for name, *cells in rows:
+        shown = ''.join(f'<td>{escape(_short(cell))}</td>' for cell in cells)
+        body += f'<tr><th>{escape(str(name))}</th>{shown}</tr>'
+    return frame(title, _table(head, body))
+
+
+def matrix(title: str, names: Sequence[str], counts: np.ndarray, totals: np.ndarray) -> str:
+    """A square matrix; the shade of a cell is its share of the row's total. Columns go by number."""
+    shares, body = counts / np.maximum(totals, 1)[:, None], ''
     for i, name in enumerate(names):
-        cells = ''.join(
-            f'<td style="--share:{shares[i, j]:.3f}" title="{escape(name)} as {escape(other)}: '
-            f'{counts[i, j]:,.0f} ({shares[i, j]:.1%})">'
-            f'{f"{shares[i, j]:.0%}" if counts[i, j] else ""}</td>'
-            for j, other in enumerate(names)
-        )
-        body += f'<tr><th>{i + 1} {escape(name)}</th>{cells}</tr>'
-    head = ''.join(f'<th title="{escape(n)}">{j}</th>' for j, n in enumerate(names, 1))
-    return (
-        f'<figure class="wide"><figcaption>{escape(title)}</figcaption><div class="scroll">'
-        f'<table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
-        '</div></figure>'
-    )
+        body += f'<tr><th>{i + 1} {escape(name)}</th>'
+        for other, count, share in zip(names, counts[i], shares[i], strict=True):
+            told = escape(f'{name} as {other}: {count:,.0f} ({share:.1%})')
+            text = f'{share:.0%}' if count else ''
+            body += f'<td style="--share:{share:.3f}" title="{told}">{text}</td>'
+        body += '</tr>'
+    head = ['', *map(str, range(1, len(names) + 1))]
+    return frame(title, _table(head, body, 'matrix'), 'class="wide"')
 
 
 def pair(title: str, pixels: np.ndarray, views: Mapping[str, Sequence[Shape] | np.ndarray]) -> str:
@@ -197,14 +173,16 @@ def pair(title: str, pixels: np.ndarray, views: Mapping[str, Sequence[Shape] | n
         pixels: (H, W, 3), RGB.
         views: By name, the shapes, or label maps (H, W) in which 255 and more is clear.
     """
-    return (
-        f'<figure class="wide"><figcaption>{escape(title)}</figcaption><div class="pair">'
-        + ''.join(
-            f'<div>{picture(pixels, view)}<small>{escape(name)}</small></div>'
-            for name, view in views.items()
-        )
-        + '</div></figure>'
+    shown = ''.join(
+        f'<div>{picture(pixels, view)}<small>{escape(name)}</small></div>'
+        for name, view in views.items()
     )
+    return frame(title, f'<div class="pair">{shown}</div>', 'class="wide"')
+
+
+def frame(title: str, inner: str, attributes: str = '') -> str:
+    """A figure under its title."""
+    return f'<figure {attributes}><figcaption>{escape(title)}</figcaption>{inner}</figure>\n'
 
 
 def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = (), extra: str = '') -> str:
@@ -232,6 +210,19 @@ def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = (), extra: 
         parts.append(f'<g {style}>{drawn}<text {at}>{text}</text></g>')
     box = f'viewBox="0 0 {width} {height}" font-size="{size:.1f}"'
     return f'<svg class="picture" {box}>{"".join(parts)}{extra}</svg>'
+
+
+def key(names: Sequence[str]) -> str:
+    """The colours of classes."""
+    items = (f'<li><i style="--c:{colour(k)}"></i>{escape(n)}</li>' for k, n in enumerate(names))
+    return f'<ul>{"".join(items)}</ul>'
+
+
+def outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The outer edges of a mask (H, W) as polygons, each (N, 2)."""
+    mask = np.ascontiguousarray(mask, dtype=np.uint8)
+    found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_TC89_L1)
+    return [points[:, 0] for points in found if len(points) > 2]
 
 
 def colour(k: int) -> str:
@@ -269,8 +260,10 @@ def _ticks(low: float, high: float, most: int = 5) -> list[float]:
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _percent(value: float, top: float) -> str:
-    return f'{100 * min(max(value, 0), top) / top:.1f}%' if math.isfinite(value) else '0'
+def _table(head: Sequence[str], body: str, kind: str = '') -> str:
+    top = ''.join(f'<th>{escape(cell)}</th>' for cell in head)
+    inner = f'<thead><tr>{top}</tr></thead><tbody>{body}</tbody>'
+    return f'<div class="scroll"><table class="{kind}">{inner}</table></div>'
 
 
 def _short(cell: Any) -> str:
@@ -321,30 +314,22 @@ stroke-width:.15em;stroke-linejoin:round;font-weight:600}summary{cursor:pointer}
 
 _SCRIPT = f"""
 for (const figure of document.querySelectorAll('figure[data-chart]')) {{
-  const chart = JSON.parse(figure.dataset.chart), svg = figure.querySelector('svg');
-  const [low, high] = chart.limits, axis = svg.querySelector('.x'), at = svg.querySelector('.at');
+  const chart = JSON.parse(figure.dataset.chart), [low, high] = chart.limits;
+  const [svg, axis, rule] = ['svg', '.x', '.at'].map(name => figure.querySelector(name));
   const outputs = figure.querySelectorAll('output');
-  const show = event => {{
+  svg.onpointermove = svg.onpointerdown = event => {{
     const box = svg.getBoundingClientRect();
-    const px = (event.clientX - box.left) / box.width * {_WIDTH};
-    const x = low + (px - {_LEFT}) / {_RIGHT - _LEFT} * (high - low);
-    let shown = null;
-    chart.series.forEach(([xs, ys], i) => {{
-      let near = 0;
-      xs.forEach((value, k) => {{ if (Math.abs(value - x) < Math.abs(xs[near] - x)) near = k; }});
-      outputs[i].textContent = Number(ys[near].toPrecision(4));
-      if (shown === null || Math.abs(xs[near] - x) < Math.abs(shown - x)) shown = xs[near];
+    const at = ((event.clientX - box.left) / box.width * {_WIDTH} - {_LEFT}) / {_RIGHT - _LEFT};
+    const far = value => Math.abs(value - low - at * (high - low));
+    const near = chart.series.map(([xs]) => xs.reduce((k, x, i) => far(x) < far(xs[k]) ? i : k, 0));
+    const xs = near.map((k, i) => chart.series[i][0][k]);
+    const x = xs.reduce((best, other) => far(other) < far(best) ? other : best);
+    near.forEach((k, i) => {{
+      const value = Number(chart.series[i][1][k].toPrecision(4));
+      outputs[i].textContent = xs[i] === x ? value : `${{value}} (at ${{Number(xs[i].toPrecision(6))}})`;
     }});
-    const place = {_LEFT} + (shown - low) / (high - low) * {_RIGHT - _LEFT};
-    at.setAttribute('d', `M${{place}} {_TOP}V{_BOTTOM}`);
-    axis.textContent = `${{chart.x}} ${{Number(shown.toPrecision(6))}}`;
+    rule.setAttribute('d', `M${{{_LEFT} + (x - low) / (high - low) * {_RIGHT - _LEFT}}} {_TOP}V{_BOTTOM}`);
+    axis.textContent = `${{chart.x}} ${{Number(x.toPrecision(6))}}`;
   }};
-  svg.addEventListener('pointermove', show);
-  svg.addEventListener('pointerdown', show);
-  svg.addEventListener('pointerleave', () => {{
-    at.setAttribute('d', '');
-    axis.textContent = chart.x;
-    outputs.forEach(output => {{ output.textContent = ''; }});
-  }});
 }}
 """

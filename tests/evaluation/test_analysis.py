@@ -223,4 +223,4 @@ def test_a_missing_image_is_said_and_the_others_shown(written, made):
     (written / 'images' / '4.png').unlink()
     analysis = analyse(truth, results, 'bbox')
     text = ''.join(detection_sections(analysis, truth, results, written / 'images'))
-    assert '1 images are not shown: image' in text and '4.png does not exist' in text
+    assert '4.png: 5 missed, 5 false; not shown: image' in text and 'does not exist' in text
