@@ -22,9 +22,9 @@ def main() -> None:
     parser.add_argument('work_dir', type=Path, help='folder of the run')
     parser.add_argument('--out', type=Path, help='the file (WORK_DIR/report.html)')
     parser.add_argument(
-        '--results', help='COCO results json, such as test.py --out writes, to show in place of the '
-        'last validation'
-    )  # fmt: skip
+        '--results',
+        help='COCO results json, such as test.py --out writes, to show for the last validation',
+    )
     parser.add_argument('--annotations', help='COCO annotation json for --results')
     parser.add_argument('--images', type=Path, help='folder of its images: shows the worst')
     parser.add_argument('--metric', choices=('bbox', 'segm'), default='bbox')

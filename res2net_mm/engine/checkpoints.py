@@ -30,9 +30,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's hook with its arguments, in an order that survives a kill and a full disk.
 
     mmengine removes outdated files and then saves. Here new files are complete before anything is
-    removed, and the note of the newest checkpoint is never half. A run that was killed between saving
-    and validating validates when it resumes, so it ends with the same best checkpoint as a run that
-    was not killed.
+    removed, and the note of the newest checkpoint is never half. A run that was killed between
+    saving and validating validates when it resumes, so it ends with the same best checkpoint as a
+    run that was not killed.
     """
 
     _saved: int | None = None  # after how many iterations
@@ -134,7 +134,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         done, end = runner.epoch, runner.max_epochs
         if isinstance(loop, IterBasedTrainLoop):
             done, end = runner.iter, runner.max_iters
-        elif not isinstance(loop, EpochBasedTrainLoop) or runner.iter != done * len(loop.dataloader):
+        elif not isinstance(loop, EpochBasedTrainLoop):
+            return False
+        elif runner.iter != done * len(loop.dataloader):
             return False  # within an epoch, the validation before it is done
         if runner.val_loop is None or done < loop.val_begin:
             return False

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_reduce, get_rank, get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
@@ -63,7 +63,10 @@ class InterruptHook(Hook):
             self._end(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, **_: Any) -> None:
-        if deferral.active and get_world_size() == 1:
+        if deferral.active and deferral.signal is not None and get_world_size() == 1:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # puts the trained weights back
+                    hook.after_val_epoch(runner)
             self._end(runner, runner.iter)
 
     def _end(self, runner: Runner, done: int) -> None:

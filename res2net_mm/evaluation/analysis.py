@@ -65,7 +65,7 @@ class Analysis:
     def thresholds(self) -> list[tuple[str, int, float, float, float, float]]:
         """By class: name, objects, and the score from which F1 is best, with precision, recall, F1.
 
-        Of equal F1 the highest score; NaN where nothing is right. Detections on crowds do not count.
+        Of equal F1 the highest score; NaN if nothing is right. Detections on crowds do not count.
         """
         found = []
         objects = Counter(o.label for o in self.every.objects if not o.crowd)
@@ -83,7 +83,7 @@ class Analysis:
         return found
 
     def calibration(self, bins: int = 10) -> list[tuple[float, float, int]]:
-        """Mean score, precision and number of the detections in each range of scores that has any."""
+        """Mean score, precision and number of detections in each range of scores that has any."""
         scores, right = self._scored()
         places = np.minimum((scores * bins).astype(int), bins - 1)
         chosen = [places == k for k in range(bins) if (places == k).any()]

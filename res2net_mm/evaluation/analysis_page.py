@@ -97,7 +97,8 @@ def _worst_detections(
     judged, names, kind = analysis.confident, analysis.names, analysis.scores.kind
     entries = {image['id']: image for image in annotations['images']}
     lost, false = judged.by_image()
-    parts = [note(f'Detections from score {analysis.least:g}: green right, orange missed, red false')]
+    told = f'Detections from score {analysis.least:g}: green right, orange missed, red false'
+    parts = [note(told)]
     for number in analysis.worst(_MOST_IMAGES):
         image = entries[judged.images[number]]
         truth, found = [], []

@@ -107,7 +107,8 @@ def lines(
 
     def place(px: float, py: float) -> tuple[float, float]:
         across, up = (px - low) / (high - low), (py - floor) / (top - floor)
-        return round(_LEFT + across * (_RIGHT - _LEFT), 1), round(_BOTTOM - up * (_BOTTOM - _TOP), 1)
+        x, y = _LEFT + across * (_RIGHT - _LEFT), _BOTTOM - up * (_BOTTOM - _TOP)
+        return round(x, 1), round(y, 1)
 
     marks, legend = [], []
     for value in _ticks(floor, top):
@@ -152,7 +153,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
 
 
 def matrix(title: str, names: Sequence[str], counts: np.ndarray, totals: np.ndarray) -> str:
-    """A square matrix; the shade of a cell is its share of the row's total. Columns go by number."""
+    """A square matrix; a cell's shade is its share of the row's total. Columns go by number."""
     shares, body = counts / np.maximum(totals, 1)[:, None], ''
     for i, name in enumerate(names):
         body += f'<tr><th>{i + 1} {escape(name)}</th>'
@@ -273,8 +274,8 @@ def _short(cell: Any) -> str:
 
 
 _STYLE = """
-:root{color-scheme:light dark;--page:#fff;--text:#1c2128;--dim:#59636e;--rule:#d5dae0;--card:#f5f7f9;
---shade:31 111 235;--found:#1a9850;--lost:#e08700;--false:#d1242f}
+:root{color-scheme:light dark;--page:#fff;--text:#1c2128;--dim:#59636e;--rule:#d5dae0;
+--card:#f5f7f9;--shade:31 111 235;--found:#1a9850;--lost:#e08700;--false:#d1242f}
 .c0{--c:#1f6feb}.c1{--c:#d1570a}.c2{--c:#1a8f4a}.c3{--c:#a3369b}.c4{--c:#b88a00}
 .c5{--c:#0a8ea0}.c6{--c:#c2255c}.c7{--c:#6f5bd6}.c8{--c:#7a6248}.c9{--c:#68737f}
 @media(prefers-color-scheme:dark){:root{--page:#0f1318;--text:#e3e8ee;--dim:#97a1ad;--rule:#323a44;
@@ -299,9 +300,10 @@ td{text-align:right;padding:2px 8px}thead th{color:var(--dim);text-align:right;m
 thead th:first-child{text-align:left}tbody tr+tr>*{border-top:1px solid var(--rule)}
 .scroll{overflow-x:auto}.bars{width:100%}.bars td{white-space:nowrap}.bars .bar{width:50%;padding:0}
 .bar i{display:block;height:12px;border-radius:2px;background:rgb(var(--shade))}
-.matrix td{background:rgb(var(--shade)/calc(var(--share)*.75));min-width:38px;text-align:center}
-.matrix th{white-space:nowrap}.matrix thead th{text-align:center}pre{overflow:auto;background:var(--card);
-padding:10px;border-radius:8px;font-size:12.5px}pre.wrap{white-space:pre-wrap}
+.matrix td{background:rgb(var(--shade)/calc(var(--share)*.75));
+min-width:38px;text-align:center}
+.matrix th{white-space:nowrap}.matrix thead th{text-align:center}pre{overflow:auto;
+background:var(--card);padding:10px;border-radius:8px;font-size:12.5px}pre.wrap{white-space:pre-wrap}
 .pair{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}
 small{color:var(--dim)}.picture{max-height:480px}.picture g{--mark:var(--found)}
 .picture .lost{--mark:var(--lost)}.picture .false{--mark:var(--false)}
@@ -326,9 +328,11 @@ for (const figure of document.querySelectorAll('figure[data-chart]')) {{
     const x = xs.reduce((best, other) => far(other) < far(best) ? other : best);
     near.forEach((k, i) => {{
       const value = Number(chart.series[i][1][k].toPrecision(4));
-      outputs[i].textContent = xs[i] === x ? value : `${{value}} (at ${{Number(xs[i].toPrecision(6))}})`;
+      const where = xs[i] === x ? "" : ` (at ${{Number(xs[i].toPrecision(6))}})`;
+      outputs[i].textContent = `${{value}}${{where}}`;
     }});
-    rule.setAttribute('d', `M${{{_LEFT} + (x - low) / (high - low) * {_RIGHT - _LEFT}}} {_TOP}V{_BOTTOM}`);
+    const px = {_LEFT} + (x - low) / (high - low) * {_RIGHT - _LEFT};
+    rule.setAttribute("d", `M${{px}} {_TOP}V{_BOTTOM}`);
     axis.textContent = `${{chart.x}} ${{Number(x.toPrecision(6))}}`;
   }};
 }}

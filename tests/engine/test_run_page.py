@@ -54,7 +54,8 @@ def detections(count=3):
     return dict(
         images=[dict(id=1, file_name=EVIL, path='gone.png', width=64, height=48)],
         annotations=[
-            dict(id=k, image_id=1, category_id=1, bbox=box, area=64.0) for k, box in enumerate(boxes)
+            dict(id=k, image_id=1, category_id=1, bbox=box, area=64.0)
+            for k, box in enumerate(boxes)
         ],
         categories=[dict(id=1, name=EVIL)],
         results=[dict(image_id=1, category_id=1, bbox=boxes[0], score=np.float32(0.5))],
@@ -148,8 +149,8 @@ def test_page_in_a_browser(work_dir, tmp_path, kind):
             '--allow-file-access-from-files --virtual-time-budget=3000 --dump-dom'
         ).split()
         run = subprocess.run(
-            [CHROMIUM, *flags, f'--user-data-dir={tmp_path}/{window}', f'--window-size={window},900',
-             file.as_uri()],
+            [CHROMIUM, *flags, f'--user-data-dir={tmp_path}/{window}',
+             f'--window-size={window},900', file.as_uri()],
             capture_output=True, text=True, timeout=120, env={**os.environ, 'HOME': str(tmp_path)},
         )  # fmt: skip
         assert run.returncode == 0, run.stderr[-2000:]

@@ -69,7 +69,8 @@ def test_small_sets_are_validated_each_epoch():
     (line, kept) = watch_run(cfg, images(200, 80))
     assert cfg.train_cfg.val_interval == 1 and 'each epoch, as the set has only 80' in line
     assert 'val_interval=12 keeps that' in line and 'the last two and the best' in kept
-    for train, val, given in ((200, 101, {}), (9000, 1001, {}), (200, 80, {'train_cfg.val_interval': 9})):
+    given = {'train_cfg.val_interval': 9}
+    for train, val, given in ((200, 101, {}), (9000, 1001, {}), (200, 80, given)):
         cfg = bare(max_epochs=12, val_interval=12)
         watch_run(cfg, images(train, val), given=given)
         assert cfg.train_cfg.val_interval == 12
@@ -139,8 +140,10 @@ class State(Hook):
 
 
 def test_validation_loss_is_that_of_training_and_touches_nothing(prepared):
-    samplers = dict(num=10**6, pos_fraction=1.0)  # take all, so they draw nothing
-    changes = {f'model.train_cfg.{part}.sampler.{k}': v for part in ('rpn', 'rcnn') for k, v in samplers.items()}
+    changes = {}
+    for part in ('rpn', 'rcnn'):  # samplers that take all draw nothing
+        changes[f'model.train_cfg.{part}.sampler.num'] = 10**6
+        changes[f'model.train_cfg.{part}.sampler.pos_fraction'] = 1.0
     cfg, _ = prepared(**{'train_cfg.max_epochs': 1, **changes})
     runner = build_runner(cfg)
     seen = []
@@ -261,7 +264,8 @@ def test_a_report_that_fails_is_said_and_training_goes_on(prepared, tmp_path, mo
     said = []
     monkeypatch.setattr(logging.Logger, 'log', lambda self, level, text: said.append(text))
     runner.train()
-    assert any(re.match(r'no report: \w+: .*report.html.*; training goes on', t) for t in said), said
+    line = r'no report: \w+: .*report.html.*; training goes on'
+    assert any(re.match(line, text) for text in said), said
     assert (tmp_path / 'run' / 'epoch_1.pth').exists()
 
 
@@ -297,7 +301,11 @@ def test_early_stop_goes_on_counting_when_resumed():
 def test_a_live_line_on_a_terminal(prepared, monkeypatch, capsys):
     shown = []
     fake = types.SimpleNamespace(
-        write=shown.append, flush=lambda: None, isatty=lambda: True, fileno=lambda: 2, encoding='utf-8'
+        write=shown.append,
+        flush=lambda: None,
+        isatty=lambda: True,
+        fileno=lambda: 2,
+        encoding='utf-8',
     )
     cfg, _ = prepared(**{'train_cfg.max_epochs': 1})
     runner = build_runner(cfg)
@@ -315,11 +323,11 @@ def test_a_live_line_on_a_terminal(prepared, monkeypatch, capsys):
 
 
 def test_tensorboard_holds_losses_and_measures(prepared):
-    event_accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     cfg, _ = prepared(watch=dict(log=['tensorboard']), **{'train_cfg.max_epochs': 1})
     runner = build_runner(cfg)
     runner.train()
-    events = event_accumulator.EventAccumulator(str(scalars(runner).parent))
+    events = reader.EventAccumulator(str(scalars(runner).parent))
     events.Reload()
     tags = events.Tags()['scalars']
     assert {'loss', 'lr', 'coco/bbox_mAP', 'val_loss', 'images_per_s'} <= set(tags)
