@@ -303,7 +303,7 @@ thead th:first-child{text-align:left}tbody tr+tr>*{border-top:1px solid var(--ru
 .matrix td{background:rgb(var(--shade)/calc(var(--share)*.75));
 min-width:38px;text-align:center}
 .matrix th{white-space:nowrap}.matrix thead th{text-align:center}pre{overflow:auto;
-background:var(--card);padding:10px;border-radius:8px;font-size:12.5px}pre.wrap{white-space:pre-wrap}
+background:var(--card);padding:10px;border-radius:8px;font-size:12.5px}
 .pair{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}
 small{color:var(--dim)}.picture{max-height:480px}.picture g{--mark:var(--found)}
 .picture .lost{--mark:var(--lost)}.picture .false{--mark:var(--false)}

@@ -302,6 +302,7 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(stack, loop, tiny_argum
     killed.wait()
     assert Path(tmp_path, 'killed', f'{first}.pth').exists()
     assert not Path(tmp_path, 'killed', f'{last}.pth').exists()
+    before = read_checkpoint(tmp_path / 'killed' / f'{first}.pth')['state_dict']
     output = finish(start_training(config, tmp_path / 'killed', arguments, stack, '--resume'))
     assert 'resumed epoch' in output
 
@@ -310,5 +311,4 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(stack, loop, tiny_argum
     for key, value in whole['state_dict'].items():
         assert torch.equal(value, resumed['state_dict'][key]), key
     assert whole['param_schedulers'] == resumed['param_schedulers']
-    before = read_checkpoint(tmp_path / 'killed' / f'{first}.pth')['state_dict']
     assert any(not v.equal(before[k]) for k, v in whole['state_dict'].items())
