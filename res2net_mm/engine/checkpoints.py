@@ -179,13 +179,13 @@ class _LateRemoval:
 def check_new_run(cfg: Config) -> None:
     """Raises ToolError if a run that resumes nothing would write into the folder of another one."""
     folder = Path(cfg.work_dir)
-    there = [folder / LAST, *folder.glob("epoch_[0-9]*.pth"), *folder.glob("iter_[0-9]*.pth")]
-    if cfg.get("resume") or not any(file.exists() for file in there):
+    there = [folder / LAST, *folder.glob('epoch_[0-9]*.pth'), *folder.glob('iter_[0-9]*.pth')]
+    if cfg.get('resume') or not any(file.exists() for file in there):
         return
-    free = next(f for f in (Path(f"{folder}_{k}") for k in count(2)) if not f.exists())
+    free = next(f for f in (Path(f'{folder}_{k}') for k in count(2)) if not f.exists())
     raise ToolError(
-        f"work dir {folder} holds a run: go on with it by --resume, or start another one with "
-        f"--work-dir {free}"
+        f'work dir {folder} holds a run: go on with it by --resume, or start another one with '
+        f'--work-dir {free}'
     )
 
 

@@ -181,23 +181,23 @@ class ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         images = len(data_batch.get('inputs', ())) if isinstance(data_batch, Mapping) else 0
-        hub = runner.message_hub
-        shown = {'loss': f'{float(outputs["loss"]):.3f}'} if 'loss' in (outputs or {}) else {}
-        if 'train/lr' in hub.log_scalars:
-            shown['lr'] = f'{hub.get_scalar("train/lr").current():.2e}'
+        hub, shown = runner.message_hub, []
         if images and 'train/time' in hub.log_scalars:
             rate = images * get_world_size() / max(hub.get_scalar('train/time').current(), 1e-9)
             hub.update_scalar('train/images_per_s', rate)
-            shown['images/s'] = f'{rate:.1f}'
+            shown = [f'{rate:.1f} images/s']
         if self.bar is None:
             return
+        if 'train/lr' in hub.log_scalars:
+            shown.insert(0, f'lr {hub.get_scalar("train/lr").current():.2e}')
+        if 'loss' in (outputs or {}):
+            shown.insert(0, f'loss {float(torch.as_tensor(outputs["loss"]).detach()):.3f}')
         place = f'step {runner.iter + 1}/{runner.max_iters}'
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
             length = len(runner.train_dataloader)
             place = f'epoch {runner.epoch + 1}/{runner.max_epochs} step {batch_idx + 1}/{length}'
         self.bar.set_description_str(place, refresh=False)
-        parts = ', '.join(f'{name} {value}' for name, value in shown.items())
-        self.bar.set_postfix_str(parts, refresh=False)
+        self.bar.set_postfix_str(', '.join(shown), refresh=False)
         self.bar.update()
 
     def after_val_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:

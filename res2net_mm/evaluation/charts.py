@@ -228,7 +228,7 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 
 def colour(k: int) -> str:
     """The CSS colour of a class; neighbours differ."""
-    return '#%02x%02x%02x' % _rgb(k)
+    return f'#{bytes(_rgb(k)).hex()}'
 
 
 def _rgb(k: int) -> tuple[int, ...]:

@@ -53,6 +53,9 @@ class RatesOfResuming(Hook):
 class EvenFirstOfResuming(torch.utils.data.BatchSampler):
     """Pairs of even indices, then pairs of odd ones."""
 
+    def __init__(self, sampler, batch_size):
+        super().__init__(sampler, batch_size, drop_last=False)
+
     def __iter__(self):
         drawn = list(self.sampler)
         ordered = [i for i in drawn if i % 2 == 0] + [i for i in drawn if i % 2]

@@ -174,7 +174,5 @@ def test_the_tool(work_dir, tmp_path, python):
     assert 'AP by class' in (tmp_path / 'page.html').read_text()
     run = python('tools/report.py', work_dir, '--results', results, env=env)
     assert run.returncode == 1
-    assert run.stderr == (
-        'error: --results and --annotations go together: give both or neither\n'
-    )
+    assert run.stderr == ('error: --results and --annotations go together: give both or neither\n')
     assert Path(work_dir, 'report.html').exists() is False

@@ -41,7 +41,7 @@ def prepared(tiny_options, tmp_path):
             **changes,
         }
         cfg = prepare_config(load_config(CONFIG, options), work_dir=str(tmp_path / 'run'))
-        cfg.experiment_name = str(tmp_path)
+        cfg.experiment_name = cfg.visualizer.name = str(tmp_path)  # mmengine keeps both by name
         lines = watch_run(cfg, check_data(cfg), **(watch or {}))
         return cfg, lines
 
@@ -69,8 +69,8 @@ def test_small_sets_are_validated_each_epoch():
     (line, kept) = watch_run(cfg, images(200, 80))
     assert cfg.train_cfg.val_interval == 1 and 'each epoch, as the set has only 80' in line
     assert 'val_interval=12 keeps that' in line and 'the last two and the best' in kept
-    given = {'train_cfg.val_interval': 9}
-    for train, val, given in ((200, 101, {}), (9000, 1001, {}), (200, 80, given)):
+    told = {'train_cfg.val_interval': 9}
+    for train, val, given in ((200, 101, {}), (9000, 1001, {}), (200, 80, told)):
         cfg = bare(max_epochs=12, val_interval=12)
         watch_run(cfg, images(train, val), given=given)
         assert cfg.train_cfg.val_interval == 12
@@ -179,7 +179,6 @@ def test_validation_loss_is_that_of_training_and_touches_nothing(prepared):
 
 def scalars(runner):
     return Path(runner.log_dir, 'vis_data', 'scalars.json')
-
 
 
 def test_pipeline_of_the_loss():
@@ -314,8 +313,10 @@ def test_a_live_line_on_a_terminal(prepared, monkeypatch, capsys):
     monkeypatch.undo()
     text = ''.join(shown)
     line = next(part for part in text.split('\r') if 'step 4/4' in part)
-    assert re.search(r'epoch 1/1 step 4/4 \|.*\|, loss \d+\.\d+, lr \S+, images/s \d', line), line
-    assert ' left' in line and 'validating 3/3' in text
+    assert re.search(
+        r'epoch 1/1 step 4/4 \|.*\|, loss \d+\.\d+, lr \S+, \d+\.\d images/s, 00', line
+    ), line
+    assert ' left' in line and 'validating 2/2' in text
     printed = capsys.readouterr().out
     assert 'Epoch(train)' not in printed and 'Epoch(val)' in printed
     log = next(iter(scalars(runner).parents[1].glob('*.log'))).read_text()

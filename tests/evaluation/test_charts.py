@@ -81,7 +81,7 @@ def test_label_maps_lie_on_the_picture():
     over = np.array(Image.open(io.BytesIO(base64.b64decode(kinds[1][1]))))
     assert over[1, :, 3].tolist() == [0, 0] and (over[0, :, 3] > 0).all()
     for k in (0, 1):
-        assert '#%02x%02x%02x' % tuple(over[0, k, :3]) == charts.colour(k)
+        assert f'#{over[0, k, :3].tobytes().hex()}' == charts.colour(k)
     assert len({charts.colour(k) for k in range(150)}) == 150
 
 
