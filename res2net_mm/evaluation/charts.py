@@ -282,7 +282,7 @@ _STYLE = """
 --card:#181e25;--shade:76 141 255}.c0{--c:#5c9dff}.c1{--c:#ff9650}.c2{--c:#4cc47c}.c3{--c:#de7fd6}
 .c4{--c:#e3b733}.c5{--c:#43c3d4}.c6{--c:#ff7ba3}.c7{--c:#a99bff}.c8{--c:#bfa382}.c9{--c:#a4afbb}}
 *{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);
-font:15px/1.5 system-ui,sans-serif}main{max-width:1180px;margin:auto;padding:12px 16px 60px}
+font:15px/1.5 system-ui,sans-serif;overflow-wrap:break-word}main{max-width:1180px;margin:auto;padding:12px 16px 60px}
 h1{font-size:1.5em;margin:.4em 0;overflow-wrap:anywhere}h2{font-size:1.15em;margin:1.8em 0 .5em;
 border-bottom:1px solid var(--rule)}p{max-width:46em;margin:.4em 0;overflow-wrap:anywhere}
 .grid{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr))}

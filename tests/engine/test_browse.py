@@ -47,7 +47,7 @@ def test_boxes_and_padding_are_those_of_the_training(tiny_options, shapes, tmp_p
     assert boxes[0].shape == boxes[1].shape and len(boxes[0])
     assert np.allclose(96 - boxes[0][:, 0] - boxes[0][:, 2], boxes[1][:, 0], atol=0.11)
     # inside their boxes, shapes are as in the file: the de-normalised colour is right
-    name = re.search(r'): (S+)<', pages[0])[1]
+    name = re.search(r'\): ([^<]+)<', pages[0])[1]
     file = Image.open(shapes / 'train' / name)
     stored = np.array(file.convert('RGB').resize((96, 96)))
     assert np.abs(plain[:96, :96].astype(int) - stored).mean() < 6

@@ -161,7 +161,8 @@ def test_validation_loss_is_that_of_training_and_touches_nothing(prepared):
     assert logged['val_loss'] == pytest.approx(parts, rel=1e-5) and logged['iter'] == 4
 
     steps = cfg.train_dataloader.dataset.pipeline
-    pipeline = [step for step in steps if step['type'] != 'RandomFlip']
+    (resize,) = [s for s in cfg.val_dataloader.dataset.pipeline if s['type'] == 'Resize']
+    pipeline = [resize if s['type'] == 'Resize' else s for s in steps if s['type'] != 'RandomFlip']
     assert len(pipeline) == len(steps) - 1
     dataset = DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=pipeline))
     model, total = runner.model.eval(), 0.0
