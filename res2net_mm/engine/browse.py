@@ -117,5 +117,5 @@ def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray
             mark = '#888888' if ignored else charts.colour(label)
             edges = charts.outlines(mask) if len(mask) else ()
             box = left, top, right - left, bottom - top
-            shapes.append(charts.Shape(box, mark, 'ignored' if ignored else text, edges))
+            shapes.append(charts.Shape(box, mark, 'ignored' if ignored else text, text, edges))
     return shapes

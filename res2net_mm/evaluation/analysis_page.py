@@ -72,7 +72,7 @@ def detection_sections(
     )
     errors = charts.table(
         'Kinds of errors at IoU 0.5',
-        ('error', 'all', least, 'AP50 gained without'),
+        ('error', 'all', least, 'AP50 gain'),
         [(kind, every[kind], sure[kind], gains[kind]) for kind in (*FALSE, MISSED)],
     )
     confusions = _confusions(
@@ -108,10 +108,10 @@ def _worst_detections(
                 truth.append(_shape(entry, kind, image, mark, names[o.label]))
         for d in judged.detections:
             if d.image == number:
-                text = f'{names[d.label]} {d.score:.2f}{f" {d.verdict}" * d.false}'
+                text = f'{names[d.label]} {d.score:.2f}'
                 mark = 'false' if d.false else 'found'
-                found.append(_shape(results[d.source], kind, image, mark, text))
-        name = image.get('file_name', image['id'])
+                found.append(_shape(results[d.source], kind, image, mark, text, d.verdict))
+        name = image.get('file_name') or Path(str(image.get('path') or image['id'])).name
         file = (image.get('path') or name) if folder is None else folder / str(name)
         title = f'{name}: {lost[number]} missed, {false[number]} false'
         parts.append(_pair(title, file, image, dict(truth=truth, predicted=found[::-1])))
@@ -197,13 +197,15 @@ def read_image(file: Path, entry: Mapping[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
-def _shape(entry: Mapping, kind: str, image: Mapping, mark: str, text: str) -> Shape:
-    shape = shape_of(entry, kind, image)
+def _shape(
+    entry: Mapping, kind: str, image: Mapping, mark: str, text: str, verdict: str = ''
+) -> Shape:
+    shape, told = shape_of(entry, kind, image), f'{text} {verdict}'.strip()
     if kind == 'bbox':
-        return Shape(shape, mark, text)
+        return Shape(shape, mark, text, told)
     mask = np.asarray(coco_mask.decode(shape)).squeeze()
     box = np.asarray(coco_mask.toBbox(shape)).reshape(-1)[:4]
-    return Shape(box, mark, text, charts.outlines(mask))
+    return Shape(box, mark, text, told, charts.outlines(mask))
 
 
 def _points(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:

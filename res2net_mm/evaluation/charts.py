@@ -36,12 +36,14 @@ class Shape(NamedTuple):
         box: x, y, width, height in pixels of the picture.
         kind: A class of the style sheet: ``found``, ``lost`` or ``false``; else a CSS colour.
         text: What is written at it.
+        told: What the pointer shows.
         outlines: Polygons to draw in place of the box, each (N, 2).
     """
 
     box: Sequence[float]
     kind: str
     text: str = ''
+    told: str = ''
     outlines: Sequence[np.ndarray] = ()
 
 
@@ -189,7 +191,7 @@ def frame(title: str, inner: str, attributes: str = '') -> str:
 def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = (), extra: str = '') -> str:
     """A picture with boxes, or with a label map as for :func:`pair`; ``extra`` is drawn last."""
     height, width = pixels.shape[:2]
-    size = max(height, width) / 24
+    size = max(height, width) / 32
     parts = [_image(Image.fromarray(pixels), width, height, 'JPEG')]
     if isinstance(over, np.ndarray):
         ids = np.minimum(over, 255)
@@ -208,7 +210,8 @@ def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = (), extra: 
             )
         text = escape(shape.text)
         at = f'x="{max(left, 0)}" y="{max(top - size / 5, size):.1f}"'
-        parts.append(f'<g {style}>{drawn}<text {at}>{text}</text></g>')
+        told = f'<title>{escape(shape.told or shape.text)}</title>'
+        parts.append(f'<g {style}>{told}{drawn}<text {at}>{text}</text></g>')
     box = f'viewBox="0 0 {width} {height}" font-size="{size:.1f}"'
     return f'<svg class="picture" {box}>{"".join(parts)}{extra}</svg>'
 
@@ -282,7 +285,8 @@ _STYLE = """
 --card:#181e25;--shade:76 141 255}.c0{--c:#5c9dff}.c1{--c:#ff9650}.c2{--c:#4cc47c}.c3{--c:#de7fd6}
 .c4{--c:#e3b733}.c5{--c:#43c3d4}.c6{--c:#ff7ba3}.c7{--c:#a99bff}.c8{--c:#bfa382}.c9{--c:#a4afbb}}
 *{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);
-font:15px/1.5 system-ui,sans-serif;overflow-wrap:break-word}main{max-width:1180px;margin:auto;padding:12px 16px 60px}
+font:15px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
+main{max-width:1180px;margin:auto;padding:12px 16px 60px}
 h1{font-size:1.5em;margin:.4em 0;overflow-wrap:anywhere}h2{font-size:1.15em;margin:1.8em 0 .5em;
 border-bottom:1px solid var(--rule)}p{max-width:46em;margin:.4em 0;overflow-wrap:anywhere}
 .grid{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr))}
@@ -295,10 +299,12 @@ circle{fill:var(--c)}ul{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px
 padding:0;font-size:13px}li{overflow-wrap:anywhere}li i{display:inline-block;width:10px;height:10px;
 border-radius:2px;background:var(--c);margin-right:5px}output{font-variant-numeric:tabular-nums;
 font-weight:600}table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-th{text-align:left;font-weight:500;padding:2px 8px 2px 0;overflow-wrap:anywhere;min-width:4em}
-td{text-align:right;padding:2px 8px}thead th{color:var(--dim);text-align:right;min-width:0}
+th{text-align:left;font-weight:500;padding:2px 8px 2px 0;min-width:4em}
+td{text-align:right;padding:2px 8px}thead th{color:var(--dim);text-align:right;min-width:0;
+white-space:nowrap}
 thead th:first-child{text-align:left}tbody tr+tr>*{border-top:1px solid var(--rule)}
-.scroll{overflow-x:auto}.bars{width:100%}.bars td{white-space:nowrap}.bars .bar{width:50%;padding:0}
+.scroll{overflow-x:auto}.bars{width:100%;table-layout:fixed}.bars .bar{width:26%;padding:0}
+.bars th{width:32%}
 .bar i{display:block;height:12px;border-radius:2px;background:rgb(var(--shade))}
 .matrix td{background:rgb(var(--shade)/calc(var(--share)*.75));
 min-width:38px;text-align:center}

@@ -102,7 +102,7 @@ def test_tool_writes_one_table_and_a_page(written, monkeypatch, capsys):
     marks = [page.count(f'<g class="{kind}">') for kind in ('found', 'lost', 'false')]
     # truth: a and f are found, five are lost; predictions: these two, one on the crowd, five false
     assert marks == [2 + 3, 5, 5]
-    assert '>cat 0.60 class<' in page and '>cat 0.80 duplicate<' in page
+    assert '<title>cat 0.60 class<' in page and '<title>cat 0.80 duplicate<' in page
 
 
 def read(written):
