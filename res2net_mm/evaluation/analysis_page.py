@@ -138,9 +138,7 @@ def segmentation_sections(
     rows = [(names[k], *(float(column[k]) for column in columns)) for k in order]
     classes = charts.grid(
         charts.bars('IoU by class', {row[0]: (row[2], _figure(row[2])) for row in rows}),
-        charts.table(
-            'By class', ('class', 'share of pixels', 'IoU', 'precision', 'recall', 'F1'), rows
-        ),
+        charts.table('By class', ('class', 'pixels', 'IoU', 'precision', 'recall', 'F1'), rows),
     )
     title = 'Rows are the labels, columns the predictions; shares of the pixels'
     confusions = _confusions(title, names, confusion[:, :-1], labelled)
