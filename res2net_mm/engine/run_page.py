@@ -17,7 +17,7 @@ from mmengine.config import Config
 
 from ..data.errors import DataError
 from ..evaluation import charts, main_metric
-from ..files import write_text
+from ..files import remove_partial, write_text
 from .errors import ToolError
 
 PAGE, RUN, VALIDATION = 'report.html', 'run.json', 'validation.json'
@@ -44,6 +44,8 @@ def note_run(cfg: Config, lines: str) -> None:
         seed=cfg.randomness['seed'],
         versions={'python': platform.python_version(), **versions},
     )
+    for suffix in ('', '.json', '.html'):  # left by a kill
+        remove_partial(cfg.work_dir, suffix)
     file = Path(cfg.work_dir, RUN)
     write_text(file, json.dumps(dict(starts=[*_read(file).get('starts', []), start]), indent=1))
 
