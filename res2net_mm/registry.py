@@ -18,7 +18,12 @@ from mmengine.registry import Registry
 SCOPE = 'res2net_mm'
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['res2net_mm.backbones'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['res2net_mm.engine.hooks'])
+HOOKS = Registry(
+    'hook',
+    parent=ROOT_HOOKS,
+    scope=SCOPE,
+    locations=['res2net_mm.engine.hooks', 'res2net_mm.engine.watching'],
+)
 OPTIM_WRAPPERS = Registry(
     'optim_wrapper',
     parent=ROOT_OPTIM_WRAPPERS,

@@ -1,4 +1,4 @@
-"""Shows what a detector gets wrong: pictures, and one table with all figures."""
+"""Shows what a detector gets wrong: a page, and one table with all figures."""
 
 import argparse
 import csv
@@ -23,15 +23,16 @@ def main() -> None:
     )
     add_arguments(parser)
     parser.add_argument('--out', type=Path, required=True, metavar='DIR')
-    parser.add_argument('--images', type=Path, help='folder of the images: draws the worst of them')
+    parser.add_argument('--images', type=Path, help='folder of the images: shows the worst of them')
     parser.add_argument(
         '--score', type=float, default=0.3, help='least score for confusions and worst images (0.3)'
     )
     args = parser.parse_args()
 
     from res2net_mm.engine.errors import ToolError
+    from res2net_mm.evaluation import charts
     from res2net_mm.evaluation.analysis import analyse
-    from res2net_mm.evaluation.analysis_pictures import draw_analysis, draw_worst
+    from res2net_mm.evaluation.analysis_page import detection_sections
     from res2net_mm.evaluation.coco_files import read_files
     from res2net_mm.files import check_writable
 
@@ -51,11 +52,9 @@ def main() -> None:
     }
     write_table(analysis, files, table)
     print(f'figures: {table}', flush=True)
-    pictures = draw_analysis(analysis, args.out)
-    print(f'pictures: {", ".join(map(str, pictures))}', flush=True)
-    if args.images is not None:  # last, as images can be missing
-        worst = draw_worst(analysis, annotations, results, args.images, args.out / 'worst.png')
-        print(f'worst images: {worst}' if worst else 'no image has a mistake')
+    sections = detection_sections(analysis, annotations, results, args.images)
+    page = charts.write_page(args.out / 'analysis.html', Path(args.results).name, sections)
+    print(f'page: {page}')
 
 
 def format_errors(analysis: 'Analysis') -> str:

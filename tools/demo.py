@@ -27,23 +27,25 @@ def main() -> None:
     from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
     from res2net_mm.engine.processes import hold_folder
     from res2net_mm.engine.report import describe_run
+    from res2net_mm.engine.run_page import PAGE, note_run
     from res2net_mm.engine.runner import build_runner, prepare_config
-    from res2net_mm.evaluation import draw_curves, format_metrics
+    from res2net_mm.engine.watching import watch_run
+    from res2net_mm.evaluation import format_metrics
 
     load_config(args.config, _options(args))  # fails before the work if an argument is wrong
     print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))
     cfg = prepare_config(load_config(args.config, _options(args)), work_dir=str(args.work_dir))
-    print(describe_run(cfg, check_data(cfg)), flush=True)
+    summaries = check_data(cfg)
+    lines = '\n'.join([*watch_run(cfg, summaries), describe_run(cfg, summaries)])
+    print(lines, flush=True)
     start = time.monotonic()
     runner = build_runner(cfg)
     with hold_folder(cfg.work_dir):
+        note_run(cfg, lines)
         runner.train()
     minutes = (time.monotonic() - start) / 60
 
     checkpoint = args.work_dir / f'epoch_{runner.max_epochs}.pth'
-    curve = draw_curves(
-        Path(runner.log_dir, 'vis_data', 'scalars.json'), args.work_dir / 'loss.png'
-    )
     cfg = prepare_config(load_config(args.config, _options(args)), work_dir=str(args.work_dir))
     metrics, classes = run_test(cfg, str(checkpoint))
     table = format_metrics(metrics, classes)
@@ -55,7 +57,7 @@ def main() -> None:
 
     print(f'\n{table}\n')
     print(f'predictions drawn: {pictures}')
-    print(f'loss curve: {curve}')
+    print(f'report: {args.work_dir / PAGE}')
     print(f'checkpoint: {checkpoint}')
     print(f'table: {args.work_dir / "metrics.txt"}')
     print(f'training took {minutes:.1f} minutes')

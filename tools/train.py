@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_shared, tool_parser, use_device
+from res2net_mm.engine.arguments import add_shared, add_watch_arguments, tool_parser, use_device
 
 EXAMPLE = """example:
   python tools/train.py configs/faster_rcnn_r2n50.py --work-dir work_dirs/r2n50
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch'
     )
+    add_watch_arguments(parser)
     add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
     use_device(args.device)
@@ -43,10 +44,13 @@ def main() -> None:
 
     from res2net_mm.data import check_data
     from res2net_mm.engine.adapting import adapt
+    from res2net_mm.engine.checkpoints import check_new_run
     from res2net_mm.engine.config import load_config
     from res2net_mm.engine.processes import hold_folder, on_first_rank
     from res2net_mm.engine.report import describe_run, keep_memory
+    from res2net_mm.engine.run_page import note_run
     from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
+    from res2net_mm.engine.watching import watch_run
 
     keep_memory()
     cfg = load_config(args.config, args.cfg_options)
@@ -63,12 +67,16 @@ def main() -> None:
         from_scratch=args.from_scratch,
         trust=args.trust_checkpoint,
     )
+    on_first_rank(check_new_run, cfg)
     check_weights(cfg)
-    lines = on_first_rank(lambda: describe_run(cfg, check_data(cfg)))
+    summaries = on_first_rank(check_data, cfg)
+    changes = watch_run(cfg, summaries, args.early_stop, args.log, args.cfg_options)
+    lines = '\n'.join([*changes, on_first_rank(describe_run, cfg, summaries)])
     if is_main_process():
         print(lines, flush=True)
     with ExitStack() as stack:
         on_first_rank(lambda: stack.enter_context(hold_folder(cfg.work_dir)))
+        on_first_rank(note_run, cfg, lines)
         build_runner(cfg, args.trust_checkpoint).train()
 
 

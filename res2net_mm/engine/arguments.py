@@ -7,6 +7,12 @@ import os
 from typing import Any
 
 CAM_METHODS = ('gradcam', 'eigencam')  # of explain.py
+# of --log: mmengine's backend, and the package that it needs
+BACKENDS = {
+    'tensorboard': ('TensorboardVisBackend', 'tensorboard'),
+    'wandb': ('WandbVisBackend', 'wandb'),
+    'mlflow': ('MLflowVisBackend', 'mlflow'),
+}
 
 
 class ConfigOptions(argparse.Action):
@@ -111,3 +117,14 @@ def use_device(device: str | None) -> None:
 
         if not torch.cuda.is_available():
             raise ValueError(f'--device {device} is not there: PyTorch sees no such CUDA device')
+
+
+def add_watch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--early-stop`` and ``--log``."""
+    parser.add_argument(
+        '--early-stop',
+        type=int,
+        metavar='N',
+        help='stop after N validations without a better main measure',
+    )
+    parser.add_argument('--log', nargs='+', choices=BACKENDS, default=(), help='log there too')

@@ -6,6 +6,7 @@ import bisect
 import hashlib
 import pickle
 import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, save_checkpoint
 
-from ..files import remove_partial, writing
+from ..evaluation import main_metric
+from ..files import remove_partial, write_text, writing
 from ..weights import CheckpointError, read_checkpoint
 from .errors import ToolError
+from .terminal import warn
 
 LAST = 'last_checkpoint'  # mmengine's note of the newest, in the work dir
+INTERRUPTED = 'interrupted.pth'  # until the next checkpoint
 _OUTDATED = 'outdated_ckpts'  # in a checkpoint: files that it replaces
 
 
@@ -26,9 +30,12 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's hook with its arguments, in an order that survives a kill and a full disk.
 
     mmengine removes outdated files and then saves. Here new files are complete before anything is
-    removed. A run that was killed between saving and validating validates when it resumes, so it
-    ends with the same best checkpoint as a run that was not killed.
+    removed, and the note of the newest checkpoint is never half. A run that was killed between
+    saving and validating validates when it resumes, so it ends with the same best checkpoint as a
+    run that was not killed.
     """
+
+    _saved: int | None = None  # after how many iterations
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -42,15 +49,64 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             runner.val_loop.run()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        super().after_val_epoch(runner, metrics)
+        """``save_best='auto'`` means :func:`~..evaluation.main_metric`, or else the first."""
+        if 'auto' in (self.save_best or ()) and (main := main_metric(metrics or {})):
+            self.greater_keys = [*self.greater_keys, main]
+            metrics = {main: metrics[main], **metrics}
+        try:
+            super().after_val_epoch(runner, metrics)
+        except ValueError as error:  # mmengine does not know whether more is better
+            if self.save_best != ['auto']:
+                raise
+            warn(f'no best checkpoint is kept: {error}')
+            self.save_best = None
         if self.save_best:
             self._remove_outdated()
 
+    def save_interrupted(self, runner: Runner, done: int) -> str:
+        """Saves a run after ``done`` iterations, within an epoch too, unless that was done.
+
+        Returns:
+            The checkpoint.
+        """
+        if self._saved == done:
+            return self.last_ckpt
+        self._save(runner, INTERRUPTED, dict(epoch=runner.epoch, iter=done))
+        return self.file_backend.join_path(self.out_dir, INTERRUPTED)
+
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        # a list that the removals of the call below extend before it saves
-        runner.message_hub.update_info(_OUTDATED, self.file_backend.outdated)
-        super()._save_checkpoint_with_step(runner, step, meta)
+        outdated = self.file_backend.outdated
+        if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
+            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
+                oldest = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
+                outdated.append(self.file_backend.join_path(self.out_dir, oldest))
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
+        name = self.filename_tmpl.format(step)
+        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        runner.message_hub.update_info(_OUTDATED, outdated)
+        self._save(runner, name, meta)
+        outdated.append(self.file_backend.join_path(self.out_dir, INTERRUPTED))
         self._remove_outdated()
+
+    def _save(self, runner: Runner, name: str, meta: dict) -> None:
+        """Saves a checkpoint and then notes that it is the newest."""
+        runner.save_checkpoint(
+            self.out_dir,
+            name,
+            self.file_client_args,
+            save_optimizer=self.save_optimizer or name == INTERRUPTED,
+            save_param_scheduler=self.save_param_scheduler or name == INTERRUPTED,
+            meta=meta,
+            by_epoch=self.by_epoch,
+            backend_args=self.backend_args,
+            **self.args,
+        )
+        self._saved = meta['iter']
+        if is_main_process():
+            path = self.file_backend.join_path(self.out_dir, name)
+            write_text(Path(runner.work_dir, LAST), path)
 
     @master_only
     def _remove_outdated(self) -> None:
@@ -59,7 +115,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         numbered = r'\d+'.join(map(re.escape, re.split('{.*?}', self.filename_tmpl)))
         for path in {path for path in outdated if isinstance(path, str)} - self._current():
             own = Path(path).parent == Path(self.out_dir)
-            if not own or not re.fullmatch(f'(best_.+_)?{numbered}', Path(path).name):
+            if not own or not re.fullmatch(f'(best_.+_)?{numbered}|{INTERRUPTED}', Path(path).name):
                 continue
             if backend.isfile(path):
                 backend.remove(path)
@@ -80,6 +136,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             done, end = runner.iter, runner.max_iters
         elif not isinstance(loop, EpochBasedTrainLoop):
             return False
+        elif runner.iter != done * len(loop.dataloader):
+            return False  # within an epoch, the validation before it is done
         if runner.val_loop is None or done < loop.val_begin:
             return False
         new = self.filename_tmpl.format(runner.epoch if self.by_epoch else runner.iter)
@@ -116,6 +174,19 @@ class _LateRemoval:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
+
+
+def check_new_run(cfg: Config) -> None:
+    """Raises ToolError if a run that resumes nothing would write into the folder of another one."""
+    folder = Path(cfg.work_dir)
+    there = [folder / LAST, *folder.glob('epoch_[0-9]*.pth'), *folder.glob('iter_[0-9]*.pth')]
+    if cfg.get('resume') or not any(file.exists() for file in there):
+        return
+    free = next(f for f in (Path(f'{folder}_{k}') for k in count(2)) if not f.exists())
+    raise ToolError(
+        f'work dir {folder} holds a run: go on with it by --resume, or start another one with '
+        f'--work-dir {free}'
+    )
 
 
 def find_newest(cfg: Config, trust: bool = False) -> str | None:

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,22 @@ class ToolError(Exception):
 
 
 USER_ERRORS = (ToolError, DataError, CheckpointError, OSError, ImportError, NotImplementedError)
+
+
+@dataclass
+class Deferral:
+    """Lets an interruption wait until a training step ends.
+
+    Attributes:
+        active: Whether interruptions wait.
+        signal: The signal that waits.
+    """
+
+    active: bool = False
+    signal: int | None = None
+
+
+deferral = Deferral()  # of this process, whose signals :func:`interruptions` receives
 
 
 def is_mistake(error: BaseException) -> bool:
@@ -121,7 +138,8 @@ def interruptions() -> Iterator[list[int]]:
     """Makes SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, and records the signal.
 
     A signal that the process was started to ignore, as nohup does, stays ignored. Forked workers
-    leave Ctrl-C and SIGHUP to the process that started them.
+    leave Ctrl-C and SIGHUP to the process that started them. While :class:`Deferral` is active, the
+    signal is only noted.
 
     Yields:
         A list with the signal; empty until one comes.
@@ -141,6 +159,9 @@ def interruptions() -> Iterator[list[int]]:
             signal.signal(other, signal.SIG_DFL if ends else signal.SIG_IGN)
         if hasattr(signal, 'SIGCHLD'):  # torch raises an error when workers end, as they do now
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if deferral.active:
+            deferral.signal = number
+            return
         raise KeyboardInterrupt
 
     def again(ignored: Any) -> None:

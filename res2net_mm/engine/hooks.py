@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -15,9 +16,11 @@ from ..backbones import Backbone
 from ..backbones.frozen_norm import frozen_norm_warning
 from ..registry import HOOKS
 from ..weights import not_finite, say_not_finite
-from .errors import ToolError
+from .checkpoints import CheckpointHook
+from .errors import ToolError, deferral, one_line
 from .loading import unwrapped
 from .seeding import seed_step
+from .terminal import warn
 
 
 @HOOKS.register_module(force=True)
@@ -38,6 +41,52 @@ class StepSeedHook(Hook):
 
     def before_train_iter(self, runner: Runner, **_: Any) -> None:
         seed_step(runner.seed, get_rank(), runner.iter)
+
+
+class InterruptHook(Hook):
+    """Ends an interrupted run after its step, with a checkpoint that ``--resume`` goes on from.
+
+    Needs :func:`~.errors.interruptions`. Several processes end after the same step; they do not
+    stop within a validation, as they may not have the same number of batches there.
+    """
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner: Runner) -> None:
+        deferral.active = True
+
+    def after_train_iter(self, runner: Runner, **_: Any) -> None:
+        wrapper = runner.optim_wrapper
+        several = isinstance(wrapper, OptimWrapperDict)
+        wrappers = wrapper.values() if several else [wrapper]
+        if all(part.should_update() for part in wrappers):  # no gradients are kept for later
+            self._end(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, **_: Any) -> None:
+        if deferral.active and deferral.signal is not None and get_world_size() == 1:
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):  # puts the trained weights back
+                    hook.after_val_epoch(runner)
+            self._end(runner, runner.iter)
+
+    def _end(self, runner: Runner, done: int) -> None:
+        asked = torch.tensor(deferral.signal is not None, dtype=torch.int32)
+        if get_world_size() > 1:
+            all_reduce(asked, 'max')
+        if not asked:
+            return
+        deferral.active = False
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                try:
+                    file = hook.save_interrupted(runner, done)
+                    runner.logger.info(
+                        f'interrupted after {done} of {runner.max_iters} iterations: {file} holds '
+                        'the run; train.py --resume goes on from there'
+                    )
+                except (OSError, ToolError) as error:
+                    warn(f'interrupted, and this moment is not saved: {one_line(error)}')
+        raise KeyboardInterrupt
 
 
 @HOOKS.register_module(force=True)

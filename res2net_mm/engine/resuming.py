@@ -139,8 +139,8 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
         checkpoint: What mmengine resumes from; changed in place.
 
     Raises:
-        ToolError: Its parameters are not the optimizer's, it was saved within an epoch, or a
-            schedule depends on results.
+        ToolError: Its parameters are not the optimizer's, it was saved within an epoch of another
+            length, or a schedule depends on results.
     """
     meta = checkpoint['meta']
     saved = read_config_text(meta.get('cfg'))
@@ -155,7 +155,7 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     )
     if same_rates and not moved and not any(key.startswith(_SCHEDULE) for key in changed):
         return
-    _replay(runner, meta['iter'])
+    _replay(runner, meta['epoch'], meta['iter'])
     checkpoint.pop('param_schedulers', None)
     for wrapper, state in pairs:
         before, groups = state['param_groups'][0]['lr'], state['param_groups']
@@ -283,12 +283,14 @@ def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any])
             f'epochs of {before}: the processes, the batch or the data differ, and this file does '
             f'not say which. Set them back, or {_ANEW}'
         )
-    if done != epoch * before:
+    within = done - epoch * before
+    if within and before == length and 0 < within <= length:
+        return False  # the loop goes on there
+    if within:
         raise ToolError(
             f'the checkpoint was saved at iteration {done}, within an epoch: its {epoch} epochs '
-            f'have {before} iterations each, and mmengine can only resume at the start of one. '
-            'Resume from a checkpoint that was saved at the end of an epoch '
-            '(default_hooks.checkpoint.by_epoch=True)'
+            f'have {before} iterations each, and now an epoch has {length}. Set the processes, the '
+            f'batch and the data back, or resume from a checkpoint of the end of an epoch'
         )
     meta['iter'] = epoch * length
     if before != length:
@@ -327,7 +329,7 @@ def _optimizers(
     return pairs
 
 
-def _replay(runner: Runner, iterations: int) -> None:
+def _replay(runner: Runner, epochs: int, iterations: int) -> None:
     """Steps schedulers from the start to where the run is now."""
     schedulers = runner.param_schedulers or []
     flat = sum(schedulers.values(), []) if isinstance(schedulers, dict) else schedulers
@@ -344,5 +346,5 @@ def _replay(runner: Runner, iterations: int) -> None:
         for step in range(iterations):
             for hook in hooks:
                 hook.after_train_iter(runner, step)
-                if by_epoch and (step + 1) % length == 0:
+                if by_epoch and (step + 1) % length == 0 and (step + 1) // length <= epochs:
                     hook.after_train_epoch(runner)

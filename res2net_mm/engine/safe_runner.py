@@ -19,7 +19,9 @@ from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIMIZERS
+from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
+from torch.utils.data import BatchSampler
 
 from ..backbones.base import CONVENTION
 from ..data.naming import name_failures
@@ -28,7 +30,8 @@ from ..weights import constants, conventions_of, describe_partial_load, say_unkn
 from .checkpoints import CheckpointHook
 from .classes import SameClassesHook
 from .config import images_per_step
-from .errors import NO_ROOM, ToolError, building_config
+from .errors import NO_ROOM, ToolError, building_config, deferral
+from .hooks import InterruptHook
 from .loading import check_finite, exact_fit, unwrapped, warn_of_differences
 from .resuming import fit_checkpoint, run_facts
 from .safety import keep_files_of_others
@@ -40,6 +43,26 @@ _FILE_ONLY = re.compile(
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
 _Base = mmengine.runner.Runner
+_BY_EPOCH = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
+
+
+class EpochLoop(EpochBasedTrainLoop):
+    """mmengine's loop, but a resumed run goes on within an epoch too."""
+
+    def run_epoch(self) -> None:
+        """Trains the rest of an epoch; batches that are done are not trained again."""
+        done = self.iter - self.epoch * len(self.dataloader)
+        sampler = getattr(self.dataloader.batch_sampler, 'sampler', None)
+        plain = type(self.dataloader.batch_sampler) is BatchSampler
+        if done and plain and isinstance(sampler, SeededSampler):  # which need not load them
+            sampler.pass_over(done * self.dataloader.batch_size)
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        for place, batch in enumerate(self.dataloader):
+            if place >= done:
+                self.run_iter(place, batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
 
 
 class Runner(_Base):
@@ -94,34 +117,28 @@ class Runner(_Base):
         """Builds the training loop on a data loader whose samples carry their seeds."""
         given = self._train_dataloader
         if isinstance(given, dict) and 'num_batch_per_epoch' not in given:
-            self._train_dataloader = self._seeded_loader(given)
+            differ = self._randomness_cfg.get('diff_rank_seed')
+            # all ranks need the same order, even if each has a seed of its own
+            order = self.seed - get_rank() if differ else self.seed
+            self._train_dataloader = seeded_loader(given, self.seed, order)
+        if isinstance(loop, dict) and 'type' not in loop and loop.get('by_epoch'):
+            loop = {key: value for key, value in loop.items() if key != 'by_epoch'}
+            loop['type'] = 'EpochBasedTrainLoop'
+        if isinstance(loop, dict) and loop.get('type') in _BY_EPOCH:
+            loop = {**loop, 'type': EpochLoop}
         try:
             return super().build_train_loop(loop)
         finally:
             self._train_dataloader = given  # mmengine reads the batch size from it
 
-    def _seeded_loader(self, cfg: dict) -> torch.utils.data.DataLoader:
-        cfg = copy.deepcopy(cfg)
-        dataset = DATASETS.build(cfg['dataset'])
-        if hasattr(dataset, 'full_init'):
-            dataset.full_init()
-        # all ranks need the same order, even if each has a seed of its own
-        order = self.seed
-        if self._randomness_cfg.get('diff_rank_seed'):
-            order -= get_rank()
-        sampler = DATA_SAMPLERS.build(
-            cfg['sampler'], default_args=dict(dataset=dataset, seed=order)
-        )
-        endless = isinstance(sampler, InfiniteSampler) and hasattr(sampler, 'skip')
-        wrapper = SeededInfiniteSampler if endless else SeededSampler
-        cfg['dataset'] = SeededDataset(dataset)
-        cfg['sampler'] = wrapper(sampler, self.seed, get_rank())
-        return self.build_dataloader(cfg, seed=self.seed)
-
     def train(self) -> nn.Module:
         """Trains; raises ToolError if weights have the data's classes in another order."""
         self.register_hook(SameClassesHook('train'))
-        return super().train()
+        self.register_hook(InterruptHook())
+        try:
+            return super().train()
+        finally:
+            deferral.active = False
 
     def val(self) -> dict:
         """Validates; maps predictions to the data's labels if the checkpoint numbers others."""
@@ -219,3 +236,23 @@ class Runner(_Base):
             if type(handler) is logging.StreamHandler:
                 handler.addFilter(lambda record: not _FILE_ONLY.match(record.getMessage()))
         return logger
+
+
+def seeded_loader(cfg: dict, seed: int, order: int) -> torch.utils.data.DataLoader:
+    """A training loader from its config, whose samples carry their seeds.
+
+    Args:
+        cfg: The config; not changed.
+        seed: For the samples; each process may have its own.
+        order: Seed for the order, the same in all processes.
+    """
+    cfg = copy.deepcopy(cfg)
+    dataset = DATASETS.build(cfg['dataset'])
+    if hasattr(dataset, 'full_init'):
+        dataset.full_init()
+    sampler = DATA_SAMPLERS.build(cfg['sampler'], default_args=dict(dataset=dataset, seed=order))
+    endless = isinstance(sampler, InfiniteSampler) and hasattr(sampler, 'skip')
+    wrapper = SeededInfiniteSampler if endless else SeededSampler
+    cfg['dataset'] = SeededDataset(dataset)
+    cfg['sampler'] = wrapper(sampler, seed, get_rank())
+    return Runner.build_dataloader(cfg, seed=seed)

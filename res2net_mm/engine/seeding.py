@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,18 @@ def seed_generators(*key: int) -> None:
     random.seed(words[0] << 32 | words[1])
     np.random.seed(words[2:4])
     torch.manual_seed(words[4] << 32 | words[5])
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Puts the generators back, after the block, to where they were before it."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 class SeededIndex(int):

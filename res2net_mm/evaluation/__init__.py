@@ -1,9 +1,9 @@
-from .curves import draw_curves
 from .tables import (
     collect_results,
     discard_results,
     format_metrics,
     ignored_label,
+    main_metric,
     split_coco_metrics,
     use_our_metrics,
 )
@@ -11,9 +11,9 @@ from .tables import (
 __all__ = [
     'collect_results',
     'discard_results',
-    'draw_curves',
     'format_metrics',
     'ignored_label',
+    'main_metric',
     'split_coco_metrics',
     'use_our_metrics',
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .coco import Scores, evaluate
-from .judging import FALSE, MISSED, Judged, judge
+from .judging import FALSE, IGNORED, MISSED, Judged, judge
 
 # square roots of areas, in pixels: COCO's small, medium and large, each cut in two
 _EDGES = (0, 16, 32, 64, 96, 192, 1e5)
@@ -60,6 +61,41 @@ class Analysis:
         part = part[..., (part > -1).all((0, 1))]
         means = part.mean(-1) if part.shape[-1] else np.zeros(part.shape[:2])
         return {float(iou): mean for iou, mean in zip(self.scores.iou_thrs, means, strict=True)}
+
+    def thresholds(self) -> list[tuple[str, int, float, float, float, float]]:
+        """By class: name, objects, and the score from which F1 is best, with precision, recall, F1.
+
+        Of equal F1 the highest score; NaN if nothing is right. Detections on crowds do not count.
+        """
+        found = []
+        objects = Counter(o.label for o in self.every.objects if not o.crowd)
+        for label, name in enumerate(self.names):
+            scores, right = self._scored(label)
+            hits, ranks = np.cumsum(right), np.arange(1, len(right) + 1)
+            last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]  # of equal scores
+            f1 = np.where(last, 2 * hits / (ranks + objects[label]), 0)
+            best = int(f1.argmax()) if f1.any() else None
+            figures = (np.nan,) * 4
+            if best is not None:
+                recall = hits[best] / objects[label]
+                figures = scores[best], hits[best] / ranks[best], recall, f1[best]
+            found.append((name, objects[label], *map(float, figures)))
+        return found
+
+    def calibration(self, bins: int = 10) -> list[tuple[float, float, int]]:
+        """Mean score, precision and number of detections in each range of scores that has any."""
+        scores, right = self._scored()
+        places = np.minimum((scores * bins).astype(int), bins - 1)
+        chosen = [places == k for k in range(bins) if (places == k).any()]
+        return [(float(scores[c].mean()), float(right[c].mean()), int(c.sum())) for c in chosen]
+
+    def _scored(self, label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Scores, highest first, and which detections are right, of a class or of all."""
+        chosen = [d for d in self.every.detections if d.verdict != IGNORED]
+        chosen = [d for d in chosen if label is None or d.label == label]
+        chosen.sort(key=lambda d: -d.score)
+        scores, right = [d.score for d in chosen], [not d.false for d in chosen]
+        return np.array(scores, float), np.array(right, bool)
 
     def rows(self, files: Mapping[int, str]) -> Iterator[tuple[str, str, str, float]]:
         """All figures as (table, row, column, value); AP without ground truth is left out.

@@ -86,6 +86,17 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         if not self.format_only:
             self.compare_with_file(self.img_ids, {image['id'] for image in truth['images']})
         found = self._results(predicted)
+        paths = {result['img_id']: path for _, path, (_, result) in results}
+        self.examined = dict(
+            images=[{**i, 'path': paths[i['id']]} for i in truth['images'] if i['id'] in paths],
+            annotations=[
+                {key: value for key, value in a.items() if key != 'segmentation'}
+                for a in truth['annotations']
+                if a['image_id'] in paths
+            ],
+            categories=[c for c in truth['categories'] if c['id'] in self.cat_ids],
+            results=found['bbox'],
+        )
         if self.outfile_prefix is not None:
             self._write(found)
         if self.format_only:

@@ -1,9 +1,7 @@
-"""Training curves and sheets of pictures."""
+"""Figures and sheets of pictures."""
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,45 +10,6 @@ from ..files import writing
 
 if TYPE_CHECKING:  # matplotlib takes long to import
     from matplotlib.figure import Figure
-
-
-def draw_curves(scalars: str | Path, out: str | Path) -> Path:
-    """Draws the losses, and the metrics if there are any, that a run logged.
-
-    Args:
-        scalars: ``scalars.json`` of mmengine's LocalVisBackend, one JSON object a line.
-        out: The picture.
-
-    Raises:
-        ValueError: The file holds no loss.
-    """
-    from matplotlib.figure import Figure
-
-    losses: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    metrics: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for line in Path(scalars).read_text().splitlines():
-        record = json.loads(line)
-        for name, value in record.items():
-            if 'loss' in name:
-                losses[name].append((record.get('step', record.get('iter', 0)), value))
-            elif 'mAP' in name.rpartition('/')[2] or 'mIoU' in name:
-                metrics[name].append((record.get('step', record.get('iter', 0)), value))
-    if not losses:
-        raise ValueError(f'{scalars} holds no loss: nothing to draw')
-
-    panels = [('loss', 'step', losses)] + [('metric', 'epoch or step', metrics)] * bool(metrics)
-    figure = Figure(figsize=(6 * len(panels), 4), layout='constrained')
-    for axes, (title, unit, lines) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
-    ):
-        for name, points in sorted(lines.items()):
-            marker = '.' if len(points) < 10 else None  # a line through one point is invisible
-            width = 2 if name == 'loss' else 1
-            axes.plot(*zip(*points, strict=True), label=name, linewidth=width, marker=marker)
-        axes.set(title=title, xlabel=unit, ylim=(0, None))
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-    return save_figure(figure, Path(out))
 
 
 def save_figure(figure: Figure, out: Path) -> Path:

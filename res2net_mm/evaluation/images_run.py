@@ -27,6 +27,7 @@ class ImagesRun:
     """
 
     _size: int | None = None
+    examined: dict[str, Any] | None = None  # what the figures are of, for a report
 
     def __init__(self, *args: Any, table: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

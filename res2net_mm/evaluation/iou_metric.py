@@ -47,7 +47,7 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
     def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
         """Path and counts: several crops of one image differ in labels or predictions."""
         path = sample.get('img_path')
-        return path and (path, *torch.cat(result).tolist())
+        return path and (path, *torch.cat(result[:4]).tolist())
 
     def _check_labels(self, sample: Mapping[str, Any]) -> None:
         if 'gt_sem_seg' not in sample:
@@ -74,8 +74,12 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
     @staticmethod
     def intersect_and_union(
         pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pixels by class that agree, of either, predicted and labelled: float64, (classes,)."""
+    ) -> tuple[Tensor, ...]:
+        """Pixels by class that agree, of either, predicted and labelled: float64, (classes,).
+
+        The last of the tuple is the confusion matrix, sparse, (classes, classes + 1): a row is what
+        is labelled, the last column predictions beyond the classes.
+        """
         counted = label != ignore_index
         predicted, truth = pred_label[counted].long(), label[counted].long()
         # one more column for predictions beyond the classes
@@ -84,13 +88,16 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
         confusion = confusion.reshape(num_classes, num_classes + 1).cpu().double()
         agree, labelled = confusion.diagonal(), confusion.sum(1)
         found = confusion.sum(0)[:-1]
-        return agree, labelled + found - agree, found, labelled
+        return agree, labelled + found - agree, found, labelled, confusion.to_sparse()
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``aAcc``, ``mIoU``, ``mAcc``, ..., and by class ``road_IoU``, ``road_Acc``, ..."""
         if self.format_only:
             return super().compute_metrics(results)
-        totals = [sum(parts) for parts in zip(*self.each_once(results), strict=True)]
+        *areas, confusions = zip(*self.each_once(results), strict=True)
+        totals = [sum(parts) for parts in areas]
+        confusion = sum(part.to_dense() for part in confusions)
+        self.examined = dict(confusion=confusion.tolist(), classes=self.dataset_meta['classes'])
         measured = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
         means: dict[str, float] = {'aAcc': float(measured.pop('aAcc')) * 100}
         by_class: dict[str, float] = {}

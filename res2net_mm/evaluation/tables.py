@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,13 @@ _OURS = {
     'SaliencyMetric': ('res2net_mm', 'saliency'),
 }
 _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
+# measures that a model is judged by, and more is better
+_MAIN = re.compile(r'((bbox|segm)_)?(mAP|AP)|mIoU|PQ|top1')
+
+
+def main_metric(metrics: Iterable[str]) -> str | None:
+    """The first of these names that a model is judged by, such as box AP or mIoU; None: unknown."""
+    return next((name for name in metrics if _MAIN.fullmatch(name.rpartition('/')[2])), None)
 
 
 def use_our_metrics(

@@ -58,6 +58,7 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
         With ``metric='recall'``: ``recall@100@0.5``, ... of boxes of any class, and their means
         ``AR@100``, ... if there are several thresholds.
         """
+        self._seen = results
         results = self.each_once(results)
         if self.metric != 'mAP':
             return self._recalls(results)
@@ -76,6 +77,23 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
         self.log_table(found)
         return found
 
+    @property
+    def examined(self) -> dict[str, Any]:
+        """COCO's form of what was measured last; difficult objects are crowds."""
+        names = self.dataset_meta['classes']
+        parts: dict[str, list] = dict(images=[], annotations=[], results=[])
+        kept = {i if key is None else key: rest for i, (key, *rest) in enumerate(self._seen)}
+        for i, (path, (truth, found)) in enumerate(kept.values()):
+            parts['images'].append(dict(id=i, file_name=str(path), path=path))
+            for end, crowd in (('', 0), ('_ignore', 1)):
+                for box, label in zip(truth[f'bboxes{end}'], truth[f'labels{end}'], strict=True):
+                    one = dict(id=len(parts['annotations']), iscrowd=crowd, **_entry(i, label, box))
+                    parts['annotations'].append(one)
+            for label, boxes in enumerate(found):
+                scored = [_entry(i, label, box) | dict(score=float(box[4])) for box in boxes]
+                parts['results'] += scored
+        return parts | dict(categories=[dict(id=k, name=n) for k, n in enumerate(names)])
+
     def _recalls(self, results: list) -> dict[str, float]:
         images = []
         for truth, found in results:
@@ -89,6 +107,12 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
                 figures[f'recall@{limit}@{iou_thr}'] = float(value)
             means[f'AR@{limit}'] = float(row.mean())
         return {**figures, **means} if len(self.iou_thrs) > 1 else figures
+
+
+def _entry(image: int, label: int, box: np.ndarray) -> dict[str, Any]:
+    x, y, right, bottom = map(float, box[:4])
+    shape = [x, y, right - x, bottom - y]
+    return dict(image_id=image, category_id=int(label), bbox=shape)
 
 
 def _of_class(results: list, label: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

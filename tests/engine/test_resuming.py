@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, HOOKS, MODELS
+from mmengine.registry import DATA_SAMPLERS, DATASETS, HOOKS, MODELS
 
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.report import describe_batch
@@ -47,6 +47,19 @@ class RatesOfResuming(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         group = runner.optim_wrapper.param_groups[0]
         self.seen.append((runner.iter, group['lr'], group['weight_decay']))
+
+
+@DATA_SAMPLERS.register_module(force=True)
+class EvenFirstOfResuming(torch.utils.data.BatchSampler):
+    """Pairs of even indices, then pairs of odd ones."""
+
+    def __init__(self, sampler, batch_size):
+        super().__init__(sampler, batch_size, drop_last=False)
+
+    def __iter__(self):
+        drawn = list(self.sampler)
+        ordered = [i for i in drawn if i % 2 == 0] + [i for i in drawn if i % 2]
+        yield from (ordered[k : k + 2] for k in range(0, len(ordered), 2))
 
 
 SCHEDULES = {
@@ -198,12 +211,31 @@ def test_data_of_another_length_without_a_change_of_the_config(run):
     assert [step for step, *_ in rest] == [4, 5, 6, 7] and 'has 4 iterations and had 7' in said
 
 
-def test_a_checkpoint_from_within_an_epoch_is_refused(run):
-    inside = dict(type='CheckpointHook', interval=2, by_epoch=False)
-    _, folder, _ = run(config(**{'default_hooks.checkpoint': inside}))
-    for name in ('iter_2.pth', 'iter_4.pth', 'iter_6.pth'):  # 4: before its epoch was counted
-        with pytest.raises(ToolError, match='within an epoch.*by_epoch=True'):
-            run(config(), folder / name)
+def test_a_checkpoint_from_within_an_epoch_goes_on_there(run):
+    inside = dict(type='CheckpointHook', interval=1, by_epoch=False)
+    whole, folder, _ = run(config(**{'default_hooks.checkpoint': inside}))
+    for done in range(1, 8):  # 4: before its epoch was counted
+        rest, resumed, said = run(config(), folder / f'iter_{done}.pth')
+        assert rest == whole[done:] and 'differs' not in said
+        same_state(folder / 'iter_8.pth', resumed / 'epoch_2.pth')
+        # with another learning rate, schedules are stepped anew to the same place
+        changes = {'optim_wrapper.optimizer.lr': 0.4}
+        rest, _, _ = run(config(**changes), folder / f'iter_{done}.pth')
+        assert [row[:2] for row in rest] == [
+            (step, pytest.approx(20 * lr)) for step, lr, _ in whole[done:]
+        ]
+    with pytest.raises(ToolError, match='within an epoch.* 4 iterations each, and now .* has 8'):
+        run(config(**{'train_dataloader.batch_size': 1}), folder / 'iter_2.pth')
+
+
+def test_batches_by_shape_go_on_within_an_epoch(run):
+    """Which samples are in the first batches does not follow from their number."""
+    changes = {'train_dataloader.batch_sampler': dict(type='EvenFirstOfResuming')}
+    inside = {'default_hooks.checkpoint': dict(type='CheckpointHook', interval=1, by_epoch=False)}
+    whole, folder, _ = run(config(**changes, **inside))
+    rest, resumed, _ = run(config(**changes), folder / 'iter_3.pth')
+    assert rest == whole[3:] and len(rest) == 5
+    same_state(folder / 'iter_8.pth', resumed / 'epoch_2.pth')
 
 
 def test_the_seed_stays_and_a_finished_run_is_finished(run):

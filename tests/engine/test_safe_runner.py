@@ -171,6 +171,44 @@ def test_signals_end_a_run_cleanly(tools, config, tmp_path, signals):
                 time.sleep(0.05)
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_within_its_epoch(tools, config, tmp_path, number):
+    """Ends with the same bits, whatever the step and the workers."""
+    workers = ['train_dataloader.num_workers=2', 'train_dataloader.batch_size=2']  # 4 steps
+    whole, folder, log = tmp_path / 'whole', tmp_path / 'interrupted', tmp_path / 'log'
+    options = ['--cfg-options', *workers]
+    keep = 'default_hooks.checkpoint.max_keep_ckpts=-1'
+    arguments = [str(config), '--work-dir', str(whole), *options, keep]
+    assert tools.call('train', arguments, log) == 0, log.read_text()[-3000:]
+    log.write_text('')
+    pid = tools.start('train', [str(config), '--work-dir', str(folder), *options], log)
+    end = time.monotonic() + 120
+    while '[2][2/4]' not in log.read_text().replace(' ', '') and time.monotonic() < end:
+        time.sleep(0.002)
+    os.kill(pid, number)
+    assert tools.wait() == 128 + number
+    said = re.search(r'interrupted after (\d+) of 12 iterations: (\S+) holds', log.read_text())
+    done, file = int(said[1]), Path(said[2])
+    assert 6 <= done < 12 and file.exists(), log.read_text()[-2000:]
+    assert (folder / 'last_checkpoint').read_text() == str(file)
+    if done % 4:
+        assert file.name == 'interrupted.pth' and read_checkpoint(file)['meta']['iter'] == done
+    log.write_text('')
+    arguments = [str(config), '--work-dir', str(folder), '--resume', *options]
+    assert tools.call('train', arguments, log) == 0, log.read_text()[-3000:]
+    assert 'validating the resumed' not in log.read_text() or done % 4 == 0
+    assert_as_in(whole, folder)
+    assert [*epochs_of(folder)] == [3] and not (folder / 'interrupted.pth').exists()
+    assert {f.name for f in folder.glob('best_*')} == {f.name for f in whole.glob('best_*')}
+    assert (folder / 'report.html').exists()
+    log.write_text('')
+    assert tools.call('train', [str(config), '--work-dir', str(folder), *options], log) == 1
+    assert log.read_text().splitlines()[-1] == (
+        f'error: work dir {folder} holds a run: go on with it by --resume, or start another one '
+        f'with --work-dir {folder}_2'
+    )
+
+
 def test_weights_that_are_not_finite_are_nowhere_used(tools, config, tmp_path):
     log, folder = tmp_path / 'log', tmp_path / 'run'
 
@@ -264,6 +302,7 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(stack, loop, tiny_argum
     killed.wait()
     assert Path(tmp_path, 'killed', f'{first}.pth').exists()
     assert not Path(tmp_path, 'killed', f'{last}.pth').exists()
+    before = read_checkpoint(tmp_path / 'killed' / f'{first}.pth')['state_dict']
     output = finish(start_training(config, tmp_path / 'killed', arguments, stack, '--resume'))
     assert 'resumed epoch' in output
 
@@ -272,5 +311,4 @@ def test_killed_and_resumed_run_equals_uninterrupted_run(stack, loop, tiny_argum
     for key, value in whole['state_dict'].items():
         assert torch.equal(value, resumed['state_dict'][key]), key
     assert whole['param_schedulers'] == resumed['param_schedulers']
-    before = read_checkpoint(tmp_path / 'killed' / f'{first}.pth')['state_dict']
     assert any(not v.equal(before[k]) for k, v in whole['state_dict'].items())

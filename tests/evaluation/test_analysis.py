@@ -14,7 +14,7 @@ from made_errors import CAT, DOG, made_set
 from PIL import Image
 
 from res2net_mm.evaluation.analysis import SIZE_BINS, analyse
-from res2net_mm.evaluation.analysis_pictures import draw_worst
+from res2net_mm.evaluation.analysis_page import detection_sections, read_image
 from res2net_mm.evaluation.judging import judge
 
 REPO = Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def call(monkeypatch, capsys, *args):
     return ended.value.code, captured.out, captured.err
 
 
-def test_tool_writes_one_table_and_pictures(written, monkeypatch, capsys):
+def test_tool_writes_one_table_and_a_page(written, monkeypatch, capsys):
     more = ('--images', written / 'images', '--score', 0.25)
     status, text, _ = call(monkeypatch, capsys, *arguments(written, *more))
     assert status == 0
@@ -93,40 +93,30 @@ def test_tool_writes_one_table_and_pictures(written, monkeypatch, capsys):
     assert figures['images', '4.png', 'missed'] == figures['images', '4.png', 'false'] == 5
     assert figures['ap_by_size', '96 to 192', 'objects'] == 6
     assert figures['precision', 'IoU 0.50', 'recall 0.00'] == 1
-    pictures = sorted(file.name for file in (written / 'out').glob('*.png'))
-    assert pictures == [
-        'ap_by_size.png',
-        'confusion.png',
-        'errors.png',
-        'precision_recall.png',
-        'precision_recall_classes.png',
-        'worst.png',
+    assert sorted(file.name for file in (written / 'out').iterdir()) == [
+        'analysis.csv',
+        'analysis.html',
     ]
-    for name in pictures:
-        pixels = cv2.imread(str(written / 'out' / name))
-        assert min(pixels.shape[:2]) > 200 and pixels.std() > 5
-    blue, green, red = cv2.split(cv2.imread(str(written / 'out' / 'worst.png')).astype(int))
-    assert ((green > blue + 80) & (green > red + 80)).any(), 'objects that are found'
-    assert ((red > green + 120) & (red > blue + 120)).any(), 'false detections'
+    page = (written / 'out' / 'analysis.html').read_text()
+    assert '4.png: 5 missed, 5 false' in page and page.count('data:image/jpeg') == 2
+    marks = [page.count(f'<g class="{kind}">') for kind in ('found', 'lost', 'false')]
+    # truth: a and f are found, five are lost; predictions: these two, one on the crowd, five false
+    assert marks == [2 + 3, 5, 5]
+    assert '<title>cat 0.60 class<' in page and '<title>cat 0.80 duplicate<' in page
 
 
 def read(written):
     return json.loads((written / 'results.json').read_text())
 
 
-def test_an_image_annotated_unturned_is_drawn_so(written, made, monkeypatch):
+def test_an_image_annotated_unturned_is_drawn_so(written):
     exif = Image.Exif()
     exif[0x0112] = 6  # turns its 800 x 480 px
     Image.new('RGB', (800, 480)).save(written / 'images/4.png', 'JPEG', exif=exif)
     assert cv2.imread(str(written / 'images/4.png')).shape == (800, 480, 3)
-    truth, results = made
-    for image in truth['images']:
-        image.update(width=800, height=480)
-    shown = []
-    monkeypatch.setattr('matplotlib.axes.Axes.imshow', lambda self, pixels: shown.append(pixels))
-    analysis = analyse(truth, results, 'bbox', 0.25)
-    draw_worst(analysis, truth, results, written / 'images', written / 'worst.png')
-    assert [pixels.shape for pixels in shown] == [(480, 800, 3)]
+    entry = dict(width=800, height=480)
+    assert read_image(written / 'images/4.png', entry).shape == (480, 800, 3)
+    assert read_image(written / 'images/4.png', {}).shape == (800, 480, 3)
 
 
 def test_no_object_at_all(written, monkeypatch, capsys):
@@ -163,24 +153,55 @@ def test_images_that_have_results(written, monkeypatch, capsys):
     assert counts[0] == counts[1] + 1
 
 
-def test_no_picture_is_left_cut_off(written, monkeypatch, capsys):
-    import matplotlib.figure
+def test_no_page_is_left_cut_off(written, monkeypatch, capsys):
+    real = Path.write_text
 
-    def cut(self, file, **kwargs):
-        Path(file).write_bytes(b'')
+    def cut(self, text, **kwargs):
+        real(self, text[:10], **kwargs)
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(matplotlib.figure.Figure, 'savefig', cut)
+    monkeypatch.setattr(Path, 'write_text', cut)
     status, text, error = call(monkeypatch, capsys, *arguments(written))
     assert status == 1 and text.startswith('AP at IoU 0.5'), 'the figures are there all the same'
-    assert 'precision_recall.png could not be written: No space left' in error
+    assert 'analysis.html could not be written: No space left' in error
     assert [file.name for file in (written / 'out').iterdir()] == ['analysis.csv']
 
 
+def test_the_best_threshold_is_the_best_of_all(made):
+    """By counting anew with only the detections from each score."""
+    truth, results = made
+    extra = [dict(image_id=6, category_id=DOG, score=0.2, bbox=[0, 0, 40, 40])]  # a tie
+    results = results + extra
+    rows = analyse(truth, results, 'bbox').thresholds()
+    assert [row[:2] for row in rows] == [('dog', 3), ('cat', 4)]
+    for label, (_, objects, score, precision, recall, f1) in enumerate(rows):
+        found = {}
+        for least in sorted({r['score'] for r in results}, reverse=True):
+            kept = [d for d in judge(truth, results, 'bbox', score=least).detections]
+            kept = [d for d in kept if d.label == label and d.verdict != 'ignored']
+            right = sum(not d.false for d in kept)
+            if kept and right:
+                p, r = right / len(kept), right / objects
+                found[least] = (p, r, 2 * p * r / (p + r))
+        assert (precision, recall, f1) == pytest.approx(found[score])
+        assert f1 == pytest.approx(max(value[-1] for value in found.values()))
+    assert rows[0][2:] == pytest.approx((0.2, 1 / 2, 1 / 3, 2 / 5))
+    truth['annotations'] = []
+    assert np.isnan(analyse(truth, results, 'bbox').thresholds()[0][2:]).all()
+
+
+def test_calibration(made):
+    """By hand: 0.95 is on a crowd and does not count; 0.9, 0.3 and 0.2 are right."""
+    truth, results = made
+    assert analyse(truth, results, 'bbox').calibration(2) == [
+        (pytest.approx((0.4 + 0.3 + 0.2) / 3), pytest.approx(2 / 3), 3),
+        (pytest.approx((0.9 + 0.8 + 0.7 + 0.6 + 0.5) / 5), pytest.approx(1 / 5), 5),
+    ]
+    assert analyse(truth, [], 'bbox').calibration() == []
+
+
 def test_mistakes_are_one_line(written, monkeypatch, capsys):
-    (written / 'images' / '4.png').unlink()
     for more, part in (
-        (('--images', written / 'images'), '4.png does not exist'),
         (('--images', written / 'gone'), 'gone is not a folder'),
         (('--metric', 'segm'), 'annotations[0]: it has no segmentation; score with --metric bbox'),
         (('--score', '2'), '--score must be from 0 to 1, but is 2.0'),
@@ -188,11 +209,18 @@ def test_mistakes_are_one_line(written, monkeypatch, capsys):
     ):
         status, _, error = call(monkeypatch, capsys, *arguments(written, *more))
         assert status == 1 and part in error and error.count('\n') == 1, error
-        made = [file.name for file in written.glob('out/*.*')]
-        assert len(made) in (0, 6) and 'worst.png' not in made, 'all but the worst images'
+        assert not (written / 'out').exists()
 
 
 def test_analysis_in_a_process_of_its_own(written, python):
     run = python('tools/analyze.py', *arguments(written), env=ENV)
     assert run.returncode == 0 and 'background' in run.stdout, run.stderr[-2000:]
-    assert (written / 'out' / 'errors.png').exists() and run.stderr == ''
+    assert (written / 'out' / 'analysis.html').exists() and run.stderr == ''
+
+
+def test_a_missing_image_is_said_and_the_others_shown(written, made):
+    truth, results = made
+    (written / 'images' / '4.png').unlink()
+    analysis = analyse(truth, results, 'bbox')
+    text = ''.join(detection_sections(analysis, truth, results, written / 'images'))
+    assert '4.png: 5 missed, 5 false; not shown: image' in text and 'does not exist' in text

@@ -44,6 +44,11 @@ def test_coco_metric_has_the_figures_of_mmdet(coco_file, kind, capsys):
     scores = evaluate(annotations, results[kind], kind)
     for name, ap in scores.by_class().items():
         assert ours[f'coco/{name}'] == pytest.approx(ap, abs=1e-4, nan_ok=True)
+    metric = build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **quiet)
+    figures, kept = measured(metric, samples), metric.examined
+    boxes = evaluate(kept, kept['results'], 'bbox').metrics()  # what a report is made of
+    assert kind == 'segm' or figures['coco/bbox_mAP'] == boxes['bbox_mAP']
+    assert boxes == evaluate(annotations, results['bbox'], 'bbox').metrics()
     limited = build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, proposal_nums=[5], **arguments)
     found = measured(limited, samples)
     expected = evaluate(annotations, results[kind], kind, max_dets=[5]).ap()

@@ -35,7 +35,9 @@ def test_iou_metric(ignore, arguments):
         for t, p in zip(truth, predicted, strict=True):
             if t != ignore:
                 confusion[t, p] += 1
-    ours = measured(build(f'{ROOM}.iou_metric.IoUMetric', names, **arguments), samples)
+    metric = build(f'{ROOM}.iou_metric.IoUMetric', names, **arguments)
+    ours = measured(metric, samples)
+    assert np.array_equal(np.array(metric.examined['confusion'])[:, :-1], confusion)
     hits, labelled, guessed = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid='ignore'):
         iou, accuracy = hits / (labelled + guessed - hits) * 100, hits / labelled * 100

@@ -38,7 +38,19 @@ def test_voc_metric(mode):
     names, sets = ('cat', 'dog', 'a bird'), voc_set(7)
     samples = list(voc_samples(sets))
     arguments = dict(eval_mode=mode, iou_thrs=[0.5, 0.75])
-    ours = measured(build(f'{ROOM}.voc_metric.VOCMetric', names, **arguments), samples)
+    metric = build(f'{ROOM}.voc_metric.VOCMetric', names, **arguments)
+    ours, kept = measured(metric, samples), metric.examined
+    counts = [len(kept[key]) for key in ('images', 'annotations', 'results')]
+    assert counts == [
+        len(samples),
+        sum(len(boxes) for images in sets for _, boxes, _ in images),
+        sum(len(found) for images in sets for found, *_ in images),
+    ]
+    crowds = sum(a['iscrowd'] for a in kept['annotations'])
+    assert crowds == sum(flags.sum() for images in sets for *_, flags in images)
+    x, y, width, height = kept['results'][0]['bbox']
+    first = next(found for found, *_ in sets[0] if len(found))[0]
+    assert [x, y, x + width, y + height, kept['results'][0]['score']] == pytest.approx(first)
     for iou_thr, suffix in ((0.5, 'AP50'), (0.75, 'AP75')):
         aps = [devkit_ap(images, mode, iou_thr) for images in sets]
         for name, ap in zip(names, aps, strict=True):

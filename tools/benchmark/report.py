@@ -16,8 +16,7 @@ from typing import Any
 
 from res2net_mm.columns import aligned
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.evaluation.curves import save_figure
-from res2net_mm.files import write_text
+from res2net_mm.files import write_text, writing
 
 Record = Mapping[str, Any]
 _NEEDED = ('task', 'title', 'yardstick', 'rows', 'machine', 'command', 'date')
@@ -180,7 +179,9 @@ def draw(record: Record, path: Path) -> None:
     """The picture of a record: lines if its rows have several sizes or batches, else bars."""
     rows = summarise(record)
     several = len({(*row['size'], row['batch']) for row in rows if 'size' in row}) > 1
-    save_figure(lines_of(record, rows) if several else bars_of(record, rows), path)
+    figure = lines_of(record, rows) if several else bars_of(record, rows)
+    with writing(path, durable=False) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def bars_of(record: Record, rows: Sequence[Mapping[str, Any]]) -> Any:

@@ -1,0 +1,121 @@
+"""A page with batches of training as the network gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from ..checks import check_positive
+from ..data import check_data
+from ..evaluation import charts
+from .errors import ToolError, building_config
+from .runner import prepare_config
+from .safe_runner import seeded_loader
+from .seeding import seed_step
+
+_PADDING = (
+    '<svg width="0" height="0"><pattern id="padding" width="12" height="12" '
+    'patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+    '<path d="M0 0V12" stroke="#e0218a" stroke-width="4"/></pattern></svg>'
+)
+
+
+def write_batches(cfg: Config, out: Path, limit: int) -> Path:
+    """Writes ``browse.html`` with the first images that a training run of this config gets.
+
+    Images are as after the model's data preprocessor, with its normalisation undone. Padding that
+    it added is hatched. With ``randomness.seed`` in the config they are those of the run.
+
+    Args:
+        cfg: The config.
+        out: Folder for the page.
+        limit: How many images.
+
+    Raises:
+        ToolError: The limit or the config makes no sense.
+        DataError: The data does not.
+    """
+    try:
+        check_positive('--limit', limit)
+    except ValueError as error:
+        raise ToolError(str(error)) from error
+    for key in ('model', 'train_dataloader'):
+        if not cfg.get(key):
+            raise ToolError(f'the config has no {key}, which training needs')
+    cfg = prepare_config(cfg, work_dir=str(out))
+    check_data(cfg, splits=('train',))
+    figures = list(islice(_figures(cfg), limit))
+    told = 'As the network gets them, normalisation undone. Hatched: padding of the batch.'
+    parts = [charts.note(told), _PADDING, charts.grid(*figures)]
+    out.mkdir(parents=True, exist_ok=True)
+    return charts.write_page(out / 'browse.html', 'Batches of training', parts)
+
+
+def _figures(cfg: Config) -> Iterator[str]:
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    seed = cfg.randomness['seed']
+    with building_config('training data of the config'):
+        given = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+        preprocessor = MODELS.build({'type': 'BaseDataPreprocessor', **given})
+        loader = seeded_loader({**cfg.train_dataloader, 'persistent_workers': False}, seed, seed)
+    as_rgb = given.get('bgr_to_rgb') or given.get('to_rgb')
+    names = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes') or ()
+    for i, batch in enumerate(loader, 1):
+        seed_step(seed, 0, i - 1)
+        data = preprocessor(batch, True)
+        shape = ' x '.join(map(str, data['inputs'].shape))
+        for inputs, sample in zip(data['inputs'], data['data_samples'], strict=True):
+            image = _pixels(inputs, preprocessor)
+            image = np.ascontiguousarray(image if as_rgb else image[..., ::-1])  # mmcv loads BGR
+            picture = charts.picture(image, _marks(sample, names), _padding(sample, image))
+            name = Path(getattr(sample, 'img_path', '?')).name
+            yield charts.frame(f'batch {i} ({shape}): {name}', picture)
+
+
+def _pixels(inputs: torch.Tensor, preprocessor: Any) -> np.ndarray:
+    """(H, W, 3) of an image (C, H, W) as the network gets it."""
+    image = inputs.float().cpu()
+    if hasattr(preprocessor, 'mean'):
+        image = image * preprocessor.std.cpu() + preprocessor.mean.cpu()
+    image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+    return image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def _padding(sample: Any, image: np.ndarray) -> str:
+    height, width = image.shape[:2]
+    inner, across = getattr(sample, 'img_shape', (height, width))[:2]
+    parts = (across, 0, width - across, height), (0, inner, across, height - inner)
+    return ''.join(
+        f'<rect class="padding" x="{x}" y="{y}" width="{w}" height="{h}"/>'
+        for x, y, w, h in parts
+        if w > 0 and h > 0
+    )
+
+
+def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray:
+    """The objects of a sample, grey if training ignores them; else its label map."""
+    if 'gt_instances' not in sample and 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.data.squeeze().cpu().numpy()
+        return np.where(labels < len(names), labels, 255)
+    shapes = []
+    for part in ('gt_instances', 'ignored_instances'):
+        found = sample.get(part)
+        if found is None or 'bboxes' not in found:
+            continue
+        masks = found.masks.to_ndarray() if 'masks' in found else [()] * len(found)
+        rows = zip(found.bboxes.tolist(), found.labels.tolist(), masks, strict=True)
+        for (left, top, right, bottom), label, mask in rows:
+            ignored = part == 'ignored_instances'
+            text = str(names[label] if label < len(names) else label)
+            mark = '#888888' if ignored else charts.colour(label)
+            edges = charts.outlines(mask) if len(mask) else ()
+            box = left, top, right - left, bottom - top
+            shapes.append(charts.Shape(box, mark, 'ignored' if ignored else text, text, edges))
+    return shapes

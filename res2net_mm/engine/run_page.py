@@ -1,0 +1,188 @@
+"""The page of a run: report.html in its work dir, made of the files there."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+
+from ..data.errors import DataError
+from ..evaluation import charts, main_metric
+from ..files import remove_partial, write_text
+from .errors import ToolError
+
+PAGE, RUN, VALIDATION = 'report.html', 'run.json', 'validation.json'
+MOST_IMAGES = 1000  # of a validation whose results are examined while a run trains
+_PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'res2net_mm')
+_NO_MEASURE = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
+_OF_CLASS = ('_precision', '_IoU', '_Acc', '_AP50')  # ends of the measures of one class
+
+Values = dict[str, dict[int, float]]  # by name and iteration
+
+
+def note_run(cfg: Config, lines: str) -> None:
+    """Notes in the work dir how a run is started, after earlier starts of the same run.
+
+    Args:
+        cfg: The run's config.
+        lines: What the run says at its start.
+    """
+    versions = {name: getattr(sys.modules.get(name), '__version__', '') for name in _PACKAGES}
+    start = dict(
+        command=shlex.join(['python', *sys.argv]),
+        time=time.strftime('%Y-%m-%d %H:%M:%S'),
+        lines=lines,
+        seed=cfg.randomness['seed'],
+        versions={'python': platform.python_version(), **versions},
+    )
+    for suffix in ('', '.json', '.html'):  # left by a kill
+        remove_partial(cfg.work_dir, suffix)
+    file = Path(cfg.work_dir, RUN)
+    write_text(file, json.dumps(dict(starts=[*_read(file).get('starts', []), start]), indent=1))
+
+
+def note_validation(work_dir: str, step: int, examined: Mapping, worst: Sequence[Mapping]) -> None:
+    """Keeps the results of the last validation for the page.
+
+    Args:
+        work_dir: The run's.
+        step: How many iterations a step of the logged measures is.
+        examined: What the metric was computed of, see ``evaluation.images_run``.
+        worst: For segmentors, the worst images, as for ``segmentation_sections``.
+    """
+    if len(examined.get('images', ())) > MOST_IMAGES:
+        examined = dict(unexamined=len(examined['images']))
+    content = dict(step=step, worst=worst, **examined)
+    text = json.dumps(content, default=lambda value: value.tolist())
+    write_text(Path(work_dir, VALIDATION), text)
+
+
+def write_report(
+    work_dir: str | Path, out: str | Path | None = None, results: Sequence[str] = ()
+) -> Path:
+    """Writes the page of a run from what its work dir holds; what is missing is said on it.
+
+    Args:
+        work_dir: The run's.
+        out: The file; None is ``report.html`` in the work dir.
+        results: Sections to show in place of those on the last validation.
+
+    Raises:
+        ToolError: There is no run in the work dir.
+        DataError: A file of the run is damaged.
+    """
+    folder = Path(work_dir)
+    logs, configs = (sorted(folder.glob(f'*/vis_data/{n}')) for n in ('scalars.json', 'config.py'))
+    if not logs and not configs:
+        raise ToolError(f'{folder} holds no run: there is no TIME/vis_data/scalars.json in it')
+    starts, last = _read(folder / RUN).get('starts', []), _read(folder / VALIDATION)
+    trained, measured = read_scalars(logs, last.get('step', 1))
+    results = list(results) or _results(last)
+    sections = [charts.note(_state(trained, measured)), _curves(trained, measured), *results]
+    missing = [] if measured else ['No measures: the run has not validated yet.']
+    if 'unexamined' in last and not results:
+        missing.append(
+            f'No results: {last["unexamined"]:,} images were validated, and up to {MOST_IMAGES:,} '
+            'are examined while a run trains. Give test.py --out results.json, and report.py that '
+            'file with --results and --annotations.'
+        )
+    elif not results:
+        missing.append('No results of a validation with a COCO, VOC or IoU metric.')
+    if starts:
+        commands = '\n'.join(f'{start["command"]}  # {start["time"]}' for start in starts)
+        seed = f'The seed is {starts[0]["seed"]} (randomness.seed); the config is below.'
+        versions = charts.table('Versions', ('', ''), starts[-1]['versions'].items())
+        sections += [
+            charts.section('Data and start', charts.listing(starts[-1]['lines'])),
+            charts.section('Repeat it', charts.listing(commands), charts.note(seed), versions),
+        ]
+    else:
+        missing.append(f'No {RUN}, which train.py writes: command, data and versions.')
+    if missing:
+        sections.append(charts.section('Missing', *map(charts.note, missing)))
+    if configs:
+        text = configs[-1].read_text(encoding='utf-8')
+        sections.append(charts.section('Config', charts.listing(text, str(configs[-1]))))
+    return charts.write_page(Path(out or folder / PAGE), folder.resolve().name, sections)
+
+
+def read_scalars(logs: Sequence[Path], step: int = 1) -> tuple[Values, Values]:
+    """What a run logged in training and in validation.
+
+    What a resumed run does again takes the place of what it did before.
+
+    Args:
+        logs: ``scalars.json`` of mmengine's LocalVisBackend of each start, oldest first.
+        step: How many iterations a step of a validation is.
+    """
+    trained, measured = defaultdict(dict), defaultdict(dict)
+    for log in logs:
+        records = [json.loads(x) for x in log.read_text().splitlines() if x.endswith('}')]
+        first = min((r['iter'] for r in records if 'lr' in r), default=float('inf'))
+        for values in (*trained.values(), *measured.values()):
+            for place in [place for place in values if place >= first]:
+                del values[place]
+        for record in records:
+            place = record['iter'] if 'iter' in record else record.get('step', 0) * step
+            for name, value in record.items():
+                if name not in _NO_MEASURE and isinstance(value, (int, float)):
+                    (trained if 'lr' in record else measured)[name][place] = value
+    return dict(trained), dict(measured)
+
+
+def _curves(trained: Values, measured: Values) -> str:
+    losses = dict(loss={}, val_loss=measured.get('val_loss', {}))
+    losses |= {name: values for name, values in trained.items() if 'loss' in name}
+    main = main_metric(measured)
+    names = [n for n in measured if n != main and 'loss' not in n and not n.endswith(_OF_CLASS)]
+    names = [*filter(None, [main]), *names][:8]
+    shown = {
+        'Loss': losses,
+        'Measures': {n: {k: v for k, v in measured[n].items() if v >= 0} for n in names},
+        'Learning rate': {name: v for name, v in trained.items() if name == 'lr'},
+        'Images a second': {name: v for name, v in trained.items() if name == 'images_per_s'},
+    }
+    figures = [
+        charts.lines(title, {name: list(v.items()) for name, v in series.items()}, 'iteration')
+        for title, series in shown.items()
+    ]
+    return charts.section('Curves', charts.grid(*figures))
+
+
+def _results(last: Mapping[str, Any]) -> list[str]:
+    """Sections on the last validation, if its results were kept."""
+    from ..evaluation.analysis import analyse  # these take long to import
+    from ..evaluation.analysis_page import detection_sections, segmentation_sections
+
+    if 'confusion' in last:
+        return segmentation_sections(np.array(last['confusion']), last['classes'], last['worst'])
+    if 'annotations' not in last:
+        return []
+    return detection_sections(analyse(last, last['results'], 'bbox'), last, last['results'])
+
+
+def _state(trained: Values, measured: Values) -> str:
+    done = max((max(values, default=0) for values in trained.values()), default=0)
+    text = f'{done:,} iterations are logged'
+    if main := main_metric(measured):
+        place, best = max(measured[main].items(), key=lambda item: item[1])
+        text += f'. Best {main}: {best:.4g}, after {place:,}'
+        text += f'; last: {measured[main][max(measured[main])]:.4g}'
+    return f'{text}. Written {time.strftime("%Y-%m-%d %H:%M")}.'
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The content of one of our files; ``{}`` if there is none."""
+    try:
+        return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
+    except ValueError as error:
+        raise DataError(f'it is not valid JSON ({error})', str(file), 'remove it') from error
