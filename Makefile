@@ -95,6 +95,7 @@ $(ENVIRONMENTS):
 		{ [[ -z $$OTHER_TORCH ]] || $(INSTALL) $$OTHER_TORCH $(BRIEF); } &&
 		PYTHONWARNINGS=ignore $(INSTALL) -q --no-deps --no-build-isolation -e . &&
 		site=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+		rm -rf "$$site/tests" &&
 		ln -sf "$$PWD/res2net_mm/ops/mmcv_ext/finder.py" "$$site/_res2net_mm_finder.py" &&
 		echo 'import _res2net_mm_finder' >"$$site/res2net_mm.pth"  # as in a wheel
 	} || die "not installed, see above ($$(df -h --output=avail "$$VENV" | tail -n 1 | tr -d ' ') free in $$VENV); make tries again"

@@ -42,14 +42,25 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def no_logger_of_others() -> Iterator[None]:
-    """Removes loggers that write to a file of a test, so that the next module does not use them."""
+def nothing_of_others() -> Iterator[None]:
+    """Removes the loggers, visualizers and default scopes of a module before the next one."""
     from mmengine.logging import MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
 
-    before = dict(MMLogger._instance_dict)
+    kinds = [kind._instance_dict for kind in (MMLogger, DefaultScope, Visualizer)]
+    before = [dict(kind) for kind in kinds]
     yield
-    MMLogger._instance_dict.clear()
-    MMLogger._instance_dict.update(before)
+    for kind, found in zip(kinds, before, strict=True):
+        kind.clear()
+        kind.update(found)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def stream_of_absl() -> None:
+    """Gives absl, which tensorboard imports, a stream that it does not close at shutdown."""
+    absl = pytest.importorskip('absl.logging')
+    absl.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(params=['default', 'originals'])

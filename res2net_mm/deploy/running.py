@@ -243,7 +243,7 @@ def _check_image(image: Any) -> None:
 
 def _size_by_rule(rule: dict[str, Any], height: int, width: int) -> tuple[int, int]:
     """Height and width of a resized image, rounded as mmcv's ``Resize`` does."""
-    if not rule.get('scale'):
+    if not rule or not rule.get('scale'):
         return height, width
     if edge := rule.get('edge'):  # rounded as torchvision and mmpretrain do
         scale, wide = rule['scale'], width > height

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from mmengine.registry import init_default_scope
 from references import randomise, relative_error
 from torch.nn.functional import conv2d
 
@@ -124,6 +125,7 @@ def test_a_step_of_the_config():
     cfg.model.backbone.update(base_channels=8, base_width=4, groups=2)
     cfg.model.head.in_channels = 128
     torch.manual_seed(0)
+    init_default_scope('mmpretrain')
     preprocessor = dict(cfg.data_preprocessor, type='mmpretrain.ClsDataPreprocessor')
     model = mmpretrain.registry.MODELS.build(dict(cfg.model, data_preprocessor=preprocessor))
     model.init_weights()
