@@ -72,7 +72,7 @@ def test_safeguards_are_named_one_line_each():
         ({'model.backbone.type': 'Res3Net'}, 'Res3Net'),
         ({'model.backbone.depth': 51}, 'depth'),
         ({'model.backbone.norm_cfg.type': 'NoNorm'}, 'cannot be built'),
-        ({'model.neck.num_outs': 'five'}, 'str'),
+        ({'model.neck.num_outs': 'five'}, 'num_outs .*must be a number'),
         ({'train_dataloader.sampler.type': 'NoSampler'}, 'NoSampler'),
         (
             {'optim_wrapper.optimizer.type': 'Adan'},
