@@ -53,7 +53,7 @@ $(ENVIRONMENTS):
 	@$(SETUP)
 	stamp=$$VENV/.res2net_mm
 	state() { { cat requirements.lock setup.py res2net_mm/version.py; pwd; $(PY) -V; printf %s "$$OTHER_TORCH"; } 2>&1 | sha256sum; }
-	suits() { "$$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+	suits() { "$$1" -c 'import sys, tarfile; sys.exit(not ((3, 10) <= sys.version_info[:2] <= (3, 12) and hasattr(tarfile, "data_filter")))' 2>/dev/null; }
 	runs() { $(PY) -V >/dev/null 2>&1; }
 	another='name another place with VENV=path'
 

@@ -46,7 +46,8 @@ setup(
     py_modules=['res2net_command'],
     entry_points={'console_scripts': ['res2net = res2net_command:main']},
     cmdclass={'build_py': BuildWithConfigs},
-    python_requires='>=3.10',
+    # tarfile's filters came with 3.10.12 and 3.11.4
+    python_requires='>=3.10.12,!=3.11.0,!=3.11.1,!=3.11.2,!=3.11.3',
     install_requires=[
         'torch>=2.7.1',  # the oldest release tested; torch.compiler.is_exporting needs 2.7
         'torchvision',  # its operators stand in for mmcv's compiled ones

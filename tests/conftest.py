@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,10 @@ def nothing_of_others() -> Iterator[None]:
 @pytest.fixture(scope='session', autouse=True)
 def stream_of_absl() -> None:
     """Gives absl, which tensorboard imports, a stream that it does not close at shutdown."""
-    absl = pytest.importorskip('absl.logging')
-    absl.get_absl_handler().python_handler.setStream(sys.__stderr__)
+    with suppress(ImportError):
+        from absl import logging
+
+        logging.get_absl_handler().python_handler.setStream(sys.__stderr__)
 
 
 @pytest.fixture(params=['default', 'originals'])

@@ -41,7 +41,8 @@ def main() -> None:
     keep_memory()
     cfg = load_config(args.config, args.cfg_options)
     args.work_dir, args.resume = str(args.out), 'auto'
-    print(*adapt(cfg, args), sep='\n', flush=True)
+    if said := adapt(cfg, args):
+        print(*said, sep='\n', flush=True)
     page = compare(cfg, args.backbones, args.seeds, args.out)
     print(f'\n{page.read_text()}\nwritten: {page}')
 

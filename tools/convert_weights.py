@@ -22,7 +22,7 @@ def main() -> None:
     )
     parser.add_argument(
         '--first-block',
-        choices=('official', 'mmdet', 'paddle'),
+        choices=('official', 'mmdet', 'paddle', 'grouped'),
         help='the rule, if the file does not say it',
     )
     parser.add_argument('--prefix', help="what the backbone's names begin with in the file")

@@ -129,6 +129,11 @@ class Res2Net(Backbone):
         )
         for argument, value in sizes.items():
             check_positive(argument, value)
+        if stem_stride == 1 and (deep_stem or ceil_mode):
+            raise ValueError(
+                'stem_stride=1 needs deep_stem=False, because no weight of a deep stem shows its '
+                'stride, and ceil_mode=False, because it has no max pool'
+            )
         if deep_stem and stem_channels % 2:
             raise ValueError(
                 f'stem_channels must be even with deep_stem=True, but got {stem_channels}'
@@ -194,7 +199,7 @@ class Res2Net(Backbone):
         self.with_stem = with_stem
         if with_stem:
             self.out_channels = (stem_channels, *self.out_channels)
-            self.out_strides = (2, *self.out_strides)
+            self.out_strides = (min(stem_stride, 2), *self.out_strides)
 
     def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, self.norm1, x))

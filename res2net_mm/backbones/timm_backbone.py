@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,10 @@ class TimmBackbone(BaseModule):
         self.norm_eval = norm_eval
         for part in self._frozen_parts():
             part.eval().requires_grad_(False)
+        if frozen_stages >= 0:  # tokens and position embeddings, which come before every level
+            for name, parameter in self.timm_model.named_parameters():
+                if re.fullmatch(r'(model\.)?\w*(token|pos_embed)\w*', name):
+                    parameter.requires_grad_(False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of the levels in ``out_indices``, (N, C, H, W), of images (N, C, H, W)."""

@@ -290,10 +290,13 @@ def _class_folders(root: Path) -> Folder:
     folder = Folder(root, 'folders', defaultdict(list))
     for place in sorted(d for d in [*root.glob('*'), *root.glob('*/*')] if d.is_dir()):
         split = ALL if place.parent == root else split_of(place.parent, root)
-        images = sorted(f for f in place.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES)
+        inside = place.iterdir() if place.parent == root else place.rglob('*')
+        images = sorted(f for f in inside if f.suffix.lower() in IMAGE_SUFFIXES)
         if (split == ALL) == (place.parent == root) and place.name.lower() not in _SPLITS:
             folder.splits[split] += [(image, place) for image in images]
     folder.splits = {split: pairs for split, pairs in folder.splits.items() if pairs}
+    if 'train' in folder.splits and (left := folder.splits.pop(ALL, [])):
+        folder.notes.append(f'{len(left):,} images of no split are not used')
     names = {place.name for pairs in folder.splits.values() for _, place in pairs}
     folder.classes = tuple(sorted(names))
     return folder if len(names) > 1 else Folder(root, 'folders', {})

@@ -31,6 +31,7 @@ from torch import nn
 from ..backbones import VARIANTS, Backbone, Bottle2neck
 from ..backbones.layers import BATCH_NORMS
 from ..checks import check_choice
+from ..data.sets.nodes import type_name
 from ..registry import MODELS
 from ..version import __version__
 from ..weights.architecture import architecture_of
@@ -51,7 +52,7 @@ def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) 
     """
     found = dict(IMAGENET) if channels == 3 else dict(mean=(0.0,) * channels, std=(1.0,) * channels)
     preprocessor = getattr(model, 'data_preprocessor', None)
-    if getattr(preprocessor, '_enable_normalize', False):
+    if getattr(preprocessor, 'mean', None) is not None:  # mmengine has it only if it normalises
         for name in ('mean', 'std'):
             values = getattr(preprocessor, name).double().flatten().tolist()
             found[name] = tuple(round(value, 4) for value in values)  # of float32's noise
@@ -77,13 +78,15 @@ def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """``scale`` [w, h] and ``keep_ratio`` of a pipeline's Resize; None if it has none.
 
     Raises:
-        ValueError: A classifier's pipeline resizes or crops in a way that no rule describes.
+        ValueError: A pipeline resizes or crops in a way that no rule describes.
     """
     pipeline = list(pipeline)
-    if any(str(step.get('type')).endswith('PackInputs') for step in pipeline):
+    if any(type_name(step).endswith('PackInputs') for step in pipeline):
         return _rule_of_classifier(pipeline)
     for step in pipeline:
-        if str(step.get('type')).endswith('Resize') and step.get('scale'):
+        if type_name(step).endswith('Resize'):
+            if not step.get('scale'):
+                raise ValueError(f'an exported file cannot say {dict(step)}: give it a scale')
             return dict(scale=list(step['scale']), keep_ratio=bool(step.get('keep_ratio')))
     return None
 
@@ -91,7 +94,7 @@ def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
 def _rule_of_classifier(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     rule: dict[str, Any] = {}
     for step in pipeline:
-        name, scale = str(step.get('type')).rpartition('.')[2], step.get('scale')
+        name, scale = type_name(step).rpartition('.')[2], step.get('scale')
         bilinear = scale and step.get('interpolation', 'bilinear') == 'bilinear'
         if name.startswith(('Load', 'Pack')):
             continue

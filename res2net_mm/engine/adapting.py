@@ -13,7 +13,8 @@ from mmengine.config import Config, ConfigDict
 from ..checks import check_positive
 from ..data import check_data
 from ..data.sets.nodes import type_name
-from .config import dataloaders, images_per_step, walk_dicts
+from .checkpoints import check_new_run
+from .config import dataloaders, walk_dicts
 from .config_checks import schedules
 from .config_keys import TOP
 from .errors import ToolError
@@ -39,9 +40,8 @@ def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
     if args.data is not None:
         name = f'{Path(cfg.filename).stem}_{Path(args.data).resolve().stem}'
         cfg.work_dir = args.work_dir or str(Path('work_dirs', name))
-        if args.resume is None and any(Path(cfg.work_dir).glob('*.pth')):
-            what = f'work dir {cfg.work_dir} holds checkpoints of an earlier run'
-            raise ToolError(f'{what}: give another --work-dir, or go on with --resume')
+        if args.resume is None:
+            check_new_run(cfg)
     data = use_data(cfg, args, cfg.get('work_dir') or '')
     if data is not None:
         lines, images = data.lines, data.splits['train'].images
@@ -102,7 +102,7 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
     loop = cfg.train_cfg
     by_steps = 'max_iters' in loop
     key = 'max_iters' if by_steps else 'max_epochs'
-    batch = images_per_step(cfg) * int(os.environ.get('WORLD_SIZE', 1))
+    batch = cfg.train_dataloader.batch_size * int(os.environ.get('WORLD_SIZE', 1))
     an_epoch = math.ceil(images / batch)
     if epochs is not None:
         length = epochs * an_epoch if by_steps else epochs
@@ -173,6 +173,8 @@ def _rescaled(scale: Any, width: int, height: int) -> Any:
     if not isinstance(scale[0], (list, tuple)):
         return (width, height)
     most = [max(sides) for sides in zip(*scale, strict=True)]
+    if (most[0] < most[1]) != (width < height):  # the config has the short side first
+        width, height = height, width
     return [
         tuple(max(1, round(side * new / old)) for side, new, old in
               zip(one, (width, height), most, strict=True))

@@ -110,8 +110,14 @@ def use_device(device: str | None) -> None:
     kind, _, number = device.partition(':')
     if kind not in ('cuda', 'cpu') or (number and not (kind == 'cuda' and number.isdecimal())):
         raise ValueError(f'--device must be cuda, cuda:N or cpu, but is {device!r}')
-    if kind == 'cpu' or number:
-        os.environ['CUDA_VISIBLE_DEVICES'] = number
+    if number:  # of those that are visible
+        given = os.environ.get('CUDA_VISIBLE_DEVICES')
+        seen = given.split(',') if given is not None else {int(number): number}
+        if given is not None and int(number) >= len(seen):
+            raise ValueError(f'--device {device} is not there: CUDA_VISIBLE_DEVICES is {given!r}')
+        os.environ['CUDA_VISIBLE_DEVICES'] = seen[int(number)]
+    elif kind == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
     if kind == 'cuda':
         import torch
 

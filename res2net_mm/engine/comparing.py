@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from scipy.stats import ttest_ind
 
@@ -45,6 +46,7 @@ MEASURES = {
     'medium': f'{_AP}_m',
     'large': f'{_AP}_l',
     'mIoU': 'mIoU',
+    'mAP (VOC)': 'pascal_voc/mAP',
 }
 _P = 0.05
 
@@ -137,12 +139,15 @@ def _cost(cfg: Config) -> tuple[float, float, float]:
     width, height = next((s.scale for s in steps if s.get('type') == 'Resize'), (512, 512))
     with torch.device('meta'):
         cost = describe_model(ROOT_MODELS.build(cfg.model).eval(), height, width)
-    model, image, times = ROOT_MODELS.build(cfg.model), torch.zeros(1, 3, height, width), []
-    model.eval()
+    device = get_device()
+    model = ROOT_MODELS.build(cfg.model).to(device).eval()
+    image, times = torch.zeros(1, 3, height, width, device=device), []
     with torch.inference_mode():
         for _ in range(8):
             start = time.perf_counter()
             model.extract_feat(image)
+            if device == 'cuda':
+                torch.cuda.synchronize()
             times.append(time.perf_counter() - start)
     return cost.params / 1e6, cost.gflops, statistics.median(times[3:]) * 1e3
 

@@ -82,7 +82,13 @@ class Explainer(nn.Module):
             self.model.backbone(inputs)
             return inputs.new_zeros(1)
         if isinstance(self.model, BaseDetector):
-            found = self.model(inputs, self.samples, mode='predict')[0].pred_instances
+            if hasattr(self.model, 'panoptic_fusion_head'):  # it keeps its objects to itself
+                levels = self.model.extract_feat(inputs)
+                proposals = self.model.rpn_head.predict(levels, self.samples, rescale=False)
+                head = self.model.roi_head
+                found = head.predict(levels, proposals, self.samples, rescale=False)[0]
+            else:
+                found = self.model(inputs, self.samples, mode='predict')[0].pred_instances
             chosen = found.scores >= self.threshold
             if label is not None:
                 chosen &= found.labels == label
@@ -90,10 +96,15 @@ class Explainer(nn.Module):
             return (found.scores * chosen).sum()[None]
         logits = self.model(inputs, self.samples, mode='tensor')
         logits = logits[-1] if isinstance(logits, list | tuple) else logits
-        binary = logits.shape[1] == 1  # foreground or not
-        labels = (logits[:, 0] <= 0).long() if binary else logits.argmax(1)
-        if label is None or binary:
-            label = 0 if binary else int(labels.flatten().mode().values)
+        if logits.shape[1] == 1:  # the object, label 1, or not
+            threshold = getattr(getattr(self.model, 'decode_head', None), 'threshold', 0.5)
+            labels = (logits[:, 0].sigmoid() > threshold).long()
+            logits = torch.cat([-logits, logits], 1)
+            label = 1 if label is None else label
+        else:
+            labels = logits.argmax(1)
+        if label is None:
+            label = int(labels.flatten().mode().values)
         if logits.dim() == 2:
             self._say('', label)
             return logits[:, label]

@@ -129,22 +129,30 @@ class OwnData:
         if self.folder.format == 'coco':
             found = self._coco()
         else:
-            if self.folder.format == 'yolo' and not self.classes:
-                where = str(self.folder.root)
-                raise DataError('nothing names its classes', where, 'name them with --classes')
+            names = self.classes
+            if self.folder.format == 'yolo':  # labels are numbers, in the order of its own names
+                where, names = str(self.folder.root), self.folder.classes or names
+                if not names:
+                    raise DataError('nothing names its classes', where, 'name them with --classes')
+                if missing := [name for name in self.classes if name not in names]:
+                    what = f'it has no class {missing[0]!r}{did_you_mean(missing[0], names)}'
+                    raise DataError(what, where, 'correct --classes')
             # an image of two splits is converted once
             pairs = [*dict.fromkeys(p for pairs in self.folder.splits.values() for p in pairs)]
             root = Path(os.path.commonpath([image.parent for image, _ in pairs]))
             self.out.mkdir(parents=True, exist_ok=True)
             report = files2coco(self.folder.format, pairs, root, self.out / 'all.json',
-                                classes=self.classes or None, force=True)  # fmt: skip
+                                classes=names or None, force=True)  # fmt: skip
             for tally in (report.left_out, report.notes):
                 self.notes += [line.strip() for line in tally.lines()]
             splits = self._split(self.folder.splits)
             content = load_coco(str(report.file))
+            if self.folder.format == 'yolo':
+                content = self._ordered(content)
+            else:
+                self.classes = tuple(report.objects)
             found = {split: self._part(root, content, pairs, f'{split}.json')
                      for split, pairs in splits.items()}  # fmt: skip
-            self.classes = tuple(report.objects)
             standard = (root / '../Annotations').is_dir() and root.name == 'JPEGImages'
             if voc and standard and self.folder.format == 'voc':
                 self._keep_voc(root.parent, found)
@@ -178,12 +186,24 @@ class OwnData:
         images = {split: [(_image(root, entry), file) for entry in content['images']]
                   for split, (root, file, content) in found.items()}  # fmt: skip
         splits = self._split(images)
-        parts = {split: self._part(source[0], source[2], splits[split], f'{split}.json')
-                 for split in ('train', 'val') if self.aside}  # fmt: skip
-        return {split: parts.get(split) or found.get(split) or source for split in splits}
+        used = {split: found.get(split) or source for split in splits}
+        for split, (root, _, content) in used.items():
+            names = (category.get('name') for category in content['categories'])
+            moved = [name for name in names if name in self.classes] != list(self.classes)
+            if moved or (self.aside and split != 'test'):
+                content = self._ordered(content)
+                used[split] = self._part(root, content, splits[split], f'{split}.json')
+        return used
+
+    def _ordered(self, content: dict) -> dict:
+        """With the categories in the order of the classes: a data set numbers labels by it."""
+        place = {name: i for i, name in enumerate(self.classes)}
+        last = len(place)
+        ordered = sorted(content['categories'], key=lambda c: place.get(c.get('name'), last))
+        return dict(content, categories=ordered)
 
     def _choose_classes(self, categories: list, contents: list[dict], file: Path) -> None:
-        """The categories that are asked for, or all but a mere parent, in the file's order."""
+        """The categories that are asked for, in that order, or all but a mere parent."""
         names = [str(category.get('name')) for category in categories]
         missing = [name for name in self.classes if name not in names]
         if missing:
@@ -195,7 +215,7 @@ class OwnData:
         if not self.classes and len(names) > 1 and empty and parents == {names[0]}:
             self.notes.append(f'category {names[0]!r} is the parent of the others: no class')
             names = names[1:]  # as Roboflow writes it
-        self.classes = tuple(name for name in names if name in (self.classes or names))
+        self.classes = self.classes or tuple(names)
 
     def _part(self, root: Path, content: dict, pairs: list[Pair], name: str) -> tuple:
         """The part of a COCO file with some images, written."""

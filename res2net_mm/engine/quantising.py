@@ -113,7 +113,7 @@ def compare_figures(
     """Says figures of :func:`measure` side by side; whether none falls by more than ``BOUNDS``."""
     for name in before:
         say(f'{name}: {names[0]} {before[name]:.4f}, {names[1]} {after[name]:.4f}')
-    return not any(before[name] - after[name] > BOUNDS[_kind(name)] for name in before)
+    return all(before[name] - after[name] <= BOUNDS[_kind(name)] for name in before)  # not if NaN
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import sys
@@ -37,8 +38,11 @@ def note_run(cfg: Config, lines: str) -> None:
         lines: What the run says at its start.
     """
     versions = {name: getattr(sys.modules.get(name), '__version__', '') for name in _PACKAGES}
+    starter = ['python']
+    if 'TORCHELASTIC_RUN_ID' in os.environ:
+        starter = ['torchrun', '--nproc_per_node', os.environ['LOCAL_WORLD_SIZE']]
     start = dict(
-        command=shlex.join(['python', *sys.argv]),
+        command=shlex.join([*starter, *sys.argv]),
         time=time.strftime('%Y-%m-%d %H:%M:%S'),
         lines=lines,
         seed=cfg.randomness['seed'],

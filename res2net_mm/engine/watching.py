@@ -35,7 +35,6 @@ from .run_page import note_validation, write_report
 from .seeding import generators_kept, seed_generators
 from .terminal import warn
 
-# name of --log -> mmengine's backend, the package that it needs
 _LOSS = 3  # the key of random numbers, beside those of samples and steps
 _SMALL = 1000  # images of a validation set
 _VALIDATIONS, _LINES = 10, 10  # at least so many of a run by iterations, and of an epoch
@@ -86,6 +85,8 @@ def watch_run(
     others = [hook for hook in cfg.get('custom_hooks') or () if hook.get('type') not in ours]
     cfg.custom_hooks = others + hooks
     logger, steps = default_hooks.get('logger'), _steps(cfg, images)
+    if logger and 'max_iters' in cfg.train_cfg:  # else validations are logged at epoch 0
+        logger.setdefault('log_metric_by_epoch', False)
     if logger and steps and 'default_hooks.logger.interval' not in given:
         logger['interval'] = min(logger.get('interval', 10), -(-steps // _LINES))
     _log_to(cfg, log)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from tqdm import tqdm
 
-from ..backbones import Backbone, create_backbone
+from ..backbones import Backbone, TimmBackbone, create_backbone
 from ..columns import aligned
 
 SHARE = 0.95  # of the influence
@@ -103,7 +103,11 @@ def random_fields(name: str, images: Sequence[Tensor]) -> dict[str, Tensor]:
 
 def fields_by_level(net: Backbone, images: Iterable[Tensor]) -> dict[str, Tensor]:
     """:func:`effective_fields` of a backbone, by the names of its levels."""
-    names = [f'C{i + 2}' for i in net.out_indices]
+    first = 2
+    if isinstance(net, TimmBackbone):  # timm counts the stem, where there is one
+        first = net.out_strides[0].bit_length() - 1 - net.out_indices[0]
+    names = ['C1'] * bool(getattr(net, 'with_stem', False))
+    names += [f'C{i + first}' for i in net.out_indices]
     return dict(zip(names, effective_fields(net.eval(), images), strict=True))
 
 

@@ -56,6 +56,7 @@ def fetch(
     folder: Path | None = None,
     timeout: float = 30.0,
     most: int = _MAX_SIZE,
+    verified: bool = False,
 ) -> Path:
     """Returns the local path of a published file, downloading the file if it is not there yet.
 
@@ -75,6 +76,7 @@ def fetch(
         timeout: Seconds without a byte after which a connection is given up. A transfer that
             breaks off is retried.
         most: Largest accepted file size in bytes.
+        verified: Refuse a download that no checksum verifies, the server's included.
 
     Returns:
         The path of the complete file, verified if its checksum is known.
@@ -96,7 +98,7 @@ def fetch(
         for source in [*_mirrors(path.name), urldefrag(url).url]:
             try:
                 if isinstance(source, str):
-                    return _download_once(source, path, checksum, timeout, most)
+                    return _download_once(source, path, checksum, timeout, most, verified)
                 if problem := file_problem(source, checksum):
                     raise _Failed(problem)
                 return source
@@ -181,7 +183,9 @@ def _log(message: str) -> None:
     MMLogger.get_current_instance().info(message)
 
 
-def _download_once(url: str, path: Path, checksum: str | None, timeout: float, most: int) -> Path:
+def _download_once(
+    url: str, path: Path, checksum: str | None, timeout: float, most: int, verified: bool
+) -> Path:
     """Downloads a file, or waits for the process that is downloading it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f'{path}.lock')
@@ -195,7 +199,7 @@ def _download_once(url: str, path: Path, checksum: str | None, timeout: float, m
             _log(f'downloading {url} to {path}')
             part = Path(f'{path}.part')
             try:
-                _download(url, part, checksum, timeout, most)
+                _download(url, part, checksum, timeout, most, verified)
                 os.replace(part, path)
             finally:
                 if not checksum:  # it cannot be continued
@@ -203,7 +207,9 @@ def _download_once(url: str, path: Path, checksum: str | None, timeout: float, m
     return path
 
 
-def _download(url: str, part: Path, checksum: str | None, timeout: float, most: int) -> None:
+def _download(
+    url: str, part: Path, checksum: str | None, timeout: float, most: int, verified: bool
+) -> None:
     """Makes ``part`` the whole file, and verifies it."""
     left = _size(part) if checksum else 0
     best, failures = left, 0
@@ -222,6 +228,8 @@ def _download(url: str, part: Path, checksum: str | None, timeout: float, most: 
                 raise _Failed(f'{error}, and {RETRIES} further attempts brought no more') from error
             time.sleep(RETRY_WAIT * 2**failures)
             continue
+        if verified and not (checksum or sent):
+            raise _Failed('it sends no checksum to verify the file by')
         problem = file_problem(part, checksum or sent)
         if not problem:
             return
@@ -237,7 +245,7 @@ def _size(part: Path) -> int:
 
 
 def _receive(url: str, part: Path, timeout: float, most: int) -> str | None:
-    """Adds the bytes that are missing. Returns the file's sha256 if a redirect told it."""
+    """Adds the bytes that are missing. Returns the file's sha256 if the server sent it."""
     start = _size(part)
     headers = {'User-Agent': 'res2net_mm', 'Accept-Encoding': 'identity'}
     if start:
@@ -273,7 +281,12 @@ def _receive(url: str, part: Path, timeout: float, most: int) -> str | None:
                 bar.update(len(data))
     if total is not None and _size(part) != total:
         raise _Dropped(f'the connection broke off after {_size(part)} of {total} bytes')
-    return redirects.sha256
+    return redirects.sha256 or _linked_sha256(response.headers)
+
+
+def _linked_sha256(headers: Any) -> str | None:
+    found = re.fullmatch('"?([0-9a-f]{64})"?', headers.get('X-Linked-Etag', ''))
+    return found[1] if found else None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -284,8 +297,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        if found := re.fullmatch('"?([0-9a-f]{64})"?', headers.get('X-Linked-Etag', '')):
-            self.sha256 = found[1]
+        self.sha256 = _linked_sha256(headers) or self.sha256
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

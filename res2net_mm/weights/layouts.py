@@ -205,7 +205,8 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
     meta = checkpoint.get('meta')
     licence = meta.get('licence') if isinstance(meta, Mapping) else None
     licence = licence if isinstance(licence, str) else None
-    layer = 'head.fc' if prefix else 'out' if names == 'paddle' else 'fc'
+    mmpretrains = prefix or 'head.fc.weight' in whole
+    layer = 'head.fc' if mmpretrains else 'out' if names == 'paddle' else 'fc'
     classifier = _classifier(whole, layer)
     return Converted(renamed, layout, convention, dropped, licence, classifier)
 

@@ -17,6 +17,7 @@ from torch import nn
 from ..backbones import Backbone
 from ..backbones.base import CONVENTION
 from ..checks import did_you_mean
+from .architecture import architecture_of
 from .download import DownloadError, fetch, file_problem, is_cached
 from .layouts import CLASSIFIER, Converted, convert, read_convention, unwrap, write_convention
 from .reading import CheckpointError, read_checkpoint
@@ -95,13 +96,21 @@ def read_backbone(
             :func:`convert_state_dict`.
     """
     if isinstance(source, Mapping):
-        return convert(source, prefix), None
-    path, entry = locate(source)
-    checkpoint = read_checkpoint(path, map_location, trust=trust)
-    converted = _convert(checkpoint, prefix, source)
-    if entry is not None and not converted.convention:  # mmdet's names do not show it
-        converted = replace(converted, convention=_convention(entry))
-        write_convention(converted.state, converted.convention)
+        converted, entry = convert(source, prefix), None
+    else:
+        path, entry = locate(source)
+        checkpoint = read_checkpoint(path, map_location, trust=trust)
+        converted = _convert(checkpoint, prefix, source)
+    convention = converted.convention
+    if not convention and entry is not None:  # mmdet's names do not show it
+        convention = _convention(entry)
+    if not convention and architecture_of(converted.state).get('first_block') == 'grouped':
+        convention = dict(
+            first_block='grouped', style='pytorch'
+        )  # its first blocks have more convs
+    if convention != converted.convention:
+        converted = replace(converted, convention=convention)
+        write_convention(converted.state, convention)
     return converted, entry
 
 
@@ -191,7 +200,7 @@ def _fetch_published(name: str) -> Path:
     failures = []
     for source in sources:
         try:
-            path = fetch(**source)
+            path = fetch(**source, verified=source is second)
         except DownloadError as error:
             failures.append(str(error))
             continue

@@ -100,10 +100,13 @@ def test_features_equal_the_description(name, rule):
         assert relative_error(level, x) < 1e-12
 
 
-def test_deep_stem_without_stride():
-    net = Res2Net(depth=14, base_channels=8, base_width=8, stem_stride=1).eval()
-    shapes = [tuple(level.shape[2:]) for level in net(torch.rand(1, 3, 16, 24))]
-    assert shapes == [(16, 24), (8, 12), (4, 6), (2, 3)] and net.out_strides == (1, 2, 4, 8)
+def test_what_no_weight_of_a_deep_stem_would_show_is_refused():
+    for given in (dict(deep_stem=True), dict(deep_stem=False, ceil_mode=True)):
+        with pytest.raises(ValueError, match='stem_stride=1 needs deep_stem=False'):
+            Res2Net(depth=14, stem_stride=1, **given)
+    net = Res2Net(depth=14, stem_stride=1, deep_stem=False, avg_down=False, with_stem=True)
+    sizes = [32 // level.shape[-1] for level in net(torch.rand(1, 3, 32, 32))]
+    assert sizes == [*net.out_strides]
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,23 @@ def test_epochs_of_a_run_by_steps():
     assert set_epochs(cfg, None, 100) == 'schedule: 160,000 steps of 4 images, 6400 epochs'
 
 
+def test_epochs_with_accumulated_gradients():
+    """A step of the schedule is one batch, however many of them make an update."""
+    cfg = load_config('sem_fpn_r2n14_camvid')
+    cfg.train_dataloader.batch_size = 8
+    cfg.optim_wrapper.accumulative_counts = 4
+    assert set_epochs(cfg, 10, 400) == 'schedule: 500 steps of 8 images, 10 epochs'
+    assert cfg.train_cfg.max_iters == 500
+
+
+def test_sizes_with_the_short_side_first():
+    cfg = load_config('faster_rcnn_r2n50')
+    step = dict(type='RandomChoiceResize', scales=[(480, 1333), (800, 1333)], keep_ratio=True)
+    cfg.train_dataloader.dataset.pipeline[2] = step
+    set_size(cfg, 1333, 800)
+    assert cfg.train_dataloader.dataset.pipeline[2]['scales'] == [(480, 1333), (800, 1333)]
+
+
 def test_dynamic_intervals_and_switches():
     cfg = load_config('faster_rcnn_r2n50')
     cfg.train_cfg.dynamic_intervals = [(10, 1)]

@@ -110,11 +110,17 @@ def test_eigen_cam_is_the_first_component_whatever_its_sign(image):
 
 
 def test_binary_segmentor(image):
-    """One channel: foreground is where the logit is positive."""
+    """One channel: label 1 is where the probability is above the threshold, label 0 the rest."""
     model = Model(lambda features, weight: segment(features, weight[:1]))
-    title, _ = Explainer(predictor_of(model, image), 'gradcam', None, 0.3).explain(Path('x'))
     logits = image[0].float() - 2 * image[1].float()
-    assert title == f'gradcam, {int((logits > 0).sum())} pixels cat'
+    found = int((logits > 0).sum())
+    for target, said in (
+        (None, f'{found} pixels dog'),
+        ('dog', f'{found} pixels dog'),
+        ('cat', f'{logits.numel() - found} pixels cat'),
+    ):
+        title, _ = Explainer(predictor_of(model, image), 'gradcam', target, 0.3).explain(Path('x'))
+        assert title == f'gradcam, {said}'
 
 
 def test_what_cannot_be_explained(image):

@@ -266,7 +266,7 @@ def test_a_detector_trains_and_its_config_alone_does_the_same(tmp_path, tiny_opt
     weights = [runner.model.state_dict() for runner in (first, second)]
     assert all(weights[0][key].equal(weights[1][key]) for key in weights[0])
     assert first.epoch == 1 and first.iter == 2
-    with pytest.raises(ToolError, match='holds checkpoints of an earlier run'):
+    with pytest.raises(ToolError, match='holds a run: go on with it by --resume'):
         adapt(load_config(DETECTOR), arguments(tmp_path, tmp_path / 'a'))
 
 
@@ -308,3 +308,24 @@ def test_panoptic_and_classes_by_folder(tmp_path):
     for line in file.read_text().splitlines():
         name, label = line.split()
         assert (tmp_path / 'c' / name).is_file() and CLASSES[int(label)] == name.split('/')[0]
+
+
+@pytest.mark.parametrize('form', ['yolo', 'coco'])
+@pytest.mark.parametrize('asked', [('dog', 'cat'), ('dog',)])
+def test_classes_choose_and_order(tmp_path, form, asked):
+    """Label 0 is the first that is asked for; boxes keep the names of the data."""
+    if form == 'yolo':
+        write_roboflow_yolo(tmp_path / 'set')
+    else:
+        for split in ('train', 'valid'):
+            images = tmp_path / 'set' / split
+            write_coco(images, images / '_annotations.coco.json', scenes(5, len(split)))
+    every = OwnData(load_config(DETECTOR), tmp_path / 'set', tmp_path / 'every')
+    cfg = load_config(DETECTOR)
+    data = OwnData(cfg, tmp_path / 'set', tmp_path / 'work', classes=asked)
+    assert (every.classes, data.classes) == (tuple(CLASSES), asked)
+    assert written(data, 'train') == written(every, 'train')  # the names of all boxes
+    data.apply(cfg)
+    counts = check_data(cfg, ('train',))[0].per_class
+    truth = [label for boxes in written(every, 'train').values() for label, *_ in boxes]
+    assert list(counts.items()) == [(name, truth.count(name)) for name in asked]

@@ -403,10 +403,12 @@ def test_tool_errors(env, python, tmp_path):
     expected = {
         ('res2net50_v1b_26w4s',): 'did you mean res2net50_v1b_26w_4s?',
         ('res2net://res2net200_vd_26w_4s_sld',): 'did you mean res2net200_vd_26w_4s_ssld?',
-        ('faster_rcnn_r2n50',): 'did you mean faster_rcnn_r2n50.py?',
+        ('faster_rcnn_r2n5.py',): 'faster_rcnn_r2n50.py?',
         ('qqqqqq',): 'qqqqqq is no variant, no name of published weights and no config',
         ('configs/faster_rcnn_r2n5.py',): 'faster_rcnn_r2n50.py?',
-        (str(plain),): f'{none}model must be a detector or a segmentor of one head, but is ResNet',
+        (
+            str(plain),
+        ): f'{none}model must be a detector, classifier or segmentor of one head, but is ',
         (str(nothing),): f"{nothing} {none}'ConfigDict' object has no attribute 'model'",
         (str(wrong),): 'scales must be a positive integer, but got 0',
         ('res2net_dla60', '--input', '0', '224'): 'height must be a positive integer, but got 0',

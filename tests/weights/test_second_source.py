@@ -9,7 +9,7 @@ import timm
 import torch
 from filled_files import SMALL, bits, filled
 from mmengine.logging import MMLogger
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.registry import MODELS
@@ -28,6 +28,16 @@ def warned(monkeypatch):
     return lines
 
 
+def put_copy(server, content):
+    """Serves a copy as the hub does: a redirect that tells the file's sha256."""
+    path = server.folder / COPY
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    (server.folder / 'blob').write_bytes(content)
+    digest = f'"{hashlib.sha256(content).hexdigest()}"'
+    server.behave(COPY, status=302, location=server.address('blob'), linked_etag=digest)
+
+
 @pytest.fixture
 def sources(server, monkeypatch):
     """Both sources of a small network under a published name; their weights differ, to tell."""
@@ -36,9 +46,7 @@ def sources(server, monkeypatch):
     torch.save(other_layouts.official(first.state_dict()), buffer)
     name = f'{NAME}-{hashlib.sha256(buffer.getvalue()).hexdigest()[:8]}.pth'
     (server.folder / name).write_bytes(buffer.getvalue())
-    path = server.folder / COPY
-    path.parent.mkdir(parents=True)
-    save_file(other_layouts.official(second.state_dict()), path)
+    put_copy(server, save(other_layouts.official(second.state_dict())))
     about = dict(layout='official', variant=NAME, licence='for tests only', source='a test')
     monkeypatch.setitem(ZOO, NAME, Published(url=server.address(name), **about))
     monkeypatch.setitem(VARIANTS, NAME, SMALL)
@@ -123,7 +131,7 @@ def test_a_copy_of_another_network_is_refused(sources, server):
     name, _, _ = sources
     (server.folder / name).unlink()
     other = filled(**{**SMALL, 'base_width': 4}).state_dict()
-    (server.folder / COPY).write_bytes(save(other_layouts.official(other)))
+    put_copy(server, save(other_layouts.official(other)))
     net = filled(seed=2, **SMALL)
     before = bits(net)
     with pytest.raises(CheckpointError, match='does not fit the network, and nothing was loaded'):
@@ -135,7 +143,6 @@ def test_the_hash_of_the_hub_is_verified(sources, server):
     name, _, second = sources
     (server.folder / name).unlink()
     content = (server.folder / COPY).read_bytes()
-    (server.folder / 'blob').write_bytes(content)
     right = hashlib.sha256(content).hexdigest()
     for digest in ('0' * 64, right):
         how = dict(status=302, location=server.address('blob'), linked_etag=f'"{digest}"')
@@ -147,6 +154,19 @@ def test_the_hash_of_the_hub_is_verified(sources, server):
         else:
             with pytest.raises(DownloadError, match=f'begin with {digest}, but it is {right}'):
                 load_weights(net, NAME)
+
+
+def test_a_copy_that_nothing_verifies_is_refused_and_not_kept(sources, server):
+    """As from a proxy that answers everything with a page of its own."""
+    name, first, _ = sources
+    server.behave(name, status=503)
+    server.behave(COPY)
+    with pytest.raises(DownloadError, match='no checksum to verify the file by'):
+        load_weights(filled(**SMALL), NAME)
+    server.behave(name)
+    net = filled(seed=2, **SMALL)
+    load_weights(net, NAME)
+    assert bits(net) == bits(first)
 
 
 def test_both_failures_are_told(sources, server):

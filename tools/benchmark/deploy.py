@@ -89,6 +89,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ToolError('deploy measures on the CPU: leave out --device')
     if args.figures and not args.checkpoint:
         raise ToolError('--figures needs the weights of a trained model: --checkpoint')
+    if 'panoptic_fusion_head' in load_config(args.config).model:
+        raise ToolError('deploy measures detectors, segmentors and classifiers')
     images = _images(args)
     rows = [row for size in parse_sizes(args.size) for row in _measure(args, size, images)]
     notes = [] if has_int8_instructions() else ['this processor has no VNNI instructions']
@@ -233,7 +235,8 @@ def _prepare_pytorch(
         found = call()
         if 'pred_sem_seg' in found:
             return _compared(None, found.pred_sem_seg.data.numpy())
-        return _compared(found.pred_instances.scores.numpy(), None)
+        kept = found.pred_score if 'pred_score' in found else found.pred_instances.scores
+        return _compared(kept.numpy(), None)
 
     return Way(call, whole, images, lambda: call, scores)
 

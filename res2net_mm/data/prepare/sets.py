@@ -145,7 +145,7 @@ def _chosen(dataset: DataSet, names: Sequence[str]) -> list[SetPart]:
 
 
 def _count(home: Path, pattern: str) -> int:
-    return sum(not path.name.startswith('.') for path in home.glob(pattern))
+    return sum(p.is_file() and not p.name.startswith('.') for p in home.glob(pattern))
 
 
 def _complete(home: Path, counts: Mapping[str, int]) -> bool:

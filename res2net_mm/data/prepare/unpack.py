@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
@@ -38,9 +40,10 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[str], most: int) -> Non
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
-        _extract(archive, folder, tuple(wanted), most)
+        left = most - _extract(archive, folder, tuple(wanted), most)
         for inner in sorted(folder.rglob('*.zip')):
-            _extract(inner, inner.parent, ('',), most)
+            left += inner.stat().st_size  # it is removed
+            left -= _extract(inner, inner.parent, ('',), left)
             inner.unlink()
     except (*_BROKEN, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
@@ -54,7 +57,8 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[str], most: int) -> Non
         ) from error
 
 
-def _extract(archive: Path, folder: Path, wanted: tuple[str, ...], most: int) -> None:
+def _extract(archive: Path, folder: Path, wanted: tuple[str, ...], most: int) -> int:
+    """Unpacks what is wanted, and returns its bytes."""
     zipped = zipfile.is_zipfile(archive)
     taken = total = 0
     # disable=None: shown on a terminal only
@@ -77,6 +81,7 @@ def _extract(archive: Path, folder: Path, wanted: tuple[str, ...], most: int) ->
             pass
     if not taken:
         raise ValueError(f'it has nothing below {", ".join(wanted)}')
+    return total
 
 
 def merge(source: Path, target: Path) -> None:
@@ -85,5 +90,7 @@ def merge(source: Path, target: Path) -> None:
         for entry in list(source.iterdir()):
             merge(entry, target / entry.name)
         return
+    if target.is_dir():  # the file would be moved into it
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(source, target)  # not os.replace: a folder of a set may be a link to another disk

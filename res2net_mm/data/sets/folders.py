@@ -20,7 +20,10 @@ def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
     """
     folders = node.class_folders()
     names, suffixes = [*folders], tuple(suffix.lower() for suffix in node.option('extensions'))
-    if list(classes) != names and (len(classes) != len(names) or sorted(classes) == names):
+    moved = any(
+        name in folders and names[i] != name for i, name in enumerate(classes[: len(names)])
+    )
+    if len(classes) != len(names) or moved:
         raise DataError(
             f'it is {listed(classes, 10)}, but labels are numbered by the folders, in the order of '
             f'their names: {listed(names, 10)}',
