@@ -1,5 +1,7 @@
 """Helpers for tests that run tools."""
 
+import copy
+import functools
 import os
 import re
 import resource
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 ORIGINALS = Path(sys.prefix, 'openmmlab')
 REPO = Path(__file__).resolve().parents[1]
@@ -55,3 +58,15 @@ def memory_for(megabytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+@functools.cache
+def _read(path: Path) -> Config:
+    from res2net_mm.engine.config import load_config  # not before a test wants it
+
+    return load_config(path)
+
+
+def loaded(path: Path) -> Config:
+    """A config of this package, to change at will; each is read once, which takes 0.3 s."""
+    return copy.deepcopy(_read(path))

@@ -41,6 +41,7 @@ def test_cells_are_the_pixels_of_their_boxes(cut_cells, tmp_path):
         assert np.array_equal(cell, pixels[y1 : y2 + 1, x1 : x2 + 1])
 
 
+@pytest.mark.slow
 def test_cells_of_bccd(cut_cells, real_data, tmp_path):
     cut_cells(real_data / 'bccd', tmp_path / 'cells')
     for split in ('train', 'val'):

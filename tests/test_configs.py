@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from mmengine.registry import MODELS, init_default_scope
+from running import loaded
 
 import res2net_mm
 from res2net_mm.engine.config import load_config, our_networks, pretrained
@@ -28,7 +29,7 @@ VFNET = 'mmdet::vfnet/vfnet_res2net101-mdconv-c3-c5_fpn_ms-2x_coco.py'
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def config(request):
-    return load_config(request.param)
+    return loaded(request.param)
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_metafile_tells_of_every_config():
     models = yaml.safe_load((CONFIGS[0].parent / 'metafile.yml').read_text())['Models']
     assert [model['Name'] for model in models] == [path.stem for path in CONFIGS]
     for model, path in zip(models, CONFIGS, strict=True):
-        schedule = load_config(path).train_cfg
+        schedule = loaded(path).train_cfg
         length = schedule.get('max_epochs', schedule.get('max_iters'))
         told = model['Metadata']
         assert told.get('Epochs', told.get('Iterations')) == length, path

@@ -59,11 +59,12 @@ def test_errors_of_writing_name_the_file_and_others_their_own(tmp_path):
 def test_what_a_killed_process_left_is_removed(tmp_path):
     for name in ('epoch_1.pth', '.bashrc', '.notes.partial'):
         (tmp_path / name).touch()
-    if not os.fork():
+    child = os.fork()
+    if not child:
         with writing(tmp_path / 'epoch_2.pth') as partial:
             partial.touch()
             os._exit(0)
-    os.wait()
+    os.waitpid(child, 0)  # not of any other test
     assert len(os.listdir(tmp_path)) == 4
     remove_partial(tmp_path, '.json')
     assert len(os.listdir(tmp_path)) == 4

@@ -8,10 +8,10 @@ import pytest
 import torch
 from exported import spread
 from mmengine.registry import MODELS, init_default_scope
+from running import loaded
 
 from res2net_mm.deploy import ExportError, export
 from res2net_mm.deploy.export import refusal
-from res2net_mm.engine.config import load_config
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((REPO / 'configs').glob('*.py'))
@@ -20,7 +20,7 @@ PAGE = (REPO / 'docs' / 'deploy.md').read_text()
 
 def small(path):
     """The model of a config with few blocks; heads and operators are as they are."""
-    cfg = load_config(path)
+    cfg = loaded(path)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     cfg.model.pop('pretrained', None)
     cfg.model.backbone.pop('init_cfg', None)
@@ -44,14 +44,15 @@ def test_every_config_is_in_the_table():
     """By its method: what none of the rows names cannot be exported."""
     rows = re.findall(r'^\| `(\w+)` \| ([^|]+) \|', PAGE, re.MULTILINE)
     methods = {name: reason.strip() for name, reason in rows}
+    built = architectures()
     for path in CONFIGS:
-        with torch.device('meta'):
-            model = MODELS.build(small(path).model)
         name = re.sub('^res2ne', 'classifier_res2ne', path.stem)
         row = next((m for m in methods if name.startswith(f'{m}_')), None)
         assert row is not None, path.stem
-        refused = refusal(model) is not None
-        assert methods[row] == ('refused' if refused else '.onnx, .xml'), path.stem
+        if path.stem in built:
+            with torch.device('meta'):
+                refused = refusal(MODELS.build(small(path).model)) is not None
+            assert methods[row] == ('refused' if refused else '.onnx, .xml'), path.stem
 
 
 @pytest.mark.slow

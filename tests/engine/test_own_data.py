@@ -19,6 +19,7 @@ from own_folders import (
     write_voc,
 )
 from PIL import Image
+from running import loaded
 
 from res2net_mm.data import check_data
 from res2net_mm.data.check.agreement import class_counts
@@ -206,7 +207,7 @@ def test_values_without_a_name(tmp_path):
 
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
 def test_every_head_gets_the_classes(path):
-    cfg = load_config(path)
+    cfg = loaded(path)
     if cfg.model.get('panoptic_fusion_head'):
         return
     if cfg.get('default_scope') == 'mmpose':

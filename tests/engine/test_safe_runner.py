@@ -98,7 +98,8 @@ def wait_to_kill(folder: Path, log: Path, draw: random.Random, in_write: bool) -
             return  # a busy machine can miss writes
 
 
-@pytest.mark.parametrize('kills', [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kills', [3, 20])
 def test_killed_runs_can_be_resumed(tools, config, tmp_path, kills):
     epochs = 3 * kills + 1
     options = ['--cfg-options', f'train_cfg.max_epochs={epochs}']
