@@ -25,10 +25,7 @@ def check_positive(argument: str, value: Any) -> None:
 def nearest(name: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The option most similar to ``name``, ignoring case and separators; None if none is close.
 
-    Args:
-        name: A word the user wrote.
-        options: The words that would have been right.
-        cutoff: Least similarity, from 0 (anything) to 1 (equal except for case and separators).
+    ``cutoff`` is the least similarity, from 0 to 1 (equal except for case and separators).
     """
     plain = {_plain(option): option for option in options}
     close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=cutoff)

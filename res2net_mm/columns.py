@@ -16,12 +16,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def side_by_side(lines: Sequence[str], rows: int = 20, width: int = 100) -> list[str]:
-    """The lines of a table, in several columns if there are many.
+    """The lines of a table, in columns within ``width`` characters if there are over ``rows``.
 
-    Args:
-        lines: The header, which each column repeats, and the rows.
-        rows: Tables with no more rows stay as they are.
-        width: Characters that all columns share.
+    Each column repeats the first line, the header.
     """
     header, *rest = lines
     if len(rest) <= rows:

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
+_NO_ROOM = re.compile('No space left|unexpected pos|failed writing')  # torch, on a full disk
+
 
 @contextmanager
 def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a file next to ``path`` to write to, and renames it to ``path`` after the block.
+    """Yields a file of the same suffix to write to, and renames it to ``path`` after the block.
 
     Its name is unique, so several processes may write the same ``path``. If the block ends with an
-    error or is interrupted, ``path`` is unchanged and nothing is left next to it.
+    error or is interrupted, ``path`` is unchanged and nothing is left next to it. If ``path`` is a
+    link, the file that it points to is written. An OSError names ``path``.
 
     Args:
-        path: File to write. If it is a link, the file that it points to is written.
+        path: File to write.
         durable: Flush the file to disk before renaming it, so that after a power failure there is
             either the old file or the new one.
-
-    Yields:
-        The file to write, with the same suffix as ``path``.
-
-    Raises:
-        OSError: It cannot be written; the message names ``path``.
     """
     target = Path(path).resolve()
     stem = os.fsencode(target.stem)[:200].decode(errors='ignore')  # names may have 255 bytes
@@ -45,15 +43,16 @@ def writing(path: str | Path, durable: bool = True) -> Iterator[Path]:
         if not ours:
             raise
         raise OSError(f'{path} could not be written: {error.strerror or error}') from error
+    except RuntimeError as error:
+        if not _NO_ROOM.search(str(error)):
+            raise
+        raise OSError(f'{path} could not be written: {error}') from error
     finally:
         partial.unlink(missing_ok=True)
 
 
 def remove_partial(folder: str | Path, suffix: str) -> None:
-    """Removes the files that killed processes left behind in :func:`writing`.
-
-    Nobody else may be writing files of this suffix in this folder.
-    """
+    """Removes what killed processes left in :func:`writing`; nobody may be writing such files."""
     for partial in Path(folder).glob(f'.*.????????.partial{suffix}'):
         partial.unlink(missing_ok=True)
 
@@ -73,27 +72,20 @@ def _sync(path: Path) -> None:
 
 
 def check_writable(path: str | Path, option: str, folder: bool = False) -> None:
-    """Checks before a long job that its result can be written; leaves nothing behind.
+    """Raises an OSError before a long job if its result could not be written; leaves nothing.
 
     Args:
         path: File to write, or folder for files. Its parent folders may be missing.
         option: The option that named it, for the error.
         folder: Whether it is a folder.
-
-    Raises:
-        OSError: Something else is there, or the folder cannot be written to or is full.
     """
     path = Path(path)
+    there = path if folder else path.parent
+    while not there.exists():
+        there = there.parent
     try:
-        if path.exists() and path.is_dir() != folder:
-            raise OSError(0, 'it is no folder' if folder else 'it is a folder: name a file')
-        if path.exists() and not folder and not path.is_file():
+        if not folder and path.exists() and not path.is_file():
             raise OSError(0, 'it is no regular file')
-        there = path if folder else path.parent
-        while not there.exists() and there != there.parent:
-            there = there.parent
-        if not there.is_dir():
-            raise OSError(0, f'{there} is no folder')
         with TemporaryFile(dir=there) as file:
             file.write(bytes(4096))
     except OSError as error:

@@ -8,37 +8,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine import registry as roots
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import OPTIM_WRAPPERS as ROOT_OPTIM_WRAPPERS
-from mmengine.registry import TRANSFORMS as ROOT_TRANSFORMS
-from mmengine.registry import WEIGHT_INITIALIZERS as ROOT_INITIALIZERS
 from mmengine.registry import Registry
 
 SCOPE = 'res2net_mm'
 
-MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['res2net_mm.backbones'])
-HOOKS = Registry(
-    'hook',
-    parent=ROOT_HOOKS,
-    scope=SCOPE,
-    locations=['res2net_mm.engine.hooks', 'res2net_mm.engine.watching'],
-)
-OPTIM_WRAPPERS = Registry(
-    'optim_wrapper',
-    parent=ROOT_OPTIM_WRAPPERS,
-    scope=SCOPE,
-    locations=['res2net_mm.engine.precision'],
-)
-TRANSFORMS = Registry(
-    'transform', parent=ROOT_TRANSFORMS, scope=SCOPE, locations=['res2net_mm.data.transforms']
-)
-WEIGHT_INITIALIZERS = Registry(
-    'weight initializer',
-    parent=ROOT_INITIALIZERS,
-    scope=SCOPE,
-    locations=['res2net_mm.weights.loading'],
-)
+
+def _child(parent: Registry, *modules: str) -> Registry:
+    """A registry of this package, whose modules are imported when a name is looked up."""
+    locations = [f'{SCOPE}.{module}' for module in modules]
+    return Registry(parent.name, parent=parent, scope=SCOPE, locations=locations)
+
+
+MODELS = _child(ROOT_MODELS, 'backbones')
+HOOKS = _child(roots.HOOKS, 'engine.hooks', 'engine.watching')
+OPTIM_WRAPPERS = _child(roots.OPTIM_WRAPPERS, 'engine.precision')
+TRANSFORMS = _child(roots.TRANSFORMS, 'data.transforms')
+WEIGHT_INITIALIZERS = _child(roots.WEIGHT_INITIALIZERS, 'weights.loading')
 
 
 def config_folders() -> list[Path]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from forking import Forks
 from mmengine.config import Config
 
 ORIGINALS = Path(sys.prefix, 'openmmlab')
@@ -31,6 +32,13 @@ def call(
         text=True,
         timeout=600,
     )
+
+
+def forked(server: Forks, tool: str, *args: object, log: Path) -> subprocess.CompletedProcess:
+    """The same as :func:`call` in a fork, without importing anew; stdout also has stderr."""
+    log.unlink(missing_ok=True)
+    status = server.call(tool, [str(arg) for arg in args], log)
+    return subprocess.CompletedProcess(args, status, log.read_text(), log.read_text())
 
 
 def run(*command: str) -> subprocess.CompletedProcess:

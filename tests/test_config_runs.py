@@ -17,8 +17,11 @@ from res2net_mm.engine.config import load_config, our_networks, walk_dicts
 from res2net_mm.engine.runner import build_runner, prepare_config
 
 REPO = Path(__file__).resolve().parents[1]
-# what differs from the same on Pascal VOC, of 50 layers, or in schedule, others of these show too
-LONG = re.compile('^(?!fcn_).*_(ade20k|cityscapes)|_r101|_2x|_20e')
+# what differs from another one only in data set, depth, schedule or weights
+LONG = re.compile(
+    '^(?!fcn_).*_(ade20k|cityscapes)|(?<!vfnet_r2n)101|_2x|_20e|_ssld|_r50_|_[rsx]50$'
+    '|^mask_rcnn_r2n50_dcn|^cascade|^(res2net50_(14w|26w|vd)|res2next50)'
+)
 CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * bool(LONG.search(path.stem)))
     for path in sorted((REPO / 'configs').glob('*.py'))

@@ -15,7 +15,7 @@ from references import randomise
 
 import res2net_mm  # noqa: F401  (before anything imports mmdet)
 from res2net_mm.data import make_shapes
-from res2net_mm.engine.arguments import add_fast_arguments
+from res2net_mm.engine.arguments import add_shared
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import FastHook, fast_options, run_test
@@ -262,7 +262,7 @@ def test_options(shapes, python, tiny_arguments, tmp_path):
 
 def test_options_of_the_tools():
     parser = argparse.ArgumentParser()
-    add_fast_arguments(parser)
+    add_shared(parser, '--fast', '--compile')
 
     def options(*words):
         return fast_options(parser.parse_args(words))

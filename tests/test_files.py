@@ -75,10 +75,10 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 @pytest.mark.parametrize(
     ('target', 'folder', 'part'),
     [
-        ('there', False, 'it is a folder'),
-        ('there/file', True, 'it is no folder'),
-        ('there/file/x/y.json', False, 'file is no folder'),
-        ('there/file/x', True, 'file is no folder'),
+        ('there', False, 'no regular file'),
+        ('there/file', True, 'Not a directory'),
+        ('there/file/x/y.json', False, 'Not a directory'),
+        ('there/file/x', True, 'Not a directory'),
         ('there/pipe', False, 'no regular file'),
     ],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_fast_arguments, add_shared, tool_parser
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 EXAMPLE = """example:
   python tools/infer.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out predicted/
@@ -28,7 +28,7 @@ def main() -> int:
         help='for pose estimators: persons that a detector found in the same images',
     )
     parser.add_argument('--device', help='such as cpu or cuda:1')
-    add_fast_arguments(parser)
+    add_shared(parser, '--fast', '--compile')
     add_shared(parser, '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
 

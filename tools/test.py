@@ -2,7 +2,7 @@
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_fast_arguments, add_shared, tool_parser
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument('--work-dir', help='folder for the log')
     parser.add_argument('--out', metavar='RESULTS.json', help='write COCO results')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth')
-    add_fast_arguments(parser)
+    add_shared(parser, '--fast', '--compile')
     add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
 

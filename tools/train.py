@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_shared, add_watch_arguments, tool_parser, use_device
+from res2net_mm.engine.arguments import add_shared, tool_parser, use_device
 
 EXAMPLE = """example:
   python tools/train.py configs/faster_rcnn_r2n50.py --work-dir work_dirs/r2n50
@@ -35,8 +35,7 @@ def main() -> None:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch'
     )
-    add_watch_arguments(parser)
-    add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
+    add_shared(parser, '--early-stop', '--log', '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
     use_device(args.device)
 

@@ -52,6 +52,27 @@ _SHARED = {
     '--batch': dict(type=int, metavar='N', help='images of a step and device; scales the lr'),
     '--size': dict(type=int, nargs=2, metavar=('W', 'H'), help='resize images to this, in px'),
     '--device': dict(help='such as cpu or cuda:1 (the first GPU, else the CPU)'),
+    '--early-stop': dict(
+        type=int, metavar='N', help='stop after N validations without a better main measure'
+    ),
+    '--log': dict(nargs='+', choices=BACKENDS, default=(), help='log there too'),
+    '--fast': dict(
+        nargs='?',
+        const='float32',
+        choices=['float32', 'bfloat16', 'float16'],
+        metavar='TYPE',
+        help='run a form of the model made for inference: predictions are equal in float32 '
+        '(default) and differ in bfloat16 or float16',
+    ),
+    '--compile': dict(
+        nargs='?',
+        const='default',
+        choices=['default', 'reduce-overhead', 'max-autotune'],
+        metavar='MODE',
+        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' uses CUDA "
+        'graphs. Each image size is compiled separately, up to 64; a larger '
+        'model.data_preprocessor.pad_size_divisor in --cfg-options leaves fewer sizes',
+    ),
 }
 
 
@@ -65,38 +86,12 @@ def tool_parser(description: str, examples: str) -> argparse.ArgumentParser:
 
 
 def add_shared(parser: argparse.ArgumentParser, *names: str, **changes: str) -> None:
-    """Adds arguments that several tools have.
+    """Adds arguments that several tools have, such as ``config`` or ``--data``.
 
-    Args:
-        parser: The tool's.
-        names: Of ``config``, ``checkpoint``, ``--launcher``, ``--data`` and so on.
-        changes: What differs in this tool, such as ``help``.
+    ``changes`` is what differs in this tool, such as ``help``.
     """
     for name in names:
         parser.add_argument(name, **{**_SHARED[name], **changes})
-
-
-def add_fast_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--fast`` and ``--compile``."""
-    parser.add_argument(
-        '--fast',
-        nargs='?',
-        const='float32',
-        choices=['float32', 'bfloat16', 'float16'],
-        metavar='TYPE',
-        help='run a form of the model made for inference: predictions are equal in float32 '
-        '(default) and differ in bfloat16 or float16',
-    )
-    parser.add_argument(
-        '--compile',
-        nargs='?',
-        const='default',
-        choices=['default', 'reduce-overhead', 'max-autotune'],
-        metavar='MODE',
-        help="with --fast on a GPU: torch.compile backbone and neck; 'reduce-overhead' uses CUDA "
-        'graphs. Each image size is compiled separately, up to 64; a larger '
-        'model.data_preprocessor.pad_size_divisor in --cfg-options leaves fewer sizes',
-    )
 
 
 def use_device(device: str | None) -> None:
@@ -110,27 +105,14 @@ def use_device(device: str | None) -> None:
     kind, _, number = device.partition(':')
     if kind not in ('cuda', 'cpu') or (number and not (kind == 'cuda' and number.isdecimal())):
         raise ValueError(f'--device must be cuda, cuda:N or cpu, but is {device!r}')
+    if kind == 'cpu':
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+        return
     if number:  # of those that are visible
         given = os.environ.get('CUDA_VISIBLE_DEVICES')
-        seen = given.split(',') if given is not None else {int(number): number}
-        if given is not None and int(number) >= len(seen):
-            raise ValueError(f'--device {device} is not there: CUDA_VISIBLE_DEVICES is {given!r}')
-        os.environ['CUDA_VISIBLE_DEVICES'] = seen[int(number)]
-    elif kind == 'cpu':
-        os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    if kind == 'cuda':
-        import torch
+        seen = {int(number): number} if given is None else dict(enumerate(given.split(',')))
+        os.environ['CUDA_VISIBLE_DEVICES'] = seen.get(int(number), '')
+    import torch
 
-        if not torch.cuda.is_available():
-            raise ValueError(f'--device {device} is not there: PyTorch sees no such CUDA device')
-
-
-def add_watch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--early-stop`` and ``--log``."""
-    parser.add_argument(
-        '--early-stop',
-        type=int,
-        metavar='N',
-        help='stop after N validations without a better main measure',
-    )
-    parser.add_argument('--log', nargs='+', choices=BACKENDS, default=(), help='log there too')
+    if not torch.cuda.is_available():
+        raise ValueError(f'--device {device} is not there: PyTorch sees no such CUDA device')

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
-import hashlib
-import pickle
 import re
 from itertools import count
 from pathlib import Path
@@ -13,10 +10,10 @@ from typing import Any
 import mmengine.hooks
 from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, save_checkpoint
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..evaluation import main_metric
-from ..files import remove_partial, write_text, writing
+from ..files import remove_partial, write_text
 from ..weights import CheckpointError, read_checkpoint
 from .errors import ToolError
 from .terminal import warn
@@ -30,19 +27,23 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     """mmengine's hook with its arguments, in an order that survives a kill and a full disk.
 
     mmengine removes outdated files and then saves. Here new files are complete before anything is
-    removed, and the note of the newest checkpoint is never half. A run that was killed between
-    saving and validating validates when it resumes, so it ends with the same best checkpoint as a
-    run that was not killed.
+    removed. A run that was killed between saving and validating validates when it resumes, so it
+    ends with the same best checkpoint as a run that was not killed.
     """
 
     _saved: int | None = None  # after how many iterations
 
     def before_train(self, runner: Runner) -> None:
+        hub = runner.message_hub
+        kept = hub.runtime_info.get('keep_ckpt_ids')
+        if kept and not all(type(step) is int for step in kept):  # parts of names to remove
+            hub.update_info('keep_ckpt_ids', [])
         super().before_train(runner)
-        if is_main_process() and _is_local(self.out_dir):
+        if is_main_process():
             remove_partial(self.out_dir, Path(self.filename_tmpl).suffix)
-        left = runner.message_hub.runtime_info.get(_OUTDATED)  # by a kill before the removal
+        left = hub.runtime_info.get(_OUTDATED)  # by a kill before the removal
         self.file_backend = _LateRemoval(self.file_backend, left if isinstance(left, list) else [])
+        hub.update_info(_OUTDATED, self.file_backend.outdated)
         self._remove_outdated()
         if self.save_best and runner.iter and self._lacks_validation(runner):
             runner.logger.info('validating the resumed checkpoint, which may not have been')
@@ -64,49 +65,23 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
             self._remove_outdated()
 
     def save_interrupted(self, runner: Runner, done: int) -> str:
-        """Saves a run after ``done`` iterations, within an epoch too, unless that was done.
-
-        Returns:
-            The checkpoint.
-        """
+        """Saves a run after ``done`` iterations unless that was done, and returns the file."""
         if self._saved == done:
             return self.last_ckpt
-        self._save(runner, INTERRUPTED, dict(epoch=runner.epoch, iter=done))
-        return self.file_backend.join_path(self.out_dir, INTERRUPTED)
+        meta = dict(epoch=runner.epoch, iter=done)
+        runner.save_checkpoint(
+            self.out_dir, INTERRUPTED, meta=meta, backend_args=self.backend_args, **self.args
+        )
+        path = self.file_backend.join_path(self.out_dir, INTERRUPTED)
+        if is_main_process():
+            write_text(Path(runner.work_dir, LAST), path)
+        return path
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
-        outdated = self.file_backend.outdated
-        if self.max_keep_ckpts > 0 and step not in list(self.keep_ckpt_ids)[-1:]:
-            if len(self.keep_ckpt_ids) == self.max_keep_ckpts:
-                oldest = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
-                outdated.append(self.file_backend.join_path(self.out_dir, oldest))
-            self.keep_ckpt_ids.append(step)
-            runner.message_hub.update_info('keep_ckpt_ids', list(self.keep_ckpt_ids))
-        name = self.filename_tmpl.format(step)
-        self.last_ckpt = self.file_backend.join_path(self.out_dir, name)
-        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
-        runner.message_hub.update_info(_OUTDATED, outdated)
-        self._save(runner, name, meta)
-        outdated.append(self.file_backend.join_path(self.out_dir, INTERRUPTED))
-        self._remove_outdated()
-
-    def _save(self, runner: Runner, name: str, meta: dict) -> None:
-        """Saves a checkpoint and then notes that it is the newest."""
-        runner.save_checkpoint(
-            self.out_dir,
-            name,
-            self.file_client_args,
-            save_optimizer=self.save_optimizer or name == INTERRUPTED,
-            save_param_scheduler=self.save_param_scheduler or name == INTERRUPTED,
-            meta=meta,
-            by_epoch=self.by_epoch,
-            backend_args=self.backend_args,
-            **self.args,
-        )
+        super()._save_checkpoint_with_step(runner, step, meta)
         self._saved = meta['iter']
-        if is_main_process():
-            path = self.file_backend.join_path(self.out_dir, name)
-            write_text(Path(runner.work_dir, LAST), path)
+        self.file_backend.remove(self.file_backend.join_path(self.out_dir, INTERRUPTED))
+        self._remove_outdated()
 
     @master_only
     def _remove_outdated(self) -> None:
@@ -114,13 +89,9 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         backend, outdated = self.file_backend.backend, self.file_backend.outdated
         numbered = r'\d+'.join(map(re.escape, re.split('{.*?}', self.filename_tmpl)))
         for path in {path for path in outdated if isinstance(path, str)} - self._current():
-            own = Path(path).parent == Path(self.out_dir)
-            if not own or not re.fullmatch(f'(best_.+_)?{numbered}|{INTERRUPTED}', Path(path).name):
-                continue
-            if backend.isfile(path):
+            named = re.fullmatch(f'(best_.+_)?{numbered}|{INTERRUPTED}', Path(path).name)
+            if named and Path(path).parent == Path(self.out_dir) and backend.isfile(path):
                 backend.remove(path)
-            elif backend.isdir(path):  # DeepSpeed's
-                backend.rmtree(path)
         outdated.clear()
 
     def _current(self) -> set[str | None]:
@@ -130,35 +101,17 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def _lacks_validation(self, runner: Runner) -> bool:
         """Whether a validation is due now that the resumed checkpoint has no result of."""
-        loop = runner.train_loop
-        done, end = runner.epoch, runner.max_epochs
-        if isinstance(loop, IterBasedTrainLoop):
-            done, end = runner.iter, runner.max_iters
-        elif not isinstance(loop, EpochBasedTrainLoop):
+        loop, done, end = runner.train_loop, runner.iter, runner.max_iters
+        if runner.val_loop is None or not hasattr(loop, 'val_interval'):
             return False
-        elif runner.iter != done * len(loop.dataloader):
-            return False  # within an epoch, the validation before it is done
-        if runner.val_loop is None or done < loop.val_begin:
-            return False
+        if isinstance(loop, EpochBasedTrainLoop):
+            if done != runner.epoch * len(loop.dataloader):
+                return False  # within an epoch, the validation before it is done
+            done, end = runner.epoch, runner.max_epochs
         new = self.filename_tmpl.format(runner.epoch if self.by_epoch else runner.iter)
         if any(str(path).endswith(f'_{new}') for path in self._current()):
             return False  # saved again after its validation
-        step = bisect.bisect(loop.dynamic_milestones, done + 1)  # as mmengine's loops do
-        return done % loop.dynamic_intervals[step - 1] == 0 or done == end
-
-    @master_only
-    def _publish_model(self, runner: Runner, ckpt_path: str) -> None:
-        if not _is_local(ckpt_path):
-            super()._publish_model(runner, ckpt_path)
-            return
-        checkpoint = read_checkpoint(ckpt_path)
-        checkpoint = {k: v for k, v in checkpoint.items() if k in self.published_keys}
-        digest = hashlib.sha256(pickle.dumps(checkpoint)).hexdigest()
-        final = Path(ckpt_path).with_suffix('')
-        final = final.with_name(f'{final.name}-{digest[:8]}.pth')
-        with writing(final) as partial:
-            save_checkpoint(checkpoint, str(partial))
-        runner.logger.info(f'The checkpoint ({ckpt_path}) is published to {final}.')
+        return done >= loop.val_begin and (done % loop.val_interval == 0 or done == end)
 
 
 class _LateRemoval:
@@ -169,8 +122,6 @@ class _LateRemoval:
 
     def remove(self, path: str) -> None:
         self.outdated.append(path)
-
-    rmtree = remove
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
@@ -192,19 +143,15 @@ def check_new_run(cfg: Config) -> None:
 def find_newest(cfg: Config, trust: bool = False) -> str | None:
     """The checkpoint to resume a run from: the noted one, or else the newest complete one.
 
-    None if the run has saved nothing yet.
-
-    Raises:
-        ToolError: There are checkpoints, but none is complete.
+    None if the run has saved nothing yet. Raises a ToolError if nothing that it saved is complete.
     """
-    work_dir = Path(cfg.work_dir)
+    folder = work_dir = Path(cfg.work_dir)
     note = work_dir / LAST
     noted = note.read_text(errors='replace').strip() if note.is_file() else ''
-    if not _is_local(noted):
+    if '://' in noted:
         return noted
-    folder = work_dir
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    if hook.get('out_dir') and _is_local(hook['out_dir']):
+    if hook.get('out_dir') and '://' not in str(hook['out_dir']):
         folder = Path(hook['out_dir'], work_dir.absolute().name)
     pattern = re.sub('{.*?}', '*', hook.get('filename_tmpl') or '{}.pth')
     files = [file for file in folder.glob(pattern) if not file.name.startswith(('best_', '.'))]
@@ -214,11 +161,10 @@ def find_newest(cfg: Config, trust: bool = False) -> str | None:
     broken = ''
     for file in [*named[:1], *files]:
         try:
-            checkpoint = read_checkpoint(file, trust=trust)
+            if 'message_hub' not in read_checkpoint(file, trust=trust):
+                continue  # published, or another program's
         except (CheckpointError, OSError) as error:
             broken = broken or str(error)
-            continue
-        if 'message_hub' not in checkpoint:  # published, or another program's
             continue
         if file not in named and is_main_process():
             why = f'names {noted!r}, which is not complete' if noted else 'names no checkpoint'
@@ -227,7 +173,3 @@ def find_newest(cfg: Config, trust: bool = False) -> str | None:
     if broken:
         raise ToolError(f'nothing in {folder} can be resumed: {broken}')
     return None
-
-
-def _is_local(path: str | Path) -> bool:
-    return '://' not in str(path)

@@ -18,7 +18,7 @@ from ..backbones.base import CONVENTION
 from ..checks import listed, nearest
 from ..data.check.agreement import class_counts
 from ..data.errors import DataError
-from ..data.sets.nodes import Node, find_nodes, type_name
+from ..data.sets.nodes import find_nodes, type_name
 from ..weights.classifier import name_as_classifier
 from .errors import ToolError
 from .loading import unwrapped
@@ -39,27 +39,18 @@ def label_order(names: Sequence[str], data: Sequence[str]) -> list[int] | None:
     """
     if list(names) == list(data):  # ImageNet has two classes named crane
         return list(range(len(data)))
-    order = []
-    for name in names:
-        same = name if name in data else nearest(name, data, cutoff=1)
-        if same is None:
-            return None
-        order.append(data.index(same))
-    return order if sorted(order) == list(range(len(data))) else None
+    same = [name if name in data else nearest(name, data, cutoff=1) for name in names]
+    order = [data.index(name) for name in same if name is not None]
+    return order if sorted(order) == list(range(len(data))) and None not in same else None
 
 
 class SameClassesHook(Hook):
     """Compares the classes of a checkpoint with those of the data that it is used on.
 
-    In a test, predictions of a checkpoint with the same classes in another order are mapped by
-    name. The config's ``checkpoint_classes`` overrides what the checkpoint says: a list of names,
-    ``'data'`` for the data set's own, ``'names'`` to trust the names in another program's file.
-
-    Args:
-        split: ``'train'``, ``'val'`` or ``'test'``.
-
-    Raises:
-        ToolError: Labels would stand for other classes.
+    Raises a ToolError if labels would stand for other classes; in a test, predictions of the same
+    classes in another order are mapped by name. The config's ``checkpoint_classes`` overrides what
+    the checkpoint says: a list of names, ``'data'`` for the data set's own, ``'names'`` to trust
+    the names in another program's file.
     """
 
     priority = 'VERY_HIGH'
@@ -71,14 +62,16 @@ class SameClassesHook(Hook):
         """Runs before the weights are loaded."""
         name_as_classifier(unwrapped(runner.model), checkpoint)
         data = class_names(getattr(runner, f'{self.split}_dataloader').dataset)
-        given = _given(runner.cfg)
-        if not data or given == 'data' or _labels_are_free(runner.cfg.get('model') or {}):
+        given, model = _given(runner.cfg), runner.cfg.get('model') or {}
+        # labels of proposals, or of names in a text, are not those of the training
+        free = 'language_model' in model or 'text_encoder' in model
+        if not data or given == 'data' or free or type_name(model).endswith('RPN'):
             return
         training = self.split == 'train'
-        resuming = training and bool(runner.cfg.get('resume'))
+        fine_tuning = training and not runner.cfg.get('resume')
         names = tuple(given if _is_list(given) else _meta_of(checkpoint.get('meta'))['classes'])
         if not names:
-            if resuming or not training:
+            if not fine_tuning:
                 warn(
                     'the checkpoint does not name its classes, so they are not compared and its '
                     f"labels count as the data set's, in order ({listed(data, 10)})"
@@ -87,15 +80,12 @@ class SameClassesHook(Hook):
         order = label_order(names, data)
         if order is None:
             differ = f"the checkpoint's classes are not the data set's ({_difference(names, data)})"
-            if resuming or not training:
+            if not fine_tuning:
                 raise ToolError(f'{differ}; give it data of its classes, or set {_HOW}')
             if len(names) == len(data):
                 warn(f'load_from: {differ}: the heads start from weights for other classes')
             return
-        if order == list(range(len(data))):
-            pairs = [f'{a!r} as {b!r}' for a, b in zip(names, data, strict=True) if a != b]
-            if pairs:
-                warn(f"the checkpoint's classes count as the data set's: {listed(pairs)}")
+        if order == sorted(order):
             return
         differ = (
             f"the checkpoint's classes ({listed(names, 10)}) are in another order than the data "
@@ -127,12 +117,12 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
     Takes the names from the checkpoint, else from the config, else from its type of data set, if
     there are as many as the heads have classes; else numbers. Warns if the sources disagree.
     """
-    count = _count_classes(cfg.get('model') or {})
-    given = _given(cfg)
-    sources = dict(checkpoint=_meta_of(meta)) if given != 'data' else {}
+    count, given = _count_classes(cfg.get('model') or {}), _given(cfg)
+    sources = dict(checkpoint=_meta_of(meta), config=_data_meta(dataset, cfg.get('default_scope')))
     if _is_list(given):
-        sources['checkpoint'].update(classes=given, palette=None)
-    sources['config'] = _data_meta(dataset, cfg.get('default_scope'))
+        sources['checkpoint'] = dict(classes=given)
+    elif given == 'data':
+        del sources['checkpoint']
     found = {}
     for name, source in sources.items():
         classes = tuple(source['classes'])
@@ -143,16 +133,16 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
     if not found:
         warn('neither checkpoint nor config names the classes: numbers stand for them')
         found['model'] = dict(classes=tuple(map(str, range(count or 1))))
-    chosen = next(iter(found.values()))
-    if any(source['classes'] != chosen['classes'] for source in found.values()):
+    chosen, *others = found.values()
+    classes, palette = chosen['classes'], chosen.get('palette')
+    if any(other['classes'] != classes for other in others):
         warn("the config's classes differ from the checkpoint's: the checkpoint's names are used")
-    elif 'config' in found and len(found) == 1:
+    elif [*found] == ['config']:
         warn("the checkpoint does not name the model's classes: the config's names are used")
-    palette = chosen.get('palette')
-    if palette is None or len(palette) != len(chosen['classes']):
-        colours = np.random.default_rng(0).integers(0, 256, (len(chosen['classes']), 3))
-        palette = [tuple(colour) for colour in colours.tolist()]
-    return dict(classes=chosen['classes'], palette=palette)
+    if palette is None or len(palette) != len(classes):
+        palette = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
+        palette = [tuple(colour) for colour in palette]
+    return dict(classes=classes, palette=palette)
 
 
 def class_names(dataset: Any) -> tuple[str, ...]:
@@ -161,12 +151,6 @@ def class_names(dataset: Any) -> tuple[str, ...]:
     metas = metas if _is_list(metas) else [metas]  # of mmdet's ConcatDataset
     found = {tuple(meta.get('classes') or ()) for meta in metas}
     return found.pop() if len(found) == 1 else ()
-
-
-def _labels_are_free(model: Mapping) -> bool:
-    """Whether labels are not those of the training: proposals, or names given in a text."""
-    texts = 'language_model' in model or 'text_encoder' in model
-    return texts or type_name(model).endswith('RPN')
 
 
 def _meta_of(meta: Any) -> dict[str, Any]:
@@ -182,7 +166,7 @@ def _meta_of(meta: Any) -> dict[str, Any]:
 
 def _data_meta(dataset: Mapping | None, scope: str | None) -> dict[str, Any]:
     if dataset:
-        node: Node = next(find_nodes(dataset, 'test_dataloader.dataset', scope))
+        node = next(find_nodes(dataset, 'test_dataloader.dataset', scope))
         with contextlib.suppress(DataError):
             meta = {**getattr(node.cls, 'METAINFO', {}), **(node.config.get('metainfo') or {})}
             return dict(meta, classes=node.classes())

@@ -29,14 +29,14 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
             the file wherever a path begins with it.
 
     Raises:
-        ToolError: The file does not exist or parse, names a base or an import that fails, or an
-            option does not fit.
+        ToolError: The file does not exist or parse, or an option does not fit.
     """
     path = _find(path)
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is Python: it can raise anything
-        error = _reason(error)
+        while isinstance(error, ImportError) and isinstance(error.__context__, ImportError):
+            error = error.__context__  # mmengine raises two others without its message
         line = f' line {error.lineno}' if isinstance(error, SyntaxError) else ''
         raise ToolError(
             f'config {path} does not parse:{line} {type(error).__name__}: {one_line(error)}'
@@ -54,20 +54,12 @@ def load_config(path: str | Path, options: dict[str, Any] | None = None) -> Conf
     return cfg
 
 
-def _reason(error: BaseException) -> BaseException:
-    """The first error of a failed import: mmengine raises two others without its message."""
-    inner = error.__cause__ or (not error.__suppress_context__ and error.__context__)
-    both = isinstance(error, ImportError) and isinstance(inner, ImportError)
-    return _reason(inner) if both else error
-
-
 def _import_scope(cfg: Config, path: Path) -> None:
     """Imports the package that a config's types are from, so that they are found by name."""
     scope = cfg.get('default_scope')
-    if scope not in _EXTRAS:
-        return
     try:
-        import_module(f'{scope}.registry')
+        if scope in _EXTRAS:
+            import_module(f'{scope}.registry')
     except ImportError as error:
         raise ToolError(
             f"config {path} needs {scope}: pip install 'res2net_mm[onedl,{_EXTRAS[scope]}]' "
@@ -111,18 +103,17 @@ def walk_dicts(node: Any) -> Iterator[dict]:
 
 def our_backbones(cfg: Config) -> list[ConfigDict]:
     """The Res2Net backbones of this package in a config's model."""
-    return [part for part in our_networks(cfg) if issubclass(_class_of(part), Backbone)]
+    return _parts(cfg, Backbone)
 
 
 def our_networks(cfg: Config) -> list[ConfigDict]:
     """The same plus single stages: everything that takes our pretrained weights."""
-    kinds = (Backbone, Res2NetStage)
-    return [part for part in walk_dicts(cfg.get('model')) if issubclass(_class_of(part), kinds)]
+    return _parts(cfg, Backbone, Res2NetStage)
 
 
 def timm_backbones(cfg: Mapping[str, Any]) -> list[ConfigDict]:
     """The networks of timm in a config's model."""
-    return [p for p in walk_dicts(cfg.get('model')) if issubclass(_class_of(p), TimmBackbone)]
+    return _parts(cfg, TimmBackbone)
 
 
 def drop_timm_weights(cfg: Mapping[str, Any]) -> None:
@@ -131,12 +122,16 @@ def drop_timm_weights(cfg: Mapping[str, Any]) -> None:
         part.pretrained = False
 
 
-def _class_of(part: dict) -> type:
-    kind = part.get('type')
-    if isinstance(kind, str):
-        scope, _, name = kind.partition('.')
-        kind = MODELS.module_dict.get(name) if scope == SCOPE else None
-    return kind if isinstance(kind, type) else object
+def _parts(cfg: Mapping[str, Any], *kinds: type) -> list[ConfigDict]:
+    """The parts of a config's model whose class is one of ``kinds`` or inherits from it."""
+    found = []
+    for part in walk_dicts(cfg.get('model')):
+        cls = part.get('type')
+        if isinstance(cls, str) and cls.startswith(f'{SCOPE}.'):
+            cls = MODELS.module_dict.get(cls.removeprefix(f'{SCOPE}.'))
+        if isinstance(cls, type) and issubclass(cls, kinds):
+            found.append(part)
+    return found
 
 
 def pretrained(part: ConfigDict) -> list[ConfigDict]:
@@ -150,13 +145,7 @@ def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
     return {split: loader for split, loader in found.items() if loader is not None}
 
 
-def images_per_step(cfg: Config, optimizer: str | None = None) -> int:
-    """Images in one step of an optimizer, over all processes and accumulated batches.
-
-    ``optimizer`` is its name, if the config has several.
-    """
-    wrapper = cfg.get('optim_wrapper') or {}
-    wrapper = wrapper if optimizer is None else wrapper.get(optimizer, {})
-    return (
-        cfg.train_dataloader.batch_size * get_world_size() * wrapper.get('accumulative_counts', 1)
-    )
+def images_per_step(cfg: Config) -> int:
+    """Images in one step of the optimizer, over all processes and accumulated batches."""
+    accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+    return cfg.train_dataloader.batch_size * get_world_size() * accumulated

@@ -11,8 +11,8 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from mmengine.logging import MMLogger
@@ -22,13 +22,11 @@ from ..weights import CheckpointError
 from .terminal import use_plain_streams
 
 _DEBUG = 'RES2NET_MM_DEBUG'
+_ENDING = ('SIGINT', 'SIGTERM', 'SIGHUP')  # Windows lacks the last
 _PACKAGE = Path(__file__).resolve().parents[1]
 # how Python reports an argument that a class does not take
 _WRONG_ARGUMENT = re.compile(r'unexpected keyword argument|missing \d+ required')
-# how a traceback joins an error and its cause
-_DIRECT_CAUSE = 'direct cause of the following exception'
-# how torch reports a full disk, and memory that runs out
-NO_ROOM = re.compile('out of memory|No space left|unexpected pos|failed writing|allocate memory')
+_NO_MEMORY = re.compile('out of memory|allocate memory')  # in torch's RuntimeErrors
 
 
 class ToolError(Exception):
@@ -37,37 +35,20 @@ class ToolError(Exception):
 
 USER_ERRORS = (ToolError, DataError, CheckpointError, OSError, ImportError, NotImplementedError)
 
-
-@dataclass
-class Deferral:
-    """Lets an interruption wait until a training step ends.
-
-    Attributes:
-        active: Whether interruptions wait.
-        signal: The signal that waits.
-    """
-
-    active: bool = False
-    signal: int | None = None
-
-
-deferral = Deferral()  # of this process, whose signals :func:`interruptions` receives
+# while active, a signal that :func:`interruptions` receives is only noted, until a step ends
+deferral = SimpleNamespace(active=False, signal=None)
 
 
 def is_mistake(error: BaseException) -> bool:
-    """Whether the user can mend an error. Anything else is a defect and needs its traceback.
-
-    A ValueError is a mistake only if this package raised it on purpose, as checks of arguments do;
-    a wrong argument in a config only if the call was not this package's own.
-    """
-    last = _origin(error)
+    """Whether the user can mend an error. Anything else is a defect and needs its traceback."""
+    frame = _origin(error)
     if isinstance(error, USER_ERRORS):
         return True
-    if isinstance(error, ValueError):
-        return _is_ours(last) and (last.line or '').startswith('raise ')
-    if isinstance(error, TypeError):
-        return bool(_WRONG_ARGUMENT.search(str(error))) and not _is_ours(last)
-    return isinstance(error, RuntimeError) and bool(NO_ROOM.search(one_line(error)))
+    if isinstance(error, ValueError):  # raised on purpose, as checks of arguments do
+        return _is_ours(frame) and (frame.line or '').startswith('raise ')
+    if isinstance(error, TypeError):  # a wrong argument in a config
+        return bool(_WRONG_ARGUMENT.search(str(error))) and not _is_ours(frame)
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
 
 
 @contextmanager
@@ -75,19 +56,17 @@ def building_config(part: str = 'config') -> Iterator[None]:
     """Turns what mmengine, mmdet and mmseg raise for a mistake in a config into a ToolError.
 
     They have no error type of their own for an unknown ``type``, a wrong argument or a missing key.
-    Also a decorator for functions that build what a config describes.
-
-    Args:
-        part: What is built, for the message.
+    Also a decorator for functions that build what a config describes, ``part``.
     """
     try:
         yield
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        if is_mistake(error) or _is_ours(_origin(error)):
+        frame = _origin(error)
+        if is_mistake(error) or _is_ours(frame):
             raise
-        text, origin = one_line(error), _origin(error)
-        if isinstance(error, AssertionError) and not error.args and origin:
-            text = f'it needs "{(origin.line or "").removeprefix("assert ")}"'
+        text = one_line(error)
+        if isinstance(error, AssertionError) and not error.args and frame:
+            text = f'it needs "{(frame.line or "").removeprefix("assert ")}"'
         raise ToolError(f'the {part} cannot be built: {text}') from error
 
 
@@ -106,11 +85,9 @@ def run_tool(main: Callable[[], int | None]) -> None:
     """Runs a tool's ``main`` and ends the process with its status.
 
     Any error ends with status 1 and one line on stderr. A defect also leaves its traceback in the
-    run's log file, or on stderr if there is none; a transform that failed leaves it only in the log
-    file. ``RES2NET_MM_DEBUG=1`` always prints it. Ctrl-C, SIGTERM and SIGHUP end with 128 + the
-    signal's number and one line, after unfinished files are removed; a second Ctrl-C ends at once.
-    Control characters are spelt out in everything printed, because names come from files and
-    servers.
+    run's log file, or on stderr if there is none; ``RES2NET_MM_DEBUG=1`` always prints it. Ctrl-C,
+    SIGTERM and SIGHUP end with 128 + the signal's number and one line, after unfinished files are
+    removed; a second Ctrl-C ends at once.
     """
     use_plain_streams()
     with interruptions() as received:
@@ -138,11 +115,7 @@ def interruptions() -> Iterator[list[int]]:
     """Makes SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, and records the signal.
 
     A signal that the process was started to ignore, as nohup does, stays ignored. Forked workers
-    leave Ctrl-C and SIGHUP to the process that started them. While :class:`Deferral` is active, the
-    signal is only noted.
-
-    Yields:
-        A list with the signal; empty until one comes.
+    leave Ctrl-C and SIGHUP to the process that started them. Yields a list that gets the signal.
     """
     owner, received = os.getpid(), []
 
@@ -173,8 +146,8 @@ def interruptions() -> Iterator[list[int]]:
             signal.signal(number, interrupt)
             threading.Timer(0.1, os.kill, (owner, number)).start()
 
-    names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, names)}
+    kinds = [getattr(signal, name) for name in _ENDING if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in kinds}
     before = {n: handler for n, handler in before.items() if handler not in (None, signal.SIG_IGN)}
     unraisable, sys.unraisablehook = sys.unraisablehook, again
     for number in before:
@@ -189,7 +162,8 @@ def interruptions() -> Iterator[list[int]]:
 
 def _report(error: Exception) -> int:
     line, known = one_line(error), is_mistake(error)
-    log = None if known and not _has_unknown_cause(error) else _log_traceback(error)
+    # a transform fails at bad data, or for a reason that may be a defect of ours
+    log = None if known and not isinstance(error, DataError) else _log_traceback(error)
     if os.environ.get(_DEBUG) or not (known or log):
         traceback.print_exception(error)
     if not known:
@@ -198,15 +172,6 @@ def _report(error: Exception) -> int:
         line += f' (the traceback is in {log}; {_DEBUG}=1 prints it here)'
     _say(f'error: {line}')
     return 1
-
-
-def _has_unknown_cause(error: Exception) -> bool:
-    """Whether a transform failed for a reason that may be a defect of ours rather than the data."""
-    if not isinstance(error, DataError):
-        return False
-    cause = error.__cause__
-    # a DataLoader worker only passes on the text of both
-    return _DIRECT_CAUSE in str(error) if cause is None else not is_mistake(cause)
 
 
 def _log_traceback(error: Exception) -> str | None:

@@ -8,7 +8,6 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -56,10 +55,7 @@ class InterruptHook(Hook):
         deferral.active = True
 
     def after_train_iter(self, runner: Runner, **_: Any) -> None:
-        wrapper = runner.optim_wrapper
-        several = isinstance(wrapper, OptimWrapperDict)
-        wrappers = wrapper.values() if several else [wrapper]
-        if all(part.should_update() for part in wrappers):  # no gradients are kept for later
+        if runner.optim_wrapper.should_update():  # no gradients are kept for later
             self._end(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, **_: Any) -> None:
@@ -71,8 +67,7 @@ class InterruptHook(Hook):
 
     def _end(self, runner: Runner, done: int) -> None:
         asked = torch.tensor(deferral.signal is not None, dtype=torch.int32)
-        if get_world_size() > 1:
-            all_reduce(asked, 'max')
+        all_reduce(asked, 'max')
         if not asked:
             return
         deferral.active = False
@@ -98,22 +93,17 @@ class FiniteLossHook(Hook):
     def after_train_iter(
         self, runner: Runner, data_batch: dict | None = None, outputs: dict | None = None, **_: Any
     ) -> None:
-        losses = {
-            name: float(torch.as_tensor(value).detach())
-            for name, value in (outputs or {}).items()
-            if 'loss' in name and torch.as_tensor(value).numel() == 1
-        }
-        broken = [f'{name} = {value}' for name, value in losses.items() if value - value != 0]
-        if not broken:
-            return
-        samples = (data_batch or {}).get('data_samples') or ()
-        images = [str(getattr(sample, 'img_path', '?')) for sample in samples]
-        raise ToolError(
-            f'{", ".join(broken)} in iteration {runner.iter + 1}, epoch {runner.epoch + 1}; images '
-            f'of the batch: {", ".join(images) or "unknown"}. Training stopped and the weights of '
-            'this step were not saved: look at the boxes of these images, or lower the learning '
-            'rate'
-        )
+        parts = {k: torch.as_tensor(v).detach() for k, v in (outputs or {}).items() if 'loss' in k}
+        broken = [f'{k} = {v:g}' for k, v in parts.items() if v.numel() == 1 and not v.isfinite()]
+        if broken:
+            samples = (data_batch or {}).get('data_samples') or ()
+            images = [str(getattr(sample, 'img_path', '?')) for sample in samples]
+            raise ToolError(
+                f'{", ".join(broken)} in iteration {runner.iter + 1}, epoch {runner.epoch + 1}; '
+                f'images of the batch: {", ".join(images) or "unknown"}. Training stopped before '
+                'it saved the weights: look at the boxes of these images, or lower the learning '
+                'rate'
+            )
 
 
 @HOOKS.register_module(force=True)
@@ -127,8 +117,7 @@ class FiniteWeightsHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
-        weights = unwrapped(runner.model).state_dict()
-        if broken := not_finite(weights, getattr(runner, 'constants', ())):
+        if broken := not_finite(unwrapped(runner.model).state_dict(), runner.constants):
             raise ToolError(
                 f'{say_not_finite(broken)} at epoch {runner.epoch}, iteration {runner.iter}: the '
                 'gradients of an earlier step were not finite, or the pretrained weights are not'
@@ -138,7 +127,7 @@ class FiniteWeightsHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         states = ('state_dict.', 'ema_state_dict.module.')
-        known = [f'{part}{name}' for part in states for name in getattr(runner, 'constants', ())]
+        known = [f'{part}{name}' for part in states for name in runner.constants]
         saved = ('state_dict', 'ema_state_dict', 'optimizer')
         if broken := not_finite({key: checkpoint.get(key) for key in saved}, known):
             raise ToolError(

@@ -33,10 +33,7 @@ def exact_fit(filename: str) -> Iterator[None]:
 
 
 def check_finite(values: Any, filename: str, constants: Collection[str] = ()) -> None:
-    """Raises CheckpointError if tensors of a checkpoint hold NaN or infinity.
-
-    ``constants`` names those that may, see :func:`res2net_mm.weights.constants`.
-    """
+    """Raises CheckpointError if tensors hold NaN or infinity, except the named ``constants``."""
     if broken := not_finite(values, constants):
         raise CheckpointError(f'checkpoint {filename}: {say_not_finite(broken)}')
 

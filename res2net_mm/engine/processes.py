@@ -28,11 +28,7 @@ LOCK = '.training'
 
 
 def start_processes(cfg: Config, launcher: str) -> None:
-    """Starts the process group, which the seed and the report need before there is a Runner.
-
-    Raises:
-        ToolError: The launcher does not fit the machine or the way the tool was started.
-    """
+    """Starts the process group, which the seed and the report need before there is a Runner."""
     cfg.launcher = launcher
     if launcher == 'none':
         return
@@ -49,23 +45,18 @@ def start_processes(cfg: Config, launcher: str) -> None:
 
 
 def on_first_rank(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Calls a function in the first process and returns its result in all processes.
-
-    Raises:
-        Exception: The function's own error, in the first process.
-        ToolError: In the other processes, with the same message.
-    """
-    error: Exception | None = None
-    shared: list[Any] = [None, None]  # result, message of the error
+    """Calls a function in the first process and returns its result, or raises, in all processes."""
+    result = failure = None
     if get_rank() == 0:
         try:
-            shared[0] = function(*args, **kwargs)
-        except Exception as caught:
-            error, shared[1] = caught, one_line(caught)
+            result = function(*args, **kwargs)
+        except Exception as error:
+            failure = error
+    shared = [result, failure and one_line(failure)]
     broadcast_object_list(shared)
-    if error is not None:
-        raise error
-    if shared[1] is not None:
+    if failure:
+        raise failure
+    if shared[1]:
         raise ToolError(f'stopped with the first process: {shared[1]}')
     return shared[0]
 
@@ -74,10 +65,8 @@ def on_first_rank(function: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 def hold_folder(folder: str | Path) -> Iterator[None]:
     """Keeps other training runs out of a work dir while the block runs; makes the folder.
 
-    The lock ends with the process, however that ends; workers that outlive it do not hold it.
-
-    Raises:
-        ToolError: Another process trains there; the message names it.
+    The lock ends with the process, however that ends; workers that outlive it do not hold it. If
+    another process trains there, a ToolError names it.
     """
     if fcntl is None:
         yield

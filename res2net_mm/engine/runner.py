@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from ..data.sets.nodes import type_name
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
 from ..ops.internals import onednn_computes
+from ..registry import MODELS
 from ..weights import DownloadError, locate, read_checkpoint
 from .checkpoints import find_newest
 from .config import dataloaders, drop_timm_weights, our_networks, pretrained, walk_dicts
 from .config_checks import check_model
-from .config_keys import arguments_of, check_arguments, classes_named
+from .config_keys import check_keys
 from .errors import ToolError, building_config
 from .pictures import use_our_pictures
 from .processes import start_processes
@@ -52,7 +53,8 @@ def prepare_config(
 ) -> Config:
     """A copy of a config with a tool's arguments and this package's safeguards in it.
 
-    Prints what the safeguards change, one line each.
+    Prints what the safeguards change, one line each. Raises a ToolError if an argument does not fit
+    the config or the machine, and FileNotFoundError if a checkpoint does not exist.
 
     Args:
         cfg: The config.
@@ -63,25 +65,27 @@ def prepare_config(
         resume: Checkpoint to resume from, or ``'auto'`` for the latest in the folder.
         from_scratch: Start from random weights: nothing pretrained, nothing frozen.
         trust: Read checkpoints with pickle.
-
-    Raises:
-        ToolError: An argument does not fit the config or the machine.
-        FileNotFoundError: A checkpoint does not exist.
     """
-    check_arguments(cfg)
+    check_keys(cfg)
     check_model(cfg)
     cfg = copy.deepcopy(cfg)
     name = Path(cfg.filename).stem if cfg.filename else 'run'
     cfg.work_dir = work_dir or cfg.get('work_dir') or str(Path('work_dirs', name))
     start_processes(cfg, launcher)
-    apply_precision(cfg, amp)
-    checkpoint = apply_resume(cfg, resume, trust)
-    apply_weights(cfg, from_scratch=from_scratch, resumed=checkpoint is not None, trust=trust)
-    apply_scaling(cfg, auto_scale_lr)
+    _set_precision(cfg, amp)
+    checkpoint = _choose_checkpoint(cfg, resume, trust)
+    _set_weights(cfg, from_scratch, resumed=checkpoint is not None, trust=trust)
+    if auto_scale_lr or (cfg.get('auto_scale_lr') or {}).get('enable'):
+        if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            raise ToolError(
+                '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch that '
+                'its learning rate is meant for; there is none'
+            )
+        cfg.auto_scale_lr.enable = True
     changes = add_safeguards(cfg)
     if changes and is_main_process():
         print('safeguards in the config:', *changes, sep='\n  ', flush=True)
-    settle_seed(cfg, checkpoint, trust)
+    _settle_seed(cfg, checkpoint, trust)
     return cfg
 
 
@@ -94,20 +98,12 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
         return Runner.from_cfg(cfg)
 
 
+@building_config('init_cfg')
 def check_weights(cfg: Config) -> None:
-    """Downloads the pretrained weights of a config's backbones before anything else is done.
-
-    Raises:
-        FileNotFoundError: A file does not exist.
-        ValueError: A name is unknown, or a download fails.
-        ToolError: ``init_cfg`` asks for pretrained weights without naming any.
-    """
-    for init_cfg in [cfg for part in our_networks(cfg) for cfg in pretrained(part)]:
-        source = init_cfg.get('checkpoint')
-        if not isinstance(source, str):
-            raise ToolError(f'init_cfg of type Pretrained needs a checkpoint, but has {source!r}')
+    """Downloads the pretrained weights of a config's backbones before anything else is done."""
+    for init_cfg in [init_cfg for part in our_networks(cfg) for init_cfg in pretrained(part)]:
         try:
-            path, _ = locate(source)
+            path, _ = locate(init_cfg['checkpoint'])
         except DownloadError as error:
             raise DownloadError(
                 f'{error}; or train without pretrained weights by --from-scratch'
@@ -116,16 +112,13 @@ def check_weights(cfg: Config) -> None:
             raise FileNotFoundError(f'init_cfg.checkpoint {path} of the config does not exist')
 
 
-def apply_precision(cfg: Config, amp: bool) -> None:
+def _set_precision(cfg: Config, amp: bool) -> None:
     """Puts the optimizer wrapper for mixed precision in, if the tool or the config asks for it."""
     wrapper = cfg.get('optim_wrapper')
-    asked = isinstance(wrapper, dict) and wrapper.get('type') == 'AmpOptimWrapper'
+    kind = wrapper.get('type', 'OptimWrapper') if isinstance(wrapper, dict) else None
     device = get_device()
-    if not amp and not (asked and device == 'cpu'):  # mmengine's wrapper fails on a CPU
+    if not amp and not (kind == 'AmpOptimWrapper' and device == 'cpu'):  # which fails on a CPU
         return
-    if not isinstance(wrapper, dict):
-        raise ToolError('--amp needs an optim_wrapper in the config, and there is none')
-    kind = wrapper.get('type', 'OptimWrapper')  # mmengine's default
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ToolError(f'--amp needs optim_wrapper.type OptimWrapper, but the config has {kind}')
     if device == 'cuda':
@@ -142,7 +135,7 @@ def apply_precision(cfg: Config, amp: bool) -> None:
         warn('mixed precision is slow here: this processor lacks instructions for bfloat16')
 
 
-def apply_resume(cfg: Config, resume: str | None, trust: bool) -> str | None:
+def _choose_checkpoint(cfg: Config, resume: str | None, trust: bool) -> str | None:
     """Decides which checkpoint the run resumes from, and returns it; None starts a new run."""
     given = cfg.get('load_from')
     if resume is None and given and '://' not in given and not Path(given).exists():
@@ -159,40 +152,31 @@ def apply_resume(cfg: Config, resume: str | None, trust: bool) -> str | None:
     return resume
 
 
-def apply_weights(cfg: Config, *, from_scratch: bool, resumed: bool, trust: bool) -> None:
+def _set_weights(cfg: Config, from_scratch: bool, resumed: bool, trust: bool) -> None:
     """Sets which weights the backbones start from."""
-    networks, model = our_networks(cfg), cfg.get('model') or {}
-    if from_scratch:
-        other = model.get('backbone')  # mmdet's or mmseg's own
-        if isinstance(other, dict) and other not in networks:
-            networks.append(other)
-        if model.get('pretrained'):
-            model.pretrained = None  # mmseg's older way
-    for part in networks:
-        if from_scratch:
-            kinds = classes_named(part.get('type'), cfg.get('default_scope'))
-            accepted = set(part).union(*map(arguments_of, kinds))
-            part.update({k: v for k, v in _FROM_SCRATCH.items() if k in accepted})
-        elif resumed and pretrained(part):
+    model = cfg.get('model') or {}
+    for part in our_networks(cfg):
+        if resumed and pretrained(part):
             part.init_cfg = None  # the checkpoint holds all weights
-        elif trust:
-            for init_cfg in pretrained(part):
-                init_cfg.trust = True
+        for init_cfg in pretrained(part) if trust else ():
+            init_cfg.trust = True
     if resumed:
         drop_timm_weights(cfg)
+    if from_scratch:
+        if model.get('pretrained'):
+            model.pretrained = None  # mmseg's older way
+        backbone = model.get('backbone')  # may be mmdet's or mmseg's own
+        for part in [*our_networks(cfg), *([backbone] if isinstance(backbone, dict) else [])]:
+            accepted = {*part, *_arguments(part.get('type'), cfg.get('default_scope'))}
+            part.update({k: v for k, v in _FROM_SCRATCH.items() if k in accepted})
 
 
-def apply_scaling(cfg: Config, auto_scale_lr: bool) -> None:
-    """Switches the scaling of the learning rate on, if the tool or the config asks for it."""
-    scaling = cfg.get('auto_scale_lr') or {}
-    if not (auto_scale_lr or scaling.get('enable')):
-        return
-    if not scaling.get('base_batch_size'):
-        raise ToolError(
-            '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch that '
-            'its learning rate is meant for; there is none'
-        )
-    cfg.auto_scale_lr.enable = True
+def _arguments(kind: Any, scope: str | None) -> set[str]:
+    """Names of the arguments of a network's class and of those that it inherits from."""
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        cls = registry.get(kind) if isinstance(kind, str) else kind
+    bases = cls.__mro__ if isinstance(cls, type) else ()
+    return {name for base in bases for name in inspect.signature(base.__init__).parameters}
 
 
 def add_safeguards(cfg: Config) -> list[str]:
@@ -201,10 +185,11 @@ def add_safeguards(cfg: Config) -> list[str]:
     Returns:
         What changed, one line each: the keys, the types that went and those that came.
     """
-    keys = [*(f'{split}_dataloader' for split in dataloaders(cfg)), 'val_evaluator',
-            'test_evaluator', 'default_hooks', 'custom_hooks']  # fmt: skip
+    splits = dataloaders(cfg)
+    keys = [*(f'{split}_dataloader' for split in splits), 'val_evaluator', 'test_evaluator',
+            'default_hooks', 'custom_hooks']  # fmt: skip
     before = {key: _types_in(cfg.get(key)) for key in keys}
-    for loader in dataloaders(cfg).values():
+    for loader in splits.values():
         if isinstance(loader.get('dataset'), dict):
             loader.dataset = harden_dataset(loader.dataset)
     for key in ('val_evaluator', 'test_evaluator'):
@@ -212,27 +197,30 @@ def add_safeguards(cfg: Config) -> list[str]:
             label = ignored_label(cfg.get('model'))
             cfg[key] = use_our_metrics(cfg[key], label, cfg.get('default_scope'))
     use_our_pictures(cfg)
-    hooks = list(cfg.get('custom_hooks') or ())
+    own_hooks = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if hook not in own_hooks]
     for hook in hooks:
         if 'switch_pipeline' in hook:
             hook.switch_pipeline = harden_pipeline(hook.switch_pipeline)
-    own_hooks = [dict(type=f'res2net_mm.{hook}') for hook in HOOKS]
-    cfg.custom_hooks = [hook for hook in hooks if hook not in own_hooks] + own_hooks
+    cfg.custom_hooks = hooks + own_hooks
     changes: dict[str, list[str]] = {}
     for key in keys:
         after = _types_in(cfg.get(key))
-        gone, new = sorted(before[key] - after), sorted(after - before[key])
+        gone, new = ', '.join(sorted(before[key] - after)), ', '.join(sorted(after - before[key]))
         if new:
-            line = f'{", ".join(gone)} -> {", ".join(new)}' if gone else f'+ {", ".join(new)}'
-            changes.setdefault(line, []).append(key)
+            changes.setdefault(f'{gone} -> {new}' if gone else f'+ {new}', []).append(key)
     lines = [f'{", ".join(keys)}: {line}' for line, keys in changes.items()]
-    if cfg.get('train_dataloader'):
+    if 'train' in splits:
         lines.append('train_dataloader: samples draw from seeds of their own (SeededSampler)')
         lines.append('default_hooks.checkpoint: CheckpointHook -> res2net_mm CheckpointHook')
     return lines
 
 
-def settle_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
+def _types_in(node: Any) -> set[str]:
+    return {type_name(part) for part in walk_dicts(node) if 'type' in part}
+
+
+def _settle_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
     """Fixes the seed before samplers and workers start; a resumed run keeps its checkpoint's."""
     randomness = dict(cfg.get('randomness') or dict(seed=None))
     if checkpoint is not None:
@@ -245,7 +233,3 @@ def settle_seed(cfg: Config, checkpoint: str | None, trust: bool) -> None:
     if randomness.get('seed') is None:
         randomness['seed'] = sync_random_seed()
     cfg.randomness = randomness
-
-
-def _types_in(node: Any) -> Counter[str]:
-    return Counter(type_name(part) for part in walk_dicts(node) if 'type' in part)

@@ -17,7 +17,7 @@ from mmengine.dist import get_rank, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIMIZERS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
@@ -30,11 +30,10 @@ from ..weights import constants, conventions_of, describe_partial_load, say_unkn
 from .checkpoints import CheckpointHook
 from .classes import SameClassesHook
 from .config import images_per_step
-from .errors import NO_ROOM, ToolError, building_config, deferral
+from .errors import ToolError, building_config, deferral
 from .hooks import InterruptHook
 from .loading import check_finite, exact_fit, unwrapped, warn_of_differences
 from .resuming import fit_checkpoint, run_facts
-from .safety import keep_files_of_others
 from .seeding import SeededDataset, SeededInfiniteSampler, SeededSampler
 from .terminal import plain_record, warn
 
@@ -43,7 +42,6 @@ _FILE_ONLY = re.compile(
     r'|"FileClient" will be|"HardDiskBackend" is the alias)'
 )
 _Base = mmengine.runner.Runner
-_BY_EPOCH = ('EpochBasedTrainLoop', 'mmengine.EpochBasedTrainLoop', EpochBasedTrainLoop)
 
 
 class EpochLoop(EpochBasedTrainLoop):
@@ -66,15 +64,10 @@ class EpochLoop(EpochBasedTrainLoop):
 
 
 class Runner(_Base):
-    """mmengine's Runner with seeds that survive resuming and checkpoints that are never half.
+    """mmengine's Runner with seeds that survive resuming and checkpoints that are never half."""
 
-    Attributes:
-        loads_exactly: Whether weights that are missing or left over are an error.
-        goes_on: Whether it resumes a run.
-    """
-
-    loads_exactly = False
-    goes_on = False
+    loads_exactly = False  # whether weights that are missing or left over are an error
+    goes_on = False  # whether it resumes a run
 
     # built when the run starts, so mistakes in these parts of the config show up only then
     build_val_loop = building_config('validation of the config')(_Base.build_val_loop)
@@ -104,12 +97,9 @@ class Runner(_Base):
         """Builds the optimizer; mmengine does not name an unknown one."""
         part = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
         kind = part.get('type') if isinstance(part, dict) else None
-        if isinstance(kind, str):
-            with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-                if registry.get(kind) is None:
-                    raise ToolError(
-                        f'the optim_wrapper cannot be built: there is no optimizer {kind!r}'
-                    )
+        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
+            if isinstance(kind, str) and registry.get(kind) is None:
+                raise ToolError(f'optim_wrapper.optimizer: there is no optimizer {kind!r}')
         return super().build_optim_wrapper(optim_wrapper)
 
     @building_config('training of the config')
@@ -121,15 +111,13 @@ class Runner(_Base):
             # all ranks need the same order, even if each has a seed of its own
             order = self.seed - get_rank() if differ else self.seed
             self._train_dataloader = seeded_loader(given, self.seed, order)
-        if isinstance(loop, dict) and 'type' not in loop and loop.get('by_epoch'):
-            loop = {key: value for key, value in loop.items() if key != 'by_epoch'}
-            loop['type'] = 'EpochBasedTrainLoop'
-        if isinstance(loop, dict) and loop.get('type') in _BY_EPOCH:
-            loop = {**loop, 'type': EpochLoop}
         try:
-            return super().build_train_loop(loop)
+            built = super().build_train_loop(loop)
         finally:
             self._train_dataloader = given  # mmengine reads the batch size from it
+        if type(built) is EpochBasedTrainLoop:
+            built.__class__ = EpochLoop
+        return built
 
     def train(self) -> nn.Module:
         """Trains; raises ToolError if weights have the data's classes in another order."""
@@ -161,12 +149,11 @@ class Runner(_Base):
         """Scales learning rates to the images of a step; mmengine ignores accumulated batches."""
         if not (auto_scale_lr or {}).get('enable'):
             return
-        several = isinstance(optim_wrapper, OptimWrapperDict)
-        for name, wrapper in optim_wrapper.items() if several else [(None, optim_wrapper)]:
-            batch = images_per_step(self.cfg, name)
-            for group in wrapper.param_groups:  # includes the one that mmengine logs as base_lr
-                group['lr'] *= batch / auto_scale_lr['base_batch_size']
+        factor = images_per_step(self.cfg) / auto_scale_lr['base_batch_size']
+        for group in optim_wrapper.param_groups:  # includes the one that mmengine logs as base_lr
+            group['lr'] *= factor
 
+    @building_config('resumed run')
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resumes from a checkpoint, which has to fit; see :mod:`.resuming`."""
         self.loads_exactly = self.goes_on = True
@@ -181,7 +168,6 @@ class Runner(_Base):
             checkpoint = super().load_checkpoint(filename, map_location, strict, **kwargs)
         model = unwrapped(self.model)
         check_finite(model.state_dict(), filename, self.constants)
-        keep_files_of_others(self, checkpoint)
         if self.goes_on:
             say_unknown_rules(model, checkpoint)
             parts = {key: checkpoint.get(key) for key in ('ema_state_dict', 'optimizer')}
@@ -207,26 +193,14 @@ class Runner(_Base):
 
     @master_only
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """Saves the whole file or nothing; ``meta`` holds the backbones' conventions.
-
-        Raises:
-            OSError: The file could not be written.
-            ToolError: The disk is full.
-        """
+        """Saves the whole file or nothing; ``meta`` holds the backbones' conventions."""
         conventions = {CONVENTION: conventions_of(self.model)}
         kwargs['meta'] = {**(kwargs.get('meta') or {}), **conventions, **run_facts(self)}
-        backends = (*args[:1], kwargs.get('file_client_args'), kwargs.get('backend_args'))
-        if '://' in str(out_dir) or any(backends):
+        if '://' in str(out_dir):
             super().save_checkpoint(out_dir, filename, *args, **kwargs)
             return
-        target = Path(out_dir, filename)
-        try:
-            with writing(target) as partial:
-                super().save_checkpoint(str(partial.parent), partial.name, *args, **kwargs)
-        except RuntimeError as error:
-            if not NO_ROOM.search(str(error)):
-                raise
-            raise ToolError(f'{target} could not be written: {error}') from error
+        with writing(Path(out_dir, filename)) as partial:
+            super().save_checkpoint(str(partial.parent), partial.name, *args, **kwargs)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """mmengine's logger; long dumps and mmengine's deprecations go only to the log file."""
@@ -241,10 +215,7 @@ class Runner(_Base):
 def seeded_loader(cfg: dict, seed: int, order: int) -> torch.utils.data.DataLoader:
     """A training loader from its config, whose samples carry their seeds.
 
-    Args:
-        cfg: The config; not changed.
-        seed: For the samples; each process may have its own.
-        order: Seed for the order, the same in all processes.
+    ``seed`` is for the samples, and each process may have its own; ``order`` is the same in all.
     """
     cfg = copy.deepcopy(cfg)
     dataset = DATASETS.build(cfg['dataset'])

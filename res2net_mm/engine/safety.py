@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,9 +11,8 @@ import yaml
 from mmengine import fileio
 from mmengine.config import Config
 from mmengine.fileio.handlers import file_handlers
-from mmengine.hooks import CheckpointHook
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner import CheckpointLoader
 
 from ..data.sets.nodes import type_name
 from ..weights import read_source
@@ -23,8 +21,6 @@ from ..weights.sources import HTTP, OPEN_MMLAB
 from ..weights.zoo import SCHEME
 from .config import walk_dicts
 from .errors import ToolError
-
-_PICKLES, _YAML = ['pkl', 'pickle'], ['yaml', 'yml']
 
 
 class _PlainPickles(fileio.PickleHandler):
@@ -55,18 +51,16 @@ def use_safe_loading(trust: bool = False) -> None:
         with fileio.get_local_path(filename) as path:
             return load(path, map_location)
 
-    pickles, yamls = (
-        (fileio.PickleHandler, fileio.YamlHandler) if trust else (_PlainPickles, _PlainYaml)
-    )
-    if type(file_handlers['pkl']) is not pickles:
+    handlers = (fileio.PickleHandler, fileio.YamlHandler) if trust else (_PlainPickles, _PlainYaml)
+    if type(file_handlers['pkl']) is not handlers[0]:
         how = 'may run code in' if trust else 'takes only weights and values from'
         print_log(f'mmengine {how} checkpoints, pickle and yaml files from now on', 'current')
     sources = ('', *HTTP, *OPEN_MMLAB, SCHEME)
     CheckpointLoader.register_scheme(prefixes=sources, loader=load, force=True)
     remote = [rf'(\S+\:)?{scheme}://' for scheme in ('s3', 'petrel')]  # as mmengine spells them
     CheckpointLoader.register_scheme(prefixes=remote, loader=load_remote, force=True)
-    fileio.register_handler(_PICKLES)(pickles)
-    fileio.register_handler(_YAML)(yamls)
+    fileio.register_handler(['pkl', 'pickle'])(handlers[0])
+    fileio.register_handler(['yaml', 'yml'])(handlers[1])
 
 
 def check_arrays(cfg: Config) -> None:
@@ -81,36 +75,10 @@ def check_arrays(cfg: Config) -> None:
         if type_name(part).endswith('OpenImagesChallengeDataset'):
             path = Path(part.get('data_root') or '', part.get('hierarchy_file') or '')
             try:
-                np.load(path, allow_pickle=False)
+                with suppress(OSError):  # the data set reports a missing file
+                    np.load(path, allow_pickle=False)
             except ValueError as error:
                 raise ToolError(
                     f'hierarchy_file {path} is no array of numbers, and reading it could run code; '
                     f'{trusting}'
                 ) from error
-            except OSError:  # the data set reports a missing file
-                continue
-
-
-def keep_files_of_others(runner: Runner, checkpoint: Mapping[str, Any]) -> None:
-    """Removes entries from a checkpoint that would make mmengine delete files of other runs.
-
-    A checkpoint names the best one so far, which mmengine deletes when there is a better one,
-    wherever the path leads.
-    """
-    hub = checkpoint.get('message_hub')
-    info = hub.get('runtime_info') if isinstance(hub, Mapping) else None
-    if not isinstance(info, dict):
-        return
-    folder = Path(runner.work_dir)
-    outs = (hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook))
-    own = {os.path.realpath(path) for path in (folder, *(Path(o, folder.name) for o in outs if o))}
-    for key, value in list(info.items()):
-        kept = True
-        if str(key).startswith('best_ckpt') and value is not None:
-            kept = isinstance(value, str) and os.path.realpath(os.path.dirname(value)) in own
-        elif key == 'keep_ckpt_ids':  # numbers in the names of checkpoints to delete
-            kept = isinstance(value, list) and all(type(step) is int for step in value)
-        if not kept:
-            del info[key]
-            if isinstance(hub.get('resumed_keys'), dict):
-                hub['resumed_keys'].pop(key, None)

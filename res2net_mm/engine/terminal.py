@@ -10,14 +10,12 @@ from typing import Any, TextIO
 
 from mmengine.logging import print_log
 
-# Control characters except tab and newline, and those that change the direction of text.
-_CONTROL = {
-    code: chr(code).encode('unicode_escape').decode()
-    for first, last in ((0, 8), (11, 12), (14, 31), (127, 159), (0x202A, 0x202E), (0x2066, 0x2069))
-    for code in range(first, last + 1)
-}
-_RETURN = re.compile(r'(?<!^)\r(?!\n)')  # at the start of a text it is a progress bar's
-_LEVEL = re.compile(r'(\x1b\[\d+m(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\x1b\[0m)')  # mmengine's
+# mmengine's coloured levels, which stay; control characters except tab, newline and the carriage
+# return of a progress bar; and the characters that change the direction of text
+_CONTROL = re.compile(
+    r'(\x1b\[\d+m(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)\x1b\[0m)'
+    r'|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|(?<!^)\r(?!\n)'
+)
 
 
 def warn(message: str) -> None:
@@ -27,7 +25,7 @@ def warn(message: str) -> None:
 
 def plain(text: str) -> str:
     """The text with control characters spelt out, for example as ``\\x1b``."""
-    return _RETURN.sub(r'\\r', text.translate(_CONTROL))
+    return _CONTROL.sub(lambda m: m[1] or m[0].encode('unicode_escape').decode(), text)
 
 
 def plain_record(record: logging.LogRecord) -> bool:
@@ -45,15 +43,13 @@ def use_plain_streams() -> None:
 
 
 class _Plain:
-    """A text stream that spells control characters out, except in mmengine's coloured levels."""
+    """A text stream that spells control characters out."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        parts = _LEVEL.split(text)  # levels at odd places
-        parts[::2] = map(plain, parts[::2])
-        self._stream.write(''.join(parts))
+        self._stream.write(plain(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

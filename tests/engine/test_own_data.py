@@ -27,7 +27,6 @@ from res2net_mm.data.errors import DataError
 from res2net_mm.engine.adapting import adapt
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.config_checks import check_model
-from res2net_mm.engine.config_keys import check_arguments
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.own_data import OwnData, set_classes
 from res2net_mm.engine.runner import build_runner, prepare_config
@@ -171,7 +170,6 @@ def test_masks_that_fit_stay_where_they_are(tmp_path):
     assert cfg.model.decode_head.num_classes == 3
     assert not any('reduce_zero_label' in step for step in dataset.pipeline)
     assert not (tmp_path / 'work/data/maps').exists()
-    check_arguments(cfg)
     check_model(cfg)
     assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
 

@@ -4,16 +4,13 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
-from forking import Forks, forks
+from forking import forks
 from mmengine.config import Config
 
 from res2net_mm.data import make_shapes
@@ -45,13 +42,6 @@ def config(tiny_options, tmp_path_factory) -> Path:
     return folder / 'tiny.py'
 
 
-@pytest.fixture(scope='module')
-def tools() -> Iterator[Forks]:
-    paths = [str(REPO), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
-    with forks(dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=os.pathsep.join(paths))) as server:
-        yield server
-
-
 def epochs_of(folder: Path) -> dict[int, Path]:
     found = {int(f.stem.partition('_')[2]): f for f in folder.glob('epoch_*.pth')}
     return dict(sorted(found.items()))
@@ -81,6 +71,14 @@ def assert_as_in(reference: Path, folder: Path) -> None:
 
 def partial_files(folder: Path) -> set[str]:
     return {f.name for f in os.scandir(folder) if '.partial' in f.name}
+
+
+def wait_for(step: str, log: Path) -> None:
+    """Waits until a run prints this step."""
+    end = time.monotonic() + 120
+    while step not in (log.read_text() if log.exists() else '').replace(' ', ''):
+        assert time.monotonic() < end
+        time.sleep(0.002)
 
 
 def wait_to_kill(folder: Path, log: Path, draw: random.Random, in_write: bool) -> None:
@@ -172,20 +170,26 @@ def test_signals_end_a_run_cleanly(tools, config, tmp_path, signals):
                 time.sleep(0.05)
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_goes_on_within_its_epoch(tools, config, tmp_path, number):
-    """Ends with the same bits, whatever the step and the workers."""
-    workers = ['train_dataloader.num_workers=2', 'train_dataloader.batch_size=2']  # 4 steps
-    whole, folder, log = tmp_path / 'whole', tmp_path / 'interrupted', tmp_path / 'log'
-    options = ['--cfg-options', *workers]
-    keep = 'default_hooks.checkpoint.max_keep_ckpts=-1'
-    arguments = [str(config), '--work-dir', str(whole), *options, keep]
+WORKERS = ['--cfg-options', 'train_dataloader.num_workers=2', 'train_dataloader.batch_size=2']
+
+
+@pytest.fixture(scope='module')
+def whole(tools, config, tmp_path_factory) -> Path:
+    """A run of 4 steps an epoch that was not interrupted, with all its checkpoints."""
+    folder = tmp_path_factory.mktemp('runs') / 'whole'
+    log, keep = folder.with_suffix('.log'), 'default_hooks.checkpoint.max_keep_ckpts=-1'
+    arguments = [str(config), '--work-dir', str(folder), *WORKERS, keep]
     assert tools.call('train', arguments, log) == 0, log.read_text()[-3000:]
-    log.write_text('')
-    pid = tools.start('train', [str(config), '--work-dir', str(folder), *options], log)
-    end = time.monotonic() + 120
-    while '[2][2/4]' not in log.read_text().replace(' ', '') and time.monotonic() < end:
-        time.sleep(0.002)
+    return folder
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_goes_on_within_its_epoch(tools, config, whole, tmp_path, number):
+    """Ends with the same bits, whatever the step and the workers."""
+    folder, log = tmp_path / 'interrupted', tmp_path / 'log'
+    arguments = [str(config), '--work-dir', str(folder), *WORKERS]
+    pid = tools.start('train', arguments, log)
+    wait_for('[2][2/4]', log)
     os.kill(pid, number)
     assert tools.wait() == 128 + number
     said = re.search(r'interrupted after (\d+) of 12 iterations: (\S+) holds', log.read_text())
@@ -195,19 +199,30 @@ def test_an_interrupted_run_goes_on_within_its_epoch(tools, config, tmp_path, nu
     if done % 4:
         assert file.name == 'interrupted.pth' and read_checkpoint(file)['meta']['iter'] == done
     log.write_text('')
-    arguments = [str(config), '--work-dir', str(folder), '--resume', *options]
-    assert tools.call('train', arguments, log) == 0, log.read_text()[-3000:]
+    assert tools.call('train', [*arguments[:3], '--resume', *WORKERS], log) == 0, log.read_text()
     assert 'validating the resumed' not in log.read_text() or done % 4 == 0
     assert_as_in(whole, folder)
     assert [*epochs_of(folder)] == [3] and not (folder / 'interrupted.pth').exists()
     assert {f.name for f in folder.glob('best_*')} == {f.name for f in whole.glob('best_*')}
     assert (folder / 'report.html').exists()
     log.write_text('')
-    assert tools.call('train', [str(config), '--work-dir', str(folder), *options], log) == 1
+    assert tools.call('train', arguments, log) == 1
     assert log.read_text().splitlines()[-1] == (
         f'error: work dir {folder} holds a run: go on with it by --resume, or start another one '
         f'with --work-dir {folder}_2'
     )
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch(tools, config, whole, tmp_path):
+    folder, log = tmp_path / 'killed', tmp_path / 'log'
+    arguments = [str(config), '--work-dir', str(folder), *WORKERS]
+    pid = tools.start('train', arguments, log)
+    wait_for('[2][2/4]', log)
+    os.killpg(pid, signal.SIGKILL)
+    assert tools.wait() == -signal.SIGKILL
+    assert tools.call('train', [*arguments[:3], '--resume', *WORKERS], log) == 0, log.read_text()
+    assert 'resumed epoch: 1' in log.read_text() and [*epochs_of(folder)] == [3]
+    assert_as_in(whole, folder)
 
 
 def test_weights_that_are_not_finite_are_nowhere_used(tools, config, tmp_path):
@@ -261,55 +276,33 @@ log_processor = dict(by_epoch=False)
 """
 
 
-def start_training(config, work_dir, arguments, env, *more):
-    command = [sys.executable, 'tools/train.py', str(config), '--work-dir', str(work_dir), *more]
-    return subprocess.Popen(
-        command + arguments,
-        env=env,
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process):
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, output[-3000:]
-    return output
-
-
-@pytest.mark.parametrize(
-    'stack', ['default', pytest.param('originals', marks=pytest.mark.slow)], indirect=True
-)
-@pytest.mark.parametrize('loop', ['epochs', pytest.param('iterations', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('stack', ['default', 'originals'], indirect=True)
+@pytest.mark.parametrize('loop', ['epochs', 'iterations'])
 def test_killed_and_resumed_run_equals_uninterrupted_run(stack, loop, tiny_arguments, tmp_path):
     config = CONFIG
-    arguments = [*tiny_arguments, 'train_dataloader.num_workers=2', 'randomness.seed=7']
+    options = [*tiny_arguments, 'train_dataloader.num_workers=2', 'randomness.seed=7']
     first, last, next_step = 'epoch_1', 'epoch_3', '[2][2/4]'
     if loop == 'iterations':
         config = tmp_path / 'iterations.py'
         config.write_text(ITERATIONS)
-        arguments = [a for a in arguments if 'max_epochs' not in a]
+        options = [a for a in options if 'max_epochs' not in a]
         first, last, next_step = 'iter_5', 'iter_12', 'Iter(train)[6/12]'
-    finish(start_training(config, tmp_path / 'whole', arguments, stack))
-
-    killed = start_training(config, tmp_path / 'killed', arguments, stack)
-    for line in killed.stdout:
-        if next_step in line.replace(' ', ''):
-            break
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    assert Path(tmp_path, 'killed', f'{first}.pth').exists()
-    assert not Path(tmp_path, 'killed', f'{last}.pth').exists()
-    before = read_checkpoint(tmp_path / 'killed' / f'{first}.pth')['state_dict']
-    output = finish(start_training(config, tmp_path / 'killed', arguments, stack, '--resume'))
-    assert 'resumed epoch' in output
-
-    whole = read_checkpoint(tmp_path / 'whole' / f'{last}.pth')
-    resumed = read_checkpoint(tmp_path / 'killed' / f'{last}.pth')
-    for key, value in whole['state_dict'].items():
-        assert torch.equal(value, resumed['state_dict'][key]), key
-    assert whole['param_schedulers'] == resumed['param_schedulers']
-    assert any(not v.equal(before[k]) for k, v in whole['state_dict'].items())
+    whole, killed, log = tmp_path / 'whole', tmp_path / 'killed', tmp_path / 'log'
+    with forks(stack) as tools:
+        arguments = [str(config), '--work-dir', str(whole), *options]
+        assert tools.call('train', arguments, log) == 0, log.read_text()[-3000:]
+        log.write_text('')
+        arguments[2] = str(killed)
+        pid = tools.start('train', arguments, log)
+        wait_for(next_step, log)
+        os.killpg(pid, signal.SIGKILL)
+        assert tools.wait() == -signal.SIGKILL
+        assert Path(killed, f'{first}.pth').exists() and not Path(killed, f'{last}.pth').exists()
+        before = read_checkpoint(killed / f'{first}.pth')['state_dict']
+        assert tools.call('train', [*arguments[:3], '--resume', *options], log) == 0
+    assert 'resumed epoch' in log.read_text()
+    expected, resumed = (read_checkpoint(folder / f'{last}.pth') for folder in (whole, killed))
+    assert equal(expected['state_dict'], resumed['state_dict'])
+    assert expected['param_schedulers'] == resumed['param_schedulers']
+    assert not equal(expected['state_dict'], before)
