@@ -123,6 +123,8 @@ class _LateRemoval:
     def remove(self, path: str) -> None:
         self.outdated.append(path)
 
+    rmtree = remove
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.backend, name)
 

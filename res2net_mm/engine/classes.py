@@ -29,6 +29,11 @@ _HOW = (
     f'--cfg-options {KEY}=data if label i is the same class in both, or {KEY} to the names of the '
     "checkpoint's labels in order"
 )
+_NAMED_BY = {
+    'checkpoint': "the config's classes differ from the checkpoint's, whose names are used",
+    'config': "the checkpoint does not name the model's classes: the config's names are used",
+    'model': "neither checkpoint nor config names the model's classes: numbers stand for them",
+}
 _PANOPTIC = 1000  # mmdet writes class + 1000 * instance into a panoptic map
 
 
@@ -123,22 +128,15 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
         sources['checkpoint'] = dict(classes=given)
     elif given == 'data':
         del sources['checkpoint']
-    found = {}
-    for name, source in sources.items():
-        classes = tuple(source['classes'])
-        if classes and count in (None, len(classes)):
-            found[name] = dict(source, classes=classes)
-        elif classes and not found:
-            warn(f'the {name} names {len(classes)} classes, but the model has {count}: not used')
-    if not found:
-        warn('neither checkpoint nor config names the classes: numbers stand for them')
-        found['model'] = dict(classes=tuple(map(str, range(count or 1))))
-    chosen, *others = found.values()
-    classes, palette = chosen['classes'], chosen.get('palette')
-    if any(other['classes'] != classes for other in others):
-        warn("the config's classes differ from the checkpoint's: the checkpoint's names are used")
-    elif [*found] == ['config']:
-        warn("the checkpoint does not name the model's classes: the config's names are used")
+    named = {
+        who: source
+        for who, source in sources.items()
+        if source['classes'] and count in (None, len(source['classes']))
+    } or {'model': dict(classes=[str(i) for i in range(count or 1)])}
+    who, chosen = next(iter(named.items()))
+    classes, palette = tuple(chosen['classes']), chosen.get('palette')
+    if who != 'checkpoint' or any(tuple(source['classes']) != classes for source in named.values()):
+        warn(_NAMED_BY[who])
     if palette is None or len(palette) != len(classes):
         palette = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
         palette = [tuple(colour) for colour in palette]

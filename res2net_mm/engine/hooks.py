@@ -119,8 +119,8 @@ class FiniteWeightsHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if broken := not_finite(unwrapped(runner.model).state_dict(), runner.constants):
             raise ToolError(
-                f'{say_not_finite(broken)} at epoch {runner.epoch}, iteration {runner.iter}: the '
-                'gradients of an earlier step were not finite, or the pretrained weights are not'
+                f'{say_not_finite(broken)} at iteration {runner.iter}: the gradients of an earlier '
+                'step were not finite, or the pretrained weights are not'
             )
 
     before_val_epoch = before_test_epoch = before_train
@@ -131,10 +131,9 @@ class FiniteWeightsHook(Hook):
         saved = ('state_dict', 'ema_state_dict', 'optimizer')
         if broken := not_finite({key: checkpoint.get(key) for key in saved}, known):
             raise ToolError(
-                f'{say_not_finite(broken)} after iteration {checkpoint["meta"].get("iter")}: the '
-                'gradients of a step were not finite. Training stopped and the checkpoint was not '
-                'saved: resume from an earlier one with a lower learning rate, or with '
-                'optim_wrapper.clip_grad'
+                f'{say_not_finite(broken)} after iteration {checkpoint["meta"].get("iter")}, so '
+                'the checkpoint is not saved: resume from an earlier one with a lower learning '
+                'rate, or with optim_wrapper.clip_grad'
             )
 
 

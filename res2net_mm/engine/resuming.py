@@ -56,11 +56,11 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
     if not all(isinstance(meta.get(key), int) for key in ('epoch', 'iter')):
         raise ToolError(f'{checkpoint} holds weights and no training to resume: {_ANEW}')
     saved = read_config_text(meta.get('cfg'))
-    unit = _unit(cfg)
-    if saved and _unit(saved) != unit:
+    unit, before = _unit(cfg), _unit(saved or cfg)
+    if before != unit:
         raise ToolError(
-            f'{checkpoint} was trained by {_unit(saved)}s and the config trains by {unit}s '
-            f'(train_cfg): {_ANEW}'
+            f'{checkpoint} was trained by {before}s and the config trains by {unit}s (train_cfg): '
+            f'{_ANEW}'
         )
     changed = _changes(cfg, saved)
     if kinds := changed.get('optim_wrapper.optimizer.type'):
@@ -73,7 +73,7 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
             f'{checkpoint} holds averaged weights of an EMAHook and the config has no such hook: '
             f'put it back, or {_ANEW}'
         )
-    lines = [f'{key}: {_short(old)} -> {_short(new)}' for key, (old, new) in changed.items()]
+    lines = [f'{key}: {old!s:.80} -> {new!s:.80}' for key, (old, new) in changed.items()]
     world = meta.get(FACTS, {}).get('world_size', get_world_size())
     if world != get_world_size():
         lines.append(f'processes: {world} -> {get_world_size()}')
@@ -104,9 +104,9 @@ def model_differences(cfg: Config, meta: Any, checkpoint: str) -> str | None:
         for c in (saved, cfg.to_dict())
     )
     found = [
-        f'{key}={_short(value[1])}, trained with {_short(value[0])}'
-        for key, value in _differences(old, new, 'model', _TRAINED_BY).items()
-        if not _BATCH_NORMS.issuperset(map(str, value))
+        f'{key}={now!s:.80}, trained with {before!s:.80}'
+        for key, (before, now) in _differences(old, new, 'model', _TRAINED_BY).items()
+        if not {str(before), str(now)} <= _BATCH_NORMS
     ]
     if not found:
         return None
@@ -209,11 +209,6 @@ def _averages(cfg: Mapping[str, Any]) -> bool:
 def _unit(cfg: Mapping[str, Any]) -> str:
     """The unit of a run's length, as ``meta`` calls it."""
     return 'iter' if 'max_iters' in (cfg.get('train_cfg') or {}) else 'epoch'
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f'{text[:77]}...'
 
 
 def _set_place(runner: Runner, meta: dict[str, Any]) -> bool:

@@ -223,8 +223,6 @@ def test_wrong_configs_are_one_line(config, tmp_path):
         prepare(**{'model.head.in_channels': 7})
     with pytest.raises(ToolError, match=r'val_evaluator.0.topk is \(1, 5\), but .* 3 classes'):
         prepare(**{'val_evaluator.0.topk': (1, 5)})
-    with pytest.raises(ToolError, match='nothing reads model.head.num_clases'):
-        prepare(**{'model.head.num_clases': 3})
     with pytest.raises(
         DataError, match=r'num_classes=4, but .* has 3 classes \(blue, green, red\)'
     ):

@@ -72,7 +72,7 @@ def test_safeguards_are_named_one_line_each():
         ({'model.backbone.type': 'Res3Net'}, 'Res3Net'),
         ({'model.backbone.depth': 51}, 'depth'),
         ({'model.neck.num_outs': 'five'}, 'the config cannot be built: .*str'),
-        ({'train_dataloader.batchsize': 2}, 'cannot be built: .*batchsize'),
+        ({'train_dataloader.batchsize': 2}, "unexpected keyword argument 'batchsize'"),
         ({'train_dataloader.sampler.type': 'NoSampler'}, 'NoSampler'),
         (
             {'optim_wrapper.optimizer.type': 'Adan'},

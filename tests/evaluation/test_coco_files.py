@@ -113,7 +113,8 @@ def test_what_is_odd_about_the_files_is_said(written, monkeypatch, capsys):
 
 def test_where_figures_cannot_be_written_is_said_first(written, monkeypatch, capsys):
     arguments = (written / 'bbox.json', written / 'truth.json', '--json')
-    for target, part in ((written, 'is a folder'), (written / 'bbox.json' / 'x', 'is no folder')):
+    below = written / 'bbox.json' / 'x'
+    for target, part in ((written, 'no regular file'), (below, 'Not a directory')):
         status, text, error = call(monkeypatch, capsys, 'eval_results', *arguments, target)
         assert status == 1 and not text and str(target) in error and part in error
 
