@@ -237,7 +237,7 @@ def test_weights_that_are_not_finite_are_nowhere_used(tools, config, tmp_path):
     # one step: its loss is finite, the squares of its gradients are not
     much = ['model.roi_head.bbox_head.loss_cls.loss_weight=1e37', 'optim_wrapper.clip_grad=None']
     status, line = call('train', config, '--work-dir', folder, *one, *much)
-    assert status == 1 and re.match('error: .* after iteration 1: .*not saved', line), line
+    assert status == 1 and re.match('error: .* after iteration 1.*not saved', line), line
     assert not list(folder.glob('*.pth'))
 
     assert call('train', config, '--work-dir', folder, *one)[0] == 0
