@@ -21,7 +21,6 @@ sys.path.insert(0, str(REPO))
 sys.path.append(str(REPO / 'tools'))  # last: it has names such as `test` and `train`
 
 import mmengine.config.utils  # noqa: E402
-from forking import Forks, forks  # noqa: E402
 from running import ORIGINALS, as_arguments  # noqa: E402
 
 import res2net_mm  # noqa: E402, F401
@@ -97,13 +96,6 @@ def run_python(*args: str, env: dict[str, str], **kwargs) -> subprocess.Complete
         timeout=600,
         **kwargs,
     )
-
-
-@pytest.fixture(scope='session')
-def tools() -> Iterator[Forks]:
-    """Runs tools in forks, which saves their imports."""
-    with forks(dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))) as server:
-        yield server
 
 
 @pytest.fixture

@@ -28,17 +28,18 @@ class Forks:
     def __init__(self, server: subprocess.Popen) -> None:
         self.server = server
 
-    def start(self, tool: str, arguments: list[str], log: Path) -> int:
-        """Starts a tool whose output goes to a file; its process id."""
-        print(json.dumps([tool, arguments, str(log)]), file=self.server.stdin, flush=True)
+    def start(self, tool: str, arguments: list[str], log: Path, errors: Path | None = None) -> int:
+        """Starts a tool whose output goes to one file or two; its process id."""
+        request = [tool, arguments, str(log), str(errors or log)]
+        print(json.dumps(request), file=self.server.stdin, flush=True)
         return int(self.server.stdout.readline())
 
     def wait(self) -> int:
         """Waits for the tool; its status, which is negative after a signal."""
         return int(self.server.stdout.readline())
 
-    def call(self, tool: str, arguments: list[str], log: Path) -> int:
-        self.start(tool, arguments, log)
+    def call(self, tool: str, arguments: list[str], log: Path, errors: Path | None = None) -> int:
+        self.start(tool, arguments, log, errors)
         return self.wait()
 
 
@@ -66,12 +67,12 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
 
 
-def _run(tool: str, arguments: list[str], log: str) -> None:
+def _run(tool: str, arguments: list[str], *outputs: str) -> None:
     os.setsid()
     sys.path.insert(0, str(REPO / 'tools'))
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for descriptor, target in (os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2):
-        os.dup2(descriptor, target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for target, file in enumerate(outputs, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), target)
     sys.argv = [tool, *arguments]
     runpy.run_path(str(REPO / 'tools' / f'{tool}.py'), run_name='__main__')
     sys.exit()

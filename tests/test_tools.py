@@ -4,15 +4,13 @@ import json
 import shutil
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-import running
 import torch
-from running import ENV, REPO, as_arguments, forked
+from running import ENV, REPO, as_arguments, call
 
 from res2net_mm.ops.memory import can_keep_memory
 
@@ -29,13 +27,7 @@ def error_of(run):
 
 
 @pytest.fixture(scope='module')
-def call(tools, tmp_path_factory):
-    """Runs a tool in a fork; its status and its output."""
-    return partial(forked, tools, log=tmp_path_factory.mktemp('logs') / 'log')
-
-
-@pytest.fixture(scope='module')
-def trained(call, tiny_arguments, tmp_path_factory):
+def trained(tiny_arguments, tmp_path_factory):
     """Work dir of a short run."""
     work_dir = tmp_path_factory.mktemp('runs') / 'tiny'
     run = call('train', CONFIG, '--work-dir', work_dir, *tiny_arguments, 'train_cfg.max_epochs=1')
@@ -59,7 +51,7 @@ def test_training_says_what_it_does(trained):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='for machines without a GPU')
-def test_mixed_precision_on_a_cpu(call, trained, tiny_arguments, tmp_path):
+def test_mixed_precision_on_a_cpu(trained, tiny_arguments, tmp_path):
     arguments = ['--amp', *tiny_arguments, 'train_cfg.max_epochs=1']
     run = call('train', CONFIG, '--work-dir', tmp_path, *arguments)
     assert run.returncode == 0, run.stderr[-3000:]
@@ -73,7 +65,7 @@ def test_mixed_precision_on_a_cpu(call, trained, tiny_arguments, tmp_path):
     assert 0 < min(errors) and max(errors) < 1e-2
 
 
-def test_measuring(call, trained, tiny_arguments, tmp_path):
+def test_measuring(trained, tiny_arguments, tmp_path):
     out = tmp_path / 'new' / 'results.json'
     arguments = (CONFIG, trained / 'epoch_1.pth', '--work-dir', tmp_path / 'w', '--out', out)
     # an untrained detector is sure of nothing: keep what it says all the same
@@ -101,7 +93,7 @@ def test_measuring(call, trained, tiny_arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_averaged_weights_and_batches_by_shape(call, tiny_arguments, tmp_path):
+def test_averaged_weights_and_batches_by_shape(tiny_arguments, tmp_path):
     """EMAHook reads checkpoints in its own way; AspectRatioBatchSampler asks the data set."""
     config = tmp_path / 'ema.py'
     config.write_text(
@@ -119,7 +111,7 @@ def test_averaged_weights_and_batches_by_shape(call, tiny_arguments, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
 
 
-def test_predicting(call, trained, tiny_arguments, shapes, tmp_path):
+def test_predicting(trained, tiny_arguments, shapes, tmp_path):
     folder = tmp_path / 'photos'
     (folder / 'deep').mkdir(parents=True)
     images = sorted((shapes / 'val').glob('*.jpg'))
@@ -148,7 +140,7 @@ def test_predicting(call, trained, tiny_arguments, shapes, tmp_path):
     assert not [f for f in out.rglob('.*')]
 
 
-def test_wrong_paths(call, tmp_path, trained, shapes, tiny_arguments):
+def test_wrong_paths(tmp_path, trained, shapes, tiny_arguments):
     assert 'did you mean' in error_of(call('train', 'configs/faster_rcnn_r2n14_shape.py'))
     assert 'nothing.pth does not exist' in error_of(
         call('test', CONFIG, tmp_path / 'nothing.pth', '--work-dir', tmp_path, *tiny_arguments)
@@ -158,14 +150,14 @@ def test_wrong_paths(call, tmp_path, trained, shapes, tiny_arguments):
     )
     front_door = ('configs/faster_rcnn_r2n50.py', '--work-dir', tmp_path / 'w')
     unreachable = dict(ENV, https_proxy='http://127.0.0.1:9', RES2NET_MM_CACHE=str(tmp_path / 'c'))
-    line = error_of(running.call('train', *front_door, env=unreachable))
+    line = error_of(call('train', *front_door, env=unreachable))
     assert 'RES2NET_MM_MIRROR' in line and '--from-scratch' in line
     line = error_of(call('train', *front_door, '--from-scratch'))
     assert 'instances_train2017.json' in line and 'train_dataloader' in line
     assert not (tmp_path / 'w').exists()
 
 
-def test_checkpoint_of_another_model_is_refused(call, trained, shapes, tiny_arguments, tmp_path):
+def test_checkpoint_of_another_model_is_refused(trained, shapes, tiny_arguments, tmp_path):
     other = [a for a in tiny_arguments if 'fc_out_channels' not in a]
     line = error_of(
         call('infer', CONFIG, trained / 'epoch_1.pth', shapes / 'val', '--out', tmp_path, *other)
@@ -175,7 +167,7 @@ def test_checkpoint_of_another_model_is_refused(call, trained, shapes, tiny_argu
 
 
 @pytest.mark.parametrize('workers', [0, 1])
-def test_cut_image_in_training_is_named(call, shapes, tiny_arguments, tmp_path, workers):
+def test_cut_image_in_training_is_named(shapes, tiny_arguments, tmp_path, workers):
     broken = tmp_path / 'set'
     shutil.copytree(shapes, broken)
     image = sorted((broken / 'train').glob('*.jpg'))[3]
@@ -189,13 +181,13 @@ def test_cut_image_in_training_is_named(call, shapes, tiny_arguments, tmp_path, 
     assert image.name in error_of(run)
 
 
-def test_classes_that_do_not_match(call, shapes, tiny_arguments, tmp_path):
+def test_classes_that_do_not_match(shapes, tiny_arguments, tmp_path):
     names = "train_dataloader.dataset.metainfo.classes=('disc','sqare','triangle','star')"
     line = error_of(call('train', CONFIG, '--work-dir', tmp_path / 'w', *tiny_arguments, names))
     assert 'sqare' in line and 'square' in line
 
 
-def test_annotation_file_without_a_usable_box(call, shapes, tiny_arguments, tmp_path):
+def test_annotation_file_without_a_usable_box(shapes, tiny_arguments, tmp_path):
     annotations = json.loads((shapes / 'annotations' / 'instances_train.json').read_text())
     for annotation in annotations['annotations']:
         annotation['bbox'][2] = 0
@@ -242,7 +234,7 @@ def test_two_processes(tiny_arguments, tmp_path):
     torchrun = ('-m', 'torch.distributed.run', '--nproc_per_node', '2', '--master_port', '29611')
     options = [*tiny_arguments, 'train_dataloader.batch_size=2', 'train_cfg.max_epochs=1']
     arguments = (CONFIG, '--launcher', 'pytorch', '--work-dir', tmp_path, *options)
-    run = running.call('train', *arguments, prefix=torchrun)
+    run = call('train', *arguments, prefix=torchrun)
     assert run.returncode == 0, run.stderr[-3000:]
     assert 'batch: 4 images a step (2 x 2 processes)' in run.stdout
     assert torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['meta']['iter'] == 4

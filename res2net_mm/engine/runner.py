@@ -31,13 +31,7 @@ from .safety import check_arrays, use_safe_loading
 from .terminal import warn
 
 _FROM_SCRATCH = dict(init_cfg=None, pretrained=None, frozen_stages=-1, norm_eval=False)
-HOOKS = (
-    'StepSeedHook',
-    'FiniteLossHook',
-    'FiniteWeightsHook',
-    'FrozenNormHook',
-    'Float32BoxHook',
-)
+HOOKS = ('StepSeedHook', 'FiniteLossHook', 'FiniteWeightsHook', 'FrozenNormHook', 'Float32BoxHook')
 
 
 def prepare_config(

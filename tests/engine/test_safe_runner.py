@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from forking import forks
+from forking import Forks, forks
 from mmengine.config import Config
+from running import server
 
 from res2net_mm.data import make_shapes
 from res2net_mm.engine.checkpoints import find_newest
@@ -40,6 +41,11 @@ def config(tiny_options, tmp_path_factory) -> Path:
     cfg.train_cfg.val_begin = 1
     cfg.dump(folder / 'tiny.py')
     return folder / 'tiny.py'
+
+
+@pytest.fixture(scope='module')
+def tools() -> Forks:
+    return server()
 
 
 def epochs_of(folder: Path) -> dict[int, Path]:
