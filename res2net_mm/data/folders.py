@@ -68,8 +68,8 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
     """Finds out what a folder of annotated images is.
 
     Args:
-        path: The folder, a YOLO export's yaml, or a yaml that names the parts: ``format`` (a key
-            of :data:`FORMATS`), ``classes``, and for ``train``, ``val`` and ``test`` ``images``
+        path: The folder, a YOLO export's yaml, or a yaml that names the parts: ``format`` (coco,
+            voc, labelme, masks), ``classes``, and for ``train``, ``val`` and ``test`` ``images``
             (a folder) with ``annotations`` (a folder, or COCO's json), relative to the yaml.
         task: A key of :data:`FORMATS`.
         form: The format, if the folder has more than one.
@@ -283,26 +283,19 @@ def _read_parts(file: Path) -> Folder:
             raise DataError('it names no data', str(file), 'write train, val and names')
         return _yolo_yaml(file, content)
     kind, classes = content['format'], content.get('classes') or ()
-    if kind not in _TITLES or kind == 'folders':
-        remedy = 'write coco, voc, yolo, labelme or masks'
+    if kind not in ('coco', 'voc', 'labelme', 'masks'):
+        remedy = 'write coco, voc, labelme or masks'
         raise DataError(f'format: {kind!r} is unknown', str(file), remedy)
     folder = Folder(base, kind, classes=tuple(map(str, classes)))
-    for key in ('train', 'val', 'test'):
-        if key not in content:
-            continue
+    for key in [key for key in ('train', 'val', 'test') if key in content]:
         try:
             images, labels = (base / content[key][part] for part in ('images', 'annotations'))
         except (TypeError, KeyError) as error:
             raise DataError(f'{key} needs images and annotations', str(file)) from error
-        for place in (images, labels):
-            if not place.exists():
-                raise DataError(f'{key}: there is no {place}', str(file), 'correct it')
+        if missing := [place for place in (images, labels) if not place.exists()]:
+            raise DataError(f'{key}: there is no {missing[0]}', str(file), 'correct it')
         if kind == 'coco':
             folder.splits[key] = [(images, labels)]
-        elif kind == 'yolo':
-            names = [image.relative_to(images).with_suffix('.txt') for image in image_files(images)]
-            pairs = zip(image_files(images), (labels / name for name in names), strict=True)
-            folder.splits[key] = [*pairs]
         else:
             _pair(folder, images, labels, key)
     if not folder.splits:
