@@ -29,7 +29,7 @@ FORMATS = {
     'classes': {'folders': 'class folders'},
 }
 ALL = 'all'  # images that the folder does not split
-_TITLES = {kind: title for kinds in FORMATS.values() for kind, title in kinds.items()}
+TITLES = {kind: title for kinds in FORMATS.values() for kind, title in kinds.items()}
 _SPLITS = {
     'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
     'val': 'val', 'valid': 'val', 'validation': 'val', 'dev': 'val',
@@ -58,11 +58,6 @@ class Folder:
     classes: tuple[str, ...] = ()  # if the folder lists them
     notes: list[str] = field(default_factory=list)  # what is not used
 
-    @property
-    def title(self) -> str:
-        """The format, for people."""
-        return _TITLES[self.format]
-
 
 def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
     """Finds out what a folder of annotated images is.
@@ -88,9 +83,9 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         return recognise(inner[0], task, form)
     if len(found) > 1:
         flags = ' or '.join(f'--data-format {folder.format}' for folder in found)
-        both = ' and '.join(folder.title for folder in found)
+        both = ' and '.join(TITLES[folder.format] for folder in found)
         raise DataError(f'it holds {both}', str(path), f'say which: {flags}')
-    found = found or _nearest(path, [kind for kind in _TITLES if kind not in known])
+    found = found or _nearest(path, [kind for kind in TITLES if kind not in known])
     if not found:
         raise DataError(
             f'it holds no {" and no ".join(known.values())} annotations that are known',
@@ -99,7 +94,7 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
             'and give that as --data',
         )
     if found[0].format not in known:
-        what = f'it holds {found[0].title}, which this model does not train on'
+        what = f'it holds {TITLES[found[0].format]}, which this model does not train on'
         remedy = 'choose a config for such data, or convert it (tools/convert_data.py)'
         raise DataError(what, str(path), remedy)
     return found[0]

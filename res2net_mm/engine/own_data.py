@@ -16,7 +16,7 @@ from ..data.check.agreement import class_counts
 from ..data.convert.formats import files2coco
 from ..data.convert.maps import IGNORED, label_rule, place_maps
 from ..data.errors import DataError
-from ..data.folders import ALL, Pair, recognise
+from ..data.folders import ALL, TITLES, Pair, recognise
 from ..data.sets.coco import load_coco, loads_masks
 from ..data.sets.nodes import Node, find_nodes, type_name
 from ..data.splitting import set_aside
@@ -75,7 +75,7 @@ class OwnData:
             self._class_folders()
         counts = ', '.join(f'{split} {count:,}' for split, count in self.images.items())
         self.lines = [
-            f'data: {self.folder.title} in {self.folder.root}',
+            f'data: {TITLES[self.folder.format]} in {self.folder.root}',
             f'classes ({len(self.classes)}): {listed(self.classes, 20)}',
             f'images: {counts}{self.aside}',
             *(f'note: {note}' for note in self.notes),

@@ -55,7 +55,7 @@ def test_boxes_and_padding_are_those_of_the_training(tiny_options, shapes, tmp_p
 
 def test_mistakes_are_one_line(tiny_options, tmp_path):
     cfg = load_config(CONFIG, tiny_options)
-    with pytest.raises(ToolError, match='--limit must be a positive integer'):
+    with pytest.raises(ValueError, match='--limit must be a positive integer'):
         write_batches(cfg, tmp_path, 0)
     with pytest.raises(ToolError, match='no model'):
         write_batches(Config(dict(train_dataloader=dict())), tmp_path, 1)
