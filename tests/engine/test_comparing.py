@@ -6,6 +6,7 @@ import pytest
 from running import loaded
 from scipy import stats
 
+from res2net_mm.engine import comparing
 from res2net_mm.engine.comparing import Compared, compare, page, with_backbone
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
@@ -53,7 +54,7 @@ def test_page():
 
 
 @pytest.mark.slow
-def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path):
+def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path, monkeypatch):
     options = {**tiny_options, 'train_cfg.max_epochs': 1, 'param_scheduler.1.T_max': 1}
     cfg = load_config('faster_rcnn_r2n14_shapes', options)
     written = compare(cfg, ['res2net14'], 1, tmp_path)
@@ -65,7 +66,12 @@ def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path):
     assert [line[:20] for line in written.read_text().splitlines()] == [
         line[:20] for line in text.splitlines()
     ]
-    cfg.train_cfg.max_epochs = 2
-    compare(cfg, ['res2net14'], 1, tmp_path)
+    cfg.train_cfg.max_epochs = 2  # another config is trained anew
+
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(comparing, 'build_runner', stop)
+    with pytest.raises(InterruptedError):
+        compare(cfg, ['res2net14'], 1, tmp_path)
     assert checkpoint.stat().st_mtime_ns == time
-    assert len([*tmp_path.glob('res2net14/seed_0_*/epoch_2.pth')]) == 1
