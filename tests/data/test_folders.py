@@ -69,6 +69,18 @@ def test_what_has_no_partner_is_noted(tmp_path):
     ]
 
 
+def test_equal_names_in_other_folders_are_other_images(tmp_path):
+    """Folders tell images of one name apart, here behind a link; their roles may have any name."""
+    for part in ('north', 'south'):
+        write_voc(tmp_path / 'set', scenes(3), f'imgs/{part}', f'xmls/{part}')
+    (tmp_path / 'set/imgs').rename(tmp_path / 'elsewhere')
+    (tmp_path / 'set/imgs').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere/north/photo_000.jpg').unlink()
+    found = recognise(tmp_path / 'set', 'boxes')
+    assert counts(found) == {'all': 5} and '1 annotation files without image' in found.notes[0]
+    assert all(image.parent.name == file.parent.name for image, file in found.splits['all'])
+
+
 def test_yolo_as_roboflow_writes_it(tmp_path):
     write_roboflow_yolo(tmp_path)
     for path in (tmp_path, tmp_path / 'data.yaml'):
