@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..checks import did_you_mean, listed
+from ..checks import listed
 from ..data.check.agreement import class_counts
 from ..data.convert.formats import files2coco
 from ..data.convert.maps import IGNORED, label_rule, place_maps
@@ -118,13 +118,6 @@ class OwnData:
         else:
             sources, pairs = {ALL: self._converted()}, self.folder.splits
         self._choose_classes(sources)
-        objects = [a for *_, content in sources.values() for a in content['annotations']]
-        if self.masks and not any(annotation.get('segmentation') for annotation in objects):
-            raise DataError(
-                'it has boxes without masks, which this model trains on',
-                str(self.folder.root),
-                'choose a config without masks, such as faster_rcnn_r2n50',
-            )
         place = {name: i for i, name in enumerate(self.classes)}
         for split, part in self._split(pairs).items():
             root, file, content = sources.get(split) or sources.get('train') or sources[ALL]
@@ -172,14 +165,10 @@ class OwnData:
         return root, out, load_coco(str(out))
 
     def _choose_classes(self, sources: dict[str, tuple[Path, Path, dict]]) -> None:
-        """The categories that are asked for, in that order, or all but a mere parent."""
-        _, file, first = sources.get('train') or sources.get(ALL) or next(iter(sources.values()))
+        """The categories, apart from a mere parent, unless classes are asked for."""
+        *_, first = sources.get('train') or sources.get(ALL) or next(iter(sources.values()))
         categories = first['categories']
         names = [str(category.get('name')) for category in categories]
-        for name in self.classes:
-            if name not in names:
-                what = f'it has no class {name!r}{did_you_mean(name, names)}'
-                raise DataError(what, str(file), 'correct --classes')
         used = {a.get('category_id') for *_, c in sources.values() for a in c['annotations']}
         parents = {str(category.get('supercategory')) for category in categories[1:]}
         if not self.classes and parents == {*names[:1]} and categories[0].get('id') not in used:

@@ -119,8 +119,10 @@ def test_masks_of_labelme_are_trained_on(tmp_path):
         assert annotation['segmentation'] == [[x, y, x + w, y, x + w, y + h, x, y + h]]
         assert annotation['area'] == w * h
     write_voc(tmp_path / 'b', scenes(6))
-    with pytest.raises(DataError, match='boxes without masks.*choose a config without masks'):
-        OwnData(loaded('mask_rcnn_r2n50'), tmp_path / 'b', tmp_path / 'work')
+    cfg = loaded('mask_rcnn_r2n50')
+    OwnData(cfg, tmp_path / 'b', tmp_path / 'work').apply(cfg)
+    with pytest.raises(DataError, match='no segmentation.*use a detector without masks'):
+        check_data(cfg)
 
 
 def test_the_parent_category_of_roboflow_is_no_class(tmp_path):
