@@ -42,15 +42,7 @@ KINDS = dict(
     resnet=dict(scales=1, groups=1),
     resnext=dict(scales=1, groups=8),
 )
-_AP = 'coco_bbox/bbox_mAP'
-MEASURES = {
-    'AP': _AP,
-    'small': f'{_AP}_s',
-    'medium': f'{_AP}_m',
-    'large': f'{_AP}_l',
-    'mIoU': 'mIoU',
-    'mAP (VOC)': 'pascal_voc/mAP',
-}
+_MEASURES = re.compile(r'bbox_mAP(_[sml])?|mIoU|mAP')  # of those that a test gives
 _P = 0.05
 
 
@@ -82,8 +74,9 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
     out, found = Path(out), []
     for name, variant in variants.items():
         runs = [_run(variant, seed, out / name.replace('/', '_')) for seed in range(seeds)]
-        # -1: there are no such objects
-        scores = {m: [r[k] for r in runs] for m, k in MEASURES.items() if runs[0].get(k, -1) >= 0}
+        names = {key: key.rpartition('/')[2] for key, value in runs[0].items() if value >= 0}
+        names = {key: name for key, name in names.items() if _MEASURES.fullmatch(name)}
+        scores = {name: [run[key] for run in runs] for key, name in names.items()}
         found.append(Compared(name, *_cost(variant), scores))
     with writing(out / 'compare.png', durable=False) as file:
         _chart(found).savefig(file, dpi=120)

@@ -36,7 +36,6 @@ _LOSS = 3  # the key of random numbers, beside those of samples and steps
 _SMALL = 1000  # images of a validation set
 _VALIDATIONS, _LINES = 10, 10  # at least so many of a run by iterations, and of an epoch
 _WORST, _SIDE = 8, 240  # label maps that a report shows, and their pixels
-_BAR = '{desc} |{bar}|{postfix}, {remaining} left'
 _TRAINING_LINE = re.compile(r'(Epoch|Iter)\(train\)|Exp name:')
 
 
@@ -143,9 +142,7 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if is_main_process() and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=runner.max_iters, initial=runner.iter, dynamic_ncols=True, bar_format=_BAR
-            )
+            self.bar = tqdm(total=runner.max_iters, initial=runner.iter, dynamic_ncols=True)
             for handler in runner.logger.handlers:
                 if type(handler) is logging.StreamHandler:
                     handler.addFilter(self._make_room)
@@ -154,21 +151,18 @@ class ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         images = len(data_batch.get('inputs', ())) if isinstance(data_batch, Mapping) else 0
-        hub, shown = runner.message_hub, []
+        hub, shown = runner.message_hub, {}
         if 'loss' in (outputs or {}) and not self.bar.disable:
-            shown.append(f'loss {float(torch.as_tensor(outputs["loss"]).detach()):.3f}')
+            shown['loss'] = float(torch.as_tensor(outputs['loss']).detach())
         if 'train/lr' in hub.log_scalars:
-            shown.append(f'lr {hub.get_scalar("train/lr").current():.2e}')
+            shown['lr'] = hub.get_scalar('train/lr').current()
         if images and 'train/time' in hub.log_scalars:
             rate = images * get_world_size() / max(hub.get_scalar('train/time').current(), 1e-9)
             hub.update_scalar('train/images_per_s', rate)
-            shown.append(f'{rate:.1f} images/s')
-        place = f'step {runner.iter + 1}/{runner.max_iters}'
+            shown['images_per_s'] = rate
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            length = len(runner.train_dataloader)
-            place = f'epoch {runner.epoch + 1}/{runner.max_epochs} step {batch_idx + 1}/{length}'
-        self.bar.set_description_str(place, refresh=False)
-        self.bar.set_postfix_str(', '.join(shown), refresh=False)
+            self.bar.set_description(f'epoch {runner.epoch + 1}/{runner.max_epochs}', refresh=False)
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def after_val_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:

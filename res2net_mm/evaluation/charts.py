@@ -150,7 +150,7 @@ def matrix(title: str, names: Sequence[str], counts: np.ndarray, totals: np.ndar
             cells += f'<td style="--share:{share:.3f}" title="{told}">{text}</td>'
         rows.append((f'{i + 1} {name}', cells))
     head = ['', *map(str, range(1, len(names) + 1))]
-    return frame(title, _table(head, rows, 'matrix'), 'class="wide"')
+    return frame(title, _table(head, rows, 'matrix'))
 
 
 def pair(title: str, pixels: np.ndarray, views: Mapping[str, Sequence[Shape] | np.ndarray]) -> str:
@@ -159,7 +159,7 @@ def pair(title: str, pixels: np.ndarray, views: Mapping[str, Sequence[Shape] | n
         f'<div>{picture(pixels, view)}<small>{escape(name)}</small></div>'
         for name, view in views.items()
     )
-    return frame(title, f'<div class="pair">{shown}</div>', 'class="wide"')
+    return frame(title, f'<div class="pair">{shown}</div>')
 
 
 def frame(title: str, inner: str, attributes: str = '') -> str:
@@ -167,14 +167,8 @@ def frame(title: str, inner: str, attributes: str = '') -> str:
     return f'<figure {attributes}><figcaption>{escape(title)}</figcaption>{inner}</figure>\n'
 
 
-def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = (), extra: str = '') -> str:
-    """A picture with something drawn on it.
-
-    Args:
-        pixels: (H, W, 3), RGB.
-        over: Shapes, or a label map (H, W) in which 255 and more is clear.
-        extra: SVG that is drawn last.
-    """
+def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = ()) -> str:
+    """A picture (H, W, 3), RGB, under shapes or a label map (H, W), clear from 255 on."""
     height, width = pixels.shape[:2]
     size = max(height, width) / 32  # of letters
     parts = [_image(pixels, height, width, 'JPEG')]
@@ -196,7 +190,7 @@ def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = (), extra: 
         told = f'<title>{escape(shape.told or shape.text)}</title>'
         parts.append(f'<g {style}>{told}{drawn}<text {at}>{escape(shape.text)}</text></g>')
     box = f'viewBox="0 0 {width} {height}" font-size="{size:.1f}"'
-    return f'<svg class="picture" {box}>{"".join(parts)}{extra}</svg>'
+    return f'<svg class="picture" {box}>{"".join(parts)}</svg>'
 
 
 def key(names: Sequence[str]) -> str:
@@ -255,42 +249,31 @@ def _short(cell: Any) -> str:
     return f'{cell:,}' if isinstance(cell, int) else str(cell)
 
 
+# colours of the page follow the browser's light or dark mode
 _STYLE = """
-:root{color-scheme:light dark;--page:light-dark(#fff,#0f1318);--text:light-dark(#1c2128,#e3e8ee);
---dim:light-dark(#59636e,#97a1ad);--rule:light-dark(#d5dae0,#323a44);
---card:light-dark(#f5f7f9,#181e25);--shade:60 130 246;
---found:#1a9850;--lost:#e08700;--false:#d1242f}
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);
-font:15px/1.5 system-ui,sans-serif;overflow-wrap:break-word}
-main{max-width:1180px;margin:auto;padding:12px 16px 60px}
-h1{font-size:1.5em;margin:.4em 0}h1,p,li,figcaption{overflow-wrap:anywhere}
-h2{font-size:1.15em;margin:1.8em 0 .5em;border-bottom:1px solid var(--rule)}
-p{max-width:46em;margin:.4em 0}summary{cursor:pointer}small{color:var(--dim)}
-.grid{display:grid;gap:12px;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),1fr))}
-.pair{display:grid;gap:8px;grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}
-figure{margin:0;padding:10px;background:var(--card);border-radius:8px;min-width:0}
-.wide{margin-top:12px}figcaption{font-weight:600;margin-bottom:4px}
-figure svg{width:100%;height:auto;display:block;touch-action:pan-y}
-figure svg text{fill:var(--dim);font-size:11px}.rule{stroke:var(--rule)}.at{stroke:var(--dim)}
+:root{color-scheme:light dark;font:15px/1.5 system-ui,sans-serif;--rule:rgb(128 128 128/.35);
+--dim:rgb(128 128 128);--shade:60 130 246;--found:#1a9850;--lost:#e08700;--false:#d1242f}
+main{max-width:1180px;margin:auto;padding:0 8px 60px}h1,p,li,figcaption{overflow-wrap:anywhere}
+h2{font-size:1.2em;border-bottom:1px solid var(--rule)}p{max-width:46em}small{color:var(--dim)}
+.grid,.pair{display:grid;gap:0 12px;grid-template-columns:repeat(auto-fill,minmax(min(340px,100%),
+1fr))}.pair{grid-template-columns:repeat(auto-fit,minmax(min(300px,100%),1fr))}
+figure{margin:12px 0 0;padding:10px;background:rgb(128 128 128/.1);border-radius:8px;min-width:0}
+figcaption{font-weight:600}svg{width:100%;height:auto;display:block;touch-action:pan-y}
+svg text{fill:var(--dim);font-size:11px}.rule{stroke:var(--rule)}.at{stroke:var(--dim)}
 polyline{fill:none;stroke:var(--c);stroke-width:1.4}.bold polyline{stroke-width:2.4}
-circle{fill:var(--c)}ul{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:4px 0 0;
-padding:0;font-size:13px}li i{display:inline-block;width:10px;height:10px;border-radius:2px;
-background:var(--c);margin-right:5px}output{font-variant-numeric:tabular-nums;font-weight:600}
-table{border-collapse:collapse;font-size:13px;font-variant-numeric:tabular-nums}
-th{text-align:left;font-weight:500;padding:2px 8px 2px 0;min-width:4em}
-td{text-align:right;padding:2px 8px}thead th{color:var(--dim);text-align:right;min-width:0;
-white-space:nowrap}thead th:first-child{text-align:left}tbody tr+tr>*{border-top:1px solid
-var(--rule)}.scroll{overflow-x:auto}.bars{width:100%;table-layout:fixed}.bars th{width:32%}
-.bars .bar{width:26%;padding:0}.bar i{display:block;height:12px;border-radius:2px;
-background:rgb(var(--shade))}.matrix th{white-space:nowrap}.matrix thead th{text-align:center}
-.matrix td{min-width:38px;text-align:center;
-background:rgb(var(--shade)/calc(var(--share)*.75))}
-pre{overflow:auto;background:var(--card);padding:10px;border-radius:8px;font-size:12.5px}
+circle{fill:var(--c)}ul{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:4px 0;
+padding:0;font-size:13px}li i{display:inline-block;width:10px;height:10px;margin-right:5px;
+background:var(--c)}output{font-weight:600}.scroll,pre{overflow:auto;font-size:13px}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}tbody tr+tr{border-top:1px solid
+var(--rule)}th{text-align:left;font-weight:500}thead th{color:var(--dim);white-space:nowrap}
+td,thead th+th{text-align:right;padding:2px 8px}.bars{width:100%;table-layout:fixed}
+.bar i{display:block;height:12px;background:rgb(var(--shade))}.matrix th{white-space:nowrap}
+.matrix td{min-width:38px;text-align:center;background:rgb(var(--shade)/calc(var(--share)*.75))}
 .picture{max-height:480px}.picture g{--mark:var(--found)}.picture .lost{--mark:var(--lost)}
-.picture .false{--mark:var(--false)}.picture rect,.picture polygon{fill:none;stroke:var(--mark);
-stroke-width:2;vector-effect:non-scaling-stroke}.picture polygon{fill:var(--mark);fill-opacity:.35}
-.picture .padding{fill:url(#padding);stroke:none}figure .picture text{font-size:inherit;fill:#fff;
-stroke:var(--mark);paint-order:stroke;stroke-width:.15em;stroke-linejoin:round;font-weight:600}
+.picture .false{--mark:var(--false)}rect,polygon{fill:none;stroke:var(--mark);stroke-width:2;
+vector-effect:non-scaling-stroke}polygon{fill:var(--mark);fill-opacity:.35}
+.picture text{font-size:inherit;fill:#fff;stroke:var(--mark);paint-order:stroke;stroke-width:.15em;
+stroke-linejoin:round;font-weight:600}
 """
 
 _SCRIPT = f"""
