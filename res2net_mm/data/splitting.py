@@ -25,10 +25,7 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
     Images of equal bytes, and images whose names differ only in a suffix (``a.jpg`` and ``a.png``,
     ``a (1).jpg``, ``a_flip.jpg``, Roboflow's ``a_jpg.rf.0f3c.jpg``), stay together.
 
-    Args:
-        images: Files.
-        share: Of the images, about.
-        seed: The same seed and images give the same choice.
+    The choice is about a ``share`` of the images; the same seed and images give the same one.
 
     Raises:
         DataError: All images would have to stay together.

@@ -25,10 +25,7 @@ _WARM_UP = 3  # warm-up takes at most one in so many steps
 
 
 def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
-    """Changes a config as ``--data``, ``--epochs``, ``--batch`` and ``--size`` say.
-
-    Returns:
-        What to tell the user.
+    """Changes a config as ``--data``, ``--epochs``, ``--batch`` and ``--size`` say, and tells how.
 
     Raises:
         ToolError: An argument does not fit the config.
@@ -84,14 +81,9 @@ def use_data(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> Own
 def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
     """Makes training last ``epochs``, and all that is timed by them shorter or longer with it.
 
-    Args:
-        cfg: The config; its schedules keep their share of the run, and its validations and
-            checkpoints become more frequent in a shorter one.
-        epochs: None leaves the length, but shortens a warm-up that takes most of it.
-        images: Of the training set; 0 if unknown.
-
-    Returns:
-        How long it will train.
+    Schedules keep their share of the run; validations and checkpoints become more frequent in a
+    shorter one. A warm-up that takes most of the run becomes shorter, also if ``epochs`` is None.
+    ``images`` are those of the training set, 0 if unknown. Returns the new length in words.
     """
     loop = cfg.train_cfg
     by_steps = 'max_iters' in loop

@@ -59,13 +59,8 @@ class Compared(NamedTuple):
 def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) -> Path:
     """Trains every backbone with every seed; writes ``compare.png`` and returns ``compare.md``.
 
+    With the same seed, all backbones (see :func:`with_backbone`) see the images in the same order.
     What an earlier call with the same config did in the same folder is not done again.
-
-    Args:
-        cfg: The config. With the same seed, all backbones see its images in the same order.
-        backbones: See :func:`with_backbone`.
-        seeds: How many, from 0.
-        out: The folder.
 
     Raises:
         ToolError: A name is unknown.
@@ -87,11 +82,9 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
 def with_backbone(cfg: Config, name: str) -> Config:
     """A copy of a config with another backbone, from random weights, and a neck that fits it.
 
-    Args:
-        cfg: The config.
-        name: ``res2netN``, ``resnetN`` and ``resnextN`` are the config's backbone with depth N, one
-            scale in the last two and groups in the last, and the width that comes nearest to the
-            config's multiply-adds. Others are of ``list_backbones()``, or ``timm/`` and timm's.
+    ``res2netN``, ``resnetN`` and ``resnextN`` are the config's backbone with depth N, one scale in
+    the last two and groups in the last, and the width that comes nearest to the config's
+    multiply-adds. Other names are those of ``list_backbones()``, or ``timm/`` and timm's.
     """
     cfg = copy.deepcopy(cfg)
     named, ours = re.fullmatch(f'({"|".join(KINDS)})(\\d+)', name), our_backbones(cfg)

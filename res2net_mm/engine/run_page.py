@@ -58,7 +58,7 @@ def note_validation(work_dir: str, step: int, examined: Mapping, worst: Sequence
     Args:
         work_dir: The run's.
         step: How many iterations a step of the logged measures is.
-        examined: What the metric was computed of, see ``evaluation.images_run``.
+        examined: What the metric was computed from, see ``evaluation.images_run``.
         worst: For segmentors, the worst images, as for ``segmentation_sections``.
     """
     if len(examined.get('images', ())) > MOST_IMAGES:
@@ -73,10 +73,7 @@ def write_report(
 ) -> Path:
     """Writes the page of a run from what its work dir holds; what is missing is said on it.
 
-    Args:
-        work_dir: The run's.
-        out: The file; None is ``report.html`` in the work dir.
-        results: Sections to show in place of those on the last validation.
+    ``results`` are sections to show in place of those on the last validation.
 
     Raises:
         ToolError: There is no run in the work dir.

@@ -46,17 +46,14 @@ def watch_run(
     log: Sequence[str] = (),
     given: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """Puts what this module has into the config of a training run.
+    """Puts what this module has into a config, and says in one line each what it changed.
 
     Args:
-        cfg: A config from :func:`~.runner.prepare_config`; changed.
+        cfg: A config from :func:`~.runner.prepare_config`.
         summaries: Of its data.
         early_stop: Validations without a better measure after which training stops.
         log: Names of ``BACKENDS``.
         given: Keys that the command line sets; these stay.
-
-    Returns:
-        What it changed, one line each.
 
     Raises:
         ToolError: A package is missing, or early stopping has nothing to go by.
@@ -277,11 +274,7 @@ def _loads(step: Any) -> bool:
 
 @HOOKS.register_module(force=True)
 class EarlyStopHook(EarlyStoppingHook):
-    """mmengine's hook by the main measure; its count survives resuming.
-
-    Args:
-        patience: Validations without a better measure after which training stops.
-    """
+    """mmengine's hook by the main measure; its count survives resuming."""
 
     priority = 'LOW'  # before the best checkpoint is saved, which holds the count
 
@@ -317,7 +310,6 @@ class ReportHook(_TrainingHook):
         self.worst = []
 
     def after_val_iter(self, runner: Runner, outputs: Sequence | None = None, **_: Any) -> None:
-        """Keeps the worst label maps."""
         for sample in (outputs or ()) if self.trains else ():
             if 'pred_sem_seg' not in sample or 'gt_sem_seg' not in sample:
                 continue

@@ -24,21 +24,17 @@ _MOST_CURVES, _MOST_IMAGES, _MOST_CONFUSED = 10, 12, 40
 def detection_sections(
     analysis: Analysis, annotations: Mapping, results: Sequence[Mapping], images: Path | None = None
 ) -> list[str]:
-    """Sections of a page.
+    """Sections of a page on the analysis of these annotations and results.
 
-    Args:
-        analysis: Of these annotations and results.
-        annotations: Content of the annotation file.
-        results: The detections.
-        images: Folder of the images. None: the ``path`` that entries of ``images`` have; those
-            without one are not shown.
+    ``images`` is the folder of the images. None: the ``path`` of their entries; those without one
+    are not shown.
     """
     scores, rows = analysis.scores, analysis.thresholds()
-    aps = {name: scores.ap(category=k) for k, name in scores.categories.items()}
-    best = sorted(aps, key=aps.get, reverse=True)
-    objects = {row[0]: row[1] for row in rows}
+    aps = [scores.ap(category=key) for key in scores.categories]
+    classes = {name: (ap, count) for (name, count, *_), ap in zip(rows, aps, strict=True)}
+    classes = dict(sorted(classes.items(), key=lambda item: -item[1][0]))
     sizes = {f'{s} px': (scores.ap(size=s), count) for s, count in analysis.sizes.items()}
-    known = [name for name in best if aps[name] >= 0]
+    known = [name for name, (ap, _) in classes.items() if ap >= 0]
     title = 'Precision over recall at IoU 0.5'
     if len(known) > _MOST_CURVES:
         known = known[: _MOST_CURVES // 2] + known[-_MOST_CURVES // 2 :]
@@ -47,7 +43,7 @@ def detection_sections(
     by_class = dict(zip(analysis.names, scores.precision[half, :, :, 0, -1].T, strict=True))
     curves = {f'IoU {iou:.2f}': curve for iou, curve in analysis.curves().items()}
     precision = charts.grid(
-        _bars('AP by class', {name: (aps[name], objects[name]) for name in best}),
+        _bars('AP by class', classes),
         _bars('AP by size: square root of the area', sizes),
         _recall_chart('Precision over recall, mean of classes', curves),
         _recall_chart(title, {name: by_class[name] for name in known}),

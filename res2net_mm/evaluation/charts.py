@@ -83,12 +83,8 @@ def lines(
 ) -> str:
     """A chart of lines that shows its values at the pointer; '' without a finite point.
 
-    Args:
-        title: Above it.
-        series: Points by name; the first line is drawn bold.
-        x: Name of the x axis.
-        limits: Of the x axis; None: those of the points.
-        top: Of the y axis, which starts at 0 or below; None: the largest value.
+    The line of the first ``series`` is bold. ``x`` is the name of the x axis, which has these
+    ``limits``, or else those of the points. The y axis is from 0, or less, to ``top`` or the most.
     """
     kept = {n: sorted(p for p in ps if all(map(math.isfinite, p))) for n, ps in series.items()}
     kept = {name: _thinned(np.array(points, float)) for name, points in kept.items() if points}
