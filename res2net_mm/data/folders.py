@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import iglob
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +301,8 @@ def _read_parts(file: Path) -> Folder:
 def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder:
     """Adds the annotation files below ``labels`` with their images; what has no partner is noted.
 
-    They have the same name and are in the same folders, apart from folders named in ``_ROLES``.
+    They have the same name and are in the same folders, apart from folders named in ``_ROLES`` and
+    one more folder, of any name, for the annotations.
     """
     kind = folder.format
     files = _below(labels, dict(voc='.xml', labelme='.json').get(kind, IMAGE_SUFFIXES))
@@ -314,7 +315,8 @@ def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder
     used, lonely = {}, []
     for file in files:
         folders, name = _key(file, labels)
-        image = there.get((folders, name)) or there.get((folders, _MASK_ENDING.sub('', name)))
+        places, names = (folders, folders[:-1]), (name, _MASK_ENDING.sub('', name))
+        image = next(filter(None, map(there.get, product(places, names))), None)
         if image in used:
             raise DataError(f'{image} has two annotation files', f'{used[image]}, {file}')
         if image is None:

@@ -35,6 +35,12 @@ def test_voc_without_lists(tmp_path):
     assert stems(found, 'all') == [(name, name) for name in scenes(12)]
 
 
+def test_the_folder_of_the_annotations_may_have_any_name(tmp_path):
+    write_voc(tmp_path, scenes(3), 'images/train', 'train/corrected')
+    write_voc(tmp_path, scenes(2), 'images/val', 'val/corrected')
+    assert counts(recognise(tmp_path, 'boxes')) == {'train': 3, 'val': 2}
+
+
 def test_voc_with_lists(tmp_path):
     write_voc(tmp_path / 'VOC2007', scenes(6), 'JPEGImages', 'Annotations')
     lists = tmp_path / 'VOC2007/ImageSets/Main'
