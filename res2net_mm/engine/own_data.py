@@ -123,6 +123,7 @@ class OwnData:
             root, file, content = sources.get(split) or sources.get('train') or sources[ALL]
             chosen = {image for image, _ in part}
             images = [entry for entry in content['images'] if _image(root, entry) in chosen]
+            self.images[split] = len(images)  # some may be left out
             names = [c.get('name') for c in content['categories'] if c.get('name') in place]
             if len(images) < len(content['images']) or names != list(self.classes):
                 ids = {entry['id'] for entry in images}
