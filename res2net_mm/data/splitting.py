@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
+from scipy.cluster.hierarchy import DisjointSet
+
 from .errors import DataError
 
 # what tools append to the names of copies: Roboflow's hash, a number in brackets, the change
 _COPY = re.compile(
-    r'(\.rf\.\w+|[ _-]*\(\d+\)|[ _-]+(copy|aug\w*|flip\w*|rot|rotated|mirror)[ _-]?\d*)$',
+    r'(\.rf\.\w+|[ _-]*\(\d+\)|[ _-]+(copy|aug\w*|flip\w*|rot|rotated|mirror)[ _-]?\d*)+$',
     re.IGNORECASE,
 )
 
@@ -23,23 +25,16 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
     Images of equal bytes, and images whose names differ only in a suffix (``a.jpg`` and ``a.png``,
     ``a (1).jpg``, ``a_flip.jpg``, Roboflow's ``a_jpg.rf.0f3c.jpg``), stay together.
 
-    Args:
-        images: Files.
-        share: Of the images, about.
-        seed: The same seed and images give the same choice.
+    The choice is about a ``share`` of the images; the same seed and images give the same one.
 
     Raises:
         DataError: All images would have to stay together.
     """
-    groups: dict[Path, list[Path]] = {image: [image] for image in images}
-    marks: dict[str, Path] = {}
+    groups, first = DisjointSet(images), {}
     for image in images:
         for mark in (_name(image), _digest(image)):
-            first = groups[marks.setdefault(mark, image)]
-            if first is not groups[image]:
-                first += groups[image]
-                groups.update(dict.fromkeys(groups[image], first))
-    together = list({id(group): group for group in groups.values()}.values())
+            groups.merge(first.setdefault(mark, image), image)
+    together = groups.subsets()
     if len(together) < 2:
         raise DataError(
             f'its {len(images):,} images are one image or its copies, so none can be set aside',
@@ -49,14 +44,13 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
     chosen: set[Path] = set()
     for group in together[1:]:  # at least one group is trained on
         if len(chosen) + len(group) <= max(1, share * len(images)):
-            chosen.update(group)
-    return chosen or set(min(together, key=len))
+            chosen |= group
+    return chosen or min(together, key=len)
 
 
 def _name(image: Path) -> str:
-    name, shorter = '', str(image.with_suffix('')).casefold()
-    while name != shorter:
-        name, shorter = shorter, _COPY.sub('', shorter)
+    """The name in lower case without what tools append to those of copies."""
+    name = _COPY.sub('', str(image.with_suffix('')).casefold())
     return re.sub(r'_(jpg|jpeg|png)$', '', name)
 
 

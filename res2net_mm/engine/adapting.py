@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mmengine.config import Config, ConfigDict
+import numpy as np
+from mmengine.config import Config
 
 from ..checks import check_positive
 from ..data import check_data
@@ -24,10 +25,7 @@ _WARM_UP = 3  # warm-up takes at most one in so many steps
 
 
 def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
-    """Changes a config as ``--data``, ``--epochs``, ``--batch`` and ``--size`` say.
-
-    Returns:
-        What to tell the user.
+    """Changes a config as ``--data``, ``--epochs``, ``--batch`` and ``--size`` say, and tells how.
 
     Raises:
         ToolError: An argument does not fit the config.
@@ -42,18 +40,19 @@ def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
         cfg.work_dir = args.work_dir or str(Path('work_dirs', name))
         if args.resume is None:
             check_new_run(cfg)
-    data = use_data(cfg, args, cfg.get('work_dir') or '')
-    if data is not None:
-        lines, images = data.lines, data.splits['train'].images
+    if data := use_data(cfg, args, cfg.get('work_dir') or ''):
+        lines, images = data.lines, data.images['train']
     if args.batch is not None:
         cfg.train_dataloader.batch_size = args.batch
-    if args.batch is not None or args.data is not None:
-        lines += _scale_lr(cfg)
+    if args.batch is not None or data:
+        if (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+            cfg.auto_scale_lr.enable = True  # describe_batch says by how much
+        else:
+            lines.append('note: without auto_scale_lr.base_batch_size, its learning rate stays')
     if args.size is not None:
         set_size(cfg, *args.size)
-    if args.epochs is not None or args.data is not None:
-        by_steps = 'max_iters' in cfg.train_cfg
-        if not images and by_steps:
+    if args.epochs is not None or data:
+        if not images and 'max_iters' in cfg.train_cfg:
             images = check_data(cfg, ('train',))[0].images
         lines.append(set_epochs(cfg, args.epochs, images))
     cfg.merge_from_dict(args.cfg_options or {})  # they have the last word
@@ -67,37 +66,24 @@ def use_data(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> Own
         ToolError: Options of ``--data`` are given without it, or the config has no such data.
         DataError: It cannot be used.
     """
-    given = (args.classes, args.data_format, args.ignore_label)
+    given = dict(form=args.data_format, classes=args.classes, ignored=args.ignore_label)
     if args.data is None:
-        if any(value is not None for value in given):
+        if any(value is not None for value in given.values()):
             raise ToolError('--classes, --data-format and --ignore-label belong to --data')
         return None
-    classes, form, ignored = given
-    data = OwnData(cfg, args.data, work_dir, form=form, classes=classes, ignored=ignored)
+    data = OwnData(cfg, args.data, work_dir, **given)
     data.apply(cfg)
     for key in cfg.keys() - TOP:  # variables of the file, which say something else now
         cfg.pop(key)
     return data
 
 
-def _scale_lr(cfg: Config) -> list[str]:
-    if (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
-        cfg.auto_scale_lr.enable = True  # describe_batch says by how much
-        return []
-    return ['note: the config has no auto_scale_lr.base_batch_size, so its learning rate stays']
-
-
 def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
     """Makes training last ``epochs``, and all that is timed by them shorter or longer with it.
 
-    Args:
-        cfg: The config; its schedules keep their share of the run, and its validations and
-            checkpoints become more frequent in a shorter one.
-        epochs: None leaves the length, but shortens a warm-up that takes most of it.
-        images: Of the training set; 0 if unknown.
-
-    Returns:
-        How long it will train.
+    Schedules keep their share of the run; validations and checkpoints become more frequent in a
+    shorter one. A warm-up that takes most of the run becomes shorter, also if ``epochs`` is None.
+    ``images`` are those of the training set, 0 if unknown. Returns the new length in words.
     """
     loop = cfg.train_cfg
     by_steps = 'max_iters' in loop
@@ -138,8 +124,6 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
     for part, key in ((cfg.train_cfg, 'val_interval'), (checkpoint, 'interval')):
         if part and part.get(key):
             part[key] = min(part[key], scaled(part[key]))
-    if dynamic := cfg.train_cfg.get('dynamic_intervals'):
-        cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
 
 
 def set_size(cfg: Config, width: int, height: int) -> None:
@@ -153,34 +137,26 @@ def set_size(cfg: Config, width: int, height: int) -> None:
     for name, value in (('width', width), ('height', height)):
         check_positive(f'--size {name}', value)
     loaders = [loader.dataset for loader in dataloaders(cfg).values()]
-    resized = False
+    resized, crops = False, [(cfg.model.get('data_preprocessor') or {}, 'size')]
     for step in walk_dicts([*loaders, cfg.get('tta_pipeline')]):
         kind = type_name(step).rpartition('.')[2]
         if kind in ('Resize', 'RandomResize', 'RandomChoiceResize'):
             for key in {'scale', 'scales'} & step.keys():
-                step[key] = _rescaled(step[key], width, height)
-                resized = True
-        elif kind.endswith('RandomCrop') and isinstance(step.get('crop_size'), (list, tuple)):
-            step.crop_size = _cropped(step.crop_size, width, height)
+                step[key], resized = _rescaled(step[key], width, height), True
+        elif kind.endswith('RandomCrop'):
+            crops.append((step, 'crop_size'))
     if not resized:
         raise ToolError('--size: no Resize, RandomResize or RandomChoiceResize is in the pipelines')
-    preprocessor: ConfigDict = cfg.model.get('data_preprocessor') or ConfigDict()
-    if isinstance(preprocessor.get('size'), (list, tuple)):
-        preprocessor.size = _cropped(preprocessor.size, width, height)
+    for part, key in crops:
+        if isinstance(size := part.get(key), (list, tuple)):
+            part[key] = (min(size[0], height), min(size[1], width))
 
 
 def _rescaled(scale: Any, width: int, height: int) -> Any:
     if not isinstance(scale[0], (list, tuple)):
         return (width, height)
-    most = [max(sides) for sides in zip(*scale, strict=True)]
+    most = np.max(scale, axis=0)
     if (most[0] < most[1]) != (width < height):  # the config has the short side first
         width, height = height, width
-    return [
-        tuple(max(1, round(side * new / old)) for side, new, old in
-              zip(one, (width, height), most, strict=True))
-        for one in scale
-    ]  # fmt: skip
-
-
-def _cropped(size: Any, width: int, height: int) -> tuple[int, int]:
-    return (min(size[0], height), min(size[1], width))
+    scaled = np.round(np.array(scale) * (width, height) / most)
+    return [tuple(sides) for sides in scaled.clip(1).astype(int).tolist()]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
@@ -20,11 +19,7 @@ from .runner import prepare_config
 from .safe_runner import seeded_loader
 from .seeding import seed_step
 
-_PADDING = (
-    '<svg width="0" height="0"><pattern id="padding" width="12" height="12" '
-    'patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
-    '<path d="M0 0V12" stroke="#e0218a" stroke-width="4"/></pattern></svg>'
-)
+_PADDING = 224, 33, 138  # RGB
 
 
 def write_batches(cfg: Config, out: Path, limit: int) -> Path:
@@ -33,19 +28,12 @@ def write_batches(cfg: Config, out: Path, limit: int) -> Path:
     Images are as after the model's data preprocessor, with its normalisation undone. Padding that
     it added is hatched. With ``randomness.seed`` in the config they are those of the run.
 
-    Args:
-        cfg: The config.
-        out: Folder for the page.
-        limit: How many images.
-
     Raises:
-        ToolError: The limit or the config makes no sense.
-        DataError: The data does not.
+        ToolError: The config makes no sense.
+        ValueError: ``limit`` is not positive.
+        DataError: The data cannot be used.
     """
-    try:
-        check_positive('--limit', limit)
-    except ValueError as error:
-        raise ToolError(str(error)) from error
+    check_positive('--limit', limit)
     for key in ('model', 'train_dataloader'):
         if not cfg.get(key):
             raise ToolError(f'the config has no {key}, which training needs')
@@ -53,8 +41,8 @@ def write_batches(cfg: Config, out: Path, limit: int) -> Path:
     check_data(cfg, splits=('train',))
     figures = list(islice(_figures(cfg), limit))
     told = 'As the network gets them, normalisation undone. Hatched: padding of the batch.'
-    parts = [charts.note(told), _PADDING, charts.grid(*figures)]
     out.mkdir(parents=True, exist_ok=True)
+    parts = charts.note(told), charts.grid(*figures)
     return charts.write_page(out / 'browse.html', 'Batches of training', parts)
 
 
@@ -72,31 +60,19 @@ def _figures(cfg: Config) -> Iterator[str]:
         data = preprocessor(batch, True)
         shape = ' x '.join(map(str, data['inputs'].shape))
         for inputs, sample in zip(data['inputs'], data['data_samples'], strict=True):
-            image = _pixels(inputs, preprocessor)
-            image = np.ascontiguousarray(image if as_rgb else image[..., ::-1])  # mmcv loads BGR
-            picture = charts.picture(image, _marks(sample, names), _padding(sample, image))
+            image = inputs.float().cpu()  # (C, H, W)
+            if hasattr(preprocessor, 'mean'):
+                image = image * preprocessor.std.cpu() + preprocessor.mean.cpu()
+            image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+            pixels = image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+            pixels = np.ascontiguousarray(pixels if as_rgb else pixels[..., ::-1])  # mmcv loads BGR
+            height, width = getattr(sample, 'img_shape', pixels.shape)[:2]
+            hatched = np.indices(pixels.shape[:2]).sum(0) % 12 < 4
+            hatched[:height, :width] = False
+            pixels[hatched] = _PADDING
+            picture = charts.picture(pixels, _marks(sample, names))
             name = Path(getattr(sample, 'img_path', '?')).name
             yield charts.frame(f'batch {i} ({shape}): {name}', picture)
-
-
-def _pixels(inputs: torch.Tensor, preprocessor: Any) -> np.ndarray:
-    """(H, W, 3) of an image (C, H, W) as the network gets it."""
-    image = inputs.float().cpu()
-    if hasattr(preprocessor, 'mean'):
-        image = image * preprocessor.std.cpu() + preprocessor.mean.cpu()
-    image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
-    return image.round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
-
-
-def _padding(sample: Any, image: np.ndarray) -> str:
-    height, width = image.shape[:2]
-    inner, across = getattr(sample, 'img_shape', (height, width))[:2]
-    parts = (across, 0, width - across, height), (0, inner, across, height - inner)
-    return ''.join(
-        f'<rect class="padding" x="{x}" y="{y}" width="{w}" height="{h}"/>'
-        for x, y, w, h in parts
-        if w > 0 and h > 0
-    )
 
 
 def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray:
@@ -112,10 +88,11 @@ def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray
         masks = found.masks.to_ndarray() if 'masks' in found else [()] * len(found)
         rows = zip(found.bboxes.tolist(), found.labels.tolist(), masks, strict=True)
         for (left, top, right, bottom), label, mask in rows:
-            ignored = part == 'ignored_instances'
-            text = str(names[label] if label < len(names) else label)
-            mark = '#888888' if ignored else charts.colour(label)
+            name = str(names[label] if label < len(names) else label)
+            text, mark = name, charts.colour(label)
+            if part == 'ignored_instances':
+                text, mark = 'ignored', '#888888'
             edges = charts.outlines(mask) if len(mask) else ()
             box = left, top, right - left, bottom - top
-            shapes.append(charts.Shape(box, mark, 'ignored' if ignored else text, text, edges))
+            shapes.append(charts.Shape(box, mark, text, name, edges))
     return shapes

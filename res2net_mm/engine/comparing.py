@@ -7,17 +7,19 @@ import hashlib
 import json
 import re
 import statistics
-import time
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from scipy.stats import ttest_ind
+from torch.utils.benchmark import Timer
 
 from ..backbones import VARIANTS
 from ..checks import did_you_mean
@@ -32,6 +34,7 @@ from .evaluate import run_test
 from .processes import hold_folder
 from .report import describe_run
 from .runner import build_runner, prepare_config
+from .zoo_table import markdown
 
 # name -> arguments that make the config's own backbone such a network
 KINDS = dict(
@@ -39,20 +42,11 @@ KINDS = dict(
     resnet=dict(scales=1, groups=1),
     resnext=dict(scales=1, groups=8),
 )
-_AP = 'coco_bbox/bbox_mAP'
-MEASURES = {
-    'AP': _AP,
-    'small': f'{_AP}_s',
-    'medium': f'{_AP}_m',
-    'large': f'{_AP}_l',
-    'mIoU': 'mIoU',
-    'mAP (VOC)': 'pascal_voc/mAP',
-}
+_MEASURES = re.compile(r'bbox_mAP(_[sml])?|mIoU|mAP')  # of those that a test gives
 _P = 0.05
 
 
-@dataclass
-class Compared:
+class Compared(NamedTuple):
     """A backbone, its cost, and its scores: one of each measure for every seed."""
 
     name: str
@@ -65,27 +59,22 @@ class Compared:
 def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) -> Path:
     """Trains every backbone with every seed; writes ``compare.png`` and returns ``compare.md``.
 
-    What an earlier call did in the same folder is not done again.
-
-    Args:
-        cfg: The config. With the same seed, all backbones see its images in the same order.
-        backbones: See :func:`with_backbone`.
-        seeds: How many, from 0.
-        out: The folder.
+    With the same seed, all backbones (see :func:`with_backbone`) see the images in the same order.
+    What an earlier call with the same config did in the same folder is not done again.
 
     Raises:
-        ToolError: A name is unknown, or ``out`` holds another comparison.
+        ToolError: A name is unknown.
     """
     variants = {name: with_backbone(cfg, name) for name in dict.fromkeys(backbones)}
     out, found = Path(out), []
     for name, variant in variants.items():
-        folder = out / name.replace('/', '_')
-        runs = [_run(variant, seed, folder / f'seed_{seed}') for seed in range(seeds)]
-        # -1: there are no such objects
-        scores = {m: [r[k] for r in runs] for m, k in MEASURES.items() if runs[0].get(k, -1) >= 0}
+        runs = [_run(variant, seed, out / name.replace('/', '_')) for seed in range(seeds)]
+        names = {key: key.rpartition('/')[2] for key, value in runs[0].items() if value >= 0}
+        names = {key: name for key, name in names.items() if _MEASURES.fullmatch(name)}
+        scores = {name: [run[key] for run in runs] for key, name in names.items()}
         found.append(Compared(name, *_cost(variant), scores))
-    with writing(out / 'compare.png', durable=False) as partial:
-        _chart(found).savefig(partial, dpi=120)
+    with writing(out / 'compare.png', durable=False) as file:
+        _chart(found).savefig(file, dpi=120)
     write_text(out / 'compare.md', page(found, seeds))
     return out / 'compare.md'
 
@@ -93,11 +82,9 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
 def with_backbone(cfg: Config, name: str) -> Config:
     """A copy of a config with another backbone, from random weights, and a neck that fits it.
 
-    Args:
-        cfg: The config.
-        name: ``res2netN``, ``resnetN`` and ``resnextN`` are the config's backbone with depth N, one
-            scale in the last two and groups in the last, and the width that comes nearest to the
-            config's multiply-adds. Others are of ``list_backbones()``, or ``timm/`` and timm's.
+    ``res2netN``, ``resnetN`` and ``resnextN`` are the config's backbone with depth N, one scale in
+    the last two and groups in the last, and the width that comes nearest to the config's
+    multiply-adds. Other names are those of ``list_backbones()``, or ``timm/`` and timm's.
     """
     cfg = copy.deepcopy(cfg)
     named, ours = re.fullmatch(f'({"|".join(KINDS)})(\\d+)', name), our_backbones(cfg)
@@ -108,11 +95,9 @@ def with_backbone(cfg: Config, name: str) -> Config:
         part.type = f'res2net_mm.{part.type}'
     elif named and ours:
         part = ConfigDict(ours[0], depth=int(named[2]), init_cfg=None, **KINDS[named[1]])
-        wanted, low, high = _macs(ours[0]), 1, 512
-        while high - low > 1:  # low is below what is wanted
-            middle = (low + high) // 2
-            low, high = (middle, high) if _macs(part, middle) < wanted else (low, middle)
-        part.base_width = min((low, high), key=lambda width: abs(_macs(part, width) - wanted))
+        wanted = _macs(ours[0])
+        above = bisect_left(range(512), wanted, 2, key=lambda width: _macs(part, width))
+        part.base_width = min(above - 1, above, key=lambda width: abs(_macs(part, width) - wanted))
     else:
         known = [*(f'{kind}50' for kind in KINDS), *VARIANTS]
         raise ToolError(f'--backbones: {name!r} is unknown{did_you_mean(name, known)}')
@@ -127,10 +112,11 @@ def with_backbone(cfg: Config, name: str) -> Config:
 
 
 def _macs(part: ConfigDict, width: int | None = None) -> int:
-    more = {} if width is None else dict(base_width=width)
+    part = ConfigDict(part, init_cfg=None)
+    if width is not None:
+        part.base_width = width
     with torch.device('meta'), building_config('backbone'):
-        net = MODELS.build(ConfigDict(part, init_cfg=None, **more))
-    return sum(stage.macs for stage in describe_stages(net, 224, 224))
+        return sum(stage.macs for stage in describe_stages(MODELS.build(part), 224, 224))
 
 
 def _cost(cfg: Config) -> tuple[float, float, float]:
@@ -139,62 +125,62 @@ def _cost(cfg: Config) -> tuple[float, float, float]:
     width, height = next((s.scale for s in steps if s.get('type') == 'Resize'), (512, 512))
     with torch.device('meta'):
         cost = describe_model(ROOT_MODELS.build(cfg.model).eval(), height, width)
-    device = get_device()
+    device, threads = get_device(), torch.get_num_threads()
     model = ROOT_MODELS.build(cfg.model).to(device).eval()
-    image, times = torch.zeros(1, 3, height, width, device=device), []
+    inputs = dict(model=model, image=torch.zeros(1, 3, height, width, device=device))
+    timer = Timer('model.extract_feat(image)', globals=inputs, num_threads=threads)
     with torch.inference_mode():
-        for _ in range(8):
-            start = time.perf_counter()
-            model.extract_feat(image)
-            if device == 'cuda':
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
-    return cost.params / 1e6, cost.gflops, statistics.median(times[3:]) * 1e3
+        timed = timer.blocked_autorange(min_run_time=0.5)
+    return cost.params / 1e6, cost.gflops, timed.median * 1e3
 
 
-def _run(cfg: Config, seed: int, folder: Path) -> dict[str, float]:
+def _run(cfg: Config, seed: int, out: Path) -> dict[str, float]:
     """Trains, tests and returns the metrics; what was done before is read."""
     cfg = copy.deepcopy(cfg)
     cfg.randomness = dict(seed=seed)
-    key = hashlib.blake2b(repr(cfg.to_dict()).encode(), digest_size=16).hexdigest()
-    marker, scores = folder / 'compared.txt', folder / 'scores.json'
-    folder.mkdir(parents=True, exist_ok=True)
-    if marker.is_file() and marker.read_text() != key:
-        raise ToolError(f'--out: {folder} is of a comparison with another config; give another')
-    write_text(marker, key)
-    if not scores.is_file():
+    # the folder belongs to this very config
+    key = hashlib.blake2b(repr(cfg.to_dict()).encode(), digest_size=4).hexdigest()
+    folder = out / f'seed_{seed}_{key}'
+    if not (folder / 'scores.json').is_file():
         prepared = prepare_config(cfg, work_dir=str(folder), resume='auto')
         print(describe_run(prepared, check_data(prepared)), flush=True)
         with hold_folder(folder):
             build_runner(prepared).train()
         checkpoint = (folder / 'last_checkpoint').read_text().strip()
         metrics, _ = run_test(prepare_config(cfg, work_dir=str(folder)), checkpoint)
-        write_text(scores, json.dumps({name: float(value) for name, value in metrics.items()}))
-    return json.loads(scores.read_text())
+        scores = {name: float(value) for name, value in metrics.items()}
+        write_text(folder / 'scores.json', json.dumps(scores))
+    return json.loads((folder / 'scores.json').read_text())
 
 
 def page(found: Sequence[Compared], seeds: int) -> str:
     """The comparison as Markdown: a table, and which differences from the first row count."""
     measures = list(found[0].scores)
-    rows = [['backbone', *measures, 'params (M)', 'multiply-adds (G)', 'ms']]
-    rows.append(['---', *['---:'] * (len(rows[0]) - 1)])
+    rows = []
     for one in found:
         costs = f'{one.params:.2f}', f'{one.macs:.2f}', f'{one.milliseconds:.1f}'
         rows.append([f'`{one.name}`', *(_shown(one.scores[m]) for m in measures), *costs])
-    about = (
-        f'Means over seeds 0 to {seeds - 1}, ± the standard deviation. Every backbone starts from '
-        'random weights, under one head and schedule; with the same seed it sees the images in '
-        'the same order. Parameters and multiply-adds are those of the whole model. ms: median of '
-        'one image through backbone and neck in PyTorch, where it was trained.'
-    )
-    rule = (
-        f"A difference counts if Welch's t-test over the seeds gives p < {_P}. Of many of them, "
-        'one in twenty does by chance. A single seed shows no difference.'
-    )
-    table = [f'| {" | ".join(row)} |' for row in rows]
-    verdicts = [f'- {_verdict(found[0], other, m)}' for other in found[1:] for m in measures]
-    lines = ['# Comparison of backbones', '', about, '', *table, '', '![](compare.png)', '']
-    return '\n'.join([*lines, f'## Compared with `{found[0].name}`', '', rule, '', *verdicts, ''])
+    head = ['backbone', *measures, 'params (M)', 'multiply-adds (G)', 'ms']
+    others = [(other, measure) for other in found[1:] for measure in measures]
+    verdicts = '\n'.join(f'- {_verdict(found[0], *other)}' for other in others)
+    return f"""# Comparison of backbones
+
+Means over seeds 0 to {seeds - 1}, ± the standard deviation. Every backbone starts from random
+weights, under one head and schedule; with the same seed it sees the images in the same order.
+Parameters and multiply-adds are those of the whole model. ms: median of one image through backbone
+and neck in PyTorch, where it was trained.
+
+{markdown(head, rows)}
+
+![](compare.png)
+
+## Compared with `{found[0].name}`
+
+A difference counts if Welch's t-test over the seeds gives p < {_P}. Of many of them, one in twenty
+does by chance. A single seed shows no difference.
+
+{verdicts}
+"""
 
 
 def _shown(values: Sequence[float]) -> str:
@@ -208,7 +194,8 @@ def _verdict(first: Compared, other: Compared, measure: str) -> str:
     if len(a) < 2:
         return f'{difference}, of a single seed'
     # the test is not defined if no score differs from its mean
-    p = float(len({*a}) == len({*b}) == 1 and a == b) or float(ttest_ind(a, b, equal_var=False).pvalue)  # fmt: skip  # noqa: E501
+    constant = len({*a}) == len({*b}) == 1
+    p = float(a == b if constant else ttest_ind(a, b, equal_var=False).pvalue)
     return f'{difference}, {"counts" if p < _P else "within the spread"} (p = {p:.2g})'
 
 
@@ -216,10 +203,10 @@ def _chart(found: Sequence[Compared]) -> Figure:
     figure = Figure(figsize=(8, 4), layout='constrained')
     axes = figure.subplots()
     for i, one in enumerate(found):
-        for j, values in enumerate(one.scores.values()):
-            place, label = j + (i - (len(found) - 1) / 2) * 0.15, one.name if j == 0 else None
-            axes.plot([place] * len(values), values, 'o', color=f'C{i}', alpha=0.5, label=label)
-            axes.plot(place, statistics.fmean(values), '_', color=f'C{i}', markersize=16)
+        places = np.arange(len(one.scores)) + (i - (len(found) - 1) / 2) * 0.15
+        scores = [*one.scores.values()]
+        axes.plot(places, scores, 'o', color=f'C{i}', alpha=0.5)
+        axes.plot(places, np.mean(scores, 1), '_', color=f'C{i}', markersize=16, label=one.name)
     axes.set_xticks(range(len(found[0].scores)), list(found[0].scores))
     axes.set(ylabel='score, a dot for each seed', ylim=(0, None))
     axes.grid(axis='y', alpha=0.3)

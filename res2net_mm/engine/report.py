@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -21,8 +20,6 @@ from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD, SCHEME
 from .config import images_per_step, our_networks, pretrained, timm_backbones
 from .config_checks import check_training
 from .errors import ToolError
-
-IMAGENET = dict(mean=[*IMAGENET_MEAN], std=[*IMAGENET_STD], bgr_to_rgb=True)
 
 
 def keep_memory() -> None:
@@ -46,13 +43,7 @@ def describe_batch(cfg: Config) -> str:
     for key in ('optim_wrapper', 'train_dataloader'):
         if not cfg.get(key):
             raise ToolError(f'the config has no {key}, which training needs')
-    batch = cfg.train_dataloader.get('batch_size')
-    if batch is None:
-        raise ToolError('the config has no train_dataloader.batch_size, which training needs')
-    try:
-        check_positive('train_dataloader.batch_size', batch)
-    except ValueError as error:
-        raise ToolError(str(error)) from error
+    check_positive('train_dataloader.batch_size', cfg.train_dataloader.get('batch_size'))
     world, images, batch = get_world_size(), cfg.train_dataloader.batch_size, images_per_step(cfg)
     accumulated = batch // (images * world)
     lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')
@@ -94,23 +85,21 @@ def preprocessing_warnings(cfg: Config) -> list[str]:
     """
     sources = [str(c.get('checkpoint')) for p in our_networks(cfg) for c in pretrained(p)]
     weights = [source for source in sources if source.startswith((SCHEME, *OPEN_MMLAB))]
-    needs = {source: IMAGENET for source in weights[:1]}
+    imagenet = dict(mean=[*IMAGENET_MEAN], std=[*IMAGENET_STD], bgr_to_rgb=True)
+    needs = {source: imagenet for source in weights[:1]}
     for part in timm_backbones(cfg):
         if part.get('pretrained'):
             with torch.device('meta'):
                 about = MODELS.build(part).timm_model.pretrained_cfg  # 0 to 1, RGB
             scaled = {key: [round(255 * v, 3) for v in about[key]] for key in ('mean', 'std')}
             needs[f'timm/{part.model_name}'] = dict(scaled, bgr_to_rgb=True)
-    given: dict[str, Any] = dict(cfg.get('data_preprocessor') or {})
-    given.update(cfg.model.get('data_preprocessor') or {})
+    given = {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
     lines = []
-    for source, key, wanted in ((s, *pair) for s, need in needs.items() for pair in need.items()):
-        key = 'to_rgb' if key == 'bgr_to_rgb' and 'to_rgb' in given else key  # mmpretrain's name
-        value = given.get(key)
-        value = list(value) if isinstance(value, (list, tuple)) else value
-        if value != wanted:
-            lines.append(
-                f'WARNING: data_preprocessor.{key} is {value}, but {source} was trained with '
-                f'{wanted}'
-            )
+    for source, need in needs.items():
+        for key, wanted in need.items():
+            key = 'to_rgb' if key == 'bgr_to_rgb' and 'to_rgb' in given else key  # mmpretrain's
+            value = [*given[key]] if isinstance(given.get(key), (list, tuple)) else given.get(key)
+            if value != wanted:
+                what = f'data_preprocessor.{key} is {value}'
+                lines.append(f'WARNING: {what}, but {source} was trained with {wanted}')
     return lines

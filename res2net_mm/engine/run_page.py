@@ -33,9 +33,7 @@ Values = dict[str, dict[int, float]]  # by name and iteration
 def note_run(cfg: Config, lines: str) -> None:
     """Notes in the work dir how a run is started, after earlier starts of the same run.
 
-    Args:
-        cfg: The run's config.
-        lines: What the run says at its start.
+    ``lines`` are what the run says at its start.
     """
     versions = {name: getattr(sys.modules.get(name), '__version__', '') for name in _PACKAGES}
     starter = ['python']
@@ -60,13 +58,13 @@ def note_validation(work_dir: str, step: int, examined: Mapping, worst: Sequence
     Args:
         work_dir: The run's.
         step: How many iterations a step of the logged measures is.
-        examined: What the metric was computed of, see ``evaluation.images_run``.
+        examined: What the metric was computed from, see ``evaluation.images_run``.
         worst: For segmentors, the worst images, as for ``segmentation_sections``.
     """
     if len(examined.get('images', ())) > MOST_IMAGES:
         examined = dict(unexamined=len(examined['images']))
     content = dict(step=step, worst=worst, **examined)
-    text = json.dumps(content, default=lambda value: value.tolist())
+    text = json.dumps(content, default=lambda value: value.tolist())  # of numpy
     write_text(Path(work_dir, VALIDATION), text)
 
 
@@ -75,10 +73,7 @@ def write_report(
 ) -> Path:
     """Writes the page of a run from what its work dir holds; what is missing is said on it.
 
-    Args:
-        work_dir: The run's.
-        out: The file; None is ``report.html`` in the work dir.
-        results: Sections to show in place of those on the last validation.
+    ``results`` are sections to show in place of those on the last validation.
 
     Raises:
         ToolError: There is no run in the work dir.
@@ -146,14 +141,13 @@ def read_scalars(logs: Sequence[Path], step: int = 1) -> tuple[Values, Values]:
 def _curves(trained: Values, measured: Values) -> str:
     losses = dict(loss={}, val_loss=measured.get('val_loss', {}))
     losses |= {name: values for name, values in trained.items() if 'loss' in name}
-    main = main_metric(measured)
-    names = [n for n in measured if n != main and 'loss' not in n and not n.endswith(_OF_CLASS)]
-    names = [*filter(None, [main]), *names][:8]
+    names = sorted(measured, key=lambda name: name != main_metric(measured))  # that one first
+    names = [name for name in names if 'loss' not in name and not name.endswith(_OF_CLASS)][:8]
     shown = {
         'Loss': losses,
         'Measures': {n: {k: v for k, v in measured[n].items() if v >= 0} for n in names},
-        'Learning rate': {name: v for name, v in trained.items() if name == 'lr'},
-        'Images a second': {name: v for name, v in trained.items() if name == 'images_per_s'},
+        'Learning rate': {'lr': trained.get('lr', {})},
+        'Images a second': {'images_per_s': trained.get('images_per_s', {})},
     }
     figures = [
         charts.lines(title, {name: list(v.items()) for name, v in series.items()}, 'iteration')
@@ -179,8 +173,8 @@ def _state(trained: Values, measured: Values) -> str:
     text = f'{done:,} iterations are logged'
     if main := main_metric(measured):
         place, best = max(measured[main].items(), key=lambda item: item[1])
-        text += f'. Best {main}: {best:.4g}, after {place:,}'
-        text += f'; last: {measured[main][max(measured[main])]:.4g}'
+        last = measured[main][max(measured[main])]
+        text += f'. Best {main}: {best:.4g}, after {place:,}; last: {last:.4g}'
     return f'{text}. Written {time.strftime("%Y-%m-%d %H:%M")}.'
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from math import prod
-from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -17,7 +15,6 @@ from ..evaluation.models import describe_model
 from ..registry import MODELS, ROOT_MODELS
 from ..weights import SCHEME, ZOO
 from .config import config_folders, load_config, our_backbones, pretrained
-from .errors import ToolError
 
 _IMAGE, _DETECTION, _SEGMENTATION = (224, 224), (800, 1280), (512, 512)  # height, width in px
 
@@ -25,6 +22,11 @@ _IMAGE, _DETECTION, _SEGMENTATION = (224, 224), (800, 1280), (512, 512)  # heigh
 def format_zoo() -> str:
     """Both tables, as docs/configs.md has them between its markers."""
     return f'{weights_table()}\n\n{configs_table()}'
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return '\n'.join(f'| {" | ".join(row)} |' for row in (head, ['---'] * len(head), *rows))
 
 
 def weights_table() -> str:
@@ -39,17 +41,15 @@ def weights_table() -> str:
         params, macs = ('', '') if whole else _classifier_cost(entry.variant)
         accuracy = ', '.join(f'{measure} {value}' for measure, value in entry.accuracy.items())
         rows.append((f'`{SCHEME}{name}`', accuracy, params, macs, entry.licence, entry.source))
-    height, width = _IMAGE
-    sizes = ('params (M)', f'GFLOPs ({height} x {width})')
-    return _table(('weights', 'published accuracy (%)', *sizes, 'licence', 'source'), rows)
+    sizes = ('params (M)', f'GFLOPs ({_IMAGE[0]} x {_IMAGE[1]})')
+    return markdown(('weights', 'published accuracy (%)', *sizes, 'licence', 'source'), rows)
 
 
 @cache
 def _classifier_cost(variant: str) -> tuple[str, str]:
-    entry = next(entry for entry in ZOO.values() if entry.variant == variant)
-    arguments = dict(entry.arch)
+    arguments = next(dict(entry.arch) for entry in ZOO.values() if entry.variant == variant)
     with torch.device('meta'):
-        net = MODELS.get(arguments.pop('type'))(**arguments)
+        net = MODELS.build(arguments)
     stages = describe_stages(net, *_IMAGE)
     last = stages[-1].shape
     params = sum(stage.params for stage in stages) + (last[0] + 1) * 1000
@@ -63,8 +63,9 @@ def configs_table() -> str:
     Parameters and GFLOPs of the whole model are counted as :func:`describe_model` does. The
     licence is that of the weights that training starts from, if they are in :data:`ZOO`.
     """
+    file = next(file for folder in config_folders() for file in folder.glob('metafile.yml'))
     rows = []
-    for entry in _metafile():
+    for entry in yaml.safe_load(file.read_text(encoding='utf-8'))['Models']:
         if not entry.get('Results'):
             continue
         cfg = load_config(entry['Config'].removeprefix('configs/'))
@@ -76,43 +77,15 @@ def configs_table() -> str:
         cost = describe_model(model.eval(), *size)
         sources = [init.checkpoint for part in our_backbones(cfg) for init in pretrained(part)]
         known = (ZOO.get(source.removeprefix(SCHEME)) for source in sources)
-        accuracies, publishers = _published(entry['Results'])
-        rows.append(
-            (
-                f'`{entry["Name"]}`',
-                accuracies,
-                f'{cost.params / 1e6:.2f}',
-                f'{cost.gflops:.1f} ({size[0]} x {size[1]})',
-                ', '.join(weights.licence for weights in known if weights) or '-',
-                publishers,
-            )
-        )
+        licences = ', '.join(weights.licence for weights in known if weights) or '-'
+        published: dict[str, list[str]] = {}  # publisher -> measures
+        for result in entry['Results']:
+            measures = [f'{measure} {value}' for measure, value in result['Metrics'].items()]
+            published.setdefault(result['Published By'], []).extend(measures)
+        accuracies = '; '.join(map(', '.join, published.values()))
+        flops = f'{cost.gflops:.1f} ({size[0]} x {size[1]})'
+        row = (f'`{entry["Name"]}`', accuracies, f'{cost.params / 1e6:.2f}', flops, licences)
+        rows.append((*row, '; '.join(published)))
     licence = 'licence of the weights it starts from'
     head = ('config', 'published accuracy (%)', 'params (M)', 'GFLOPs', licence, 'published by')
-    return _table(head, rows)
-
-
-def _metafile() -> list[dict[str, Any]]:
-    files = (folder / 'metafile.yml' for folder in config_folders())
-    file = next((file for file in files if file.is_file()), None)
-    if file is None:
-        raise ToolError('there is no metafile.yml in the folders of configs')
-    return yaml.safe_load(Path(file).read_text(encoding='utf-8'))['Models']
-
-
-def _published(results: Iterable[dict[str, Any]]) -> tuple[str, str]:
-    """The accuracies by publisher, and the publishers in the same order."""
-    by: dict[str, list[str]] = {}
-    for result in results:
-        by.setdefault(result['Published By'], []).extend(
-            f'{measure} {value}' for measure, value in result['Metrics'].items()
-        )
-    return '; '.join(map(', '.join, by.values())), '; '.join(by)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    def lines() -> Iterator[str]:
-        for row in (head, ['---'] * len(head), *rows):
-            yield f'| {" | ".join(row)} |'
-
-    return '\n'.join(lines())
+    return markdown(head, rows)

@@ -24,52 +24,38 @@ _MOST_CURVES, _MOST_IMAGES, _MOST_CONFUSED = 10, 12, 40
 def detection_sections(
     analysis: Analysis, annotations: Mapping, results: Sequence[Mapping], images: Path | None = None
 ) -> list[str]:
-    """Sections of a page.
+    """Sections of a page on the analysis of these annotations and results.
 
-    Args:
-        analysis: Of these annotations and results.
-        annotations: Content of the annotation file.
-        results: The detections.
-        images: Folder of the images. None: the ``path`` that entries of ``images`` have; those
-            without one are not shown.
+    ``images`` is the folder of the images. None: the ``path`` of their entries; those without one
+    are not shown.
     """
-    scores, recalls, unit = analysis.scores, np.linspace(0, 1, 101), ('recall', (0, 1), 1)
-    rows = analysis.thresholds()
+    scores, rows = analysis.scores, analysis.thresholds()
     aps = [scores.ap(category=key) for key in scores.categories]
     classes = {name: (ap, count) for (name, count, *_), ap in zip(rows, aps, strict=True)}
     classes = dict(sorted(classes.items(), key=lambda item: -item[1][0]))
     sizes = {f'{s} px': (scores.ap(size=s), count) for s, count in analysis.sizes.items()}
-    bars = (
-        {name: (ap, f'{_figure(ap)}, {count:,} objects') for name, (ap, count) in part.items()}
-        for part in (classes, sizes)
-    )
-    curves = {f'IoU {iou:.2f}': _points(recalls, c) for iou, c in analysis.curves().items()}
+    known = [name for name, (ap, _) in classes.items() if ap >= 0]
+    title = 'Precision over recall at IoU 0.5'
+    if len(known) > _MOST_CURVES:
+        known = known[: _MOST_CURVES // 2] + known[-_MOST_CURVES // 2 :]
+        title += ': best and worst classes'
     half = int(np.argmin(np.abs(scores.iou_thrs - 0.5)))
     by_class = dict(zip(analysis.names, scores.precision[half, :, :, 0, -1].T, strict=True))
-    known = [name for name, (ap, _) in classes.items() if ap >= 0]
-    cut, title = _MOST_CURVES // 2, 'Precision over recall at IoU 0.5'
-    if len(known) > 2 * cut:
-        known, title = known[:cut] + known[-cut:], f'{title}: best and worst classes'
-    found = analysis.calibration()
-    calibration = {'precision': [row[:2] for row in found], 'exact': [(0, 0), (1, 1)]}
-    every, sure, gains = analysis.every.counts(), analysis.confident.counts(), analysis.gains()
-    least, figures = f'from score {analysis.least:g}', scores.figures()
-    overall = ', '.join(f'{name} {_figure(figures[name])}' for name in ('AP', 'AP50', 'AP75'))
-    kind = 'masks' if scores.kind == 'segm' else 'boxes'
+    curves = {f'IoU {iou:.2f}': curve for iou, curve in analysis.curves().items()}
     precision = charts.grid(
-        charts.bars('AP by class', next(bars)),
-        charts.bars('AP by size: square root of the area', next(bars)),
-        charts.lines('Precision over recall, mean of classes', curves, *unit),
-        charts.lines(title, {n: _points(recalls, by_class[n]) for n in known}, *unit),
+        _bars('AP by class', classes),
+        _bars('AP by size: square root of the area', sizes),
+        _recall_chart('Precision over recall, mean of classes', curves),
+        _recall_chart(title, {name: by_class[name] for name in known}),
     )
+    found = {'precision': [row[:2] for row in analysis.calibration()], 'exact': [(0, 0), (1, 1)]}
+    head = 'class', 'objects', 'score', 'precision', 'recall', 'F1'
     thresholds = charts.grid(
-        charts.table(
-            'The score from which F1 is best, at IoU 0.5',
-            ('class', 'objects', 'score', 'precision', 'recall', 'F1'),
-            rows,
-        ),
-        charts.lines('Calibration', calibration if found else {}, 'score', (0, 1), 1),
+        charts.table('The score from which F1 is best, at IoU 0.5', head, rows),
+        charts.lines('Calibration', found, 'score', (0, 1), 1) if found['precision'] else '',
     )
+    every, sure, gains = analysis.every.counts(), analysis.confident.counts(), analysis.gains()
+    least = f'from score {analysis.least:g}'
     errors = charts.table(
         'Kinds of errors at IoU 0.5',
         ('error', 'all', least, 'AP50 gain'),
@@ -81,6 +67,8 @@ def detection_sections(
         [*analysis.names, 'background'],
         analysis.confident.confusion(),
     )
+    figures, kind = scores.figures(), 'masks' if scores.kind == 'segm' else 'boxes'
+    overall = ', '.join(f'{name} {_figure(figures[name])}' for name in ('AP', 'AP50', 'AP75'))
     sections = [
         section('Average precision', note(f"COCO's, of {kind}: {overall}."), precision),
         section('Scores', thresholds),
@@ -91,14 +79,26 @@ def detection_sections(
     return sections
 
 
+def _bars(title: str, rows: Mapping[str, tuple[float, int]]) -> str:
+    """AP and number of objects by name."""
+    texts = {name: (ap, f'{_figure(ap)}, {count:,} objects') for name, (ap, count) in rows.items()}
+    return charts.bars(title, texts)
+
+
+def _recall_chart(title: str, curves: Mapping[str, np.ndarray]) -> str:
+    """Precision (101,) at recalls 0 to 1 by name."""
+    recalls = np.linspace(0, 1, 101).tolist()
+    points = {name: [*zip(recalls, curve.tolist(), strict=True)] for name, curve in curves.items()}
+    return charts.lines(title, points, 'recall', (0, 1), 1)
+
+
 def _worst_detections(
     analysis: Analysis, annotations: Mapping, results: Sequence[Mapping], folder: Path | None
 ) -> str:
     judged, names, kind = analysis.confident, analysis.names, analysis.scores.kind
     entries = {image['id']: image for image in annotations['images']}
     lost, false = judged.by_image()
-    told = f'Detections from score {analysis.least:g}: green right, orange missed, red false'
-    parts = [note(told)]
+    parts = []
     for number in analysis.worst(_MOST_IMAGES):
         image = entries[judged.images[number]]
         truth, found = [], []
@@ -115,7 +115,8 @@ def _worst_detections(
         file = (image.get('path') or name) if folder is None else folder / str(name)
         title = f'{name}: {lost[number]} missed, {false[number]} false'
         parts.append(_pair(title, file, image, dict(truth=truth, predicted=found[::-1])))
-    return section('Worst images', *parts)
+    told = f'Detections from score {analysis.least:g}: green right, orange missed, red false'
+    return section('Worst images', note(told), *parts)
 
 
 def segmentation_sections(
@@ -141,18 +142,13 @@ def segmentation_sections(
         charts.table('By class', ('class', 'pixels', 'IoU', 'precision', 'recall', 'F1'), rows),
     )
     title = 'Rows are the labels, columns the predictions; shares of the pixels'
-    confusions = _confusions(title, names, confusion[:, :-1], labelled)
-    pairs = [
-        _pair(
-            f'{image["path"]}: {image["accuracy"]:.1%} right',
-            image['path'],
-            {},
-            {key: np.array(image[key]) for key in ('truth', 'predicted')},
-        )
-        for image in worst
-    ]
-    shown = [section('Worst images', charts.key(names), *pairs)] if worst else []
-    return [section('Classes', classes, confusions), *shown]
+    sections = [section('Classes', classes, _confusions(title, names, confusion[:, :-1], labelled))]
+    pairs = []
+    for image in worst:
+        views = {key: np.array(image[key]) for key in ('truth', 'predicted')}
+        title = f'{image["path"]}: {image["accuracy"]:.1%} right'
+        pairs.append(_pair(title, image['path'], {}, views))
+    return sections + [section('Worst images', charts.key(names), *pairs)] * bool(pairs)
 
 
 def _confusions(
@@ -189,9 +185,9 @@ def read_image(file: Path, entry: Mapping[str, Any]) -> np.ndarray:
     pixels = cv2.imread(str(file))
     if pixels is None:
         raise DataError('it does not decode', f'image {file}')
-    if pixels.shape[:2] == (entry.get('width'), entry.get('height')):
-        stored = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        pixels = stored if stored.shape != pixels.shape else pixels
+    size = entry.get('width'), entry.get('height')
+    if pixels.shape[:2] == size != size[::-1]:
+        pixels = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
@@ -201,13 +197,8 @@ def _shape(
     shape, told = shape_of(entry, kind, image), f'{text} {verdict}'.strip()
     if kind == 'bbox':
         return Shape(shape, mark, text, told)
-    mask = np.asarray(coco_mask.decode(shape)).squeeze()
     box = np.asarray(coco_mask.toBbox(shape)).reshape(-1)[:4]
-    return Shape(box, mark, text, told, charts.outlines(mask))
-
-
-def _points(xs: np.ndarray, ys: np.ndarray) -> list[tuple[float, float]]:
-    return list(zip(xs.tolist(), ys.tolist(), strict=True))
+    return Shape(box, mark, text, told, charts.outlines(np.squeeze(coco_mask.decode(shape))))
 
 
 def _figure(value: float) -> str:

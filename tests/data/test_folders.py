@@ -35,6 +35,12 @@ def test_voc_without_lists(tmp_path):
     assert stems(found, 'all') == [(name, name) for name in scenes(12)]
 
 
+def test_the_folder_of_the_annotations_may_have_any_name(tmp_path):
+    write_voc(tmp_path, scenes(3), 'images/train', 'train/corrected')
+    write_voc(tmp_path, scenes(2), 'images/val', 'val/corrected')
+    assert counts(recognise(tmp_path, 'boxes')) == {'train': 3, 'val': 2}
+
+
 def test_voc_with_lists(tmp_path):
     write_voc(tmp_path / 'VOC2007', scenes(6), 'JPEGImages', 'Annotations')
     lists = tmp_path / 'VOC2007/ImageSets/Main'
@@ -67,6 +73,18 @@ def test_what_has_no_partner_is_noted(tmp_path):
         '1 annotation files without image',
         '1 images without annotation file',
     ]
+
+
+def test_equal_names_in_other_folders_are_other_images(tmp_path):
+    """Folders tell images of one name apart, here behind a link; their roles may have any name."""
+    for part in ('north', 'south'):
+        write_voc(tmp_path / 'set', scenes(3), f'imgs/{part}', f'xmls/{part}')
+    (tmp_path / 'set/imgs').rename(tmp_path / 'elsewhere')
+    (tmp_path / 'set/imgs').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'elsewhere/north/photo_000.jpg').unlink()
+    found = recognise(tmp_path / 'set', 'boxes')
+    assert counts(found) == {'all': 5} and '1 annotation files without image' in found.notes[0]
+    assert all(image.parent.name == file.parent.name for image, file in found.splits['all'])
 
 
 def test_yolo_as_roboflow_writes_it(tmp_path):

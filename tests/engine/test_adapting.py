@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import pytest
+from running import loaded
 
 from res2net_mm.engine.adapting import adapt, set_epochs, set_size
 from res2net_mm.engine.config import load_config
@@ -16,12 +17,12 @@ def arguments(**given):
 
 
 def test_epochs_of_a_schedule_with_steps():
-    cfg = load_config('faster_rcnn_r2n50')  # 12 epochs, milestones 8 and 11, warm-up of 500 steps
+    cfg = loaded('faster_rcnn_r2n50')  # 12 epochs, milestones 8 and 11, warm-up of 500 steps
     assert adapt(cfg, arguments(epochs=36)) == ['schedule: 36 epochs']
     assert cfg.train_cfg.max_epochs == 36
     warm_up, steps = cfg.param_scheduler
     assert (steps.milestones, steps.end, warm_up.end) == ([24, 33], 36, 500)
-    cfg = load_config('faster_rcnn_r2n50')
+    cfg = loaded('faster_rcnn_r2n50')
     line = set_epochs(cfg, 6, 160)  # 16 a step are 2 here: 80 steps an epoch
     assert line == f'schedule: {6 * 80:,} steps of 2 images, 6 epochs'
     assert cfg.param_scheduler[0].end == 160 and cfg.param_scheduler[1].milestones == [4, 6]
@@ -29,7 +30,7 @@ def test_epochs_of_a_schedule_with_steps():
 
 
 def test_epochs_of_a_cosine():
-    cfg = load_config('faster_rcnn_r2n14_shapes')
+    cfg = loaded('faster_rcnn_r2n14_shapes')
     set_epochs(cfg, 2, 1600)
     assert cfg.train_cfg.max_epochs == cfg.train_cfg.val_interval == 2
     assert cfg.param_scheduler[1].T_max == 2 and cfg.param_scheduler[0].end == 50
@@ -37,18 +38,18 @@ def test_epochs_of_a_cosine():
 
 
 def test_epochs_of_a_run_by_steps():
-    cfg = load_config('sem_fpn_r2n50_ade20k')  # 160,000 steps of 4 images
+    cfg = loaded('sem_fpn_r2n50_ade20k')  # 160,000 steps of 4 images
     line = set_epochs(cfg, 20, 100)
     assert line == 'schedule: 500 steps of 4 images, 20 epochs'
     assert cfg.train_cfg.max_iters == 500 and cfg.param_scheduler[0].end == 500
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 12
-    cfg = load_config('sem_fpn_r2n50_ade20k')
+    cfg = loaded('sem_fpn_r2n50_ade20k')
     assert set_epochs(cfg, None, 100) == 'schedule: 160,000 steps of 4 images, 6400 epochs'
 
 
 def test_epochs_with_accumulated_gradients():
     """A step of the schedule is one batch, however many of them make an update."""
-    cfg = load_config('sem_fpn_r2n14_camvid')
+    cfg = loaded('sem_fpn_r2n14_camvid')
     cfg.train_dataloader.batch_size = 8
     cfg.optim_wrapper.accumulative_counts = 4
     assert set_epochs(cfg, 10, 400) == 'schedule: 500 steps of 8 images, 10 epochs'
@@ -56,24 +57,22 @@ def test_epochs_with_accumulated_gradients():
 
 
 def test_sizes_with_the_short_side_first():
-    cfg = load_config('faster_rcnn_r2n50')
+    cfg = loaded('faster_rcnn_r2n50')
     step = dict(type='RandomChoiceResize', scales=[(480, 1333), (800, 1333)], keep_ratio=True)
     cfg.train_dataloader.dataset.pipeline[2] = step
     set_size(cfg, 1333, 800)
     assert cfg.train_dataloader.dataset.pipeline[2]['scales'] == [(480, 1333), (800, 1333)]
 
 
-def test_dynamic_intervals_and_switches():
-    cfg = load_config('faster_rcnn_r2n50')
-    cfg.train_cfg.dynamic_intervals = [(10, 1)]
+def test_switches():
+    cfg = loaded('faster_rcnn_r2n50')
     cfg.custom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=9, switch_pipeline=[])]
     set_epochs(cfg, 24, 100)
-    assert cfg.train_cfg.dynamic_intervals == [(20, 1)] and cfg.train_cfg.val_interval == 1
     assert cfg.custom_hooks[0].switch_epoch == 18
 
 
 def test_batch():
-    cfg = load_config('faster_rcnn_r2n50')
+    cfg = loaded('faster_rcnn_r2n50')
     adapt(cfg, arguments(batch=4))
     assert cfg.train_dataloader.batch_size == 4 and cfg.auto_scale_lr.enable
     cfg.pop('auto_scale_lr')
@@ -83,19 +82,19 @@ def test_batch():
 
 
 def test_size_of_detectors():
-    cfg = load_config('faster_rcnn_r2n50')
+    cfg = loaded('faster_rcnn_r2n50')
     set_size(cfg, 640, 480)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         scales = [step.scale for step in loader.dataset.pipeline if step.type == 'Resize']
         assert scales == [(640, 480)]
-    cfg = load_config('vfnet_r2n101_dcn')  # from 1333 x 480 to 1333 x 960
+    cfg = loaded('vfnet_r2n101_dcn')  # from 1333 x 480 to 1333 x 960
     set_size(cfg, 640, 480)
     assert [step.scale for step in cfg.train_dataloader.dataset.pipeline
             if step.type == 'RandomResize'] == [[(640, 240), (640, 480)]]  # fmt: skip
 
 
 def test_size_of_segmentors():
-    cfg = load_config('sem_fpn_r2n50_ade20k')
+    cfg = loaded('sem_fpn_r2n50_ade20k')
     set_size(cfg, 800, 400)
     steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
     assert steps['RandomResize'].scale == (800, 400)
@@ -108,7 +107,7 @@ def test_size_of_segmentors():
 
 def test_options_of_data_without_data():
     with pytest.raises(ToolError, match='belong to --data'):
-        adapt(load_config('faster_rcnn_r2n50'), arguments(classes=['a']))
+        adapt(loaded('faster_rcnn_r2n50'), arguments(classes=['a']))
 
 
 def test_cfg_options_have_the_last_word():

@@ -38,7 +38,9 @@ def test_boxes_and_padding_are_those_of_the_training(tiny_options, shapes, tmp_p
     # the image is left of the padding, so flipping keeps it within 96 px
     difference = np.abs(plain[:96, :96].astype(int) - flipped[:96, :96][:, ::-1])
     assert difference.mean() < 4 < np.abs(plain[:96, :96].astype(int) - flipped[:96, :96]).mean()
-    assert 'class="padding" x="96" y="0" width="32" height="128"' in pages[0]
+    pink = (plain[..., 0] > 180) & (plain[..., 1] < 100)  # a third of the padding
+    assert 0.2 < pink[100:].mean() < 0.5 and 0.2 < pink[:, 100:].mean() < 0.5
+    assert pink[:92, :92].mean() < 0.01
     names = [re.findall('class="picture.*?</svg>', page)[0] for page in pages]
     for text in names:
         assert re.search('>(disc|square|triangle|star)<', text)
@@ -55,7 +57,7 @@ def test_boxes_and_padding_are_those_of_the_training(tiny_options, shapes, tmp_p
 
 def test_mistakes_are_one_line(tiny_options, tmp_path):
     cfg = load_config(CONFIG, tiny_options)
-    with pytest.raises(ToolError, match='--limit must be a positive integer'):
+    with pytest.raises(ValueError, match='--limit must be a positive integer'):
         write_batches(cfg, tmp_path, 0)
     with pytest.raises(ToolError, match='no model'):
         write_batches(Config(dict(train_dataloader=dict())), tmp_path, 1)

@@ -3,8 +3,10 @@
 import statistics
 
 import pytest
+from running import loaded
 from scipy import stats
 
+from res2net_mm.engine import comparing
 from res2net_mm.engine.comparing import Compared, compare, page, with_backbone
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
@@ -13,7 +15,7 @@ from res2net_mm.registry import MODELS
 
 
 def test_multiply_adds_are_comparable():
-    cfg = load_config('faster_rcnn_r2n14_shapes')
+    cfg = loaded('faster_rcnn_r2n14_shapes')
     macs, parts = {}, {}
     for name in ('res2net14', 'resnet14', 'resnext14'):
         parts[name] = with_backbone(cfg, name).model.backbone
@@ -27,7 +29,7 @@ def test_multiply_adds_are_comparable():
 
 
 def test_the_rest_of_the_config_stays():
-    cfg = load_config('faster_rcnn_r2n14_shapes')
+    cfg = loaded('faster_rcnn_r2n14_shapes')
     other = with_backbone(cfg, 'res2net26_v1b_26w_4s')
     assert other.model.neck.in_channels == [256, 512, 1024, 2048]
     other.model.backbone, other.model.neck = cfg.model.backbone, cfg.model.neck
@@ -52,18 +54,24 @@ def test_page():
 
 
 @pytest.mark.slow
-def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path):
+def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path, monkeypatch):
     options = {**tiny_options, 'train_cfg.max_epochs': 1, 'param_scheduler.1.T_max': 1}
     cfg = load_config('faster_rcnn_r2n14_shapes', options)
     written = compare(cfg, ['res2net14'], 1, tmp_path)
     text = written.read_text()
-    checkpoint = tmp_path / 'res2net14/seed_0/epoch_1.pth'
+    (checkpoint,) = tmp_path.glob('res2net14/seed_0_*/epoch_1.pth')
     time = checkpoint.stat().st_mtime_ns
     compare(cfg, ['res2net14'], 1, tmp_path)
     assert checkpoint.stat().st_mtime_ns == time
     assert [line[:20] for line in written.read_text().splitlines()] == [
         line[:20] for line in text.splitlines()
     ]
-    cfg.train_cfg.max_epochs = 2
-    with pytest.raises(ToolError, match='is of a comparison with another config'):
+    cfg.train_cfg.max_epochs = 2  # another config is trained anew
+
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(comparing, 'build_runner', stop)
+    with pytest.raises(InterruptedError):
         compare(cfg, ['res2net14'], 1, tmp_path)
+    assert checkpoint.stat().st_mtime_ns == time

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -15,6 +17,7 @@ from res2net_mm.data.errors import DataError
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.run_page import note_validation, read_scalars, write_report
 
+REPO = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
 EVIL = '</script><img src=x onerror=alert(1)> "dög" \'&amp;'
 
@@ -162,17 +165,22 @@ def test_page_in_a_browser(work_dir, tmp_path, kind):
         assert shown == '5' and drawn
 
 
-def test_the_tool(work_dir, tmp_path, python):
-    truth, results = tmp_path / 'truth.json', tmp_path / 'results.json'
+def call(monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['report', *map(str, args)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(REPO / 'tools' / 'report.py'), run_name='__main__')
+    return ended.value.code
+
+
+def test_the_tool(work_dir, tmp_path, monkeypatch, capsys):
+    truth, results, page = (tmp_path / n for n in ('truth.json', 'results.json', 'page.html'))
     made = detections()
     results.write_text(json.dumps([{**made.pop('results')[0], 'score': 0.5}]))
     truth.write_text(json.dumps(made))
-    env = dict(os.environ)
-    more = ['--results', results, '--annotations', truth, '--out', tmp_path / 'page.html']
-    run = python('tools/report.py', work_dir, *more, env=env)
-    assert run.returncode == 0, run.stderr[-2000:]
-    assert 'AP by class' in (tmp_path / 'page.html').read_text()
-    run = python('tools/report.py', work_dir, '--results', results, env=env)
-    assert run.returncode == 1
-    assert run.stderr == ('error: --results and --annotations go together: give both or neither\n')
-    assert Path(work_dir, 'report.html').exists() is False
+    given = work_dir, '--results', results
+    assert call(monkeypatch, *given, '--annotations', truth, '--out', page) == 0
+    assert 'AP by class' in page.read_text()
+    assert call(monkeypatch, *given) == 1
+    line = 'error: --results and --annotations go together: give both or neither\n'
+    assert capsys.readouterr().err == line
+    assert not (work_dir / 'report.html').exists()

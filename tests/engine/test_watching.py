@@ -1,5 +1,7 @@
 """What a run shows and keeps: progress, validation loss, best checkpoints, early stop, loggers."""
 
+import importlib.util
+import io
 import json
 import logging
 import random
@@ -27,11 +29,11 @@ from res2net_mm.evaluation import main_metric
 CONFIG = 'faster_rcnn_r2n14_shapes.py'
 
 
-@pytest.fixture
-def prepared(tiny_options, tmp_path):
+@pytest.fixture(scope='module')
+def prepared(tiny_options, tmp_path_factory):
     """A function that prepares the tiny detector, two epochs of one process, with changes."""
 
-    def prepare(watch=None, **changes):
+    def prepare(log=(), **changes):
         options = {
             **tiny_options,
             'train_cfg.max_epochs': 2,
@@ -40,10 +42,11 @@ def prepared(tiny_options, tmp_path):
             **{f'{s}_dataloader.persistent_workers': False for s in ('train', 'val', 'test')},
             **changes,
         }
-        cfg = prepare_config(load_config(CONFIG, options), work_dir=str(tmp_path / 'run'))
-        cfg.experiment_name = cfg.visualizer.name = str(tmp_path)  # mmengine keeps both by name
-        lines = watch_run(cfg, check_data(cfg), **(watch or {}))
-        return cfg, lines
+        folder = str(tmp_path_factory.mktemp('run'))
+        cfg = prepare_config(load_config(CONFIG, options), work_dir=folder)
+        cfg.experiment_name = cfg.visualizer.name = folder  # mmengine keeps both by name
+        watch_run(cfg, check_data(cfg), log=log)
+        return cfg
 
     return prepare
 
@@ -93,7 +96,7 @@ def test_what_the_config_says_about_checkpoints_stays():
 
 def test_mistakes_are_one_line(tmp_path):
     cfg = bare(max_epochs=1)
-    with pytest.raises(ToolError, match='--early-stop must be a positive integer'):
+    with pytest.raises(ValueError, match='--early-stop must be a positive integer'):
         watch_run(cfg, images(200, 80), early_stop=0)
     with pytest.raises(ToolError, match='--log wandb needs the package'):
         watch_run(cfg, images(200, 80), log=['wandb'])
@@ -144,7 +147,7 @@ def test_validation_loss_is_that_of_training_and_touches_nothing(prepared):
     for part in ('rpn', 'rcnn'):  # samplers that take all draw nothing
         changes[f'model.train_cfg.{part}.sampler.num'] = 10**6
         changes[f'model.train_cfg.{part}.sampler.pos_fraction'] = 1.0
-    cfg, _ = prepared(**{'train_cfg.max_epochs': 1, **changes})
+    cfg = prepared(**{'train_cfg.max_epochs': 1, **changes})
     runner = build_runner(cfg)
     seen = []
     runner.register_hook(State(39, seen), priority=39)
@@ -224,9 +227,10 @@ def test_pipeline_of_the_loss():
     assert loss_loader(cfg).batch_size == 1
 
 
-def test_a_loss_that_fails_is_said_once_and_training_goes_on(prepared, monkeypatch):
-    cfg, _ = prepared()
+def test_what_fails_is_said_and_training_goes_on(prepared, monkeypatch):
+    cfg = prepared()
     runner = build_runner(cfg)
+    Path(cfg.work_dir, 'report.html').mkdir()
     real = type(runner.model).parse_losses
     said = []
     monkeypatch.setattr(logging.Logger, 'log', lambda self, level, text: said.append(text))
@@ -238,35 +242,12 @@ def test_a_loss_that_fails_is_said_once_and_training_goes_on(prepared, monkeypat
 
     monkeypatch.setattr(type(runner.model), 'parse_losses', broken)
     runner.train()
-    assert [t for t in said if 'validation loss' in t] == [
-        'no validation loss: no loss in eval mode; training goes on'
-    ]
+    once = 'no validation loss: no loss in eval mode; training goes on'
+    assert [t for t in said if 'validation loss' in t] == [once]
     assert 'val_loss' not in scalars(runner).read_text() and runner.epoch == 2
-
-
-def test_report_and_checkpoints_of_a_run(prepared, tmp_path, monkeypatch):
-    cfg, lines = prepared(**{'train_cfg.max_epochs': 4})
-    runner = build_runner(cfg)
-    runner.train()
-    files = {file.name for file in (tmp_path / 'run').glob('*.pth')}
-    assert {'epoch_3.pth', 'epoch_4.pth'} < files and len(files) == 3
-    assert any(re.fullmatch(r'best_coco_bbox_mAP_epoch_\d\.pth', name) for name in files)
-    assert (tmp_path / 'run' / 'last_checkpoint').read_text().endswith('epoch_4.pth')
-    page = (tmp_path / 'run' / 'report.html').read_text()
-    assert '16 iterations are logged' in page and 'val_loss' in page and 'AP by class' in page
-    assert 'images_per_s' in scalars(runner).read_text()
-
-
-def test_a_report_that_fails_is_said_and_training_goes_on(prepared, tmp_path, monkeypatch):
-    cfg, _ = prepared(**{'train_cfg.max_epochs': 1})
-    runner = build_runner(cfg)
-    (tmp_path / 'run' / 'report.html').mkdir()
-    said = []
-    monkeypatch.setattr(logging.Logger, 'log', lambda self, level, text: said.append(text))
-    runner.train()
     line = r'no report: \w+: .*report.html.*; training goes on'
     assert any(re.match(line, text) for text in said), said
-    assert (tmp_path / 'run' / 'epoch_1.pth').exists()
+    assert Path(cfg.work_dir, 'epoch_2.pth').exists()
 
 
 class Hub:
@@ -298,48 +279,6 @@ def test_early_stop_goes_on_counting_when_resumed():
     assert better.wait_count == 0 and not runner.train_loop.stop_training
 
 
-def test_a_live_line_on_a_terminal(prepared, monkeypatch, capsys):
-    shown = []
-    fake = types.SimpleNamespace(
-        write=shown.append,
-        flush=lambda: None,
-        isatty=lambda: True,
-        fileno=lambda: 2,
-        encoding='utf-8',
-    )
-    cfg, _ = prepared(**{'train_cfg.max_epochs': 1})
-    runner = build_runner(cfg)
-    monkeypatch.setattr(sys, 'stderr', fake)
-    runner.train()
-    monkeypatch.undo()
-    text = ''.join(shown)
-    line = next(part for part in text.split('\r') if 'step 4/4' in part)
-    assert re.search(
-        r'epoch 1/1 step 4/4 \|.*\|, loss \d+\.\d+, lr \S+, \d+\.\d images/s, 00', line
-    ), line
-    assert ' left' in line and 'validating 2/2' in text
-    printed = capsys.readouterr().out
-    assert 'Epoch(train)' not in printed and 'Epoch(val)' in printed
-    log = next(iter(scalars(runner).parents[1].glob('*.log'))).read_text()
-    assert 'Epoch(train)' in log and 'images_per_s: ' in log
-
-
-def test_tensorboard_holds_losses_and_measures(prepared):
-    reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    cfg, _ = prepared(watch=dict(log=['tensorboard']), **{'train_cfg.max_epochs': 1})
-    runner = build_runner(cfg)
-    runner.train()
-    events = reader.EventAccumulator(str(scalars(runner).parent))
-    events.Reload()
-    tags = events.Tags()['scalars']
-    assert {'loss', 'lr', 'coco/bbox_mAP', 'val_loss', 'images_per_s'} <= set(tags)
-    records = [json.loads(line) for line in scalars(runner).read_text().splitlines()]
-    losses = [(r['step'], r['loss']) for r in records if 'loss' in r]
-    read = [(event.step, event.value) for event in events.Scalars('loss')]
-    assert [step for step, _ in read] == [1, 2, 3, 4] == [step for step, _ in losses]
-    assert [v for _, v in read] == pytest.approx([v for _, v in losses], rel=1e-6)
-
-
 class Client(types.ModuleType):
     """Stands for the module of a logging service; notes every call."""
 
@@ -366,13 +305,69 @@ class Recorder:
         return Recorder(self.calls, f'{self.name}.{name}')
 
 
+@pytest.fixture(scope='module')
+def watched(prepared):
+    """A run of three epochs on a terminal with every logger; what it showed, and the clients."""
+    clients, shown = {name: Client(name) for name in ('wandb', 'mlflow')}, []
+    terminal = types.SimpleNamespace(
+        write=shown.append,
+        flush=lambda: None,
+        isatty=lambda: True,
+        fileno=lambda: 2,
+        encoding='utf-8',
+    )
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, client in clients.items():
+            patch.setitem(sys.modules, name, client)
+        log = ['tensorboard', *clients] if importlib.util.find_spec('tensorboard') else [*clients]
+        runner = build_runner(prepared(log, **{'train_cfg.max_epochs': 3}))
+        patch.setattr(sys, 'stderr', terminal)
+        for handler in runner.logger.handlers:
+            if type(handler) is logging.StreamHandler:
+                patch.setattr(handler, 'stream', printed)
+        runner.train()
+    return runner, ''.join(shown), printed.getvalue(), clients
+
+
+def test_report_and_checkpoints_of_a_run(watched):
+    runner, folder = watched[0], Path(watched[0].work_dir)
+    files = {file.name for file in folder.glob('*.pth')}
+    best = {name for name in files if re.fullmatch(r'best_coco_bbox_mAP_epoch_\d\.pth', name)}
+    assert files == {'epoch_2.pth', 'epoch_3.pth', *best} and len(best) == 1
+    assert (folder / 'last_checkpoint').read_text().endswith('epoch_3.pth')
+    page = (folder / 'report.html').read_text()
+    assert '12 iterations are logged' in page and 'val_loss' in page and 'AP by class' in page
+    assert 'images_per_s' in scalars(runner).read_text()
+
+
+def test_a_live_line_on_a_terminal(watched):
+    runner, text, printed, _ = watched
+    line = next(part for part in text.split('\r') if 'epoch 3/3' in part and '12/12' in part)
+    form = r'12/12 \[.*<00:00, .*loss=\d+(\.\d+)?, lr=\S+, images_per_s=\d+'
+    assert re.search(form, line) and 'validating 2/2' in text, line
+    assert 'Epoch(train)' not in printed and 'Epoch(val)' in printed
+    log = next(iter(scalars(runner).parents[1].glob('*.log'))).read_text()
+    assert 'Epoch(train)' in log and 'images_per_s: ' in log
+
+
+def test_tensorboard_holds_losses_and_measures(watched):
+    reader = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
+    file = scalars(watched[0])
+    events = reader.EventAccumulator(str(file.parent))
+    events.Reload()
+    tags = events.Tags()['scalars']
+    assert {'loss', 'lr', 'coco/bbox_mAP', 'val_loss', 'images_per_s'} <= set(tags)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    losses = [(r['step'], r['loss']) for r in records if 'loss' in r]
+    read = [(event.step, event.value) for event in events.Scalars('loss')]
+    assert [step for step, _ in read] == [*range(1, 13)] == [step for step, _ in losses]
+    assert [v for _, v in read] == pytest.approx([v for _, v in losses], rel=1e-6)
+
+
 @pytest.mark.parametrize(('name', 'call'), [('wandb', 'log'), ('mlflow', 'log_metrics')])
-def test_other_loggers_get_losses_and_measures(prepared, monkeypatch, name, call):
-    client = Client(name)
-    monkeypatch.setitem(sys.modules, name, client)
-    cfg, _ = prepared(watch=dict(log=[name]), **{'train_cfg.max_epochs': 1})
-    build_runner(cfg).train()
-    sent = [args[0] for what, args, _ in client.calls if what == call]
-    assert sum('loss' in values for values in sent) == 4
+def test_other_loggers_get_losses_and_measures(watched, name, call):
+    sent = [args[0] for what, args, _ in watched[3][name].calls if what == call]
+    assert sum('loss' in values for values in sent) == 12
     assert any('coco/bbox_mAP' in values for values in sent)
     assert any('val_loss' in values for values in sent)
