@@ -19,7 +19,6 @@ from res2net_mm.evaluation.complexity import (
     format_architecture,
     format_comparison,
     format_stages,
-    receptive_fields,
 )
 from res2net_mm.registry import MODELS
 from res2net_mm.weights import ZOO
@@ -110,9 +109,9 @@ def test_real_networks_stay_as_they_are():
     *run, third, fourth = describe_stages(net, 33, 65)
     assert net.training and all(v.equal(before[k]) for k, v in net.state_dict().items())
     assert [c.shape for c in run] == [(8, 9, 17), (32, 9, 17), (64, 5, 9)]
-    assert [c.stride for c in run] == [4, 4, 8]
+    assert [c.field.stride for c in run] == [4, 4, 8]
     for cost in (third, fourth):
-        assert cost.shape is None and cost.macs == 0 and cost.params > 0
+        assert cost.shape is cost.field is None and cost.macs == 0 and cost.params > 0
     table = format_stages([*run, third, fourth])
     assert 'not run' in table.splitlines()[-4]
     sizes = sum(p.numel() for p in net.parameters()) / 1e6
@@ -202,10 +201,8 @@ DILATED = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
 )
 def test_receptive_fields_are_those_of_gradients(args):
     net = averaging(build({**TINY, **args}, 'cpu'))
-    costs = describe_stages(net, 64, 64)
-    fields = receptive_fields(net)[1:]
-    assert [c.field for c in costs[1:]] == [f.high - f.low + 1 for f in fields]
-    for level, field in enumerate(fields):
+    _, *stages = describe_stages(net, 64, 64)
+    for level, field in enumerate(cost.field for cost in stages):
         index = -field.low // field.stride + 2
         low, high = (field.stride * index + edge for edge in (field.low, field.high))
         assert seen(net, level, index, (high + 2 * field.stride, 9)) == (low, high)
