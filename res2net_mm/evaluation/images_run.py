@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,7 @@ class ImagesRun:
         return sample['img_id']
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keeps what is predicted for each sample.
-
-        Raises:
-            DataError: A predicted value is not finite.
-        """
+        """Keeps what is predicted for each sample; DataError if a value of it is not finite."""
         for sample in data_samples:
             _check_finite(sample)
             before = len(self.results)
@@ -87,14 +83,9 @@ class ImagesRun:
         return [result for _, result in kept.values()]
 
     def compare_with_file(self, run: Collection[Hashable], known: Collection[Hashable]) -> None:
-        """Warns if the annotation file has images that were not run.
+        """Warns if not all images of the annotation file were run; DataError if it lacks one.
 
-        Args:
-            run: Ids of the images that were run.
-            known: Ids in the file.
-
-        Raises:
-            DataError: The file lacks one that was run.
+        ``run`` and ``known`` are ids of the images that were run and of those in the file.
         """
         name = f'the ann_file of {type(self).__name__}'
         unknown = [key for key in run if key not in known]
@@ -106,10 +97,7 @@ class ImagesRun:
                 'set it to the file of the data set',
             )
         if len(known) > len(run):
-            warn(
-                f'{name} has {len(known):,} images, of which {len(run):,} were run: the figures '
-                f'are for these {len(run):,}'
-            )
+            warn(f'{name} has {len(known):,} images: the figures are for the {len(run):,} run')
 
     def with_distinct_name(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """The sample with an ``img_path`` whose file name no other image has in this process.
@@ -117,8 +105,7 @@ class ImagesRun:
         mmdet and mmseg name what they write after the image, without its folder.
         """
         path = Path(sample['img_path'])
-        whole = '_'.join(path.parts).replace('.', '_')
-        names = chain((path.stem, whole), (f'{whole}_{i}' for i in count(1)))
+        names = (f'{path.stem}_{i}' if i else path.stem for i in count())
         name = next(name for name in names if self._names.setdefault(name, path) == path)
         return dict(sample, img_path=name + path.suffix)
 

@@ -40,7 +40,7 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
         if not self.format_only:
             for sample in data_samples:
                 self._check_labels(sample)
-        if self.output_dir is not None:  # mmseg names a picture after the image without its folder
+        if self.output_dir is not None:
             data_samples = [self.with_distinct_name(sample) for sample in data_samples]
         super().process(data_batch, data_samples)
 
@@ -81,13 +81,11 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
         is labelled, the last column predictions beyond the classes.
         """
         counted = label != ignore_index
-        predicted, truth = pred_label[counted].long(), label[counted].long()
-        # one more column for predictions beyond the classes
-        pairs = truth * (num_classes + 1) + predicted.clamp(max=num_classes)
+        predicted = pred_label[counted].long().clamp(max=num_classes)
+        pairs = label[counted].long() * (num_classes + 1) + predicted
         confusion = torch.bincount(pairs, minlength=num_classes * (num_classes + 1))
         confusion = confusion.reshape(num_classes, num_classes + 1).cpu().double()
-        agree, labelled = confusion.diagonal(), confusion.sum(1)
-        found = confusion.sum(0)[:-1]
+        agree, labelled, found = confusion.diagonal(), confusion.sum(1), confusion.sum(0)[:-1]
         return agree, labelled + found - agree, found, labelled, confusion.to_sparse()
 
     def compute_metrics(self, results: list) -> dict[str, float]:
@@ -97,15 +95,15 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
         *areas, confusions = zip(*self.each_once(results), strict=True)
         totals = [sum(parts) for parts in areas]
         confusion = sum(part.to_dense() for part in confusions)
-        self.examined = dict(confusion=confusion.tolist(), classes=self.dataset_meta['classes'])
+        names = self.dataset_meta['classes']
+        self.examined = dict(confusion=confusion.tolist(), classes=names)
         measured = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
-        means: dict[str, float] = {'aAcc': float(measured.pop('aAcc')) * 100}
+        found = {'aAcc': float(measured.pop('aAcc')) * 100}
         by_class: dict[str, float] = {}
         for kind, values in measured.items():
             known = values[~np.isnan(values)]
-            means[f'm{kind}'] = float(known.mean()) * 100 if known.size else float('nan')
-            for name, value in zip(self.dataset_meta['classes'], values, strict=True):
-                by_class[f'{name}_{kind}'] = float(value) * 100
-        found = {**means, **by_class}
+            found[f'm{kind}'] = float(known.mean()) * 100 if known.size else float('nan')
+            by_class |= {f'{n}_{kind}': float(v) * 100 for n, v in zip(names, values, strict=True)}
+        found |= by_class
         self.log_table(found)
         return found

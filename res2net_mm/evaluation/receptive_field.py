@@ -7,7 +7,6 @@ Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional N
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +18,6 @@ from ..columns import aligned
 
 SHARE = 0.95  # of the influence
 FADED = 1 - 0.9545  # of the largest influence; a Gaussian falls to it at two standard deviations
-# built as Res2Net-50 v1 is, so that they differ from it in nothing but the scales
-RESNETS: dict[str, dict[str, Any]] = {
-    f'resnet{depth}': dict(depth=depth, scales=1, base_width=64) for depth in (50, 101, 152)
-}
 
 
 def effective_fields(net: nn.Module, images: Iterable[Tensor]) -> list[Tensor]:
@@ -81,13 +76,16 @@ def random_images(count: int, side: int) -> list[Tensor]:
 
 
 def random_network(name: str) -> Backbone:
-    """A ResNet of ``RESNETS`` or a named variant, with random weights that make every block count.
+    """``resnet50``, 101 or 152, or a named variant, with random weights.
 
-    By default, blocks of a network start as the identity, so shortcuts would be all that is seen.
+    A ResNet is built as Res2Net v1 is, so it differs in nothing but the scales. By default, blocks
+    start as the identity, and shortcuts would be all that is seen: here every block counts.
     """
-    resnet = RESNETS.get(name)
-    name, options = (name, {}) if resnet is None else ('res2net50_26w_4s', resnet)
-    return create_backbone(name, zero_init_residual=False, **options)
+    options = dict(zero_init_residual=False)
+    if name in ('resnet50', 'resnet101', 'resnet152'):
+        options.update(depth=int(name.removeprefix('resnet')), scales=1, base_width=64)
+        name = 'res2net50_26w_4s'
+    return create_backbone(name, **options)
 
 
 def random_fields(name: str, images: Sequence[Tensor]) -> dict[str, Tensor]:

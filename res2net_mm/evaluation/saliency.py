@@ -14,21 +14,20 @@ from .images_run import ImagesRun, image_name, warn
 
 class _Measures(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        import py_sod_metrics as sod
-
         for sample in data_samples:
             found, truth = _maps(sample)
             if self.normalize:
                 found, truth = (found * 255).round().astype(np.uint8), truth * np.uint8(255)
+            sod = self.sod
             f = sod.FmeasureV2({'f': sod.FmeasureHandler(with_dynamic=True, with_adaptive=True)})
             values: dict[str, Any] = {}
             for part in (sod.MAE(), f, sod.Smeasure(), sod.Emeasure(), sod.WeightedFmeasure()):
                 part.step(found, truth, self.normalize)
                 values |= part.get_results()
-            f, e = values.pop('f'), values.pop('em')
-            values.update(f=f['dynamic'], adpf=f['adaptive'], e=e['curve'], adpe=e['adp'])
             if np.isnan(values['sm']):  # a quarter of the image is empty
                 warn(f'PySODMetrics has no S-measure of {image_name(sample)}, so Sm is NaN')
+            f, e = values.pop('f'), values.pop('em')
+            values |= dict(f=f['dynamic'], adpf=f['adaptive'], e=e['curve'], adpe=e['adp'])
             self.results.append(values)  # not the maps, which would fill the memory
 
 
@@ -52,11 +51,12 @@ class SaliencyMetric(ImagesRun, _Measures):
         super().__init__(**kwargs)
         self.normalize = normalize
         try:
-            import py_sod_metrics  # noqa: F401
+            import py_sod_metrics
         except ImportError as error:
             raise ImportError(
                 f"SaliencyMetric needs PySODMetrics: pip install 'res2net_mm[saliency]' ({error})"
             ) from error
+        self.sod = py_sod_metrics
 
     def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
         """Path and two measures: several crops of one image differ in these."""

@@ -1,10 +1,11 @@
-"""Pascal VOC's average precision by its development kit's rules, and recall of boxes, in numpy."""
+"""Pascal VOC's average precision by its development kit's rules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
+from faster_coco_eval import mask as coco_mask
 
 from ..checks import check_choice
 
@@ -13,49 +14,12 @@ MODES = ('11points', 'area')
 
 def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     """IoU (N, M) of boxes (N, 4) and (M, 4) whose corners are pixels that belong to them."""
-    boxes, others = (np.asarray(b, dtype=float).reshape(-1, 1, 4) for b in (boxes, others))
-    others = others.transpose(1, 0, 2)
-    low = np.maximum(boxes[..., :2], others[..., :2])
-    high = np.minimum(boxes[..., 2:], others[..., 2:])
-    both = np.clip(high - low + 1, 0, None).prod(-1)
-    areas = [(b[..., 2:] - b[..., :2] + 1).prod(-1) for b in (boxes, others)]
-    union = areas[0] + areas[1] - both
-    return np.divide(both, union, out=np.zeros_like(both), where=union > 0)
-
-
-def box_recalls(
-    images: Iterable[tuple[np.ndarray, np.ndarray]],
-    limits: Sequence[int],
-    iou_thrs: Sequence[float],
-    overlaps: Callable[[np.ndarray, np.ndarray], np.ndarray] = box_overlaps,
-) -> np.ndarray:
-    """Shares of the objects that a box finds, whatever their class; NaN without an object.
-
-    These are the figures of mmdet's ``eval_recalls``, which fails with numpy 2. The box and object
-    with the largest IoU are matched first, then those with the next largest.
-
-    Args:
-        images: For each image: objects (M, 4), and boxes (N, 4), best first.
-        limits: How many boxes of an image count.
-        iou_thrs: Least overlaps.
-        overlaps: Gives IoU (M, N).
-
-    Returns:
-        (limits, thresholds).
-    """
-    tables = [overlaps(objects, boxes) for objects, boxes in images]
-    matched = np.zeros((len(limits), sum(map(len, tables))))  # IoU of each object with its box
-    for row, limit in zip(matched, limits, strict=True):
-        first = 0
-        for table in tables:
-            left = table[:, :limit].copy()
-            for _ in range(min(left.shape)):
-                place, box = np.unravel_index(left.argmax(), left.shape)
-                row[first + place] = left[place, box]
-                left[place], left[:, box] = -1, -1
-            first += len(table)
-    hits = [(matched >= threshold).sum(1) for threshold in iou_thrs]
-    return np.stack(hits, 1) / (matched.shape[1] or np.nan)
+    sized = []
+    for corners in (boxes, others):
+        corners = np.array(corners, float)
+        corners[:, 2:] += 1 - corners[:, :2]
+        sized.append(corners)
+    return coco_mask.iou(*sized, [0] * len(others))
 
 
 def average_precision(
@@ -63,7 +27,7 @@ def average_precision(
     mode: str,
     iou_thr: float = 0.5,
 ) -> float:
-    """AP of one class, 0 to 1.
+    """AP of one class, 0 to 1; NaN if all objects are difficult or there is none.
 
     A detection belongs to the object that it overlaps most. It is right if that overlap is at least
     ``iou_thr`` and no better scored detection was there before. Objects marked difficult count
@@ -76,9 +40,6 @@ def average_precision(
             0.1, ... 1. ``'area'``, VOC 2010 and later: the area below the curve.
         iou_thr: Least overlap.
 
-    Returns:
-        AP; NaN if all objects are difficult or there is none.
-
     Raises:
         ValueError: The mode is another.
     """
@@ -86,7 +47,7 @@ def average_precision(
     scores, right, wrong, objects = [], [], [], 0
     for found, boxes, difficult in images:
         found = np.asarray(found, dtype=float).reshape(-1, 5)
-        difficult = np.asarray(difficult, dtype=bool).reshape(-1)
+        difficult = np.asarray(difficult, dtype=bool)
         found = found[np.argsort(-found[:, 4], kind='stable')]
         objects += int((~difficult).sum())
         good, counted = np.zeros(len(found), dtype=bool), np.ones(len(found), dtype=bool)
@@ -109,5 +70,4 @@ def average_precision(
         best = [precision[10 * hits >= k * objects].max(initial=0.0) for k in range(11)]
         return float(np.mean(best))
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    gained = np.diff(hits, prepend=0) / objects
-    return float((gained * envelope).sum())
+    return float((np.diff(hits, prepend=0) / objects * envelope).sum())
