@@ -15,11 +15,12 @@ from ..data.errors import DataError
 from ..data.sets.masks import read_mask
 
 # the lists of an annotation file, and what each of their entries needs
-_PARTS = {
+_BOXES = {
     'images': ('id',),
     'categories': ('id', 'name'),
     'annotations': ('image_id', 'category_id', 'bbox'),
 }
+_PARTS = {'bbox': _BOXES, 'segm': {**_BOXES, 'images': ('id', 'height', 'width')}}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +70,7 @@ def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
     """
     file = f'annotations {path}'
     content = _read_json(path, file)
-    for part, keys in _PARTS.items():
+    for part, keys in _PARTS[kind].items():
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise DataError(f'no list {part!r}, so it is no COCO annotation file', file)
@@ -149,6 +150,8 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     'image_id': ('a number', _is_id),
     'category_id': ('a number', _is_id),
     'name': ('a text', lambda value: isinstance(value, str)),
+    'height': ('a number above 0', lambda value: _is_finite(value) and value > 0),
+    'width': ('a number above 0', lambda value: _is_finite(value) and value > 0),
     'bbox': ('4 finite numbers', _is_box),
     'score': ('a finite number', _is_finite),
     'area': ('a finite number', lambda value: value is None or _is_finite(value)),
@@ -159,17 +162,14 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
 def _check_masks(entries: Sequence[dict], annotations: Mapping, kind: str, where: str) -> None:
     images = {image['id']: image for image in annotations['images']}
     for i, entry in enumerate(entries if kind == 'segm' else ()):
-        image, place = images.get(entry['image_id']), f'{where}[{i}]'
-        if image is None:
+        if entry['image_id'] not in images:
             continue
-        height, width = image.get('height'), image.get('width')
-        if not (_is_finite(height) and _is_finite(width) and min(height, width) > 0):
-            raise DataError(f'image {image["id"]} has no height and width', place)
-        if entry.get('segmentation') is None:
-            raise DataError('it has no segmentation', place, 'score with --metric bbox')
+        image, mask = images[entry['image_id']], entry.get('segmentation')
+        if mask is None:
+            raise DataError('it has no segmentation', f'{where}[{i}]', 'score with --metric bbox')
         try:
-            _, faults = read_mask(entry['segmentation'], width, height)
+            _, faults = read_mask(mask, image['width'], image['height'])
         except DataError as error:
             faults = error.what
         if faults:
-            raise DataError(f'the mask cannot be used: {faults}', place)
+            raise DataError(f'the mask cannot be used: {faults}', f'{where}[{i}]')

@@ -87,25 +87,18 @@ def _on_meta(net: nn.Module, height: int, width: int) -> tuple[nn.Module, Tensor
 
 
 def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
-    """Output shape and cost of the stem, then of each stage.
+    """Output shape and cost of the stem, then of each stage, for an image in pixels.
 
     Multiply-adds are counted as fvcore does: those of convolutions (deformable ones without the
     interpolation), linear layers and matrix products; two for an element of batch norm, five of
     group and layer norm, one of a global pool.
-
-    Args:
-        net: The backbone; not changed.
-        height, width: Size of the image in pixels.
-
-    Raises:
-        ValueError: A size is not a positive integer.
     """
     net, image = _on_meta(net, height, width)
-    outs: list[tuple[tuple[int, ...], Field]] = []  # of the stem, then of the stages that are run
+    outs: list[Tensor] = []  # of the stem, then of the stages that are run
     stages = [*map(net.get_submodule, net.stage_names)]
-    stages[0].register_forward_pre_hook(lambda _, args: outs.append(_output(args[0])))
+    stages[0].register_forward_pre_hook(lambda _, args: outs.append(args[0]))
     for stage in stages:
-        stage.register_forward_hook(lambda _, args, out: outs.append(_output(out)))
+        stage.register_forward_hook(lambda _, args, out: outs.append(out))
     for module in net.modules():
         if hasattr(module, 'kernel_size'):
             module.register_forward_hook(_widen)
@@ -116,23 +109,29 @@ def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
 
     costs = []
     rows = {'stem': net.stem_names, **{name: (name,) for name in net.stage_names}}
-    for (name, parts), (shape, field) in zip_longest(rows.items(), outs, fillvalue=(None, None)):
+    for (name, parts), out in zip_longest(rows.items(), outs):
         inner = {n: m for part in parts for n, m in getattr(net, part).named_modules(prefix=part)}
-        params, macs, missed = 0, Counter(), []
+        macs = Counter()
         for path in inner:
             macs[path] = sum(counts.get(f'{type(net).__name__}.{path}', {}).values()) // 2
-        for path, module in inner.items():
-            own = sum(p.numel() for p in module.parameters(recurse=False))
-            below = sum(macs[f'{path}.{child}'] for child, _ in module.named_children())
-            if shape and own and macs[path] == below:
-                missed.append(type(module).__name__)
-            params += own
         blocks = [m for m in inner.values() if isinstance(m, Bottle2neck)]
-        dilations = tuple(dict.fromkeys(_side(b.convs[0].dilation) for b in blocks))
-        total = sum(macs[part] for part in parts)
-        costs.append(
-            StageCost(name, shape, field, dilations, len(blocks), params, total, tuple(missed))
+        cost = StageCost(
+            name=name,
+            shape=None if out is None else tuple(out.shape[1:]),
+            field=None if out is None else out.field,
+            dilations=tuple(dict.fromkeys(_side(b.convs[0].dilation) for b in blocks)),
+            blocks=len(blocks),
+            params=sum(p.numel() for part in parts for p in getattr(net, part).parameters()),
+            macs=sum(macs[part] for part in parts),
+            uncounted=tuple(
+                type(module).__name__
+                for path, module in inner.items()
+                if out is not None
+                and list(module.parameters(recurse=False))
+                and macs[path] == sum(macs[f'{path}.{n}'] for n, _ in module.named_children())
+            ),
         )
+        costs.append(cost)
     return costs
 
 
@@ -179,10 +178,6 @@ def _widen(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
     low = x.low - x.stride * _side(module.padding)
     high = x.high + x.stride * (reach - _side(module.padding))
     out.field = Field(low, high, x.stride * _side(module.stride))
-
-
-def _output(x: Tensor) -> tuple[tuple[int, ...], Field]:
-    return tuple(x.shape[1:]), x.field
 
 
 def _side(value: int | tuple[int, ...]) -> int:

@@ -102,15 +102,14 @@ class Judged:
         Detections of the right class come first, then the others, best scored first; each at IoU
         0.5 or more, one object a detection.
         """
-        size = len(self.classes)
-        table = np.zeros((size + 1, size + 1), dtype=int)
+        table = np.zeros((len(self.classes) + 1,) * 2, dtype=int)
         for d in self.detections:
             if d.verdict != IGNORED:
-                table[d.confused.label if d.confused else size, d.label] += 1
+                table[d.confused.label if d.confused else -1, d.label] += 1
         seen = {d.confused for d in self.detections}
         for o in self.objects:
             if not o.crowd and o not in seen:
-                table[o.label, size] += 1
+                table[o.label, -1] += 1
         return table
 
     def by_image(self) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,9 +42,9 @@ class SaliencyMetric(ImagesRun, _Measures):
         normalize: Measure as papers do that measure saved pictures (the default of PySODMetrics):
             each map is rounded to 8 bits and stretched from its least value to its largest. False
             measures the probabilities themselves.
-        kwargs: Those of mmengine's ``BaseMetric``.
     """
 
+    crops = True
     default_prefix = 'saliency'
 
     def __init__(self, normalize: bool = False, **kwargs: Any) -> None:
@@ -58,19 +58,14 @@ class SaliencyMetric(ImagesRun, _Measures):
             ) from error
         self.sod = py_sod_metrics
 
-    def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
-        """Path and two measures: several crops of one image differ in these."""
-        path = sample.get('img_path')
-        return path and (path, float(result['mae']), float(result['wfm']))
-
     def compute_metrics(self, results: list) -> dict[str, float]:
         """The figures by name."""
         parts = self.each_once(results)
         mean = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
         f, e = mean['f'], mean['e']
         found = dict(MAE=mean['mae'], maxF=f.max(), meanF=f.mean(), adpF=mean['adpf'])
-        found.update(Sm=mean['sm'], maxE=e.max(), meanE=e.mean(), adpE=mean['adpe'])
-        found = {name: float(value) for name, value in dict(found, wF=mean['wfm']).items()}
+        found |= dict(Sm=mean['sm'], maxE=e.max(), meanE=e.mean(), adpE=mean['adpe'])
+        found = {name: float(value) for name, value in {**found, 'wF': mean['wfm']}.items()}
         self.log_table(found)
         return found
 

@@ -5,15 +5,17 @@ A config's ``type`` names the class by its full path; only then is this module, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+from faster_coco_eval import mask as coco_mask
 from mmdet.evaluation import VOCMetric as MMDetVOCMetric
 
 from ..checks import check_choice
 from .images_run import ImagesRun, warn
-from .voc import MODES, average_precision
+
+MODES = ('11points', 'area')
 
 
 class VOCMetric(ImagesRun, MMDetVOCMetric):
@@ -31,6 +33,8 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
         kwargs: mmdet's; ``scale_ranges`` and ``metric='recall'`` raise ValueError.
     """
 
+    crops = True
+
     def __init__(self, *, eval_mode: str | None = None, **kwargs: Any) -> None:
         if eval_mode is None:
             eval_mode = MODES[0]
@@ -45,12 +49,6 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
                 "scale_ranges and metric='recall' of VOCMetric are not supported: use CocoMetric, "
                 "with metric='proposal' for recall"
             )
-
-    def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
-        """Path and boxes: several crops of one image differ in objects or predictions."""
-        truth, boxes = result
-        path = sample.get('img_path', sample.get('img_id'))
-        return path and (path, *(array.tobytes() for array in (truth['bboxes'], *boxes)))
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``mAP``, the mean of ``AP50`` and the like, and by class ``cat_AP50``."""
@@ -102,3 +100,59 @@ def _of_class(results: list, label: int) -> Iterator[tuple[np.ndarray, np.ndarra
         difficult = truth['bboxes_ignore'][truth['labels_ignore'] == label]
         flags = np.repeat([False, True], [len(counted), len(difficult)])
         yield found[label], np.concatenate([counted, difficult]), flags
+
+
+def box_overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU (N, M) of boxes (N, 4) and (M, 4) whose corners are pixels that belong to them."""
+    sized = []
+    for corners in (boxes, others):
+        corners = np.array(corners, float)
+        corners[:, 2:] += 1 - corners[:, :2]
+        sized.append(corners)
+    return coco_mask.iou(*sized, [0] * len(others))
+
+
+def average_precision(
+    images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    mode: str,
+    iou_thr: float = 0.5,
+) -> float:
+    """AP of one class, 0 to 1; NaN if all objects are difficult or there is none.
+
+    A detection belongs to the object that it overlaps most. It is right if that overlap is at least
+    ``iou_thr`` and no better scored detection was there before. Objects marked difficult count
+    neither as found nor as missed, and detections of them do not count.
+
+    Args:
+        images: For each image: detections (N, 5) of x1, y1, x2, y2 and score; objects (M, 4); and
+            which of them are difficult, (M,) of bool.
+        mode: ``'11points'``: the mean of the best precision at a recall of at least 0, 0.1, ... 1;
+            ``'area'``: the area below the curve.
+    """
+    scores, right, wrong, objects = [], [], [], 0
+    for found, boxes, difficult in images:
+        found = np.asarray(found, dtype=float).reshape(-1, 5)
+        difficult = np.asarray(difficult, dtype=bool)
+        found = found[np.argsort(-found[:, 4], kind='stable')]
+        objects += int((~difficult).sum())
+        good, counted = np.zeros(len(found), dtype=bool), np.ones(len(found), dtype=bool)
+        if len(difficult) and len(found):
+            overlaps = box_overlaps(found[:, :4], boxes)
+            nearest, near = overlaps.argmax(1), overlaps.max(1) >= iou_thr
+            counted = ~(near & difficult[nearest])
+            candidates = np.flatnonzero(near & counted)
+            good[candidates[np.unique(nearest[candidates], return_index=True)[1]]] = True
+        scores.append(found[:, 4])
+        right.append(good)
+        wrong.append(counted & ~good)
+    if not objects:
+        return float('nan')
+    order = np.argsort(-np.concatenate(scores), kind='stable')
+    hits = np.cumsum(np.concatenate(right)[order])
+    precision = hits / np.maximum(hits + np.cumsum(np.concatenate(wrong)[order]), 1)
+    if mode == '11points':
+        # whole numbers: 0.1 * 6 is more than 0.6, and a recall of 3 in 5 would not reach it
+        best = [precision[10 * hits >= k * objects].max(initial=0.0) for k in range(11)]
+        return float(np.mean(best))
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float((np.diff(hits, prepend=0) / objects * envelope).sum())

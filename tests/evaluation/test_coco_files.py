@@ -202,7 +202,7 @@ WRONG_TRUTH = {
         alter('annotations', segmentation=dict(size=[3, 3], counts=[9])),
         'annotations[0]: the mask cannot be used: it is for 3 x 3 px',
     ),
-    'no size': (alter('images', height=None), 'has no height and width'),
+    'no size': (alter('images', height=None), 'images[0]: height must be a number above 0'),
 }
 
 
