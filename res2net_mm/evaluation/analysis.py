@@ -89,17 +89,15 @@ class Analysis:
         return np.array([d.score for d in chosen]), np.array([not d.false for d in chosen], bool)
 
     def rows(self, files: Mapping[int, str]) -> Iterator[tuple[str, str, str, float]]:
-        """All figures as (table, row, column, value); AP without ground truth is left out.
+        """All figures as (table, row, column, value); ``files`` has the file name of each image id.
 
-        Args:
-            files: File name of each image id.
+        AP without ground truth is left out.
         """
         scores, confident = self.scores, self.confident
-        for name, key in {'all': None, **{n: k for k, n in scores.categories.items()}}.items():
-            figures = scores.figures(key)
-            for figure in ('AP', 'AP50', 'AP75'):
-                if figures[figure] >= 0:
-                    yield 'ap', name, figure, figures[figure]
+        for key, name in {None: 'all', **scores.categories}.items():
+            for figure, value in list(scores.figures(key).items())[:3]:  # AP, AP50, AP75
+                if value >= 0:
+                    yield 'ap', name, figure, value
         for size, count in self.sizes.items():
             yield 'ap_by_size', size, 'objects', count
             if scores.ap(size=size) >= 0:
@@ -126,10 +124,7 @@ def analyse(
     kind: str,
     score: float = 0.3,
 ) -> Analysis:
-    """Scores and judges detections, given as for :func:`~.coco.evaluate`.
-
-    ``score`` is the least score of the detections in confusions and worst images.
-    """
+    """Scores and judges detections; ``score`` is the least in confusions and worst images."""
     scores = evaluate(annotations, results, kind, sizes=SIZE_BINS)
     every = judge(annotations, results, kind)
     confident = judge(annotations, results, kind, score=score)

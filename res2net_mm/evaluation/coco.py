@@ -24,8 +24,7 @@ class Scores:
     """Precision and recall of a set of detections.
 
     Averages leave out what has no ground truth, and are -1 (as in COCO) if nothing has any. They
-    use the largest of ``max_dets``, except for ``AP`` of all classes, which uses 100 if that is
-    among them, as pycocotools does (if it is not, pycocotools gives -1).
+    use the largest of ``max_dets``, but ``AP`` of all classes uses 100 if there is, as pycocotools.
     """
 
     kind: str  # 'bbox' or 'segm'
@@ -124,12 +123,9 @@ def evaluate(
         kind: ``'bbox'`` or ``'segm'``.
         max_dets: How many detections of an image and class count.
         iou_thrs: Thresholds; None is 0.5, 0.55, ... 0.95.
-        categories, images: Ids to score; None is all.
+        categories, images: Ids to score; None is all. DataError if an image is not annotated.
         sizes: Ranges of object area by name, in square pixels.
         agnostic: Score all classes as one, pycocotools' ``useCats=0``.
-
-    Raises:
-        DataError: The annotations lack one of ``images``, or a mask cannot be read.
     """
     limits = check_max_dets(max_dets)
     names = {c['id']: c['name'] for c in annotations['categories']}

@@ -62,11 +62,9 @@ def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], li
 
 
 def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
-    """Reads an annotation file; with kind ``'segm'`` every object needs a mask.
+    """Reads an annotation file; DataError if detections cannot be scored against it.
 
-    Raises:
-        FileNotFoundError: There is no such file.
-        DataError: It is not JSON, not an annotation file, or an entry makes no sense.
+    With kind ``'segm'`` every object needs a mask.
     """
     file = f'annotations {path}'
     content = _read_json(path, file)
@@ -75,8 +73,6 @@ def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
         if not isinstance(entries, list):
             raise DataError(f'no list {part!r}, so it is no COCO annotation file', file)
         _check_entries(entries, keys, f'{file}: {part}')
-        if len({type(entry[keys[0]]) for entry in entries}) > 1:
-            raise DataError(f'{keys[0]} of {part} are numbers and texts', file, 'use one of them')
     if not content['images']:
         raise DataError('it has no image', file)
     _check_masks(content['annotations'], content, kind, f'{file}: annotations')
@@ -84,12 +80,7 @@ def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
 
 
 def read_results(path: str | Path, annotations: Mapping[str, Any], kind: str) -> list[dict]:
-    """Reads a COCO results file: ``image_id, category_id, score`` and ``bbox`` or ``segmentation``.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        DataError: It is not JSON, not a list of detections, or one of them cannot be scored.
-    """
+    """Reads a COCO results file; DataError if a detection cannot be scored."""
     file = f'results {path}'
     results = _read_json(path, file)
     if not isinstance(results, list):
@@ -132,10 +123,6 @@ def _check_entries(entries: Sequence[Any], keys: Sequence[str], where: str) -> N
                 raise DataError(f'{key} must be {rule}, but is {entry[key]!r:.80}', place)
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) in (int, str)
-
-
 def _is_finite(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
@@ -144,14 +131,11 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
 
 
+_NAME = ('a number or a text', lambda value: type(value) in (int, str))
 # key -> what its values must be
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    'id': ('a number', _is_id),
-    'image_id': ('a number', _is_id),
-    'category_id': ('a number', _is_id),
-    'name': ('a text', lambda value: isinstance(value, str)),
-    'height': ('a number above 0', lambda value: _is_finite(value) and value > 0),
-    'width': ('a number above 0', lambda value: _is_finite(value) and value > 0),
+    **dict.fromkeys(('id', 'image_id', 'category_id', 'name'), _NAME),
+    **dict.fromkeys(('height', 'width'), ('a number above 0', lambda v: _is_finite(v) and v > 0)),
     'bbox': ('4 finite numbers', _is_box),
     'score': ('a finite number', _is_finite),
     'area': ('a finite number', lambda value: value is None or _is_finite(value)),

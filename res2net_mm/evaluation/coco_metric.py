@@ -35,21 +35,13 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
     at the largest of them if 100 is not among them; AR is always among the figures; a class has its
     own AP even if the annotation file does not list categories by id; and no detection at all gives
     AP 0, not an empty result. ``table`` logs a table of the figures.
-
-    Raises:
-        ValueError: ``metric_items`` names a figure that is not among those of ``proposal_nums``.
     """
 
     def __init__(
-        self,
-        ann_file: str | None = None,
-        metric: str | list[str] = 'bbox',
-        classwise: bool = False,
-        proposal_nums: Sequence[int] | None = None,
-        **kwargs: Any,
+        self, *args: Any, proposal_nums: Sequence[int] | None = None, **kwargs: Any
     ) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            super().__init__(ann_file, metric, classwise, **kwargs)
+            super().__init__(*args, **kwargs)
         items = set(self.metric_items or ())
         fitting = [n for n in (MAX_DETS, MMDET_LIMITS) if items <= {*metric_names(n)}]
         self.limits_given = proposal_nums is not None
@@ -63,11 +55,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
             )
 
     def compute_metrics(self, results: list) -> dict[str, float]:
-        """``bbox_mAP``, ``bbox_AR@100``, ...; those of each class too if asked for.
-
-        Raises:
-            DataError: Masks are asked for and none is predicted, or an image has no annotations.
-        """
+        """``bbox_mAP``, ``bbox_AR@100``, ...; those of each class too if asked for."""
         truths, predicted = zip(*self.each_once(results), strict=True)
         truth = self._truth(truths)
         categories = [c for c in truth['categories'] if c['name'] in self.dataset_meta['classes']]

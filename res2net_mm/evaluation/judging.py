@@ -57,7 +57,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Judged:
-    """Every detection and object of a set, judged at IoU 0.5."""
+    """Every detection and object of a set, judged."""
 
     images: list[int]  # ids, ascending
     classes: list[int]  # category ids, ascending

@@ -37,12 +37,8 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     an input element. 1,000 proposals go through each box head, 100 through each mask head.
     RoIAlign, resizing, losses, auxiliary heads and whatever selects boxes do not count.
 
-    Args:
-        model: Built under ``torch.device('meta')``, where any size is free, in evaluation mode.
-        height, width: Size of the image in pixels.
-
-    Raises:
-        ValueError: The model is not on the meta device, or has no head that can be counted.
+    The model must be in evaluation mode and built under ``torch.device('meta')``, where any size is
+    free (else ValueError, as for a model without a head that can be counted).
     """
     if not next(model.parameters()).is_meta:
         raise ValueError("model must be built under torch.device('meta')")
@@ -52,9 +48,7 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
         for kinds, rule in _rules().items():
             if isinstance(module, kinds):
                 module.register_forward_hook(
-                    lambda module, inputs, out, rule=rule: counts.append(
-                        rule(module, inputs[0], out)
-                    )
+                    lambda m, inputs, out, rule=rule: counts.append(rule(m, inputs[0], out))
                 )
     with torch.no_grad():
         _run(model, torch.empty(1, 3, height, width, device='meta'))
@@ -87,9 +81,9 @@ def _run(model: nn.Module, image: Tensor) -> None:
     names = ('rpn_head', 'bbox_head', 'semantic_head', 'decode_head', 'head')
     heads = [getattr(model, name) for name in names if getattr(model, name, None)]
     if not heads or isinstance(heads[0], nn.ModuleList):
+        kind = type(model).__name__
         raise ValueError(
-            f'model must be a detector, classifier or segmentor of one head, but is '
-            f'{type(model).__name__}'
+            f'model must be a detector, classifier or segmentor of one head, but is {kind}'
         )
     levels = model.backbone(image)
     levels = model.neck(levels) if getattr(model, 'neck', None) else levels

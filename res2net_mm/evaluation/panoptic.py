@@ -57,9 +57,8 @@ class PQStat(dict):
     ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
         """Panoptic, segmentation and recognition quality of things, of stuff, or (None) of both.
 
-        Returns:
-            Means over the classes that are in the ground truth or the predictions, NaN if there is
-            none, and their number ``n``; and the figures of each class, zero for the others.
+        Returns means over the classes that are in the ground truth or the predictions, NaN if there
+        is none, with their number ``n``; and the figures of each class, zero for the others.
         """
         by_class = {}
         for category, entry in categories.items():

@@ -21,20 +21,14 @@ FADED = 1 - 0.9545  # of the largest influence; a Gaussian falls to it at two st
 
 
 def effective_fields(net: nn.Module, images: Iterable[Tensor]) -> list[Tensor]:
-    """The effective receptive field of the middle unit of each level.
+    """The effective receptive field (H, W), with sum 1, of the middle unit of each level.
 
     It is the gradient of that unit, summed over the level's channels, with respect to the image:
     absolute values, summed over the image's channels and averaged over the images.
 
     Args:
         net: In evaluation mode: an image to levels (1, channels, h, w).
-        images: Each (1, C, H, W), all of one size that gives every level odd sides.
-
-    Returns:
-        One (H, W) per level, with sum 1.
-
-    Raises:
-        ValueError: A level has no middle unit, or the images have no finite influence on it.
+        images: Each (1, C, H, W), all of one size that gives every level odd sides (ValueError).
     """
     sums: list[Tensor] = []
     for image in images:
@@ -43,10 +37,9 @@ def effective_fields(net: nn.Module, images: Iterable[Tensor]) -> list[Tensor]:
         for level in net(image):
             height, width = level.shape[2:]
             if not (height % 2 and width % 2):
-                size = f'{image.shape[2]} x {image.shape[3]}'
                 raise ValueError(
-                    f'images must give every level odd sides, as 513 x 513 px do, but {size} px '
-                    f'give one of {height} x {width}'
+                    f'images must give every level odd sides, as 513 x 513 px do, but '
+                    f'{image.shape[2]} x {image.shape[3]} px give one of {height} x {width}'
                 )
             unit = level[0, :, height // 2, width // 2].sum()
             (gradient,) = torch.autograd.grad(unit, image, retain_graph=True)
@@ -89,13 +82,9 @@ def random_network(name: str) -> Backbone:
 
 
 def random_fields(name: str, images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The fields of a :func:`random_network` by level: C2 to C5.
-
-    Batch norm takes its statistics from the images, as in training: random weights come with mean 0
-    and variance 1, whatever the features are.
-    """
+    """The fields of a :func:`random_network` by level: C2 to C5."""
     net = random_network(name).requires_grad_(False)
-    update_bn(images, net)
+    update_bn(images, net)  # statistics as in training: random weights come with mean 0, variance 1
     return fields_by_level(net, tqdm(images, desc=name, unit='image'))
 
 

@@ -13,16 +13,15 @@ from ..columns import aligned, side_by_side
 
 COLUMNS = dict(AP='mAP', AP50='mAP_50', AP75='mAP_75', APs='mAP_s', APm='mAP_m', APl='mAP_l')
 _ROOM = 'res2net_mm.evaluation'
+
 # metric -> the library it is from, our module with a metric of that name
+_OTHERS = 'CocoPanopticMetric', 'LVISMetric', 'FasterCocoMetric', 'CocoOccludedSeparatedMetric'
 _OURS = {
     'CocoMetric': ('mmdet', 'coco_metric'),
     'VOCMetric': ('mmdet', 'voc_metric'),
     'IoUMetric': ('mmseg', 'iou_metric'),
-    'CocoPanopticMetric': ('mmdet', 'mmdet_metrics'),
-    'LVISMetric': ('mmdet', 'mmdet_metrics'),
-    'FasterCocoMetric': ('mmdet', 'mmdet_metrics'),
-    'CocoOccludedSeparatedMetric': ('mmdet', 'mmdet_metrics'),
     'SaliencyMetric': ('res2net_mm', 'saliency'),
+    **dict.fromkeys(_OTHERS, ('mmdet', 'mmdet_metrics')),
 }
 _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 # measures that a model is judged by, and more is better

@@ -29,8 +29,7 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
     Args:
         eval_mode: ``'11points'`` (VOC 2007) or ``'area'`` (VOC 2010 and later); their figures do
             not compare. The default is mmdet's ``'11points'``, with a warning.
-        table: Log a table of the figures.
-        kwargs: mmdet's; ``scale_ranges`` and ``metric='recall'`` raise ValueError.
+        kwargs: mmdet's, but for ``scale_ranges`` and ``metric='recall'``; ``table`` logs a table.
     """
 
     crops = True
