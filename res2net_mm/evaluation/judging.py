@@ -8,7 +8,7 @@ with the objects, at IoU 0.5 (foreground) and 0.1 (background).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -136,21 +136,21 @@ def judge(
     number = {image['id']: i for i, image in enumerate(images)}
     label = {key: k for k, key in enumerate(sorted(c['id'] for c in annotations['categories']))}
 
-    def place(entry: Mapping[str, Any]) -> tuple[int | None, int | None]:
-        return number.get(entry['image_id']), label.get(entry['category_id'])
+    def known(part: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[int, int, int], Mapping]]:
+        """Positions, of entries, images and classes, and the entries."""
+        for i, one in enumerate(part):
+            if one['image_id'] in number and one['category_id'] in label:
+                yield (i, number[one['image_id']], label[one['category_id']]), one
 
     objects: list[list[Object]] = [[] for _ in images]
-    for i, a in enumerate(entries):
-        image, k = place(a)
-        if None not in (image, k):
-            objects[image].append(Object(i, image, k, bool(a.get('iscrowd'))))
+    for places, a in known(entries):
+        objects[places[1]].append(Object(*places, bool(a.get('iscrowd'))))
     detections: list[list[Detection]] = [[] for _ in images]
-    counts: Counter[tuple[int, int]] = Counter()
-    for i, r in sorted(enumerate(results), key=lambda item: -item[1]['score']):
-        image, k = place(r)
-        counts[image, k] += 1
-        if None not in (image, k) and r['score'] >= score and counts[image, k] <= MAX_DETS[-1]:
-            detections[image].append(Detection(i, image, k, float(r['score'])))
+    counts: Counter[tuple[int, ...]] = Counter()
+    for places, r in sorted(known(results), key=lambda item: -item[1]['score']):
+        counts[places[1:]] += 1
+        if r['score'] >= score and counts[places[1:]] <= MAX_DETS[-1]:
+            detections[places[1]].append(Detection(*places, float(r['score'])))
     for image, ours, theirs in zip(images, detections, objects, strict=True):
         if ours and theirs:
             shapes = [

@@ -10,8 +10,6 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import numpy as np
 
@@ -77,25 +75,16 @@ class PQStat(dict):
 def _stand_in() -> None:
     if 'panopticapi' in sys.modules or importlib.util.find_spec('panopticapi'):
         return
-    utils = dict(rgb2id=rgb2id, id2rgb=id2rgb)
-    evaluation = dict(OFFSET=OFFSET, VOID=VOID, PQStat=PQStat)
-    package = _module('panopticapi', __doc__=__doc__, __path__=[])
-    package.utils = _module('panopticapi.utils', **utils)
-    package.evaluation = _module('panopticapi.evaluation', **evaluation)
+    this = sys.modules[__name__]
+    names = ('panopticapi', 'panopticapi.utils', 'panopticapi.evaluation')
+    sys.modules.update(dict.fromkeys(names, this))
     # modules of mmdet imported earlier have None instead
-    found = {'panopticapi': package, **utils, **evaluation}
+    found = dict(panopticapi=this, rgb2id=rgb2id, id2rgb=id2rgb)
+    found |= dict(OFFSET=OFFSET, VOID=VOID, PQStat=PQStat)
     for name in ('functional.panoptic_utils', 'metrics.coco_panoptic_metric'):
         module = sys.modules.get(f'mmdet.evaluation.{name}')
         if module:
             vars(module).update({k: v for k, v in found.items() if hasattr(module, k)})
-
-
-def _module(name: str, **content: object) -> ModuleType:
-    module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None, is_package='__path__' in content)
-    vars(module).update(content)
-    sys.modules[name] = module
-    return module
 
 
 _stand_in()

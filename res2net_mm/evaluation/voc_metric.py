@@ -12,10 +12,7 @@ import numpy as np
 from faster_coco_eval import mask as coco_mask
 from mmdet.evaluation import VOCMetric as MMDetVOCMetric
 
-from ..checks import check_choice
 from .images_run import ImagesRun, warn
-
-MODES = ('11points', 'area')
 
 
 class VOCMetric(ImagesRun, MMDetVOCMetric):
@@ -36,13 +33,11 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
 
     def __init__(self, *, eval_mode: str | None = None, **kwargs: Any) -> None:
         if eval_mode is None:
-            eval_mode = MODES[0]
             warn(
-                f"eval_mode of VOCMetric is not set: it is {eval_mode!r} (VOC 2007), mmdet's "
-                "default; 'area' is for VOC 2010 and later"
+                "eval_mode of VOCMetric is not set: it is '11points' (VOC 2007), mmdet's default; "
+                "'area' is for VOC 2010 and later"
             )
-        check_choice('eval_mode of VOCMetric', eval_mode, MODES)
-        super().__init__(eval_mode=eval_mode, **kwargs)
+        super().__init__(eval_mode=eval_mode or '11points', **kwargs)
         if self.scale_ranges is not None or self.metric != 'mAP':
             raise ValueError(
                 "scale_ranges and metric='recall' of VOCMetric are not supported: use CocoMetric, "
