@@ -152,9 +152,9 @@ def test_it_learns_the_object(head, stem, neck):
             samples.append(sample)
         return dict(inputs=list(images), data_samples=samples)
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     model.train()
-    for _ in range(60):
+    for _ in range(30):
         losses = model(**model.data_preprocessor(batch(), True), mode='loss')
         assert losses.keys() == {'decode.loss_ce', 'decode.loss_dice'}
         optimizer.zero_grad()
@@ -167,7 +167,7 @@ def test_it_learns_the_object(head, stem, neck):
         probability = sample.seg_logits.data
         assert probability.shape == (1, 60, 50)  # as the image was before resizing
         inside = F.interpolate(disc[None, None].float(), (60, 50))[0, 0] == 1
-        assert probability[0][inside].mean() > 0.8 > 0.2 > probability[0][~inside].mean()
+        assert probability[0][inside].mean() > 0.7 > 0.3 > probability[0][~inside].mean()
         assert torch.equal(sample.pred_sem_seg.data, (probability > 0.5).float())
 
 

@@ -1,7 +1,6 @@
 """Describes a backbone (stages, parameters, multiply-adds, published weights), the whole model of a
 config, several of them side by side, or the zoo."""
 
-import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_shared
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 TIMM = 'timm/'
 EXAMPLE = """example:
@@ -22,9 +21,7 @@ EXAMPLE = """example:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         'network',
         nargs='*',
@@ -53,24 +50,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.compare and args.cfg_options:
         parser.error('--cfg-options is for one network: leave out --compare')
 
+    from mmengine.logging import MMLogger
+
     from res2net_mm.engine.zoo_table import format_zoo
 
     import_module('mmcv.ops')  # registers deformable convolutions
+    MMLogger.get_current_instance().setLevel('WARNING')  # stdout is for the tables
     if args.zoo:
         print(format_zoo())
         return
     network, options = args.network[0], args.cfg_options or {}
     if args.compare or network.startswith(TIMM):
-        print(_compare(args.network, options, *args.input))
-        return
-    if _is_config(network):
-        sections = _describe_config(network, options, *args.input)
+        print(compare(args.network, options, *args.input))
+    elif is_config(network):
+        print('\n\n\n'.join(describe_config(network, options, *args.input)))
     else:
-        sections = [_describe_backbone(network, _named(network, options), *args.input)]
-    print('\n\n\n'.join(sections))
+        print(describe_network(network, named(network, options), *args.input))
 
 
-def _is_config(name: str) -> bool:
+def is_config(name: str) -> bool:
+    """Whether a name is that of a config, not of a network or of weights."""
     from res2net_mm.backbones import VARIANTS
     from res2net_mm.registry import find_config
     from res2net_mm.weights import SCHEME, ZOO
@@ -80,15 +79,39 @@ def _is_config(name: str) -> bool:
     return not known and bool(named)
 
 
-def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int) -> str:
+def named(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Type and arguments of a variant, of a timm network or of what weights belong to."""
+    from mmengine.config import Config
+
+    from res2net_mm.backbones import VARIANTS
+    from res2net_mm.checks import did_you_mean
+    from res2net_mm.engine.errors import ToolError, building_config
+    from res2net_mm.registry import config_folders
+    from res2net_mm.weights import SCHEME, ZOO
+
+    bare = name.removeprefix(SCHEME)
+    if name.startswith(TIMM):
+        known = dict(type='TimmBackbone', model_name=name.removeprefix(TIMM))
+    elif name in VARIANTS:
+        known = VARIANTS[name]
+    elif bare in ZOO:
+        known = ZOO[bare].arch
+    else:
+        configs = [f.name for folder in config_folders() for f in folder.glob('*.py')]
+        hint = did_you_mean(bare, [*VARIANTS, *ZOO, *configs])
+        raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
+    arch = Config({'type': 'Res2Net', **known})
+    with building_config('network'):
+        arch.merge_from_dict(options)
+    return arch.to_dict()
+
+
+def describe_network(name: str, arch: dict[str, Any], height: int, width: int) -> str:
+    """Stages, totals, arguments and published weights of a backbone of this package."""
     import torch
 
     from res2net_mm.engine.errors import ToolError, building_config
-    from res2net_mm.evaluation.complexity import (
-        describe_stages,
-        format_architecture,
-        format_stages,
-    )
+    from res2net_mm.evaluation.complexity import describe_stages, format_architecture, format_stages
     from res2net_mm.registry import MODELS
 
     arguments = {k: v for k, v in arch.items() if k not in ('type', 'init_cfg')}
@@ -102,99 +125,79 @@ def _describe_backbone(name: str, arch: dict[str, Any], height: int, width: int)
     return '\n\n'.join([title, table, format_architecture(arch)])
 
 
-def _named(name: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Type and arguments of a variant, or of the network that published weights belong to."""
-    from mmengine.config import Config
-
-    from res2net_mm.backbones import VARIANTS
-    from res2net_mm.checks import did_you_mean
-    from res2net_mm.engine.errors import ToolError, building_config
-    from res2net_mm.registry import config_folders
-    from res2net_mm.weights import SCHEME, ZOO
-
-    bare = name.removeprefix(SCHEME)
-    if name not in VARIANTS and bare not in ZOO:
-        configs = [f.name for folder in config_folders() for f in folder.glob('*.py')]
-        hint = did_you_mean(bare, [*VARIANTS, *ZOO, *configs])
-        raise ToolError(f'{name} is no variant, no name of published weights and no config{hint}')
-    known = VARIANTS[name] if name in VARIANTS else ZOO[bare].arch
-    arch = Config({'type': 'Res2Net', **known})
-    with building_config('network'):
-        arch.merge_from_dict(options)
-    return arch.to_dict()
-
-
-def _compare(names: Sequence[str], options: dict[str, Any], height: int, width: int) -> str:
+def whole_model(cfg: Any, height: int, width: int) -> Any:
+    """The cost of a config's model, or one line that says why it cannot be counted."""
     import torch
-    from mmengine.logging import MMLogger
+
+    from res2net_mm.engine.errors import one_line
+    from res2net_mm.evaluation.models import describe_model
+    from res2net_mm.registry import ROOT_MODELS
+
+    try:
+        with torch.device('meta'):
+            model = ROOT_MODELS.build(cfg.model)
+        model.eval()  # not chained: mmdet's backbones return None
+        return describe_model(model, height, width)
+    except Exception as error:  # someone else's model may need anything
+        return f'cannot be counted: {one_line(error)}'
+
+
+def compare(names: Sequence[str], options: dict[str, Any], height: int, width: int) -> str:
+    """Costs of several networks and configs, in one table."""
+    import torch
     from mmengine.registry import init_default_scope
 
     from res2net_mm.engine.config import load_config
-    from res2net_mm.engine.errors import building_config, one_line
+    from res2net_mm.engine.errors import building_config
     from res2net_mm.evaluation.complexity import describe_backbone, format_comparison
-    from res2net_mm.evaluation.models import describe_model
     from res2net_mm.registry import MODELS, ROOT_MODELS
 
     costs, models, notes = {}, {}, []
-    MMLogger.get_current_instance().setLevel('WARNING')  # stdout is for the table
     for name in names:
-        if not _is_config(name):
-            arch = dict(options, type='TimmBackbone', model_name=name.removeprefix(TIMM))
-            arch = arch if name.startswith(TIMM) else _named(name, options)
-            with torch.device('meta'), building_config('network'):
+        if is_config(name):
+            cfg = load_config(name, options)
+            init_default_scope(cfg.get('default_scope', 'mmengine'))
+            cost = whole_model(cfg, height, width)
+            if isinstance(cost, str):
+                notes.append(f'{name}: the whole model {cost}')
+            else:
+                models[name] = cost
+        with torch.device('meta'), building_config('network'):
+            if is_config(name):
+                net = ROOT_MODELS.build(cfg.model.backbone)
+            else:
+                arch = named(name, options)
                 net = MODELS.get(arch.pop('type'))(**arch)
-                costs[name] = describe_backbone(net, height, width)
-            continue
-        cfg = load_config(name, options)
-        init_default_scope(cfg.get('default_scope', 'mmengine'))
-        with torch.device('meta'), building_config('backbone'):
-            net = ROOT_MODELS.build(cfg.model.backbone)
             costs[name] = describe_backbone(net, height, width)
-        try:
-            with torch.device('meta'):
-                model = ROOT_MODELS.build(cfg.model)
-            model.eval()
-            models[name] = describe_model(model, height, width)
-        except Exception as error:  # someone else's model may need anything
-            notes.append(f'{name}: the whole model cannot be counted: {one_line(error)}')
     return '\n'.join([format_comparison(costs, models), *notes])
 
 
-def _describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:
-    import torch
-    from mmengine.logging import MMLogger
+def describe_config(path: str, options: dict[str, Any], height: int, width: int) -> list[str]:
+    """Sections on each of our backbones in a config and on its whole model."""
     from mmengine.registry import init_default_scope
 
     from res2net_mm.engine.config import load_config, our_backbones
-    from res2net_mm.engine.errors import ToolError, one_line
+    from res2net_mm.engine.errors import ToolError
     from res2net_mm.engine.safety import use_safe_loading
-    from res2net_mm.evaluation.models import describe_model
-    from res2net_mm.registry import ROOT_MODELS, SCOPE
+    from res2net_mm.registry import SCOPE
 
     cfg = load_config(path, options)
     init_default_scope(cfg.get('default_scope', 'mmengine'))  # for the types of plugins
-    MMLogger.get_current_instance().setLevel('WARNING')  # stdout is for the tables
     use_safe_loading()
     sections = []
     for part in our_backbones(cfg):
         arch = part.to_dict()
         if isinstance(arch['type'], type):
             arch['type'] = f'{SCOPE}.{arch["type"].__name__}'
-        sections.append(_describe_backbone(path, arch, height, width))
-    try:
-        with torch.device('meta'):
-            model = ROOT_MODELS.build(cfg.model)
-        model.eval()  # not chained: mmdet's backbones return None
-        cost = describe_model(model, height, width)
-        sections.append(f'{path}: the whole model, image {height} x {width}\n\n{cost}')
-    except Exception as error:  # someone else's model may need anything
-        if not sections:
-            raise ToolError(
-                f'the model of config {path} has no backbone of this package, and as a whole it '
-                f'cannot be counted: {one_line(error)}'
-            ) from error
-        sections.append(f'{path}: the whole model cannot be counted: {one_line(error)}')
-    return sections
+        sections.append(describe_network(path, arch, height, width))
+    cost = whole_model(cfg, height, width)
+    if isinstance(cost, str) and not sections:
+        raise ToolError(
+            f'the model of config {path} has no backbone of this package, and as a whole it {cost}'
+        )
+    title = f'{path}: the whole model'
+    counted = f'{title}, image {height} x {width}\n\n{cost}'
+    return [*sections, f'{title} {cost}' if isinstance(cost, str) else counted]
 
 
 if __name__ == '__main__':

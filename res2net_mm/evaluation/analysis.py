@@ -23,21 +23,13 @@ SIZE_BINS = {
 
 @dataclass(frozen=True)
 class Analysis:
-    """The result of :func:`analyse`.
+    """The result of :func:`analyse`."""
 
-    Attributes:
-        scores: AP and recall; its size ranges are ``SIZE_BINS``.
-        every: All detections, judged.
-        confident: The detections with at least the score ``least``, judged.
-        least: That score.
-        sizes: Number of objects in each size range.
-    """
-
-    scores: Scores
+    scores: Scores  # their size ranges are SIZE_BINS
     every: Judged
-    confident: Judged
+    confident: Judged  # only the detections with at least the score least
     least: float
-    sizes: dict[str, int]
+    sizes: dict[str, int]  # number of objects in each size range
 
     @property
     def names(self) -> list[str]:
@@ -53,14 +45,14 @@ class Analysis:
         """Indices of the images with the most missed objects and false detections, worst first."""
         total = np.add(*self.confident.by_image())
         order = np.argsort(-total, kind='stable')[:most]
-        return [int(i) for i in order if total[i]]
+        return order[total[order] > 0].tolist()
 
     def curves(self) -> dict[float, np.ndarray]:
         """Precision (101,) at recalls 0 to 1 by IoU threshold, the mean of classes with objects."""
         part = self.scores.precision[..., 0, -1]  # (T, 101, K)
         part = part[..., (part > -1).all((0, 1))]
         means = part.mean(-1) if part.shape[-1] else np.zeros(part.shape[:2])
-        return {float(iou): mean for iou, mean in zip(self.scores.iou_thrs, means, strict=True)}
+        return dict(zip(self.scores.iou_thrs.tolist(), means, strict=True))
 
     def thresholds(self) -> list[tuple[str, int, float, float, float, float]]:
         """By class: name, objects, and the score from which F1 is best, with precision, recall, F1.
@@ -68,47 +60,44 @@ class Analysis:
         Of equal F1 the highest score; NaN if nothing is right. Detections on crowds do not count.
         """
         found = []
-        objects = Counter(o.label for o in self.every.objects if not o.crowd)
+        counts = Counter(o.label for o in self.every.objects if not o.crowd)
         for label, name in enumerate(self.names):
             scores, right = self._scored(label)
-            hits, ranks = np.cumsum(right), np.arange(1, len(right) + 1)
-            last = np.append(scores[1:] != scores[:-1], True)[: len(scores)]  # of equal scores
-            f1 = np.where(last, 2 * hits / (ranks + objects[label]), 0)
-            best = int(f1.argmax()) if f1.any() else None
-            figures = (np.nan,) * 4
-            if best is not None:
-                recall = hits[best] / objects[label]
-                figures = scores[best], hits[best] / ranks[best], recall, f1[best]
-            found.append((name, objects[label], *map(float, figures)))
+            hits, ranks, figures = np.cumsum(right), np.arange(1, len(right) + 1), [np.nan] * 4
+            if right.any():
+                last = np.append(scores[1:] != scores[:-1], True)  # of equal scores
+                f1 = np.where(last, 2 * hits / (ranks + counts[label]), 0)
+                best = f1.argmax()
+                precision, recall = hits[best] / ranks[best], hits[best] / counts[label]
+                figures = [scores[best], precision, recall, f1[best]]
+            found.append((name, counts[label], *map(float, figures)))
         return found
 
     def calibration(self, bins: int = 10) -> list[tuple[float, float, int]]:
         """Mean score, precision and number of detections in each range of scores that has any."""
         scores, right = self._scored()
         places = np.minimum((scores * bins).astype(int), bins - 1)
-        chosen = [places == k for k in range(bins) if (places == k).any()]
+        chosen = [places == k for k in np.unique(places)]
         return [(float(scores[c].mean()), float(right[c].mean()), int(c.sum())) for c in chosen]
 
     def _scored(self, label: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores, highest first, and which detections are right, of a class or of all."""
-        chosen = [d for d in self.every.detections if d.verdict != IGNORED]
-        chosen = [d for d in chosen if label is None or d.label == label]
+        chosen = [
+            d for d in self.every.detections if d.verdict != IGNORED and label in (None, d.label)
+        ]
         chosen.sort(key=lambda d: -d.score)
-        scores, right = [d.score for d in chosen], [not d.false for d in chosen]
-        return np.array(scores, float), np.array(right, bool)
+        return np.array([d.score for d in chosen]), np.array([not d.false for d in chosen], bool)
 
     def rows(self, files: Mapping[int, str]) -> Iterator[tuple[str, str, str, float]]:
-        """All figures as (table, row, column, value); AP without ground truth is left out.
+        """All figures as (table, row, column, value); ``files`` has the file name of each image id.
 
-        Args:
-            files: File name of each image id.
+        AP without ground truth is left out.
         """
         scores, confident = self.scores, self.confident
-        for name, key in {'all': None, **{n: k for k, n in scores.categories.items()}}.items():
-            figures = scores.figures(key)
-            for figure in ('AP', 'AP50', 'AP75'):
-                if figures[figure] >= 0:
-                    yield 'ap', name, figure, figures[figure]
+        for key, name in {None: 'all', **scores.categories}.items():
+            for figure, value in list(scores.figures(key).items())[:3]:  # AP, AP50, AP75
+                if value >= 0:
+                    yield 'ap', name, figure, value
         for size, count in self.sizes.items():
             yield 'ap_by_size', size, 'objects', count
             if scores.ap(size=size) >= 0:
@@ -135,25 +124,12 @@ def analyse(
     kind: str,
     score: float = 0.3,
 ) -> Analysis:
-    """Scores and judges detections, given as for :func:`~.coco.evaluate`.
-
-    ``score`` is the least score of the detections in confusions and worst images.
-    """
+    """Scores and judges detections; ``score`` is the least in confusions and worst images."""
     scores = evaluate(annotations, results, kind, sizes=SIZE_BINS)
-    images = {image['id'] for image in annotations['images']}
-    areas = np.array(
-        [
-            a['area'] if a.get('area') is not None else a['bbox'][2] * a['bbox'][3]
-            for a in annotations['annotations']
-            if not a.get('iscrowd')
-            and a['image_id'] in images
-            and a['category_id'] in scores.categories
-        ]
-    )
-    sizes = {
-        name: int(((areas >= low) & (areas < high)).sum())
-        for name, (low, high) in SIZE_BINS.items()
-    }
     every = judge(annotations, results, kind)
     confident = judge(annotations, results, kind, score=score)
+    objects = [annotations['annotations'][o.source] for o in every.objects if not o.crowd]
+    areas = [a['bbox'][2] * a['bbox'][3] if a.get('area') is None else a['area'] for a in objects]
+    counts, _ = np.histogram(areas, np.square(_EDGES))
+    sizes = dict(zip(SIZE_BINS, counts.tolist(), strict=True))
     return Analysis(scores, every, confident, score, sizes)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import zip_longest
 from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn, ops
+from torch import Tensor, nn, ops
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
-from ..backbones import DCNV2, VARIANTS, Backbone, Bottle2neck, Res2NetDLA
-from ..backbones.res2net_dla import Tree
+from ..backbones import DCNV2, VARIANTS, Backbone, Bottle2neck
 from ..checks import check_positive
 from ..columns import aligned
 from ..registry import MODELS
@@ -33,89 +32,25 @@ _HOW_IT_RUNS = (
 _HIDDEN = {*'first_block strides dilations contract_dilation multi_grid style ceil_mode'.split()}
 
 
-@dataclass(frozen=True)
-class StageCost:
-    """A stage, or the stem, at one image size.
+class Field(NamedTuple):
+    """Pixel i depends on those of the image from ``stride * i + low`` to ``stride * i + high``."""
 
-    Attributes:
-        name: ``'stem'`` or the name of the stage.
-        shape: Channels, height and width of the output; None if the stage is not run.
-        stride: From the image to the output.
-        dilations: Of the 3x3 convolutions, without repeats, in the blocks' order.
-        blocks: Number of Res2Net blocks.
-        params: Number of parameters.
-        macs: Multiply-adds; 0 if the stage is not run.
-        field: Pixels along one side of the image that one output pixel depends on by the longest
-            path, with deformable convolutions at their regular grid and without plugins.
-        uncounted: Class of each module that has parameters and is not in ``macs``.
-    """
+    low: int = 0
+    high: int = 0
+    stride: int = 1
+
+
+class StageCost(NamedTuple):
+    """The stem or a stage at one image size; without shape, field and macs if it is not run."""
 
     name: str
-    shape: tuple[int, ...] | None
-    stride: int
-    dilations: tuple[int, ...]
-    blocks: int
+    shape: tuple[int, ...] | None  # channels, height and width of the output
+    field: Field | None  # by the longest path; deformable convolutions at their regular grid
+    dilations: tuple[int, ...]  # of the 3x3 convolutions, without repeats, in the blocks' order
+    blocks: int  # Res2Net blocks
     params: int
     macs: int
-    field: int
-    uncounted: tuple[str, ...]
-
-
-def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
-    """Output shape and cost of the stem and of each stage.
-
-    Multiply-adds are counted as fvcore does: those of convolutions (deformable ones without the
-    interpolation), linear layers and matrix products; two for an element of batch norm, five of
-    group and layer norm, one of a global pool. The network runs on the meta device, so any size is
-    free.
-
-    Args:
-        net: The backbone; not changed.
-        height, width: Size of the image in pixels.
-
-    Returns:
-        The stem, then the stages.
-
-    Raises:
-        ValueError: A size is not a positive integer.
-    """
-    check_positive('height', height)
-    check_positive('width', width)
-    net = copy.deepcopy(net).to('meta').eval()
-    shapes: list[tuple[int, ...]] = []  # of the stem, then of the stages that are run
-    stages = [*map(net.get_submodule, net.stage_names)]
-    stages[0].register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape[1:])))
-    for stage in stages:
-        stage.register_forward_hook(lambda _, args, out: shapes.append(tuple(out.shape[1:])))
-    image = torch.empty(1, next(net.parameters()).shape[1], height, width, device='meta')
-    with FlopCounterMode(display=False, custom_mapping=_RULES) as counter, torch.no_grad():
-        net(image)
-    counts = counter.get_flop_counts()  # 'Res2Net.layer1.0.conv1' -> operator -> two a multiply-add
-
-    costs, root = [], type(net).__name__
-    rows = {'stem': net.stem_names, **{name: (name,) for name in net.stage_names}}
-    for (name, parts), field, shape in zip_longest(rows.items(), receptive_fields(net), shapes):
-        inner = {n: m for part in parts for n, m in getattr(net, part).named_modules(prefix=part)}
-        macs = {n: sum(counts.get(f'{root}.{n}', {}).values()) // 2 for n in inner}
-        sizes = {n: sum(p.numel() for p in m.parameters(recurse=False)) for n, m in inner.items()}
-        own = Counter(macs)
-        for n in inner:
-            own[n.rpartition('.')[0]] -= macs[n]
-        blocks = [m for m in inner.values() if isinstance(m, Bottle2neck)]
-        missed = [type(m).__name__ for n, m in inner.items() if shape and sizes[n] and not own[n]]
-        cost = StageCost(
-            name=name,
-            shape=shape,
-            stride=field.stride,
-            dilations=tuple(dict.fromkeys(_side(b.convs[0].dilation) for b in blocks)),
-            blocks=len(blocks),
-            params=sum(sizes.values()),
-            macs=sum(macs[part] for part in parts),
-            field=field.high - field.low + 1,
-            uncounted=tuple(missed),
-        )
-        costs.append(cost)
-    return costs
+    uncounted: tuple[str, ...]  # class of each module that has parameters and is not in macs
 
 
 class BackboneCost(NamedTuple):
@@ -125,28 +60,6 @@ class BackboneCost(NamedTuple):
     macs: int
     channels: tuple[int, ...]
     strides: tuple[int, ...]
-
-
-def describe_backbone(net: nn.Module, height: int, width: int) -> BackboneCost:
-    """Counts any backbone, ours or not, as :func:`describe_stages` does."""
-    check_positive('height', height)
-    check_positive('width', width)
-    net = copy.deepcopy(net).to('meta')
-    net.eval()  # not chained: mmdet's backbones return None
-    channels = next(net.parameters()).shape[1]
-    image = torch.empty(1, channels, height, width, device='meta')
-    with FlopCounterMode(display=False, custom_mapping=_RULES) as counter, torch.no_grad():
-        levels = net(image)
-    strides = getattr(net, 'out_strides', None)
-    if strides is None:
-        with torch.no_grad():
-            strides = [256 // out.shape[2] for out in net(image.new_empty(1, channels, 256, 256))]
-    return BackboneCost(
-        params=sum(p.numel() for p in net.parameters()),
-        macs=counter.get_total_flops() // 2,
-        channels=tuple(level.shape[1] for level in levels),
-        strides=tuple(strides),
-    )
 
 
 def _each(x: Sequence[int], *args: Any, macs: int, **kwargs: Any) -> int:
@@ -161,83 +74,140 @@ _RULES = {
     ops.aten.mean: lambda x, *_, **__: 2 * prod(x) * (len(x) == 4),  # a global pool
     ops.torchvision.deform_conv2d: lambda x, w, *_, out_shape: conv_flop_count(x, w, out_shape),
 }
+_counting = partial(FlopCounterMode, display=False, custom_mapping=_RULES)
 
 
-class Field(NamedTuple):
-    """Output i depends on the image from ``stride * i + low`` to ``stride * i + high``."""
-
-    low: int = 0
-    high: int = 0
-    stride: int = 1
-
-
-def receptive_fields(net: Backbone) -> list[Field]:
-    """Receptive fields of the stem and the stages along one side; see :class:`StageCost`."""
-    x = _through(Field(), *map(net.get_submodule, net.stem_names))
-    dla = isinstance(net, Res2NetDLA)
-    fields = [x if dla else _through(x, net.maxpool)]
-    for i, stage in enumerate(map(net.get_submodule, net.stage_names)):
-        x, bottom = fields[-1], _through(fields[-1], net.maxpool)
-        fields.append(_tree(stage, x, bottom, *[bottom][:i]) if dla else _through(x, stage))
-    return fields
+def _on_meta(net: nn.Module, height: int, width: int) -> tuple[nn.Module, Tensor]:
+    """A copy of a network and an image for it, on the meta device, where any size is free."""
+    check_positive('height', height)
+    check_positive('width', width)
+    net = copy.deepcopy(net).to('meta')
+    net.eval()  # not chained: mmdet's backbones return None
+    return net, torch.empty(1, next(net.parameters()).shape[1], height, width, device='meta')
 
 
-def _through(x: Field, *layers: nn.Module | None) -> Field:
-    for layer in layers:
-        if isinstance(layer, Bottle2neck):
-            x = _block(layer, x)
-        elif isinstance(layer, nn.Sequential):
-            x = _through(x, *layer)
-        elif hasattr(layer, 'kernel_size'):
-            reach = _side(getattr(layer, 'dilation', 1)) * (_side(layer.kernel_size) - 1)
-            pad, step = x.stride * _side(layer.padding), x.stride * _side(layer.stride)
-            x = Field(x.low - pad, x.high - pad + x.stride * reach, step)
-    return x
+def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
+    """Output shape and cost of the stem, then of each stage, for an image in pixels.
+
+    Multiply-adds are counted as fvcore does: those of convolutions (deformable ones without the
+    interpolation), linear layers and matrix products; two for an element of batch norm, five of
+    group and layer norm, one of a global pool.
+    """
+    net, image = _on_meta(net, height, width)
+    outs: list[Tensor] = []  # of the stem, then of the stages that are run
+    stages = [*map(net.get_submodule, net.stage_names)]
+    stages[0].register_forward_pre_hook(lambda _, args: outs.append(args[0]))
+    for stage in stages:
+        stage.register_forward_hook(lambda _, args, out: outs.append(out))
+    for module in net.modules():
+        if hasattr(module, 'kernel_size'):
+            module.register_forward_hook(_widen)
+    image.field = Field()
+    with _counting() as counter, _FollowFields(), torch.no_grad():
+        net(image)
+    counts = counter.get_flop_counts()  # 'Res2Net.layer1.0.conv1' -> operator -> two a multiply-add
+
+    costs = []
+    rows = {'stem': net.stem_names, **{name: (name,) for name in net.stage_names}}
+    for (name, parts), out in zip_longest(rows.items(), outs):
+        inner = {n: m for part in parts for n, m in getattr(net, part).named_modules(prefix=part)}
+        macs = Counter()
+        for path in inner:
+            macs[path] = sum(counts.get(f'{type(net).__name__}.{path}', {}).values()) // 2
+        blocks = [m for m in inner.values() if isinstance(m, Bottle2neck)]
+        cost = StageCost(
+            name=name,
+            shape=None if out is None else tuple(out.shape[1:]),
+            field=None if out is None else out.field,
+            dilations=tuple(dict.fromkeys(_side(b.convs[0].dilation) for b in blocks)),
+            blocks=len(blocks),
+            params=sum(p.numel() for part in parts for p in getattr(net, part).parameters()),
+            macs=sum(macs[part] for part in parts),
+            uncounted=tuple(
+                type(module).__name__
+                for path, module in inner.items()
+                if out is not None
+                and list(module.parameters(recurse=False))
+                and macs[path] == sum(macs[f'{path}.{n}'] for n, _ in module.named_children())
+            ),
+        )
+        costs.append(cost)
+    return costs
 
 
-def _block(block: Bottle2neck, x: Field, shortcut: Field | None = None) -> Field:
-    group = _through(x, block.conv1)
-    outs: list[Field] = []
-    for conv in block.convs:
-        outs.append(_through(_union(group, *outs[-1:]) if block.adds else group, conv))
-    if block.scales > 1:
-        outs.append(_through(group, block.pool))
-    return _union(_through(_union(*outs), block.conv3), shortcut or _through(x, block.downsample))
+def describe_backbone(net: nn.Module, height: int, width: int) -> BackboneCost:
+    """Counts any backbone, ours or not, as :func:`describe_stages` does."""
+    net, image = _on_meta(net, height, width)
+    with torch.no_grad():
+        with _counting() as counter:
+            levels = net(image)
+        strides = getattr(net, 'out_strides', None)
+        if strides is None:
+            square = image.new_empty(*image.shape[:2], 256, 256)
+            strides = [256 // level.shape[2] for level in net(square)]
+    return BackboneCost(
+        params=sum(p.numel() for p in net.parameters()),
+        macs=counter.get_total_flops() // 2,
+        channels=tuple(level.shape[1] for level in levels),
+        strides=tuple(strides),
+    )
 
 
-def _tree(tree: Tree, x: Field, bottom: Field, *joined: Field) -> Field:
-    if tree.root is None:
-        x = _tree(tree.tree1, x, bottom)
-        return _tree(tree.tree2, x, x, *joined, x)
-    first = _block(tree.tree1, x, _through(bottom, tree.project))
-    return _through(_union(_block(tree.tree2, first), first, *joined), tree.root)
+class _FollowFields(TorchFunctionMode):
+    """A tensor's ``field`` is the union of those of the tensors that it is computed from."""
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is Tensor.type_as:  # returns its input, without values of the other
+            return out
+        inputs = [t for arg in args for t in (arg if isinstance(arg, list | tuple) else [arg])]
+        fields = [t.field for t in inputs if hasattr(t, 'field')]
+        for tensor in out if isinstance(out, tuple) else [out]:
+            if fields and isinstance(tensor, Tensor):
+                lows, highs, strides = zip(*fields, strict=True)
+                tensor.field = Field(min(lows), max(highs), max(strides))
+        return out
 
 
-def _union(*fields: Field) -> Field:
-    return Field(min(f.low for f in fields), max(f.high for f in fields), fields[-1].stride)
+def _widen(module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+    """Hook of convolutions and pools."""
+    x = args[0].field
+    reach = _side(getattr(module, 'dilation', 1)) * (_side(module.kernel_size) - 1)
+    low = x.low - x.stride * _side(module.padding)
+    high = x.high + x.stride * (reach - _side(module.padding))
+    out.field = Field(low, high, x.stride * _side(module.stride))
 
 
 def _side(value: int | tuple[int, ...]) -> int:
     return value if isinstance(value, int) else value[0]
 
 
-def format_stages(costs: list[StageCost]) -> str:
+def with_classifier(costs: Sequence[StageCost]) -> tuple[int, int]:
+    """Parameters and multiply-adds of all stages, a global pool and 1000 classes."""
+    last = [cost.shape for cost in costs if cost.shape][-1]
+    params = sum(cost.params for cost in costs) + (last[0] + 1) * 1000
+    return params, sum(cost.macs for cost in costs) + prod(last) + last[0] * 1000
+
+
+def format_stages(costs: Sequence[StageCost]) -> str:
     """The stages as a table, and the totals without and with a classifier of 1000 classes."""
     head = 'stage|output|stride|dilation|blocks|params (M)|multiply-adds (G)|receptive field'
-    rows = [head.split('|')]
+    rows = []
     for c in costs:
         shape = ' x '.join(map(str, c.shape)) if c.shape else 'not run'
+        stride, field = (c.field.stride, c.field.high - c.field.low + 1) if c.field else ('', '')
         dilation = ', '.join(map(str, c.dilations)) if {*c.dilations} - {1} else ''
-        numbers = f'{c.params / 1e6:.3f}', f'{c.macs / 1e9:.3f}', str(c.field)
-        rows.append([c.name, shape, str(c.stride), dilation, str(c.blocks or ''), *numbers])
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    lines = [*aligned(list(zip(*columns, strict=True))), '']
-
-    params, macs = sum(c.params for c in costs), sum(c.macs for c in costs)
-    last = [c.shape for c in costs if c.shape][-1]
-    head = params + (last[0] + 1) * 1000, macs + prod(last) + last[0] * 1000  # global pool, linear
-    for what, (p, m) in {'backbone': (params, macs), 'with a 1000-class classifier': head}.items():
-        lines.append(f'{what}: {p / 1e6:.2f} M parameters, {m / 1e9:.3f} G multiply-adds')
+        sizes = f'{c.params / 1e6:.3f}', f'{c.macs / 1e9:.3f}'
+        rows.append((c.name, shape, stride, dilation, c.blocks or '', *sizes, field))
+    totals = {
+        'backbone': (sum(c.params for c in costs), sum(c.macs for c in costs)),
+        'with a 1000-class classifier': with_classifier(costs),
+    }
+    lines = [*_table(head, rows), '']
+    for what, (params, macs) in totals.items():
+        lines.append(f'{what}: {params / 1e6:.2f} M parameters, {macs / 1e9:.3f} G multiply-adds')
     missed = Counter(kind for c in costs for kind in c.uncounted)
     lines += [f'not in the multiply-adds: {kind} (of {n} layers)' for kind, n in missed.items()]
     return '\n'.join(lines)
@@ -246,14 +216,20 @@ def format_stages(costs: list[StageCost]) -> str:
 def format_comparison(costs: Mapping[str, BackboneCost], models: Mapping[str, ModelCost]) -> str:
     """Backbones side by side, and the whole models of those that have one."""
     head = 'network|params (M)|multiply-adds (G)|channels|strides|model (M)|model GFLOPs'
-    rows = [head.split('|')]
+    rows = []
     for name, cost in costs.items():
         model = models.get(name)
         levels = [', '.join(map(str, values)) for values in (cost.channels, cost.strides)]
         whole = [f'{model.params / 1e6:.2f}', f'{model.gflops:.2f}'] if model else ['', '']
         rows.append([name, f'{cost.params / 1e6:.2f}', f'{cost.macs / 1e9:.3f}', *levels, *whole])
-    columns = [column for column in zip(*rows, strict=True) if any(column[1:])]
-    return '\n'.join(aligned(list(zip(*columns, strict=True))))
+    return '\n'.join(_table(head, rows))
+
+
+def _table(head: str, rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Lines of a table; columns without content are left out."""
+    table = [head.split('|'), *(map(str, row) for row in rows)]
+    columns = [column for column in zip(*table, strict=True) if any(column[1:])]
+    return aligned(list(zip(*columns, strict=True)))
 
 
 def format_architecture(args: Mapping[str, Any]) -> str:

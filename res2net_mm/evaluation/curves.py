@@ -1,27 +1,17 @@
-"""Figures and sheets of pictures."""
+"""Sheets of pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..files import writing
 
-if TYPE_CHECKING:  # matplotlib takes long to import
-    from matplotlib.figure import Figure
 
-
-def save_figure(figure: Figure, out: Path) -> Path:
-    """Writes a figure as a picture, whole or not at all."""
-    with writing(out, durable=False) as partial:
-        figure.savefig(partial, dpi=120)
-    return out
-
-
-def draw_sheet(rows: Sequence[Sequence[tuple[str, Any]]], out: Path) -> Path:
+def draw_sheet(rows: Sequence[Sequence[tuple[str, Any]]], out: Path) -> None:
     """Writes rows of titled pictures: (H, W, 3) in RGB, or (H, W) in false colours."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # takes long to import
 
     columns = max(map(len, rows))
     figure = Figure(figsize=(4 * columns, 4 * len(rows)), layout='constrained')
@@ -32,4 +22,5 @@ def draw_sheet(rows: Sequence[Sequence[tuple[str, Any]]], out: Path) -> Path:
         for axes, (title, pixels) in zip(line, row, strict=False):
             axes.imshow(pixels, cmap='inferno')
             axes.set_title(title, fontsize=9)
-    return save_figure(figure, out)
+    with writing(out, durable=False) as partial:
+        figure.savefig(partial, dpi=120)

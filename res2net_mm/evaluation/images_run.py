@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import pickle
 from collections.abc import Collection, Hashable, Mapping, Sequence
-from itertools import chain, count
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,12 @@ class ImagesRun:
     """Mixin that makes a metric of mmdet or mmseg keep each result as ``(key, path, result)``.
 
     The same image can come twice: samplers of several processes pad with images, and a data set can
-    list one twice. Samples with the key None all count.
-
-    Args:
-        table: Log a table of the figures.
-        args, kwargs: Those of the metric.
+    list one twice. Samples with the key None all count. ``table`` logs a table of the figures.
     """
 
-    _size: int | None = None
+    crops = False  # whether samples can be crops of one image, which differ in what is measured
     examined: dict[str, Any] | None = None  # what the figures are of, for a report
+    _size: int | None = None
 
     def __init__(self, *args: Any, table: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,15 +40,14 @@ class ImagesRun:
             MMLogger.get_current_instance().info('\n' + text)
 
     def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
-        """What tells a sample from others: the id of its image."""
-        return sample['img_id']
+        """What tells a sample from others: the id of its image, or its path and the result."""
+        if not self.crops:
+            return sample['img_id']
+        path = sample.get('img_path', sample.get('img_id'))
+        return path and (path, hashlib.sha256(pickle.dumps(result)).digest())
 
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Keeps what is predicted for each sample.
-
-        Raises:
-            DataError: A predicted value is not finite.
-        """
+        """Keeps what is predicted for each sample; DataError if a value of it is not finite."""
         for sample in data_samples:
             _check_finite(sample)
             before = len(self.results)
@@ -64,11 +62,7 @@ class ImagesRun:
         return super().evaluate(size)
 
     def each_once(self, results: Sequence[tuple[Hashable, str | None, Any]]) -> list[Any]:
-        """The results of each image once; warns of images that were not run or run again.
-
-        Raises:
-            DataError: There is no result, or two pictures have the same key.
-        """
+        """The results of each image once; warns of images that were not run or run again."""
         if not results:
             raise DataError(f'{type(self).__name__} has nothing to measure: no image was run')
         kept: dict[Hashable, tuple[str | None, Any]] = {}
@@ -79,26 +73,16 @@ class ImagesRun:
                     f'two images have the id {key!r}: {first} and {path}',
                     remedy='give each data set its own metric, with mmdet.MultiDatasetsEvaluator',
                 )
-        again = len(results) - len(kept)
-        if again:
+        if again := len(results) - len(kept):
             warn(f'{again:,} of {len(results):,} images were run before: each counts once')
         if self._size is not None and len(kept) < self._size:
             warn(f'only {len(kept):,} of the {self._size:,} images of the data set were run')
         return [result for _, result in kept.values()]
 
     def compare_with_file(self, run: Collection[Hashable], known: Collection[Hashable]) -> None:
-        """Warns if the annotation file has images that were not run.
-
-        Args:
-            run: Ids of the images that were run.
-            known: Ids in the file.
-
-        Raises:
-            DataError: The file lacks one that was run.
-        """
+        """Warns if not all ids of the annotation file were run; DataError if it lacks one."""
         name = f'the ann_file of {type(self).__name__}'
-        unknown = [key for key in run if key not in known]
-        if unknown:
+        if unknown := [key for key in run if key not in known]:
             raise DataError(
                 f'it lacks {len(unknown):,} of the {len(run):,} images that were run (the first '
                 f'has the id {unknown[0]!r})',
@@ -106,10 +90,7 @@ class ImagesRun:
                 'set it to the file of the data set',
             )
         if len(known) > len(run):
-            warn(
-                f'{name} has {len(known):,} images, of which {len(run):,} were run: the figures '
-                f'are for these {len(run):,}'
-            )
+            warn(f'{name} has {len(known):,} images: the figures are for the {len(run):,} run')
 
     def with_distinct_name(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """The sample with an ``img_path`` whose file name no other image has in this process.
@@ -117,8 +98,7 @@ class ImagesRun:
         mmdet and mmseg name what they write after the image, without its folder.
         """
         path = Path(sample['img_path'])
-        whole = '_'.join(path.parts).replace('.', '_')
-        names = chain((path.stem, whole), (f'{whole}_{i}' for i in count(1)))
+        names = (f'{path.stem}_{i}' if i else path.stem for i in count())
         name = next(name for name in names if self._names.setdefault(name, path) == path)
         return dict(sample, img_path=name + path.suffix)
 

@@ -5,7 +5,7 @@ A config's ``type`` names the class by its full path; only then is this module, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,37 +24,23 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
     neither a class nor ``ignore_index`` is an error; mmseg counts the prediction there as wrong. A
     class that is neither in the ground truth nor predicted has IoU NaN, one that is not in the
     ground truth has accuracy NaN; means leave NaN out. Each image counts once.
-
-    Args:
-        args: mmseg's, as are the keyword arguments.
-        table: Log a table of the classes.
     """
 
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Counts the pixels of each sample.
+    crops = True
 
-        Raises:
-            DataError: There is no label map, its size is not that of the prediction, or it holds an
-                id that is neither a class nor ignored; or logits are not finite.
-        """
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Counts the pixels of each sample; DataError if it cannot be measured."""
         if not self.format_only:
             for sample in data_samples:
                 self._check_labels(sample)
-        if self.output_dir is not None:  # mmseg names a picture after the image without its folder
+        if self.output_dir is not None:
             data_samples = [self.with_distinct_name(sample) for sample in data_samples]
         super().process(data_batch, data_samples)
 
-    def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
-        """Path and counts: several crops of one image differ in labels or predictions."""
-        path = sample.get('img_path')
-        return path and (path, *torch.cat(result[:4]).tolist())
-
     def _check_labels(self, sample: Mapping[str, Any]) -> None:
         if 'gt_sem_seg' not in sample:
-            raise DataError(
-                f'{image_name(sample)} has no label map to measure against',
-                remedy='set seg_map_path of data_prefix and LoadAnnotations in the pipeline',
-            )
+            remedy = 'set seg_map_path of data_prefix and LoadAnnotations in the pipeline'
+            raise DataError('it has no label map to measure against', image_name(sample), remedy)
         where = f'the label map of {sample.get("seg_map_path") or image_name(sample)}'
         found, label = (sample[key]['data'].squeeze() for key in ('pred_sem_seg', 'gt_sem_seg'))
         if found.shape != label.shape:
@@ -74,38 +60,35 @@ class IoUMetric(ImagesRun, MMSegIoUMetric):
     @staticmethod
     def intersect_and_union(
         pred_label: Tensor, label: Tensor, num_classes: int, ignore_index: int
-    ) -> tuple[Tensor, ...]:
-        """Pixels by class that agree, of either, predicted and labelled: float64, (classes,).
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cells of the flat confusion matrix, (classes, classes + 1), that occur; their pixels.
 
-        The last of the tuple is the confusion matrix, sparse, (classes, classes + 1): a row is what
-        is labelled, the last column predictions beyond the classes.
+        A row is what is labelled, the last column predictions beyond the classes.
         """
         counted = label != ignore_index
-        predicted, truth = pred_label[counted].long(), label[counted].long()
-        # one more column for predictions beyond the classes
-        pairs = truth * (num_classes + 1) + predicted.clamp(max=num_classes)
-        confusion = torch.bincount(pairs, minlength=num_classes * (num_classes + 1))
-        confusion = confusion.reshape(num_classes, num_classes + 1).cpu().double()
-        agree, labelled = confusion.diagonal(), confusion.sum(1)
-        found = confusion.sum(0)[:-1]
-        return agree, labelled + found - agree, found, labelled, confusion.to_sparse()
+        predicted = pred_label[counted].long().clamp(max=num_classes)
+        pixels = torch.bincount(label[counted].long() * (num_classes + 1) + predicted).cpu().numpy()
+        cells = np.flatnonzero(pixels)
+        return cells, pixels[cells]
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """``aAcc``, ``mIoU``, ``mAcc``, ..., and by class ``road_IoU``, ``road_Acc``, ..."""
         if self.format_only:
             return super().compute_metrics(results)
-        *areas, confusions = zip(*self.each_once(results), strict=True)
-        totals = [sum(parts) for parts in areas]
-        confusion = sum(part.to_dense() for part in confusions)
-        self.examined = dict(confusion=confusion.tolist(), classes=self.dataset_meta['classes'])
-        measured = self.total_area_to_metrics(*totals, self.metrics, self.nan_to_num, self.beta)
-        means: dict[str, float] = {'aAcc': float(measured.pop('aAcc')) * 100}
+        names = self.dataset_meta['classes']
+        confusion = torch.zeros(len(names), len(names) + 1, dtype=torch.float64)
+        for cells, pixels in self.each_once(results):
+            confusion.view(-1)[cells] += torch.from_numpy(pixels)
+        self.examined = dict(confusion=confusion.tolist(), classes=names)
+        agree, labelled, found = confusion.diagonal(), confusion.sum(1), confusion.sum(0)[:-1]
+        areas = agree, labelled + found - agree, found, labelled
+        measured = self.total_area_to_metrics(*areas, self.metrics, self.nan_to_num, self.beta)
+        figures = {'aAcc': float(measured.pop('aAcc')) * 100}
         by_class: dict[str, float] = {}
         for kind, values in measured.items():
             known = values[~np.isnan(values)]
-            means[f'm{kind}'] = float(known.mean()) * 100 if known.size else float('nan')
-            for name, value in zip(self.dataset_meta['classes'], values, strict=True):
-                by_class[f'{name}_{kind}'] = float(value) * 100
-        found = {**means, **by_class}
-        self.log_table(found)
-        return found
+            figures[f'm{kind}'] = float(known.mean()) * 100 if known.size else float('nan')
+            by_class |= {f'{n}_{kind}': float(v) * 100 for n, v in zip(names, values, strict=True)}
+        figures |= by_class
+        self.log_table(figures)
+        return figures

@@ -8,7 +8,7 @@ with the objects, at IoU 0.5 (foreground) and 0.1 (background).
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -27,44 +27,27 @@ MISSED = 'missed'
 
 @dataclass(slots=True, eq=False)
 class Object:
-    """An object of the ground truth.
+    """An object of the ground truth."""
 
-    Attributes:
-        source: Its position in the annotations.
-        image: Index of its image; likewise ``label`` of its class.
-        crowd: Whether it is a crowd, which nothing has to find.
-        found: Whether a detection is right about it.
-        missed: Neither found nor the target of an error of localisation or class.
-    """
-
-    source: int
-    image: int
-    label: int
-    crowd: bool
+    source: int  # position in the annotations
+    image: int  # index in Judged.images
+    label: int  # index in Judged.classes
+    crowd: bool  # nothing has to find it
     found: bool = False
-    missed: bool = False
+    missed: bool = False  # neither found nor the target of an error of localisation or class
 
 
 @dataclass(slots=True, eq=False)
 class Detection:
-    """A detection.
+    """A detection."""
 
-    Attributes:
-        source: Its position in the results.
-        image: Index of its image; likewise ``label`` of its class.
-        score: Its score.
-        verdict: ``'right'``, ``'ignored'`` (it is on a crowd) or one of ``FALSE``.
-        target: The object it finds, or would find but for its one fault.
-        confused: The object it stands for, whatever the class, one to one.
-    """
-
-    source: int
-    image: int
-    label: int
+    source: int  # position in the results
+    image: int  # index in Judged.images
+    label: int  # index in Judged.classes
     score: float
-    verdict: str = 'background'
-    target: Object | None = None
-    confused: Object | None = None
+    verdict: str = 'background'  # RIGHT, IGNORED (it is on a crowd) or one of FALSE
+    target: Object | None = None  # what it finds, or would find but for its one fault
+    confused: Object | None = None  # what it stands for, whatever the class, one to one
 
     @property
     def false(self) -> bool:
@@ -74,57 +57,42 @@ class Detection:
 
 @dataclass(frozen=True)
 class Judged:
-    """Every detection and object of a set, judged at IoU 0.5.
+    """Every detection and object of a set, judged."""
 
-    Attributes:
-        images: Image ids, ascending.
-        classes: Category ids, ascending.
-        detections: By image, then by score, best first.
-        objects: By image.
-    """
-
-    images: list[int]
-    classes: list[int]
-    detections: list[Detection]
-    objects: list[Object]
+    images: list[int]  # ids, ascending
+    classes: list[int]  # category ids, ascending
+    detections: list[Detection]  # by image, then by score, best first
+    objects: list[Object]  # by image
 
     def counts(self) -> dict[str, int]:
         """How many errors there are of each kind."""
         counts = Counter(d.verdict for d in self.detections)
-        return {kind: counts[kind] for kind in FALSE} | {
-            MISSED: sum(o.missed for o in self.objects)
-        }
+        counts[MISSED] = sum(o.missed for o in self.objects)
+        return {kind: counts[kind] for kind in (*FALSE, MISSED)}
 
     def ap(self, fixed: str | None = None) -> float:
-        """AP at IoU 0.5, the mean of all classes, as if there were no error of one kind.
+        """AP at IoU 0.5, 0 to 1, the mean of all classes; -1 if there is no object.
 
-        An error of localisation or class becomes right if its object is not found otherwise; of
-        several with one object, the best scored one does. The rest of them, and all errors of the
-        other kinds, are removed; missed objects are no longer asked for.
-
-        Args:
-            fixed: A kind of error; None keeps all.
-
-        Returns:
-            0 to 1; -1 if there is no object.
+        With a kind of error as ``fixed``, as if there were none of that kind. An error of
+        localisation or class becomes right if its object is not found otherwise; of several with
+        one object, the best scored one does. The rest of them, and all errors of the other kinds,
+        are removed; missed objects are no longer asked for.
         """
+        ordered = sorted(self.detections, key=lambda d: -d.score)
         best: dict[Object, Detection] = {}
-        if fixed in FALSE[:2]:  # each has a target
-            for d in sorted(self.detections, key=lambda d: -d.score):
-                if d.verdict == fixed and not d.target.found:
-                    best.setdefault(d.target, d)
-        ranked: dict[int, list[tuple[float, bool]]] = defaultdict(list)
-        for d in self.detections:
-            if d.target is not None and best.get(d.target) is d:
-                ranked[d.target.label].append((d.score, True))
+        for d in ordered:
+            if d.verdict == fixed and d.target is not None and not d.target.found:
+                best.setdefault(d.target, d)
+        right: dict[int, list[bool]] = defaultdict(list)  # by class, best scored first
+        for d in ordered:
+            if best.get(d.target) is d:
+                right[d.target.label].append(True)
             elif d.verdict not in (IGNORED, fixed):
-                ranked[d.label].append((d.score, d.verdict == RIGHT))
+                right[d.label].append(d.verdict == RIGHT)
         objects = [o for o in self.objects if not o.crowd]
         asked = Counter(o.label for o in objects if not (fixed == MISSED and o.missed))
-        aps = [
-            _interpolated([right for _, right in sorted(ranked[k], key=lambda r: -r[0])], asked[k])
-            for k in sorted({o.label for o in objects})
-        ]
+        labels = sorted({o.label for o in objects})
+        aps = [_interpolated(right[label], asked[label]) for label in labels]
         return float(np.mean(aps)) if aps else -1.0
 
     def confusion(self) -> np.ndarray:
@@ -134,15 +102,14 @@ class Judged:
         Detections of the right class come first, then the others, best scored first; each at IoU
         0.5 or more, one object a detection.
         """
-        size = len(self.classes)
-        table = np.zeros((size + 1, size + 1), dtype=int)
+        table = np.zeros((len(self.classes) + 1,) * 2, dtype=int)
         for d in self.detections:
             if d.verdict != IGNORED:
-                table[d.confused.label if d.confused else size, d.label] += 1
+                table[d.confused.label if d.confused else -1, d.label] += 1
         seen = {d.confused for d in self.detections}
         for o in self.objects:
             if not o.crowd and o not in seen:
-                table[o.label, size] += 1
+                table[o.label, -1] += 1
         return table
 
     def by_image(self) -> tuple[np.ndarray, np.ndarray]:
@@ -159,31 +126,31 @@ def judge(
     kind: str,
     *,
     score: float = 0.0,
-    max_dets: int = MAX_DETS[-1],
 ) -> Judged:
-    """Judges detections and objects, given as for :func:`~.coco.evaluate`.
+    """Judges objects, and detections with at least ``score``, given as for :func:`~.coco.evaluate`.
 
-    Detections below ``score`` are left out.
+    As in COCO, the best 100 detections of an image and class count.
     """
     entries = annotations['annotations']
     images = sorted(annotations['images'], key=lambda image: image['id'])
     number = {image['id']: i for i, image in enumerate(images)}
-    classes = sorted(category['id'] for category in annotations['categories'])
-    label = {key: k for k, key in enumerate(classes)}
+    label = {key: k for k, key in enumerate(sorted(c['id'] for c in annotations['categories']))}
+
+    def known(part: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[int, int, int], Mapping]]:
+        """Positions, of entries, images and classes, and the entries."""
+        for i, one in enumerate(part):
+            if one['image_id'] in number and one['category_id'] in label:
+                yield (i, number[one['image_id']], label[one['category_id']]), one
+
     objects: list[list[Object]] = [[] for _ in images]
-    for i, a in enumerate(entries):
-        if a['category_id'] in label and a['image_id'] in number:
-            image = number[a['image_id']]
-            crowd = bool(a.get('iscrowd'))
-            objects[image].append(Object(i, image, label[a['category_id']], crowd))
+    for places, a in known(entries):
+        objects[places[1]].append(Object(*places, bool(a.get('iscrowd'))))
     detections: list[list[Detection]] = [[] for _ in images]
-    counts: Counter[tuple[int, int]] = Counter()
-    for i, r in sorted(enumerate(results), key=lambda item: -item[1]['score']):
-        if r['score'] >= score and r['category_id'] in label and r['image_id'] in number:
-            place = number[r['image_id']], label[r['category_id']]
-            counts[place] += 1
-            if counts[place] <= max_dets:
-                detections[place[0]].append(Detection(i, *place, float(r['score'])))
+    counts: Counter[tuple[int, ...]] = Counter()
+    for places, r in sorted(known(results), key=lambda item: -item[1]['score']):
+        counts[places[1:]] += 1
+        if r['score'] >= score and counts[places[1:]] <= MAX_DETS[-1]:
+            detections[places[1]].append(Detection(*places, float(r['score'])))
     for image, ours, theirs in zip(images, detections, objects, strict=True):
         if ours and theirs:
             shapes = [
@@ -199,7 +166,7 @@ def judge(
         for o in theirs:
             o.missed = not (o.crowd or o in targets)
     ids = [image['id'] for image in images]
-    return Judged(ids, classes, [*chain(*detections)], [*chain(*objects)])
+    return Judged(ids, [*label], [*chain(*detections)], [*chain(*objects)])
 
 
 def _judge(overlaps: np.ndarray, ours: list[Detection], theirs: list[Object]) -> None:

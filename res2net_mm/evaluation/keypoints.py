@@ -62,7 +62,6 @@ class KeypointMetric(ImagesRun, CocoMetric):
         kept = self.each_once(results)
         run = {predicted['img_id'] for predicted, _ in kept}
         people = [a for a in self.coco.anns.values() if a.get('num_keypoints')] if self.coco else []
-        missed = sum(person['image_id'] not in run for person in people)
-        if missed:
+        if missed := sum(person['image_id'] not in run for person in people):
             warn(f'{missed:,} of {len(people):,} persons are in images not run: counted as missed')
         return super().compute_metrics(kept)

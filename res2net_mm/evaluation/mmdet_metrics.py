@@ -15,30 +15,6 @@ from . import panoptic  # noqa: F401  (stands in for panopticapi)
 from .images_run import ImagesRun
 
 
-class CocoPanopticMetric(ImagesRun, evaluation.CocoPanopticMetric):
-    """mmdet's ``CocoPanopticMetric``, each image once, whatever else the annotation file has."""
-
-    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        """Counts or keeps the segments of each sample.
-
-        Raises:
-            ValueError: The annotation file does not have the image.
-        """
-        if self.tmp_dir is None:  # pictures are kept, named after the image without its folder
-            data_samples = [self.with_distinct_name(sample) for sample in data_samples]
-        super().process(data_batch, data_samples)
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
-        """``PQ``, ``SQ``, ``RQ`` in percent, and those of things and stuff."""
-        keys = dict.fromkeys(key for key, _, _ in results)
-        kept = self.each_once(results)
-        if self._coco_api is not None:
-            self.compare_with_file(keys, self._coco_api.imgs)
-            objects = self._coco_api.imgToAnns
-            self._coco_api.img_ann_map = {key: objects[key] for key in keys}
-        return super().compute_metrics(kept)
-
-
 class _OfImagesRun(ImagesRun):
     def compute_metrics(self, results: list) -> dict[str, float]:
         self.img_ids = list(dict.fromkeys(key for key, _, _ in results))
@@ -47,6 +23,24 @@ class _OfImagesRun(ImagesRun):
         if api is not None:
             self.compare_with_file(self.img_ids, api.imgs)
         return super().compute_metrics(kept)
+
+
+class CocoPanopticMetric(_OfImagesRun, evaluation.CocoPanopticMetric):
+    """mmdet's ``CocoPanopticMetric``, each image once, whatever else the annotation file has."""
+
+    def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
+        """Counts or keeps the segments of each sample."""
+        if self.tmp_dir is None:  # pictures are kept, named after the image without its folder
+            data_samples = [self.with_distinct_name(sample) for sample in data_samples]
+        super().process(data_batch, data_samples)
+
+    def compute_metrics(self, results: list) -> dict[str, float]:
+        """``PQ``, ``SQ``, ``RQ`` in percent, and those of things and stuff."""
+        if self._coco_api is not None:
+            objects = self._coco_api.imgToAnns
+            run = {key: objects[key] for key, _, _ in results if key in objects}
+            self._coco_api.img_ann_map = run
+        return super().compute_metrics(results)
 
 
 def __getattr__(name: str) -> Any:

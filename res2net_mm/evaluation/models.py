@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -34,38 +35,26 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     Convolutions (transposed ones at each output; deformable ones without the interpolation) and
     linear layers count with their biases, a normalisation two an element, a ReLU or a pooling one
     an input element. 1,000 proposals go through each box head, 100 through each mask head.
-    RoIAlign, resizing, losses, auxiliary heads and whatever selects boxes do not count. The model
-    runs on the meta device, so any size is free.
+    RoIAlign, resizing, losses, auxiliary heads and whatever selects boxes do not count.
 
-    Args:
-        model: Built under ``torch.device('meta')``, in evaluation mode.
-        height, width: Size of the image in pixels.
-
-    Raises:
-        ValueError: The model is not on the meta device, or has no head that can be counted.
+    The model must be in evaluation mode and built under ``torch.device('meta')``, where any size is
+    free (else ValueError, as for a model without a head that can be counted).
     """
     if not next(model.parameters()).is_meta:
         raise ValueError("model must be built under torch.device('meta')")
+    model = copy.deepcopy(model)
     counts: list[int] = []
-
-    def counting(rule: Callable[..., int]) -> Callable:
-        return lambda module, inputs, out: counts.append(rule(module, inputs[0], out))
-
-    hooks = [
-        module.register_forward_hook(counting(rule))
-        for module in model.modules()
-        for kinds, rule in _rules().items()
-        if isinstance(module, kinds)
-    ]
-    try:
-        with torch.no_grad():
-            _run(model, torch.empty(1, 3, height, width, device='meta'))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    params = list(model.parameters())
-    trained = sum(p.numel() for p in params if p.requires_grad)
-    return ModelCost(trained, sum(p.numel() for p in params), sum(counts) / 1e9)
+    for module in model.modules():
+        for kinds, rule in _rules().items():
+            if isinstance(module, kinds):
+                module.register_forward_hook(
+                    lambda m, inputs, out, rule=rule: counts.append(rule(m, inputs[0], out))
+                )
+    with torch.no_grad():
+        _run(model, torch.empty(1, 3, height, width, device='meta'))
+    params = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    trained = sum(n for n, trains in params if trains)
+    return ModelCost(trained, sum(n for n, _ in params), sum(counts) / 1e9)
 
 
 def _rules() -> dict[tuple[type, ...], Callable[[Any, Tensor, Tensor], int]]:
@@ -92,9 +81,9 @@ def _run(model: nn.Module, image: Tensor) -> None:
     names = ('rpn_head', 'bbox_head', 'semantic_head', 'decode_head', 'head')
     heads = [getattr(model, name) for name in names if getattr(model, name, None)]
     if not heads or isinstance(heads[0], nn.ModuleList):
+        kind = type(model).__name__
         raise ValueError(
-            f'model must be a detector, classifier or segmentor of one head, but is '
-            f'{type(model).__name__}'
+            f'model must be a detector, classifier or segmentor of one head, but is {kind}'
         )
     levels = model.backbone(image)
     levels = model.neck(levels) if getattr(model, 'neck', None) else levels
@@ -104,25 +93,23 @@ def _run(model: nn.Module, image: Tensor) -> None:
     if roi is None:
         return
     shared = getattr(roi, 'shared_head', None) or nn.Identity()
-    for head, extractor in _pairs(roi.bbox_head, roi.bbox_roi_extractor):
-        head(shared(_regions(extractor, PROPOSALS)))
+
+    def stages(heads: nn.Module, extractors: nn.Module, count: int) -> Iterable:
+        """Each head of a cascade, or the one of another detector, and its regions."""
+        if not isinstance(heads, nn.ModuleList):
+            heads, extractors = [heads], [extractors]
+        for head, extractor in zip(heads, extractors, strict=True):
+            size = extractor.out_channels, *extractor.roi_layers[0].output_size
+            yield head, shared(torch.empty(count, *size, device='meta'))
+
+    for head, regions in stages(roi.bbox_head, roi.bbox_roi_extractor, PROPOSALS):
+        head(regions)
     if getattr(roi, 'with_semantic', False):
         roi.semantic_head(levels)
     features = None
-    for head, extractor in _pairs(roi.mask_head, roi.mask_roi_extractor) if roi.with_mask else ():
-        regions = shared(_regions(extractor, MASKS))
-        if getattr(roi, 'mask_info_flow', False):  # of a hybrid task cascade
-            _, features = head(regions, features)
-        else:
-            head(regions)
-
-
-def _pairs(heads: nn.Module, extractors: nn.Module) -> Sequence[tuple[nn.Module, nn.Module]]:
-    """The stages of a cascade, or the one stage of another detector."""
-    several = isinstance(heads, nn.ModuleList)
-    return list(zip(heads, extractors, strict=True)) if several else [(heads, extractors)]
-
-
-def _regions(extractor: nn.Module, count: int) -> Tensor:
-    size = extractor.roi_layers[0].output_size
-    return torch.empty(count, extractor.out_channels, *size, device='meta')
+    if roi.with_mask:
+        for head, regions in stages(roi.mask_head, roi.mask_roi_extractor, MASKS):
+            if getattr(roi, 'mask_info_flow', False):  # of a hybrid task cascade
+                _, features = head(regions, features)
+            else:
+                head(regions)

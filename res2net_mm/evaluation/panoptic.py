@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 
 import numpy as np
 
@@ -41,17 +38,14 @@ class Counts:
     fn: int = 0
 
 
-class PQStat:
+class PQStat(dict):
     """Counts by category id, and their panoptic quality (arXiv 1801.00868, section 4)."""
 
-    def __init__(self) -> None:
-        self.by_category: defaultdict[int, Counts] = defaultdict(Counts)
-
-    def __getitem__(self, category: int) -> Counts:
-        return self.by_category[category]
+    def __missing__(self, category: int) -> Counts:
+        return self.setdefault(category, Counts())
 
     def __iadd__(self, other: PQStat) -> PQStat:
-        for category, counts in other.by_category.items():
+        for category, counts in other.items():
             for name, value in vars(counts).items():
                 setattr(self[category], name, getattr(self[category], name) + value)
         return self
@@ -59,32 +53,21 @@ class PQStat:
     def pq_average(
         self, categories: Mapping[int, Mapping], isthing: bool | None
     ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-        """Panoptic, segmentation and recognition quality.
+        """Panoptic, segmentation and recognition quality of things, of stuff, or (None) of both.
 
-        Args:
-            categories: Category id -> its entry in the annotation file, with ``isthing``.
-            isthing: Only things, only stuff, or (None) both.
-
-        Returns:
-            Means over the classes that are in the ground truth or the predictions, NaN if there is
-            none, and their number ``n``; and the figures of each class, zero for the others.
+        Returns means over the classes that are in the ground truth or the predictions, NaN if there
+        is none, with their number ``n``; and the figures of each class, zero for the others.
         """
-        nothing, there, by_class = dict(pq=0.0, sq=0.0, rq=0.0), [], {}
+        by_class = {}
         for category, entry in categories.items():
-            if isthing is not None and bool(entry['isthing']) != isthing:
-                continue
-            counts = self[category]
-            total = counts.tp + counts.fp / 2 + counts.fn / 2
-            by_class[category] = nothing
-            if total:
-                segmentation = counts.iou / counts.tp if counts.tp else 0.0
-                by_class[category] = dict(
-                    pq=counts.iou / total, sq=segmentation, rq=counts.tp / total
-                )
-                there.append(by_class[category])
+            if isthing in (None, bool(entry['isthing'])):
+                c = self[category]
+                total = c.tp + c.fp / 2 + c.fn / 2 or 1
+                by_class[category] = dict(pq=c.iou / total, sq=c.iou / (c.tp or 1), rq=c.tp / total)
+        there = [figures for key, figures in by_class.items() if self[key] != Counts()]
         means = {
             name: float(np.mean([figures[name] for figures in there])) if there else float('nan')
-            for name in nothing
+            for name in ('pq', 'sq', 'rq')
         }
         return {**means, 'n': len(there)}, by_class
 
@@ -92,25 +75,16 @@ class PQStat:
 def _stand_in() -> None:
     if 'panopticapi' in sys.modules or importlib.util.find_spec('panopticapi'):
         return
-    utils = dict(rgb2id=rgb2id, id2rgb=id2rgb)
-    evaluation = dict(OFFSET=OFFSET, VOID=VOID, PQStat=PQStat)
-    package = _module('panopticapi', __doc__=__doc__, __path__=[])
-    package.utils = _module('panopticapi.utils', **utils)
-    package.evaluation = _module('panopticapi.evaluation', **evaluation)
+    this = sys.modules[__name__]
+    names = ('panopticapi', 'panopticapi.utils', 'panopticapi.evaluation')
+    sys.modules.update(dict.fromkeys(names, this))
     # modules of mmdet imported earlier have None instead
-    found = {'panopticapi': package, **utils, **evaluation}
+    found = dict(panopticapi=this, rgb2id=rgb2id, id2rgb=id2rgb)
+    found |= dict(OFFSET=OFFSET, VOID=VOID, PQStat=PQStat)
     for name in ('functional.panoptic_utils', 'metrics.coco_panoptic_metric'):
         module = sys.modules.get(f'mmdet.evaluation.{name}')
         if module:
             vars(module).update({k: v for k, v in found.items() if hasattr(module, k)})
-
-
-def _module(name: str, **content: object) -> ModuleType:
-    module = ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None, is_package='__path__' in content)
-    vars(module).update(content)
-    sys.modules[name] = module
-    return module
 
 
 _stand_in()

@@ -7,7 +7,6 @@ Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional N
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,27 +18,17 @@ from ..columns import aligned
 
 SHARE = 0.95  # of the influence
 FADED = 1 - 0.9545  # of the largest influence; a Gaussian falls to it at two standard deviations
-# built as Res2Net-50 v1 is, so that they differ from it in nothing but the scales
-RESNETS: dict[str, dict[str, Any]] = {
-    f'resnet{depth}': dict(depth=depth, scales=1, base_width=64) for depth in (50, 101, 152)
-}
 
 
 def effective_fields(net: nn.Module, images: Iterable[Tensor]) -> list[Tensor]:
-    """The effective receptive field of the middle unit of each level.
+    """The effective receptive field (H, W), with sum 1, of the middle unit of each level.
 
     It is the gradient of that unit, summed over the level's channels, with respect to the image:
     absolute values, summed over the image's channels and averaged over the images.
 
     Args:
         net: In evaluation mode: an image to levels (1, channels, h, w).
-        images: Each (1, C, H, W), all of one size that gives every level odd sides.
-
-    Returns:
-        One (H, W) per level, with sum 1.
-
-    Raises:
-        ValueError: A level has no middle unit, or the images have no finite influence on it.
+        images: Each (1, C, H, W), all of one size that gives every level odd sides (ValueError).
     """
     sums: list[Tensor] = []
     for image in images:
@@ -48,10 +37,9 @@ def effective_fields(net: nn.Module, images: Iterable[Tensor]) -> list[Tensor]:
         for level in net(image):
             height, width = level.shape[2:]
             if not (height % 2 and width % 2):
-                size = f'{image.shape[2]} x {image.shape[3]}'
                 raise ValueError(
-                    f'images must give every level odd sides, as 513 x 513 px do, but {size} px '
-                    f'give one of {height} x {width}'
+                    f'images must give every level odd sides, as 513 x 513 px do, but '
+                    f'{image.shape[2]} x {image.shape[3]} px give one of {height} x {width}'
                 )
             unit = level[0, :, height // 2, width // 2].sum()
             (gradient,) = torch.autograd.grad(unit, image, retain_graph=True)
@@ -81,23 +69,22 @@ def random_images(count: int, side: int) -> list[Tensor]:
 
 
 def random_network(name: str) -> Backbone:
-    """A ResNet of ``RESNETS`` or a named variant, with random weights that make every block count.
+    """``resnet50``, 101 or 152, or a named variant, with random weights.
 
-    By default, blocks of a network start as the identity, so shortcuts would be all that is seen.
+    A ResNet is built as Res2Net v1 is, so it differs in nothing but the scales. By default, blocks
+    start as the identity, and shortcuts would be all that is seen: here every block counts.
     """
-    resnet = RESNETS.get(name)
-    name, options = (name, {}) if resnet is None else ('res2net50_26w_4s', resnet)
-    return create_backbone(name, zero_init_residual=False, **options)
+    options = dict(zero_init_residual=False)
+    if name in ('resnet50', 'resnet101', 'resnet152'):
+        options.update(depth=int(name.removeprefix('resnet')), scales=1, base_width=64)
+        name = 'res2net50_26w_4s'
+    return create_backbone(name, **options)
 
 
 def random_fields(name: str, images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The fields of a :func:`random_network` by level: C2 to C5.
-
-    Batch norm takes its statistics from the images, as in training: random weights come with mean 0
-    and variance 1, whatever the features are.
-    """
+    """The fields of a :func:`random_network` by level: C2 to C5."""
     net = random_network(name).requires_grad_(False)
-    update_bn(images, net)
+    update_bn(images, net)  # statistics as in training: random weights come with mean 0, variance 1
     return fields_by_level(net, tqdm(images, desc=name, unit='image'))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,20 @@ from .images_run import ImagesRun, image_name, warn
 
 class _Measures(BaseMetric):
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
-        import py_sod_metrics as sod
-
         for sample in data_samples:
             found, truth = _maps(sample)
             if self.normalize:
                 found, truth = (found * 255).round().astype(np.uint8), truth * np.uint8(255)
+            sod = self.sod
             f = sod.FmeasureV2({'f': sod.FmeasureHandler(with_dynamic=True, with_adaptive=True)})
             values: dict[str, Any] = {}
             for part in (sod.MAE(), f, sod.Smeasure(), sod.Emeasure(), sod.WeightedFmeasure()):
                 part.step(found, truth, self.normalize)
                 values |= part.get_results()
-            f, e = values.pop('f'), values.pop('em')
-            values.update(f=f['dynamic'], adpf=f['adaptive'], e=e['curve'], adpe=e['adp'])
             if np.isnan(values['sm']):  # a quarter of the image is empty
                 warn(f'PySODMetrics has no S-measure of {image_name(sample)}, so Sm is NaN')
+            f, e = values.pop('f'), values.pop('em')
+            values |= dict(f=f['dynamic'], adpf=f['adaptive'], e=e['curve'], adpe=e['adp'])
             self.results.append(values)  # not the maps, which would fill the memory
 
 
@@ -43,25 +42,21 @@ class SaliencyMetric(ImagesRun, _Measures):
         normalize: Measure as papers do that measure saved pictures (the default of PySODMetrics):
             each map is rounded to 8 bits and stretched from its least value to its largest. False
             measures the probabilities themselves.
-        kwargs: Those of mmengine's ``BaseMetric``.
     """
 
+    crops = True
     default_prefix = 'saliency'
 
     def __init__(self, normalize: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.normalize = normalize
         try:
-            import py_sod_metrics  # noqa: F401
+            import py_sod_metrics
         except ImportError as error:
             raise ImportError(
                 f"SaliencyMetric needs PySODMetrics: pip install 'res2net_mm[saliency]' ({error})"
             ) from error
-
-    def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:
-        """Path and two measures: several crops of one image differ in these."""
-        path = sample.get('img_path')
-        return path and (path, float(result['mae']), float(result['wfm']))
+        self.sod = py_sod_metrics
 
     def compute_metrics(self, results: list) -> dict[str, float]:
         """The figures by name."""
@@ -69,8 +64,8 @@ class SaliencyMetric(ImagesRun, _Measures):
         mean = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
         f, e = mean['f'], mean['e']
         found = dict(MAE=mean['mae'], maxF=f.max(), meanF=f.mean(), adpF=mean['adpf'])
-        found.update(Sm=mean['sm'], maxE=e.max(), meanE=e.mean(), adpE=mean['adpe'])
-        found = {name: float(value) for name, value in dict(found, wF=mean['wfm']).items()}
+        found |= dict(Sm=mean['sm'], maxE=e.max(), meanE=e.mean(), adpE=mean['adpe'])
+        found = {name: float(value) for name, value in {**found, 'wF': mean['wfm']}.items()}
         self.log_table(found)
         return found
 

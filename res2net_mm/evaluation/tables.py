@@ -9,27 +9,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..columns import side_by_side
+from ..columns import aligned, side_by_side
 
-COLUMNS = {
-    'AP': 'mAP',
-    'AP50': 'mAP_50',
-    'AP75': 'mAP_75',
-    'APs': 'mAP_s',
-    'APm': 'mAP_m',
-    'APl': 'mAP_l',
-}
+COLUMNS = dict(AP='mAP', AP50='mAP_50', AP75='mAP_75', APs='mAP_s', APm='mAP_m', APl='mAP_l')
 _ROOM = 'res2net_mm.evaluation'
+
 # metric -> the library it is from, our module with a metric of that name
+_OTHERS = 'CocoPanopticMetric', 'LVISMetric', 'FasterCocoMetric', 'CocoOccludedSeparatedMetric'
 _OURS = {
     'CocoMetric': ('mmdet', 'coco_metric'),
     'VOCMetric': ('mmdet', 'voc_metric'),
     'IoUMetric': ('mmseg', 'iou_metric'),
-    'CocoPanopticMetric': ('mmdet', 'mmdet_metrics'),
-    'LVISMetric': ('mmdet', 'mmdet_metrics'),
-    'FasterCocoMetric': ('mmdet', 'mmdet_metrics'),
-    'CocoOccludedSeparatedMetric': ('mmdet', 'mmdet_metrics'),
     'SaliencyMetric': ('res2net_mm', 'saliency'),
+    **dict.fromkeys(_OTHERS, ('mmdet', 'mmdet_metrics')),
 }
 _SEGMENTATION = ('IoU', 'Acc', 'Dice', 'Fscore', 'Precision', 'Recall')
 # measures that a model is judged by, and more is better
@@ -44,10 +36,10 @@ def main_metric(metrics: Iterable[str]) -> str | None:
 def use_our_metrics(
     evaluator: Any, ignore_index: int | None = None, default_scope: str | None = None
 ) -> Any:
-    """An evaluator's config with our metrics in place of mmdet's and mmseg's of the same name.
+    """A copy of an evaluator's config with our metrics in place of mmdet's and mmseg's.
 
     Args:
-        evaluator: Evaluator config or a list of them; not changed.
+        evaluator: Evaluator config or a list of them.
         ignore_index: The label that ``IoUMetric`` leaves out, unless its config has one.
         default_scope: The scope of types that name none.
     """
@@ -60,13 +52,12 @@ def use_our_metrics(
         new['metrics'] = use_our_metrics(evaluator['metrics'], ignore_index, default_scope)
         return new
     scope, _, name = _type_name(evaluator).rpartition('.')
-    if name == 'CocoMetric' and (scope or default_scope) == 'mmpose':
-        new['type'] = f'{_ROOM}.keypoints.KeypointMetric'
-        return new
     if name == 'FasterCocoMetric' and evaluator.get('ann_file'):
         name = 'CocoMetric'  # theirs names classes in the file's order
     library, module = _OURS.get(name, ('', ''))
-    if module and scope in ('', library):
+    if name == 'CocoMetric' and (scope or default_scope) == 'mmpose':
+        new['type'] = f'{_ROOM}.keypoints.KeypointMetric'
+    elif module and scope in ('', library):
         new['type'] = f'{_ROOM}.{module}.{name}'
         if name == 'IoUMetric' and ignore_index is not None:
             new.setdefault('ignore_index', ignore_index)
@@ -85,15 +76,8 @@ def split_coco_metrics(evaluator: Any, out: str | Path | None = None) -> list[di
     """Evaluator configs with one CocoMetric for each result type, each reporting per-class AP.
 
     Boxes and masks have a per-class AP of the same name, and in one metric the last one wins. Our
-    metrics do not log their tables, which :func:`format_metrics` prints.
-
-    Args:
-        evaluator: Evaluator config or a list of them; not changed.
-        out: File for the COCO results of the first metric of each type; see
-            :func:`collect_results`.
-
-    Returns:
-        The configs; those of other metrics as they were.
+    metrics do not log their tables, which :func:`format_metrics` prints. The first metric of each
+    type writes its COCO results, which :func:`collect_results` moves to ``out``.
     """
     split, kinds_written = [], set()
     for cfg in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
@@ -128,21 +112,10 @@ def _prefix(out: str | Path) -> str:
 
 
 def collect_results(out: str | Path) -> list[Path]:
-    """Renames the results that the metrics wrote, in one step each.
-
-    Boxes go to ``out``; masks, if there are any, with the scores of their boxes, to ``out`` with
-    ``.segm.json``.
-
-    Returns:
-        The files.
-    """
-    out = Path(out)
-    written = []
-    for kind, target in {'bbox': out, 'segm': out.with_suffix('.segm.json')}.items():
-        partial = Path(f'{_prefix(out)}.{kind}.json')
-        if partial.exists():
-            os.replace(partial, target)
-            written.append(target)
+    """Renames what the metrics wrote: boxes to ``out``, masks to ``out`` with ``.segm.json``."""
+    targets = {'bbox': Path(out), 'segm': Path(out).with_suffix('.segm.json')}
+    partial = {kind: Path(f'{_prefix(out)}.{kind}.json') for kind in targets}
+    written = [partial[kind].replace(targets[kind]) for kind in targets if partial[kind].exists()]
     discard_results(out)  # such as the ground truth that mmdet converts for itself
     return written
 
@@ -161,59 +134,44 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
     """
     lines: list[str] = []
     used: set[str] = set()
-    coco = [
-        (key.removesuffix(end), kind)
-        for kind, end in (('bbox', 'bbox_mAP'), ('segm', 'segm_mAP'))
-        for key in metrics
-        if key == end or key.endswith(f'/{end}')
-    ]
-    for prefix, kind in coco:
+
+    def add(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table whose ``rows`` are a name and keys of metrics."""
+        cells = [[name, *(_figure(metrics.get(key, -1)) for key in keys)] for name, *keys in rows]
+        cells = [[*row, *[''] * (len(head) - len(row))] for row in cells]
+        lines.extend(side_by_side(aligned([head, *cells])))
+        used.update(key for _, *keys in rows for key in keys)
+
+    for key in metrics:
+        found = re.fullmatch(r'(.*/|)(bbox|segm)_mAP', key)
+        if found is None:
+            continue
+        prefix, kind = found.groups()
         title = kind if prefix in ('', 'coco/', f'coco_{kind}/') else f'{prefix}{kind}'
-        names = {name: [f'{prefix}{name}_precision'] for name in classes}
-        names = {name: keys for name, keys in names.items() if keys[0] in metrics}
-        width = max(10, *map(len, names), len(title) + 7 * (title != kind)) + 2
-        every = {'all': [f'{prefix}{kind}_{name}' for name in COLUMNS.values()]}
-        lines += _table(metrics, title, [*COLUMNS], every, width)
-        rows = _table(metrics, 'class', ['AP'], names, width)
-        columns = side_by_side(rows)
-        lines += columns if columns != rows else rows[1:]
-        start = f'{prefix}{kind}_'
-        recalls = [key for key in metrics if key.startswith(f'{start}AR')]
+        every = ['all', *(f'{prefix}{kind}_{name}' for name in COLUMNS.values())]
+        rows = [(name, f'{prefix}{name}_precision') for name in classes]
+        rows = [row for row in rows if row[1] in metrics]
+        few = len(rows) < 20
+        add([title, *COLUMNS], [every, *(rows if few else [])])
+        if not few:
+            add(['class', 'AP'], rows)
+        recalls = [key for key in metrics if key.startswith(f'{prefix}{kind}_AR')]
         if recalls:
-            heads = [key.removeprefix(start) for key in recalls]
-            lines += _table(metrics, f'{title} recall', heads, {'all': recalls}, width)
-        used |= {key for key in metrics if key.startswith((f'{start}mAP', f'{start}AR'))}
-        used |= {f'{prefix}{name}_precision' for name in classes}
+            heads = [key.removeprefix(f'{prefix}{kind}_') for key in recalls]
+            add([f'{title} recall', *heads], [['all', *recalls]])
     # names by what follows the metric's prefix
-    tails = {part: key for key in metrics for part in (key.partition('/')[2], key) if part}
+    tails = {part: key for key in metrics for part in (key.partition('/')[2], key)}
     voc = [part for part in tails if re.fullmatch(r'AP\d+', part)]
     for title, heads in (('VOC', voc), ('segmentation', _SEGMENTATION)):
         heads = [head for head in heads if any(f'{name}_{head}' in tails for name in classes)]
-        rows = {name: [tails.get(f'{name}_{head}', '') for head in heads] for name in classes}
-        rows = {name: keys for name, keys in rows.items() if any(keys)}
+        rows = [[name, *(tails.get(f'{name}_{head}', '') for head in heads)] for name in classes]
+        rows = [row for row in rows if any(row[1:])]
         if rows:
-            width = max(10, *map(len, rows)) + 2
-            lines += side_by_side(_table(metrics, title, heads, rows, width, cell=10))
-            used.update(*rows.values())
+            add([title, *heads], rows)
     lines += [f'{key}: {value:.4g}' for key, value in metrics.items() if key not in used]
     return '\n'.join(lines)
 
 
-def _table(
-    metrics: Mapping[str, float],
-    title: str,
-    heads: Sequence[str],
-    rows: Mapping[str, Sequence[str]],
-    width: int,
-    cell: int = 8,
-) -> list[str]:
-    """Lines of a table whose ``rows`` are names of metrics; '-' where COCO has -1, or for NaN."""
-    widths = [max(cell, len(head) + 2) for head in heads]
-    lines = [f'{title:{width}}' + ''.join(f'{h:>{w}}' for h, w in zip(heads, widths, strict=True))]
-    for name, keys in rows.items():
-        values = [metrics.get(key, -1.0) for key in keys]
-        texts = [f'{value:.3f}' if value >= 0 else '-' for value in values]
-        lines.append(
-            f'{name:{width}}' + ''.join(f'{t:>{w}}' for t, w in zip(texts, widths, strict=True))
-        )
-    return lines
+def _figure(value: float) -> str:
+    """'-' where COCO has -1, or for NaN."""
+    return f'{value:.3f}' if value >= 0 else '-'

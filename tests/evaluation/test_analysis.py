@@ -212,6 +212,7 @@ def test_mistakes_are_one_line(written, monkeypatch, capsys):
         assert not (written / 'out').exists()
 
 
+@pytest.mark.slow
 def test_analysis_in_a_process_of_its_own(written, python):
     run = python('tools/analyze.py', *arguments(written), env=ENV)
     assert run.returncode == 0 and 'background' in run.stdout, run.stderr[-2000:]

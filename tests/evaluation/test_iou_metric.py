@@ -86,7 +86,7 @@ def test_samples_that_iou_metric_cannot_measure():
     sample = next(label_samples(3, 11, 255))
     metric = build(f'{ROOM}.iou_metric.IoUMetric', names)
     without = {key: value for key, value in sample.items() if key != 'gt_sem_seg'}
-    with pytest.raises(ValueError, match='0.jpg has no label map'):
+    with pytest.raises(ValueError, match='0.jpg: it has no label map'):
         metric.process({}, [without])
     smaller = dict(sample, gt_sem_seg=dict(data=sample['gt_sem_seg']['data'][:, :10]))
     with pytest.raises(ValueError, match=r'0.png.* \(10, 30\) pixels'):

@@ -106,8 +106,11 @@ def test_judged_ap_is_cocos(kind):
     assert np.trace(table) == verdicts['right']
 
 
-def test_at_most_max_dets_of_an_image_and_class(made):
+def test_at_most_100_detections_of_an_image_and_class(made):
+    """With 97 better cats, the best three of the others count, and the dog."""
     truth, results = made
-    judged = judge(truth, results, 'bbox', max_dets=3)
+    cats = [dict(image_id=4, category_id=CAT, score=0.99, bbox=[9, 9, 9, 9])] * 97
+    judged = judge(truth, results + cats, 'bbox')
     order = list(DETECTIONS)[::-1]
-    assert {order[d.source] for d in judged.detections} == {'ignored', 'a', 'twice', 'h'}
+    found = {order[d.source] for d in judged.detections if d.source < len(order)}
+    assert found == {'ignored', 'a', 'twice', 'h'}

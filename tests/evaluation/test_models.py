@@ -45,7 +45,12 @@ def of_the_background(model):
     return box_outputs + mask_outputs, 1000 * box_outputs + 100 * 28 * 28 * mask_outputs
 
 
-@pytest.mark.parametrize('name', TABLE)
+ALIKE = ('faster_rcnn_r101', 'mask_rcnn_r2n101_2x', 'cascade_rcnn_r2n101_20e')  # parts of others
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in ALIKE)) for n in TABLE]
+)
 def test_published_table(name):
     """To the digits printed, with mmdet's rule: the first block of stage 1 has no pool in it."""
     ours = '_r2n' in name

@@ -136,7 +136,7 @@ def test_resnet50_is_torchvisions():
 
 
 def test_every_block_of_a_random_network_counts():
-    net = random_network('res2net50_14w_8s')
+    net = random_network('res2net26_v1b_26w_4s')
     assert all(block.norm3.weight.abs().min() > 0 for block in net.layer3)
     with pytest.raises(ValueError, match='did you mean'):
         random_network('res2net50_14w_8')

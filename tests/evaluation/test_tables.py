@@ -43,10 +43,10 @@ def test_table():
     metrics |= {'coco_bbox/bbox_mAP_l': -1.0, 'coco_bbox/a cat_precision': 0.25}
     metrics |= {'coco_bbox/dog_precision': float('nan'), 'mIoU': 71.5}
     assert format_metrics(metrics, ['dog', 'a cat']).splitlines() == [
-        'bbox              AP    AP50    AP75     APs     APm     APl',
-        'all            0.000   0.100   0.200   0.300   0.400       -',
-        'dog                -',
-        'a cat          0.250',
+        'bbox      AP   AP50   AP75    APs    APm  APl',
+        'all    0.000  0.100  0.200  0.300  0.400  -',
+        'dog        -',
+        'a cat  0.250',
         'mIoU: 71.5',
     ]
 
@@ -58,16 +58,16 @@ def test_tables_of_recall_voc_and_segmentation():
     metrics |= {'mIoU': 80.0, 'cat_IoU': 75.0, 'cat_Acc': 80.5, 'a/b_IoU': 85.0}
     metrics |= {'a/b_Acc': float('nan')}
     assert format_metrics(metrics, ['cat', 'a/b']).splitlines() == [
-        'segm              AP    AP50    AP75     APs     APm     APl',
-        'all            0.500       -       -       -       -       -',
-        'segm recall     AR@1  AR_s@1000',
-        'all            0.250          -',
-        'VOC               AP50',
-        'cat              0.500',
-        'a/b                  -',
-        'segmentation       IoU       Acc',
-        'cat             75.000    80.500',
-        'a/b             85.000         -',
+        'segm     AP  AP50  AP75  APs  APm  APl',
+        'all   0.500  -     -     -    -    -',
+        'segm recall   AR@1  AR_s@1000',
+        'all          0.250  -',
+        'VOC   AP50',
+        'cat  0.500',
+        'a/b      -',
+        'segmentation     IoU     Acc',
+        'cat           75.000  80.500',
+        'a/b           85.000       -',
         'pascal_voc/mAP: 0.375',
         'pascal_voc/AP50: 0.375',
         'mIoU: 80',

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.evaluation.coco import KINDS, evaluate
+from res2net_mm.evaluation.coco import FIELDS, evaluate
 
 from .contenders import check_equal, require
 from .measure import make_record, measure
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
     """Adds the options of the task."""
     text = 'of the random set (5000, as val2017 has)'
     parser.add_argument('--images', type=int, default=5000, help=text)
-    parser.add_argument('--type', choices=KINDS, default='bbox', help='what is matched (bbox)')
+    parser.add_argument('--type', choices=FIELDS, default='bbox', help='what is matched (bbox)')
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
