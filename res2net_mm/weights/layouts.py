@@ -212,7 +212,7 @@ def read_convention(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str
     """The convention that this package saved in a checkpoint for the backbone under a prefix."""
     saved = [_mapping(_mapping(checkpoint.get('meta')).get(CONVENTION)).get(prefix.rstrip('.'))]
     for path, kept in _mapping(getattr(unwrap(checkpoint), '_metadata', None)).items():
-        if _bare(f'{path}.') == _bare(f'{prefix.rstrip(".")}.'):
+        if _bare(f'{path}.').rstrip('.') == _bare(prefix).rstrip('.'):
             saved.insert(0, _mapping(kept).get(CONVENTION))
     convention = next(filter(None, saved), {})
     pairs = convention.items() if isinstance(convention, Mapping) else [(None,)]
