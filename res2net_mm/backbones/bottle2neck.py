@@ -48,9 +48,6 @@ class Bottle2neck(BaseModule):
         downsample: Module of the shortcut, or None for the identity.
         style, with_cp, compile, conv_cfg, norm_cfg, plugins, init_cfg: As for :class:`Res2Net`.
 
-    Raises:
-        ValueError: An argument has an invalid value.
-
     Shape:
         (N, inplanes, H, W) -> (N, expansion * planes, ceil(H / stride), ceil(W / stride)).
     """

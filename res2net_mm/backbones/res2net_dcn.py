@@ -33,9 +33,6 @@ class Res2NetDCN(Res2Net):
             of the first block). ``'mmengine.DCNv2'`` is mmcv's layer.
         stage_with_dcn: Whether the 3x3 convolutions of each stage are deformable.
 
-    Raises:
-        ValueError: An argument has an invalid value.
-
     Example:
         >>> net = Res2NetDCN(depth=50, dcn=dict(type='DCN', deform_groups=1))
         >>> [tuple(level.shape) for level in net(torch.rand(1, 3, 64, 64))]

@@ -101,9 +101,6 @@ class Res2NetDLA(Backbone):
         scales, base_width, groups, in_channels, frozen_stages, conv_cfg, norm_cfg, norm_eval,
             with_cp, zero_init_residual, init_cfg: As for :class:`Res2Net`.
 
-    Raises:
-        ValueError: An argument has an invalid value.
-
     Example:
         >>> net = Res2NetDLA()
         >>> [tuple(level.shape) for level in net(torch.rand(1, 3, 64, 64))]

@@ -97,24 +97,14 @@ _STEMS: dict[str, tuple[str | None, list[tuple[str, str]]]] = {
 
 @dataclass(frozen=True)
 class Converted:
-    """A state dict with this package's names, and what is known about it.
+    """A state dict with this package's names, and what is known about it."""
 
-    Attributes:
-        state: Name -> tensor. Its ``_metadata`` has the convention, so that a network with other
-            arguments refuses it.
-        layout: One of the layouts above.
-        convention: The ``first_block`` and ``style`` that the weights need, as far as known.
-        dropped: Rule -> names that it left out.
-        licence: The licence in a file that :func:`convert_weights` wrote.
-        classifier: ``weight`` (classes, channels) and ``bias`` (classes,) of the linear layer after
-            the pool; empty if the file has none.
-    """
-
-    state: OrderedDict[str, Tensor]
+    state: OrderedDict[str, Tensor]  # its _metadata has the convention: other networks refuse it
     layout: str
-    convention: dict[str, str]
-    dropped: dict[str, list[str]]
-    licence: str | None = None
+    convention: dict[str, str]  # the first_block and style that it needs, as far as known
+    dropped: dict[str, list[str]]  # rule -> names that it left out
+    licence: str | None = None  # in a file that convert_weights wrote
+    # weight (classes, channels) and bias (classes,) of the linear layer, if there is one
     classifier: dict[str, Tensor] = field(default_factory=dict)
 
 

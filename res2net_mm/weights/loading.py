@@ -29,32 +29,18 @@ EPSILON = (
 
 @dataclass
 class LoadReport:
-    """What :func:`load_weights` did; as text, a few lines for a log.
+    """What :func:`load_weights` did; as text, a few lines for a log."""
 
-    Attributes:
-        source: The file, address or name.
-        layout: Layout of the file, see :func:`convert_state_dict`.
-        first_block: Rule that the file needs; None if neither its layout nor a convention says.
-        matched: Names that were loaded.
-        missing: Names of the network that the file lacks: offsets of deformable convolutions.
-        unexpected: Names of the file that the network lacks; always empty, since a load is exact.
-        dropped: Rule -> names of the file that it left out.
-        licence: Licence of published weights.
-        note: Warning if the file does not say which first-block rule it needs, or needs another
-            epsilon of batch norm.
-        adapted: How the first convolution was adapted to the network's input channels.
-    """
-
-    source: str
-    layout: str
-    first_block: str | None
-    matched: list[str]
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    licence: str | None = None
-    note: str = ''
-    adapted: str = ''
+    source: str  # the file, address or name
+    layout: str  # of the file, see convert_state_dict
+    first_block: str | None  # the file's rule; None if neither its layout nor a convention says it
+    matched: list[str]  # names that were loaded
+    missing: list[str] = field(default_factory=list)  # offsets of deformable convolutions
+    unexpected: list[str] = field(default_factory=list)  # always empty, since a load is exact
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # rule -> names left out
+    licence: str | None = None  # of published weights
+    note: str = ''  # warning of an unknown first-block rule, or of another epsilon of batch norm
+    adapted: str = ''  # how the first convolution was adapted to the network's input channels
 
     def __str__(self) -> str:
         rule = self.first_block or ('not known' if self.note else 'of one form only')
@@ -152,20 +138,10 @@ def check_fit(
     name: str,
     layout: str,
 ) -> list[str]:
-    """Checks that weights fit a network exactly.
-
-    Args:
-        net: The network.
-        state: The weights, with the network's names.
-        convention: The ``first_block`` and ``style`` that they need.
-        name: What an error calls the weights.
-        layout: Their layout, for an error.
+    """Raises ``ValueError``, naming the arguments to set, unless weights fit a network exactly.
 
     Returns:
         The names of the allowed gap: ``conv_offset`` of deformable convolutions, all or none.
-
-    Raises:
-        ValueError: They do not fit; the message names the arguments to set.
     """
     own = net.state_dict()
     absent = [key for key in own if key not in state]
@@ -227,15 +203,12 @@ class Pretrained:
 
 
 def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: str) -> str:
-    """What loading by name and shape does to a model.
+    """One line on what loading by name and shape leaves out; ``''`` if all weights load.
 
     Args:
         model: The model.
         weights: The file's weights, with the model's names.
         source: The file, for messages.
-
-    Returns:
-        One line, or ``''`` if all weights load and none is left over.
 
     Raises:
         CheckpointError: No weight fits.

@@ -36,7 +36,7 @@ def read_checkpoint(
 
     Args:
         path: The file; ``~`` is the home folder.
-        map_location: Device of the tensors, as in ``torch.load``.
+        map_location: Device of the tensors in torch's files, as in ``torch.load``.
         trust: Read with pickle, which runs whatever the file says. Only for files whose author
             you trust.
 
@@ -103,9 +103,9 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
     with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         head = content[:64]
         if head[8:9] == b'{':
-            return _moved(_read_safetensors(path), map_location)
+            return _read_safetensors(path)
         if head[:1] == b'\x80' and _MAGIC not in head:
-            return _moved(_read_paddle(content, trust), map_location)
+            return _read_paddle(content, trust)
         if trust:
             return torch.load(file, map_location=map_location, weights_only=False)
         if head.startswith(b'PK'):
@@ -166,12 +166,3 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     meta = {key: strings[key] for key in ('licence',) if key in strings}
     meta |= {CONVENTION: json.loads(strings[CONVENTION])} if CONVENTION in strings else {}
     return dict(state_dict=state, meta=meta)
-
-
-def _moved(value: Any, device: Any) -> Any:
-    """Tensors that were read on the CPU, moved to a device if that is one."""
-    if isinstance(value, dict):
-        return {key: _moved(inner, device) for key, inner in value.items()}
-    if isinstance(value, torch.Tensor) and isinstance(device, (str, torch.device)):
-        return value.to(device)
-    return value

@@ -1,6 +1,5 @@
 """Paddle's pickles and safetensors, and files of every format with bytes changed at random."""
 
-import codecs
 import functools
 import io
 import json
@@ -150,7 +149,7 @@ def test_code_in_pickles_of_arrays(tmp_path, protocol):
         (np.array(['a']), "holds numpy data of type 'U1'; only numbers"),
         (np.zeros(2, [('a', 'f4')]), "holds numpy data of type 'V4'; only numbers"),
         (np.zeros(2, 'm8[s]'), 'holds numpy data of type .m8'),
-        (Reduced(np.dtype, ('f8',), (3, '<', None, None, None, -1, -1, 63)), 'a numpy type float64'),
+        (Reduced(np.dtype, ('f8',), (3, '<', None, None, None, -1, -1, 63)), 'a numpy type'),
         (
             Reduced(np.ndarray, (0,), (1, (10**12,), np.dtype('f8'), False, b'12345678')),
             'shape .1000000000000,. and type float64 has 8 bytes',
@@ -169,7 +168,7 @@ def test_what_is_no_array(tmp_path, value, reason):
             read_checkpoint(path)
 
 
-@pytest.mark.parametrize('value', [dict(m=np.ones(2)), (1, 2), 'text', None, np.float32(2)], ids=type)
+@pytest.mark.parametrize('value', [dict(m=np.ones(2)), (1, 2), 'text', None, np.float32(2)])
 def test_what_is_no_array_is_no_weight(tmp_path, value):
     """Such values run no code, so they are read; renaming refuses them."""
     path = tmp_path / 'other.pdparams'
@@ -275,11 +274,13 @@ def test_content_tells_the_format(tmp_path, monkeypatch, name):
     ],
 )
 def test_devices(tmp_path, name, map_location, device):
+    """Paddle's files and safetensors are read on the CPU."""
     path = tmp_path / 'net'
     path.write_bytes(files(dict(w=torch.ones(3)))[name])
     read = read_checkpoint(path, map_location)
     tensor = read['state_dict' if name == 'safetensors' else 'w']
     tensor = tensor['w'] if name == 'safetensors' else tensor
+    device = device if name in ('zip', 'legacy') else 'cpu'
     assert tensor.device.type == device and tensor.shape == (3,)
     assert device == 'meta' or tensor.sum() == 3
 
