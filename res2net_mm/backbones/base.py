@@ -63,14 +63,15 @@ class Backbone(BaseModule):
         Returns:
             One (N, out_channels[i], ceil(H / out_strides[i]), ceil(W / out_strides[i])) per stage.
         """
-        if self._checks_norm and not makes_graph():
+        if self._checks_norm and self.training and torch.is_grad_enabled() and not makes_graph():
             self._check_norm()
         return self._levels(x)
 
+    def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError
+
     def _check_norm(self) -> None:
         """Warns once, when training starts, about batch norm that stays as it was built."""
-        if not (self.training and torch.is_grad_enabled()):
-            return
         self._checks_norm = False
         try:
             message = frozen_norm_warning(self)
@@ -79,46 +80,6 @@ class Backbone(BaseModule):
         if message is not None:
             self.said_frozen_norm = True
             warnings.warn(message, stacklevel=5)  # the line that calls the network
-
-    def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError
-
-    @classmethod
-    def arguments(cls) -> dict[str, Any]:
-        """Names and defaults of all arguments, including those of base classes."""
-        found: dict[str, Any] = {}
-        for base in reversed(cls.__mro__[: cls.__mro__.index(Backbone)]):
-            parameters = inspect.signature(base).parameters.values()
-            found |= {
-                p.name: p.default
-                for p in parameters
-                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-            }
-        return found
-
-    @property
-    def convention(self) -> dict[str, str]:
-        """The arguments that change features without changing any weight's name or shape."""
-        scales = {m.scales for m in self.modules() if isinstance(m, Bottle2neck)}
-        has_rule = self.first_block is not None and scales != {1}
-        return dict(dict(first_block=self.first_block) if has_rule else {}, style=self.style)
-
-    def check_convention(
-        self, convention: Mapping[str, str], source: str = 'the state dict'
-    ) -> None:
-        """Raises ``ValueError`` if weights need another convention, naming what to set.
-
-        Args:
-            convention: The :attr:`convention` of the weights; {} fits every network.
-            source: What the message calls the weights.
-        """
-        differs = {k: v for k, v in self.convention.items() if convention.get(k, v) != v}
-        if differs:
-            raise ValueError(
-                f'{source} needs {_arguments({k: convention[k] for k in differs})}, but the '
-                f'network has {_arguments(differs)}: set the former (names and shapes are equal, '
-                'features are not)'
-            )
 
     def train(self, mode: bool = True) -> Backbone:
         """Sets the mode; frozen parts and, with ``norm_eval``, batch norm stay in evaluation."""
@@ -135,74 +96,98 @@ class Backbone(BaseModule):
         Raises:
             ValueError: Pretrained weights do not fit exactly.
         """
-        if self.is_init:
-            super().init_weights()  # warns
-            return
-        given = self.init_cfg
-        cfgs = given if isinstance(given, list) else [given]
-        pretrained = pretrained_cfgs(given)
-        self.init_cfg = [c for c in cfgs if c not in pretrained]
-        try:
-            super().init_weights()
-            for name, module in self.named_modules():
-                if name.endswith('.conv_offset'):  # a deformable convolution, ours or mmcv's
-                    nn.init.zeros_(module.weight)
-                    nn.init.zeros_(module.bias)
-            if self.zero_init_residual:
-                for module in self.modules():
-                    if isinstance(module, Bottle2neck):
-                        nn.init.zeros_(module.norm3.weight)
-            # the initializer registered in this package's scope; mmengine's loads what matches
+        pretrained = pretrained_cfgs(self.init_cfg)
+        if pretrained and not self.is_init:
+            # this package's initializer, which sets every weight; mmengine's loads what matches
             for cfg in pretrained:
                 arguments = {key: value for key, value in cfg.items() if key != 'type'}
                 WEIGHT_INITIALIZERS.get('Pretrained')(**arguments)(self)
-        except BaseException:
-            self.is_init = False
-            raise
-        finally:
-            self.init_cfg = given
+            self.is_init = True
+            return
+        trained = self.is_init
+        super().init_weights()  # only warns if it ran before
+        for name, module in () if trained else self.named_modules():
+            if name.endswith('.conv_offset'):  # a deformable convolution, ours or mmcv's
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, Bottle2neck) and self.zero_init_residual:
+                nn.init.zeros_(module.norm3.weight)
 
-    def _set_outputs(
-        self,
-        *,
-        stem: Sequence[str],
-        stages: Sequence[str],
-        widths: Sequence[int],
-        totals: Sequence[int],
-        out_indices: Sequence[int],
-        frozen_stages: int,
+    @classmethod
+    def arguments(cls) -> dict[str, Any]:
+        """Names and defaults of all arguments, including those of base classes."""
+        found: dict[str, Any] = {}
+        for base in reversed(cls.__mro__[: cls.__mro__.index(Backbone)]):
+            for p in inspect.signature(base).parameters.values():
+                if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+                    found[p.name] = p.default
+        return found
+
+    @property
+    def convention(self) -> dict[str, str]:
+        """The arguments that change features without changing any weight's name or shape."""
+        scales = {m.scales for m in self.modules() if isinstance(m, Bottle2neck)}
+        has_rule = self.first_block is not None and scales != {1}
+        return {**(dict(first_block=self.first_block) if has_rule else {}), 'style': self.style}
+
+    def check_convention(
+        self, convention: Mapping[str, str], source: str = 'the state dict'
     ) -> None:
-        """Takes names, channels and strides of all stages, and the user's choices."""
-        check_choice('frozen_stages', frozen_stages, range(-1, len(stages) + 1))
-        allowed = range(len(stages))
-        listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
-        if not listed or list(out_indices) != sorted(set(out_indices) & set(allowed)):
-            raise ValueError(
-                f'out_indices must be ascending stage numbers from 0 to {len(stages) - 1}, '
-                f'but got {out_indices!r}'
-            )
-        self.stem_names = tuple(stem)
-        self.stage_names = tuple(stages)
-        self.out_indices = tuple(out_indices)
-        self.frozen_stages = frozen_stages
-        self.out_channels = tuple(widths[i] for i in self.out_indices)
-        self.out_strides = tuple(totals[i] for i in self.out_indices)
-        self._freeze()
+        """Raises ``ValueError`` if weights need another convention, naming what to set.
 
-    def _freeze(self) -> None:
-        names = list(self.stem_names if self.frozen_stages >= 0 else ())
-        names += self.stage_names[: max(self.frozen_stages, 0)]
-        for name in names:
-            getattr(self, name).eval()
-        # A stage that does not run gets no gradient, and DistributedDataParallel would wait for it
-        for name in (*names, *self.stage_names[self.out_indices[-1] + 1 :]):
-            getattr(self, name).requires_grad_(False)
+        Args:
+            convention: The :attr:`convention` of the weights; {} fits every network.
+            source: What the message calls the weights.
+        """
+        own = self.convention
+        differs = [key for key in own if convention.get(key, own[key]) != own[key]]
+        if differs:
+            needs, has = (
+                ', '.join(f'{key}={values[key]!r}' for key in differs)
+                for values in (convention, own)
+            )
+            raise ValueError(
+                f'{source} needs {needs}, but the network has {has}: set the former (names and '
+                'shapes are equal, features are not)'
+            )
 
     def _load_from_state_dict(
         self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: Any
     ) -> None:
         self.check_convention(local_metadata.get(CONVENTION, {}))
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _set_outputs(
+        self,
+        stem: Sequence[str],
+        stages: Sequence[tuple[str, int, int]],
+        out_indices: Sequence[int],
+        frozen_stages: int,
+    ) -> None:
+        """Takes the stem's modules, name, channels and stride of all stages, and what to return."""
+        check_choice('frozen_stages', frozen_stages, range(-1, len(stages) + 1))
+        listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
+        if not listed or list(out_indices) != sorted({*out_indices} & {*range(len(stages))}):
+            raise ValueError(
+                f'out_indices must be ascending stage numbers from 0 to {len(stages) - 1}, '
+                f'but got {out_indices!r}'
+            )
+        self.stem_names = tuple(stem)
+        self.stage_names, channels, strides = zip(*stages, strict=True)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        self.out_strides = tuple(strides[i] for i in self.out_indices)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        frozen = self.stem_names if self.frozen_stages >= 0 else ()
+        frozen += self.stage_names[: max(self.frozen_stages, 0)]
+        for name in frozen:
+            getattr(self, name).eval()
+        # A stage that does not run gets no gradient, and DistributedDataParallel would wait for it
+        for name in (*frozen, *self.stage_names[self.out_indices[-1] + 1 :]):
+            getattr(self, name).requires_grad_(False)
 
 
 def pretrained_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
@@ -214,7 +199,3 @@ def pretrained_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
 
 def _write_convention(module: Backbone, state: Mapping, prefix: str, local_metadata: dict) -> None:
     local_metadata[CONVENTION] = module.convention
-
-
-def _arguments(values: Mapping[str, Any]) -> str:
-    return ', '.join(f'{name}={value!r}' for name, value in values.items())

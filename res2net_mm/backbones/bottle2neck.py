@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer, build_plugin_layer
@@ -12,13 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import check_choice, check_positive
-from .compiling import Compilation
+from ..ops.internals import allow_recompiles, makes_graph
 from .layers import BATCH_NORMS, build_conv_norm, conv_norm
 
 FIRST_BLOCK_RULES = ('official', 'mmdet', 'paddle', 'grouped')
 # torch 2.7 compiles recomputation so that it counts each batch into the statistics twice.
 _COMPILES_CHECKPOINTS = torch.__version__ >= '2.11'
-PLUGIN_POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3')
 
 
 class Bottle2neck(BaseModule):
@@ -46,18 +46,7 @@ class Bottle2neck(BaseModule):
             and a pool that does not count the padding. ``'grouped'``: ResNeXt's block, one 3x3
             conv with ``groups * scales`` groups over all channels.
         downsample: Module of the shortcut, or None for the identity.
-        style: ``'pytorch'`` puts the stride on the 3x3 convs, ``'caffe'`` on the first 1x1 conv.
-        with_cp: Recompute the block in the backward pass instead of storing activations. Has no
-            effect inside ``torch.compile`` before torch 2.11.
-        compile: Run the block under ``torch.compile``, or as it is if that fails. The blocks of a
-            network share a :class:`Compilation`.
-        conv_cfg: Config of the convolutions; None is ``Conv2d``.
-        norm_cfg: Config of the normalisation layers.
-        plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3')``.
-        init_cfg: mmengine's initialisation config.
-
-    Raises:
-        ValueError: An argument has an invalid value.
+        style, with_cp, compile, conv_cfg, norm_cfg, plugins, init_cfg: As for :class:`Res2Net`.
 
     Shape:
         (N, inplanes, H, W) -> (N, expansion * planes, ceil(H / stride), ceil(W / stride)).
@@ -81,18 +70,18 @@ class Bottle2neck(BaseModule):
         downsample: nn.Module | None = None,
         style: str = 'pytorch',
         with_cp: bool = False,
-        compile: bool | Compilation = False,
+        compile: bool = False,
         conv_cfg: dict | None = None,
         norm_cfg: dict | None = None,
         plugins: Sequence[dict] | None = None,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        sizes = dict(
-            scales=scales, base_width=base_width, groups=groups, stride=stride, dilation=dilation
-        )
-        for argument, value in sizes.items():
-            check_positive(argument, value)
+        check_positive('scales', scales)
+        check_positive('base_width', base_width)
+        check_positive('groups', groups)
+        check_positive('stride', stride)
+        check_positive('dilation', dilation)
         check_choice('stage_type', stage_type, ('normal', 'stage'))
         check_choice('first_block', first_block, FIRST_BLOCK_RULES)
         check_choice('style', style, ('pytorch', 'caffe'))
@@ -110,20 +99,20 @@ class Bottle2neck(BaseModule):
                 f'base_width must give every group at least one channel, but {base_width} with '
                 f'base_channels={base_channels} gives none at {planes} planes'
             )
-        outplanes = planes * self.expansion
+        inner, outplanes = width * scales, planes * self.expansion
         conv1_stride, stride = (1, stride) if style == 'pytorch' else (stride, 1)
         self.scales = scales
         self.width = width
         self.with_cp = with_cp
-        self.compilation = Compilation() if compile is True else compile
-        self.adds, self.pool = _first_block(
-            first_block if stage_type == 'stage' and scales > 1 else None, stride
-        )
+        self.compile_forward = compile
+        is_first = stage_type == 'stage' and scales > 1
+        self.adds, self.pool = _first_block(first_block, stride) if is_first else (True, None)
 
+        # norms have the names that mmcv gives them: bn1, gn1
         self.conv1 = build_conv_layer(
-            conv_cfg, inplanes, width * scales, kernel_size=1, stride=conv1_stride, bias=False
+            conv_cfg, inplanes, inner, kernel_size=1, stride=conv1_stride, bias=False
         )
-        self.norm1_name, norm1 = build_norm_layer(norm_cfg, width * scales, postfix=1)
+        self.norm1_name, norm1 = build_norm_layer(norm_cfg, inner, postfix=1)
         self.add_module(self.norm1_name, norm1)
         sizes = dict(stride=stride, dilation=dilation, groups=groups)
         branches = [
@@ -132,18 +121,27 @@ class Bottle2neck(BaseModule):
         ]
         self.convs = nn.ModuleList(conv for conv, _ in branches)
         self.bns = nn.ModuleList(norm for _, norm in branches)
-        self.conv3 = build_conv_layer(
-            conv_cfg, width * scales, outplanes, kernel_size=1, bias=False
-        )
+        self.conv3 = build_conv_layer(conv_cfg, inner, outplanes, kernel_size=1, bias=False)
         self.norm3_name, norm3 = build_norm_layer(norm_cfg, outplanes, postfix=3)
         self.add_module(self.norm3_name, norm3)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
 
-        channels = dict(zip(PLUGIN_POSITIONS, (width * scales,) * 2 + (outplanes,), strict=True))
-        self.plugin_names: dict[str, list[str]] = {position: [] for position in PLUGIN_POSITIONS}
+        channels = dict(after_conv1=inner, after_conv2=inner, after_conv3=outplanes)
+        self.plugin_names: dict[str, list[str]] = {position: [] for position in channels}
         for plugin in plugins or ():
-            self._add_plugin(plugin, channels)
+            position, cfg = plugin.get('position'), dict(plugin['cfg'])
+            check_choice('plugins position', position, tuple(channels))
+            name, layer = build_plugin_layer(
+                cfg, postfix=cfg.pop('postfix', ''), in_channels=channels[position]
+            )
+            if hasattr(self, name):
+                raise ValueError(
+                    f'plugins of one block need different names, but {name!r} occurs twice: '
+                    "give one of them a 'postfix' in its cfg"
+                )
+            self.add_module(name, layer)
+            self.plugin_names[position].append(name)
 
     @property
     def norm1(self) -> nn.Module:
@@ -160,15 +158,16 @@ class Bottle2neck(BaseModule):
         trains = x.requires_grad or self.conv1.weight.requires_grad
         if self.with_cp and trains and torch.is_grad_enabled():
             if not torch.compiler.is_compiling():
-                contexts = self._checkpoint_contexts
-                return checkpoint(self._run, x, shortcut, use_reentrant=False, context_fn=contexts)
+                return checkpoint(
+                    self._run, x, shortcut, use_reentrant=False, context_fn=self._contexts
+                )
             if _COMPILES_CHECKPOINTS:  # recomputation does not reach the statistics
                 return checkpoint(self._run, x, shortcut, use_reentrant=False)
         return self._run(x, shortcut)
 
     def _run(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        if self.compilation:
-            return self.compilation.run(type(self)._forward, self, x, shortcut)
+        if self.compile_forward and not makes_graph():
+            return _compiled(Bottle2neck._forward)(self, x, shortcut)
         return self._forward(x, shortcut)
 
     def _forward(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
@@ -184,35 +183,19 @@ class Bottle2neck(BaseModule):
     def _cascade(self, x: Tensor) -> Tensor:
         groups = x.split(self.width, dim=1)
         outs: list[Tensor] = []
-        convolved = groups[: len(self.convs)]
-        for group, conv, norm in zip(convolved, self.convs, self.bns, strict=True):
+        for group, conv, norm in zip(groups, self.convs, self.bns, strict=False):
             y = group + outs[-1] if self.adds and outs else group
             outs.append(self.relu(conv_norm(conv, norm, y)))
         if self.scales > 1:
             outs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
         return torch.cat(outs, dim=1)  # (N, scales * width, H / stride, W / stride)
 
-    def _add_plugin(self, plugin: dict, channels: dict[str, int]) -> None:
-        check_choice('plugins position', plugin.get('position'), PLUGIN_POSITIONS)
-        cfg = dict(plugin['cfg'])  # a copy: the caller's stays as it is
-        position = plugin['position']
-        name, layer = build_plugin_layer(
-            cfg, postfix=cfg.pop('postfix', ''), in_channels=channels[position]
-        )
-        if hasattr(self, name):
-            raise ValueError(
-                f'plugins of one block need different names, but {name!r} occurs twice: '
-                "give one of them a 'postfix' in its cfg"
-            )
-        self.add_module(name, layer)
-        self.plugin_names[position].append(name)
-
     def _apply_plugins(self, x: Tensor, position: str) -> Tensor:
         for name in self.plugin_names[position]:
             x = getattr(self, name)(x)
         return x
 
-    def _checkpoint_contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+    def _contexts(self) -> tuple[AbstractContextManager, AbstractContextManager]:
         return nullcontext(), self._untracked_statistics()
 
     @contextmanager
@@ -231,10 +214,17 @@ class Bottle2neck(BaseModule):
                 norm.momentum = momentum
 
 
-def _first_block(rule: str | None, stride: int) -> tuple[bool, nn.Module | None]:
-    """Whether a block adds, and its pool for the last group; rule None means a normal block."""
-    if rule is None or (rule == 'paddle' and stride == 1):
+def _first_block(rule: str, stride: int) -> tuple[bool, nn.Module | None]:
+    """Whether the first block of a stage adds, and its pool for the last group."""
+    if rule == 'paddle' and stride == 1:
         return True, None
     if rule == 'mmdet' and stride == 1:
         return False, None
     return False, nn.AvgPool2d(3, stride, padding=1, count_include_pad=rule != 'paddle')
+
+
+@cache
+def _compiled(function: Callable) -> Callable:
+    allow_recompiles(64)  # blocks differ in shapes, in what they do, and in their mode
+    # With dynamic shapes, Inductor's generated C++ does not compile for the cascade (PyTorch 2.11)
+    return torch.compile(function, dynamic=False)

@@ -24,24 +24,21 @@ def frozen_norm_warning(net: nn.Module, prefix: str = '') -> str | None:
         net: A network in training mode with ``norm_eval`` or ``frozen_stages``, ours or not.
         prefix: Where its arguments are in a config, such as ``'model.backbone.'``.
     """
-    fixed = {}
+    remedies = {}  # what is set -> what to set instead
     if getattr(net, 'norm_eval', False):
-        fixed['norm_eval'] = True, False
+        remedies[f'{prefix}norm_eval=True'] = f'{prefix}norm_eval=False'
     stages = getattr(net, 'frozen_stages', None)
     weights = (p for p in net.parameters() if p.dim() > 1)
     if isinstance(stages, int) and stages >= 0 and not all(p.requires_grad for p in weights):
-        fixed['frozen_stages'] = stages, -1
-    norms = [m for m in net.modules() if isinstance(m, BATCH_NORMS)] if fixed else []
-    new = sum(not m.training and _is_new(m) for m in norms)
+        remedies[f'{prefix}frozen_stages={stages}'] = f'{prefix}frozen_stages=-1'
+    norms = [m for m in net.modules() if isinstance(m, BATCH_NORMS)] if remedies else []
+    new = sum(not norm.training and _is_new(norm) for norm in norms)
     if not new:
         return None
-    causes, remedies = (
-        ' and '.join(f'{prefix}{name}={pair[i]}' for name, pair in fixed.items()) for i in (0, 1)
-    )
     return (
         f'{new} of {len(norms)} batch norms of {type(net).__name__} stay at mean 0 and variance 1 '
-        f'during training, because of {causes} and because no weights were loaded: load weights, '
-        f'or set {remedies}'
+        f'during training, because of {" and ".join(remedies)} and because no weights were loaded: '
+        f'load weights, or set {" and ".join(remedies.values())}'
     )
 
 

@@ -15,9 +15,6 @@ class SqueezeExcitation(torchvision.ops.SqueezeExcitation):
     Args:
         in_channels: Channels of the features; the block fills it in.
         reduction: The hidden layer has ``in_channels // reduction`` channels.
-
-    Raises:
-        ValueError: ``reduction`` is not a positive integer, or leaves no channel.
     """
 
     _abbr_ = 'se'

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import mul
 from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -14,7 +12,6 @@ from ..checks import check_choice, check_positive
 from ..registry import MODELS
 from .base import Backbone
 from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck
-from .compiling import Compilation
 from .layers import ConvNormSequential, build_conv_norm, conv_norm
 
 
@@ -53,10 +50,10 @@ class Res2Net(Backbone):
         norm_eval: Keep batch norm in evaluation mode during training; for loaded weights only.
         plugins: Configs ``dict(cfg=dict(type=...), position='after_conv1|2|3', stages=(...))``;
             without ``stages`` a plugin goes into every stage.
-        with_cp: Recompute blocks in the backward pass to save memory; a bool, or one per stage.
+        with_cp: Recompute blocks in the backward pass to save memory; a bool, or one per stage. Has
+            no effect inside ``torch.compile`` before torch 2.11.
         compile: Run blocks under ``torch.compile``. This is for images of one or few sizes: each
-            kind of block is compiled when it first meets a size, which takes minutes on a CPU. If
-            that fails, a warning says why and blocks run as they are.
+            kind of block is compiled when it first meets a size, which takes minutes on a CPU.
         zero_init_residual: Start each block as the identity (if ``init_cfg`` is None).
         style: ``'pytorch'`` has strides in the 3x3 convs, ``'caffe'`` in the first 1x1 conv.
         with_stem: Return the features of the stem, before the max pool, as the first level.
@@ -124,11 +121,9 @@ class Res2Net(Backbone):
         check_choice('stem_stride', stem_stride, (4, 1))
         check_choice('first_block', first_block, FIRST_BLOCK_RULES)
         stem_channels = base_channels if stem_channels is None else stem_channels
-        sizes = dict(
-            in_channels=in_channels, base_channels=base_channels, stem_channels=stem_channels
-        )
-        for argument, value in sizes.items():
-            check_positive(argument, value)
+        check_positive('in_channels', in_channels)
+        check_positive('base_channels', base_channels)
+        check_positive('stem_channels', stem_channels)
         if stem_stride == 1 and (deep_stem or ceil_mode):
             raise ValueError(
                 'stem_stride=1 needs deep_stem=False, because no weight of a deep stem shows its '
@@ -139,67 +134,65 @@ class Res2Net(Backbone):
                 f'stem_channels must be even with deep_stem=True, but got {stem_channels}'
             )
         blocks = self.stage_blocks[depth][:num_stages]
-        _check_lengths('strides', strides, num_stages, 'num_stages')
-        _check_lengths('dilations', dilations, num_stages, 'num_stages')
+        check_each('strides', strides, num_stages)
+        check_each('dilations', dilations, num_stages)
         with_cp = with_cp if isinstance(with_cp, Sequence) else [with_cp] * num_stages
-        _check_lengths('with_cp', with_cp, num_stages, 'num_stages', bool)
+        check_each('with_cp', with_cp, num_stages, (False, True))
+        # As in mmseg, a multi grid replaces the stage's dilation, contracted or not
+        grids = [[dilation] * number for dilation, number in zip(dilations, blocks, strict=True)]
+        for grid in grids:
+            grid[0] = grid[0] // 2 if contract_dilation and grid[0] > 1 else grid[0]
         if multi_grid is not None:
-            _check_lengths('multi_grid', multi_grid, blocks[-1], 'the blocks of the last stage')
+            check_each('multi_grid', multi_grid, blocks[-1])
+            grids[-1] = list(multi_grid)
 
         self.first_block = first_block
         self.style = style
         self.deep_stem = deep_stem
-        self.stem_stride = stem_stride
-        norm_cfg = norm_cfg or dict(type='BN')
-        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
-        self._make_stem(in_channels, stem_channels, **layers)
-        self.maxpool.ceil_mode = ceil_mode
-
-        compilation = Compilation() if compile else False
-        inplanes = stem_channels
-        for stage, num_blocks in enumerate(blocks):
-            planes = base_channels * 2**stage
-            last = stage == num_stages - 1
-            dilation = dilations[stage]
-            # As in mmseg, a multi grid replaces the stage's dilation, contracted or not
-            grid = [dilation] * num_blocks
-            if multi_grid is not None and last:
-                grid = list(multi_grid)
-            elif contract_dilation and dilation > 1:
-                grid[0] = dilation // 2
-            layer = self._make_stage(
-                inplanes,
-                planes,
-                stride=strides[stage],
-                dilations=grid,
-                avg_down=avg_down,
-                scales=scales,
-                base_width=base_width,
-                base_channels=base_channels,
-                groups=groups,
-                first_block=first_block,
-                style=style,
-                with_cp=with_cp[stage],
-                compile=compilation,
-                plugins=_stage_plugins(plugins, stage, num_stages),
-                **layers,
-            )
-            self.add_module(f'layer{stage + 1}', layer)
-            inplanes = planes * Bottle2neck.expansion
-
-        widths = [base_channels * 2**s * Bottle2neck.expansion for s in range(num_stages)]
-        self._set_outputs(
-            stem=['stem'] if deep_stem else ['conv1', self.norm1_name],
-            stages=[f'layer{s + 1}' for s in range(num_stages)],
-            widths=widths,
-            totals=[stem_stride * s for s in accumulate(strides, mul)],
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
-        )
         self.with_stem = with_stem
+        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg or dict(type='BN'))
+        if deep_stem:
+            self.stem = _deep_stem(in_channels, stem_channels, **layers)
+        else:
+            stride, kernel = (2, 7) if stem_stride == 4 else (1, 3)
+            sizes = dict(kernel_size=kernel, stride=stride, padding=kernel // 2)
+            self.conv1 = build_conv_layer(conv_cfg, in_channels, stem_channels, **sizes, bias=False)
+            self.norm1_name, norm1 = build_norm_layer(layers['norm_cfg'], stem_channels, postfix=1)
+            self.add_module(self.norm1_name, norm1)
+            self.relu = nn.ReLU(inplace=True)
+        pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1, ceil_mode=ceil_mode)
+        self.maxpool = pool if stem_stride == 4 else nn.Identity()
+
+        block_args: dict[str, Any] = dict(
+            scales=scales,
+            base_width=base_width,
+            base_channels=base_channels,
+            groups=groups,
+            first_block=first_block,
+            style=style,
+            compile=compile,
+            **layers,
+        )
+        inplanes, total_stride, stages = stem_channels, stem_stride, []
+        for stage, (stride, grid) in enumerate(zip(strides, grids, strict=True)):
+            name, planes = f'layer{stage + 1}', base_channels * 2**stage
+            block_args['with_cp'] = with_cp[stage]
+            block_args['plugins'] = _plugins_of(plugins, stage, num_stages)
+            layer = _make_stage(inplanes, planes, stride, grid, avg_down, **block_args)
+            self.add_module(name, layer)
+            inplanes, total_stride = planes * Bottle2neck.expansion, total_stride * stride
+            stages.append((name, inplanes, total_stride))
+
+        stem = ['stem'] if deep_stem else ['conv1', self.norm1_name]
+        self._set_outputs(stem, stages, out_indices, frozen_stages)
         if with_stem:
             self.out_channels = (stem_channels, *self.out_channels)
             self.out_strides = (min(stem_stride, 2), *self.out_strides)
+
+    @property
+    def norm1(self) -> nn.Module:
+        """Normalisation of the 7x7 stem."""
+        return getattr(self, self.norm1_name)
 
     def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.stem(x) if self.deep_stem else self.relu(conv_norm(self.conv1, self.norm1, x))
@@ -211,91 +204,64 @@ class Res2Net(Backbone):
                 outs.append(x)
         return tuple(outs)
 
-    @property
-    def norm1(self) -> nn.Module:
-        """Normalisation of the 7x7 stem."""
-        return getattr(self, self.norm1_name)
 
-    def _make_stem(
-        self, in_channels: int, channels: int, conv_cfg: dict | None, norm_cfg: dict
-    ) -> None:
-        stride, kernel = (2, 7) if self.stem_stride == 4 else (1, 3)
-        if self.deep_stem:
-            widths = (in_channels, channels // 2, channels // 2, channels)
-            modules: list[nn.Module] = []
-            for i in range(3):
-                layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg, stride=stride if i == 0 else 1)
-                modules += build_conv_norm(widths[i], widths[i + 1], 3, **layers)
-                modules.append(nn.ReLU(inplace=True))
-            self.stem = ConvNormSequential(*modules)
-        else:
-            sizes = dict(kernel_size=kernel, stride=stride, padding=kernel // 2)
-            self.conv1 = build_conv_layer(conv_cfg, in_channels, channels, **sizes, bias=False)
-            self.norm1_name, norm1 = build_norm_layer(norm_cfg, channels, postfix=1)
-            self.add_module(self.norm1_name, norm1)
-            self.relu = nn.ReLU(inplace=True)
-        pool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        self.maxpool = pool if stride == 2 else nn.Identity()
+def _deep_stem(in_channels: int, channels: int, **layers: Any) -> ConvNormSequential:
+    half = channels // 2
+    return ConvNormSequential(
+        *build_conv_norm(in_channels, half, 3, stride=2, **layers),
+        nn.ReLU(inplace=True),
+        *build_conv_norm(half, half, 3, **layers),
+        nn.ReLU(inplace=True),
+        *build_conv_norm(half, channels, 3, **layers),
+        nn.ReLU(inplace=True),
+    )
 
-    def _make_stage(
-        self,
-        inplanes: int,
-        planes: int,
-        *,
-        stride: int,
-        dilations: Sequence[int],
-        avg_down: bool,
-        **block_args: Any,
-    ) -> nn.Sequential:
-        outplanes = planes * Bottle2neck.expansion
+
+def _make_stage(
+    inplanes: int,
+    planes: int,
+    stride: int,
+    dilations: Sequence[int],
+    avg_down: bool,
+    **block_args: Any,
+) -> nn.Sequential:
+    outplanes = planes * Bottle2neck.expansion
+    downsample = None
+    if stride != 1 or inplanes != outplanes:
         layers = {name: block_args[name] for name in ('conv_cfg', 'norm_cfg')}
-        downsample = None
-        if stride != 1 or inplanes != outplanes:
-            conv_stride = 1 if avg_down else stride
-            modules = [*build_conv_norm(inplanes, outplanes, 1, stride=conv_stride, **layers)]
-            if avg_down:  # at stride 1 too: published names count it
-                pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
-                modules.insert(0, pool)
-            downsample = ConvNormSequential(*modules)
-        blocks = [
-            Bottle2neck(
-                inplanes if i == 0 else outplanes,
-                planes,
-                stride=stride if i == 0 else 1,
-                dilation=dilation,
-                stage_type='stage' if i == 0 else 'normal',
-                downsample=downsample if i == 0 else None,
-                **block_args,
-            )
-            for i, dilation in enumerate(dilations)
-        ]
-        return nn.Sequential(*blocks)
+        conv_stride = 1 if avg_down else stride
+        modules = [*build_conv_norm(inplanes, outplanes, 1, stride=conv_stride, **layers)]
+        if avg_down:  # at stride 1 too: published names count it
+            pool = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+            modules.insert(0, pool)
+        downsample = ConvNormSequential(*modules)
+    first = dict(stride=stride, stage_type='stage', downsample=downsample)
+    blocks = [Bottle2neck(inplanes, planes, dilation=dilations[0], **first, **block_args)]
+    for dilation in dilations[1:]:
+        blocks.append(Bottle2neck(outplanes, planes, dilation=dilation, **block_args))
+    return nn.Sequential(*blocks)
 
 
-def _check_lengths(
-    argument: str, values: Sequence[Any], length: int, of: str, kind: type = int
-) -> None:
-    if not isinstance(values, Sequence) or len(values) != length:
-        raise ValueError(
-            f'{argument} must have as many values as {of} ({length}), but got {values!r}'
-        )
-    for value in values:
-        if kind is int:
-            check_positive(f'every value of {argument}', value)
-        else:
-            check_choice(f'every value of {argument}', value, (False, True))
-
-
-def _stage_plugins(plugins: Sequence[dict] | None, stage: int, num_stages: int) -> list[dict]:
+def _plugins_of(plugins: Sequence[dict] | None, stage: int, num_stages: int) -> list[dict]:
     chosen = []
     for plugin in plugins or ():
-        if not isinstance(plugin, dict):
-            raise ValueError(f'plugins must be dicts, but got {plugin!r}')
         stages = plugin.get('stages') or (True,) * num_stages
-        if len(stages) != num_stages:
-            raise ValueError(
-                f"plugins' stages must have num_stages ({num_stages}) values, but got {stages!r}"
-            )
+        check_each("plugins' stages", stages, num_stages, (False, True))
         if stages[stage]:
             chosen.append(plugin)
     return chosen
+
+
+def check_each(
+    argument: str, values: Any, length: int, choices: Sequence[Any] | None = None
+) -> None:
+    """Raises ``ValueError`` unless there are ``length`` choices, or else positive integers."""
+    if not isinstance(values, Sequence) or len(values) != length:
+        raise ValueError(
+            f'{argument} must have {length} values, one per stage or block, but got {values!r}'
+        )
+    for value in values:
+        if choices is None:
+            check_positive(f'every value of {argument}', value)
+        else:
+            check_choice(f'every value of {argument}', value, choices)

@@ -8,7 +8,7 @@ from typing import Any
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 from ..registry import MODELS
 from .bottle2neck import Bottle2neck
-from .res2net import Res2Net
+from .res2net import Res2Net, check_each
 
 # Only in this scope: without a scope, these names stay mmcv's.
 MODELS.register_module(name='DCN', module=DeformConv2d, force=True)
@@ -33,9 +33,6 @@ class Res2NetDCN(Res2Net):
             of the first block). ``'mmengine.DCNv2'`` is mmcv's layer.
         stage_with_dcn: Whether the 3x3 convolutions of each stage are deformable.
 
-    Raises:
-        ValueError: An argument has an invalid value.
-
     Example:
         >>> net = Res2NetDCN(depth=50, dcn=dict(type='DCN', deform_groups=1))
         >>> [tuple(level.shape) for level in net(torch.rand(1, 3, 64, 64))]
@@ -50,28 +47,22 @@ class Res2NetDCN(Res2Net):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        stages = len(self.stage_names)
-        listed = isinstance(stage_with_dcn, Sequence) and len(stage_with_dcn) == stages
-        if not listed or any(chosen not in (False, True) for chosen in stage_with_dcn):
-            raise ValueError(
-                f'stage_with_dcn must be True or False for each of the {stages} stages, but got '
-                f'{stage_with_dcn!r}'
-            )
-        if not isinstance(dcn, Mapping):
-            raise ValueError(f'dcn must be a dict with a type and arguments, but got {dcn!r}')
+        check_each('stage_with_dcn', stage_with_dcn, len(self.stage_names), (False, True))
         for name, chosen in zip(self.stage_names, stage_with_dcn, strict=True):
             for block in getattr(self, name) if chosen else ():
-                _deform(block, dcn)
+                _deform(block, **dcn)
         self._freeze()
 
 
-def _deform(block: Bottle2neck, dcn: Mapping[str, Any]) -> None:
-    arguments = dict(dcn)
-    kind = arguments.pop('type', 'DCNv2')
-    layer = MODELS.get(kind) if isinstance(kind, str) else kind
-    plain_on_stride = arguments.pop('fallback_on_stride', False)
+def _deform(
+    block: Bottle2neck,
+    type: str | type = 'DCNv2',
+    fallback_on_stride: bool = False,
+    **arguments: Any,
+) -> None:
+    layer = MODELS.get(type) if isinstance(type, str) else type
     for i, conv in enumerate(block.convs):
-        if plain_on_stride and max(conv.stride) > 1:
+        if fallback_on_stride and max(conv.stride) > 1:
             continue
         built = layer and layer(
             conv.in_channels,
@@ -85,5 +76,5 @@ def _deform(block: Bottle2neck, dcn: Mapping[str, Any]) -> None:
             **arguments,
         )
         if not hasattr(built, 'conv_offset'):
-            raise ValueError(f"dcn's type must be 'DCN' or 'DCNv2', but got {kind!r}")
+            raise ValueError(f"dcn's type must be 'DCN' or 'DCNv2', but got {type!r}")
         block.convs[i] = built

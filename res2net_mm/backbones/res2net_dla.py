@@ -34,8 +34,7 @@ class Tree(nn.Module):
         outplanes: Channels of the output.
         stride: Stride of the first block.
         joined: Channels that the last root joins in addition to those of its two blocks.
-        conv_cfg: Config of the convolutions.
-        norm_cfg: Config of the normalisation layers.
+        layers: ``conv_cfg`` and ``norm_cfg``.
         **block_args: Further arguments of every :class:`DLABottle2neck`.
     """
 
@@ -47,25 +46,21 @@ class Tree(nn.Module):
         *,
         stride: int = 1,
         joined: int = 0,
-        conv_cfg: dict | None,
-        norm_cfg: dict,
+        layers: dict[str, Any],
         **block_args: Any,
     ) -> None:
         super().__init__()
-        layers = dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg)
-        block_args |= layers
         self.root = self.project = None
         if depth > 1:
-            self.tree1 = Tree(depth - 1, inplanes, outplanes, stride=stride, **block_args)
+            args = dict(block_args, layers=layers)
             joined += outplanes
-            self.tree2 = Tree(depth - 1, outplanes, outplanes, joined=joined, **block_args)
+            self.tree1 = Tree(depth - 1, inplanes, outplanes, stride=stride, **args)
+            self.tree2 = Tree(depth - 1, outplanes, outplanes, joined=joined, **args)
             return
         planes = outplanes // DLABottle2neck.expansion
-        stage_type = 'normal' if stride == 1 else 'stage'
-        self.tree1 = DLABottle2neck(
-            inplanes, planes, stride=stride, stage_type=stage_type, **block_args
-        )
-        self.tree2 = DLABottle2neck(outplanes, planes, **block_args)
+        first = dict(stride=stride, stage_type='normal' if stride == 1 else 'stage')
+        self.tree1 = DLABottle2neck(inplanes, planes, **first, **layers, **block_args)
+        self.tree2 = DLABottle2neck(outplanes, planes, **layers, **block_args)
         if inplanes != outplanes:
             self.project = ConvNormSequential(*build_conv_norm(inplanes, outplanes, 1, **layers))
         conv, norm = build_conv_norm(2 * outplanes + joined, outplanes, 1, **layers)
@@ -99,24 +94,12 @@ class Res2NetDLA(Backbone):
 
     Args:
         depth: 60.
-        scales: Channel groups of a block; 1 is a plain bottleneck.
-        base_width: Channels of one group (of one group of a grouped conv) in the first stage.
-        groups: Groups of each 3x3 conv (the cardinality of Res2NeXt).
-        in_channels: Channels of the image.
         base_channels: Channels of the first stage before expansion, a multiple of 4; the stem
             has a quarter and a half of them.
         out_indices: Stages to return, ascending, 0 to 3 for the authors' level2 to level5. Later
             stages are neither run nor trained.
-        frozen_stages: -1 freezes nothing, 0 the stem, n the stem and the first n stages.
-        conv_cfg: Config of the convolutions; None is ``Conv2d``.
-        norm_cfg: Config of the normalisation layers; None is ``dict(type='BN')``.
-        norm_eval: Keep batch norm in evaluation mode during training; for loaded weights only.
-        with_cp: Recompute blocks in the backward pass to save memory.
-        zero_init_residual: Start each block as the identity (if ``init_cfg`` is None).
-        init_cfg: mmengine's initialisation config; None is Kaiming.
-
-    Raises:
-        ValueError: An argument has an invalid value.
+        scales, base_width, groups, in_channels, frozen_stages, conv_cfg, norm_cfg, norm_eval,
+            with_cp, zero_init_residual, init_cfg: As for :class:`Res2Net`.
 
     Example:
         >>> net = Res2NetDLA()
@@ -163,33 +146,19 @@ class Res2NetDLA(Backbone):
 
         # rounds sizes up, as the strided convs do
         self.maxpool = nn.MaxPool2d(kernel_size=2, stride=2, ceil_mode=True)
-        depths = self.stage_depths[depth]
-        widths = [base_channels * DLABottle2neck.expansion * 2**s for s in range(len(depths))]
-        for stage, (tree_depth, outplanes) in enumerate(zip(depths, widths, strict=True)):
-            tree = Tree(
-                tree_depth,
-                inplanes,
-                outplanes,
-                stride=2,
-                joined=inplanes if stage > 0 else 0,
-                scales=scales,
-                base_width=base_width,
-                base_channels=base_channels,
-                groups=groups,
-                with_cp=with_cp,
-                **layers,
-            )
-            self.add_module(f'level{stage + 2}', tree)
-            inplanes = outplanes
-
-        self._set_outputs(
-            stem=list(stem),
-            stages=[f'level{s + 2}' for s in range(len(depths))],
-            widths=widths,
-            totals=[4 * 2**s for s in range(len(depths))],
-            out_indices=out_indices,
-            frozen_stages=frozen_stages,
+        sizes = dict(
+            scales=scales, base_width=base_width, base_channels=base_channels, groups=groups
         )
+        stages = []
+        for stage, tree_depth in enumerate(self.stage_depths[depth]):
+            name = f'level{stage + 2}'
+            outplanes = base_channels * DLABottle2neck.expansion * 2**stage
+            joined = inplanes if stage > 0 else 0
+            args = dict(stride=2, joined=joined, layers=layers, with_cp=with_cp, **sizes)
+            self.add_module(name, Tree(tree_depth, inplanes, outplanes, **args))
+            stages.append((name, outplanes, 4 * 2**stage))
+            inplanes = outplanes
+        self._set_outputs(tuple(stem), stages, out_indices, frozen_stages)
 
     def _levels(self, x: Tensor) -> tuple[Tensor, ...]:
         x = self.level1(self.level0(self.base_layer(x)))

@@ -26,9 +26,6 @@ class Res2NetStage(BaseModule):
             must fit it exactly, and the weights of this stage are kept.
         **network: Other arguments of :class:`Res2Net` that describe the whole network.
 
-    Raises:
-        ValueError: An argument has an invalid value.
-
     Example:
         >>> Res2NetStage(stage=3, depth=50)(torch.rand(2, 1024, 14, 14)).shape
         torch.Size([2, 2048, 7, 7])
@@ -49,14 +46,7 @@ class Res2NetStage(BaseModule):
         self.add_module(self.layer, getattr(Res2Net(**network), self.layer))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of regions.
-
-        Args:
-            x: (N, C, H, W) with the channels of the stage before.
-
-        Returns:
-            (N, out_channels, ceil(H / stride), ceil(W / stride)).
-        """
+        """(N, C, H, W) of the stage before -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""
         return getattr(self, self.layer)(x)
 
     def train(self, mode: bool = True) -> Res2NetStage:
@@ -74,7 +64,5 @@ class Res2NetStage(BaseModule):
         """
         net = Res2Net(**self.network, init_cfg=self.init_cfg)
         net.init_weights()
-        self.load_state_dict(
-            {key: value for key, value in net.state_dict().items() if key.startswith(self.layer)}
-        )
+        self.get_submodule(self.layer).load_state_dict(net.get_submodule(self.layer).state_dict())
         self.is_init = True

@@ -59,8 +59,7 @@ class TimmBackbone(BaseModule):
         if pretrained and init_cfg:
             raise ValueError('pretrained and init_cfg exclude each other: give one of them')
         if out_indices is not None:
-            listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
-            if not listed or list(out_indices) != sorted({*out_indices}):
+            if not isinstance(out_indices, Sequence) or [*out_indices] != sorted({*out_indices}):
                 raise ValueError(f'out_indices must be ascending levels, but got {out_indices!r}')
             kwargs['out_indices'] = tuple(out_indices)
         if pretrained:  # timm checks the fit of all weights if it knows of no classifier
@@ -98,11 +97,10 @@ class TimmBackbone(BaseModule):
     def train(self, mode: bool = True) -> TimmBackbone:
         """Sets the mode; frozen parts and, with ``norm_eval``, batch norm stay in evaluation."""
         super().train(mode)
-        if mode:
-            for part in self._frozen_parts():
-                part.eval()
-            if self.norm_eval:
-                freeze_statistics(self)
+        for part in self._frozen_parts():
+            part.eval()
+        if mode and self.norm_eval:
+            freeze_statistics(self)
         return self
 
     def _frozen_parts(self) -> list[nn.Module]:

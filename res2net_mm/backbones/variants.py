@@ -84,10 +84,9 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
         ((1024, 2048), (16, 32))
     """
     if name not in VARIANTS:
-        raise ValueError(
-            f'name must be one of list_backbones(), but got {name!r}{did_you_mean(name, VARIANTS)}'
-        )
-    args = {**VARIANTS[name], **overrides}
+        hint = did_you_mean(name, VARIANTS)
+        raise ValueError(f'name must be one of list_backbones(), but got {name!r}{hint}')
+    args = {'type': 'Res2Net', **VARIANTS[name], **overrides}
     if pretrained:
         if 'init_cfg' in overrides:
             raise ValueError('pretrained and init_cfg exclude each other: give one of them')
@@ -96,7 +95,7 @@ def create_backbone(name: str, pretrained: bool | str = False, **overrides: Any)
         args['init_cfg'] = dict(type='Pretrained', checkpoint=checkpoint)
     if not pretrained_cfgs(args.get('init_cfg')):
         args.setdefault('norm_eval', False)
-    net = MODELS.get(args.pop('type', 'Res2Net'))(**args)
+    net = MODELS.get(args.pop('type'))(**args)
     logger = MMLogger.get_current_instance()
     logger.addFilter(_is_no_listing)
     try:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ..backbones import Res2Net
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 
 def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of the backbone that has these weights, from their names and shapes.
@@ -29,37 +31,34 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if _scales(shapes, 'layer1.0') == 1 < _scales(shapes, 'layer1.1'):
         found['first_block'], first = 'grouped', 'layer1.1'
     if any('.conv_offset.' in key for key in shapes):
-        found['type'] = 'Res2NetDCN'
-        found.update(_deformable(shapes))
-    expansion = 2 if dla else 4
+        found |= dict(type='Res2NetDCN', **_deformable(shapes))
 
     scales, conv3 = _scales(shapes, first), shapes.get(f'{first}.conv3.weight')
-    branch = shapes.get(f'{first}.convs.0.weight')
     if scales and conv3:
-        groups = branch[0] // branch[1]
-        found.update(scales=scales, groups=groups)
-        found.update(base_channels=conv3[0] // expansion)
-        found.update(base_width=branch[0] // max(groups, 1))
-    if dla:
-        stem = shapes.get('base_layer.0.weight')
-    else:
-        deep = 'stem.0.weight' in shapes
-        stem = shapes.get('stem.0.weight' if deep else 'conv1.weight')
+        width, inputs = shapes[f'{first}.convs.0.weight'][:2]
+        groups = width // inputs
+        found |= dict(scales=scales, groups=groups, base_width=width // max(groups, 1))
+        found['base_channels'] = conv3[0] // (2 if dla else 4)
+    deep = 'stem.0.weight' in shapes
+    name = 'base_layer.0' if dla else 'stem.0' if deep else 'conv1'
+    stem = shapes.get(f'{name}.weight', ())
+    if not dla:
         # an average pool before the shortcut's convolution makes that the second module
         avg_down = any(
             re.fullmatch(r'layer\d+\.0\.downsample\.1\.weight', key) and len(shape) == 4
             for key, shape in shapes.items()
         )
-        found.update(deep_stem=deep, avg_down=avg_down, **_stages(shapes))
+        found |= dict(deep_stem=deep, avg_down=avg_down, **_stages(shapes))
         if stem:
             found['stem_channels'] = stem[0] * (2 if deep else 1)
-            found |= {} if deep else {'stem_stride': 1 if stem[2:] == (3, 3) else 4}
-    if stem and len(stem) == 4:
+        if stem and not deep:
+            found['stem_stride'] = 1 if stem[2:] == (3, 3) else 4
+    if len(stem) == 4:
         found['in_channels'] = stem[1]
     return found
 
 
-def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _deformable(shapes: Shapes) -> dict[str, Any]:
     """Stages with offsets, and the kind of convolution if the number of values per tap shows it."""
     offsets = {k: shape for k, shape in shapes.items() if k.endswith('.conv_offset.weight')}
     stages = {int(m[1]) for key in offsets if (m := re.match(r'layer([1-4])\.', key))}
@@ -67,9 +66,8 @@ def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     found: dict[str, Any] = dict(stage_with_dcn=tuple(s in stages for s in range(1, last + 1)))
     kinds = set()
     for rows, channels, *kernel in (shape for shape in offsets.values() if len(shape) == 4):
-        taps = prod(kernel) or 1
         for kind, numbers in (('DCN', 2), ('DCNv2', 3)):
-            groups, rest = divmod(rows, numbers * taps)
+            groups, rest = divmod(rows, numbers * max(prod(kernel), 1))
             if groups and not rest and channels % groups == 0:
                 kinds.add((kind, groups))
     if len(kinds) == 1:
@@ -79,21 +77,17 @@ def _deformable(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return found
 
 
-def _scales(shapes: Mapping[str, tuple[int, ...]], block: str) -> int:
+def _scales(shapes: Shapes, block: str) -> int:
     """Channel groups of a block; 0 if its weights do not show it."""
-    conv1, branch = (shapes.get(f'{block}.{name}.weight') for name in ('conv1', 'convs.0'))
-    known = conv1 and branch and len(branch) == 4 and all(branch)
-    return conv1[0] // branch[0] if known else 0
+    conv1, branch = (shapes.get(f'{block}.{name}.weight', ()) for name in ('conv1', 'convs.0'))
+    return conv1[0] // branch[0] if conv1 and len(branch) == 4 and all(branch) else 0
 
 
-def _stages(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    blocks: dict[int, int] = {}
-    for key in shapes:
-        if place := re.match(r'layer([1-4])\.(\d{1,4})\.', key):
-            stage, block = map(int, place.groups())
-            blocks[stage] = max(blocks.get(stage, 0), block + 1)
-    if not blocks:
-        return {}
-    counts = tuple(blocks.get(stage, 0) for stage in range(1, max(blocks) + 1))
+def _stages(shapes: Shapes) -> dict[str, Any]:
+    places = {m.groups() for key in shapes if (m := re.match(r'layer([1-4])\.(\d{1,4})\.', key))}
+    blocks = [[int(b) for s, b in places if s == str(stage)] for stage in range(1, 5)]
+    counts = tuple(max(numbers, default=-1) + 1 for numbers in blocks)
+    while counts and not counts[-1]:
+        counts = counts[:-1]
     depths = [d for d, known in Res2Net.stage_blocks.items() if known[: len(counts)] == counts]
-    return dict(depth=depths[0] if depths else counts, num_stages=len(counts))
+    return dict(depth=depths[0] if depths else counts, num_stages=len(counts)) if counts else {}

@@ -26,10 +26,6 @@ class Classifier(nn.Module):
     """A backbone, global average pooling of its last level, and a linear layer.
 
     Tensors have the names of mmpretrain's ``ImageClassifier``: ``backbone.*``, ``head.fc.*``.
-
-    Args:
-        backbone: Gives the features.
-        num_classes: Number of logits.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int = 1000) -> None:
@@ -90,21 +86,10 @@ def create_classifier(
 def load_classifier(
     model: Classifier, source: str | Path | Mapping[str, Any], *, trust: bool = False
 ) -> LoadReport:
-    """Loads weights into a classifier; after an error it is unchanged.
+    """:func:`load_weights` for a classifier; after an error it is unchanged.
 
     The backbone has to fit exactly. A classification layer of another number of classes is left
     out, and a warning says so.
-
-    Args:
-        model: The classifier.
-        source: As for :func:`load_weights`.
-        trust: Read the file with pickle, which runs code that is in it.
-
-    Returns:
-        What was loaded, by the model's names, and left out.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`load_weights`.
     """
     name = name_of(source)
     converted, entry = read_backbone(source, trust=trust)
@@ -142,15 +127,11 @@ def name_as_classifier(model: nn.Module, checkpoint: dict[str, Any]) -> None:
         model: What will load them; anything but a classifier on a backbone of this package, such
             as mmpretrain's ``ImageClassifier``, leaves the checkpoint as it is.
         checkpoint: From :func:`read_source`.
-
-    Raises:
-        CheckpointError: The weights have no known layout.
     """
     state = checkpoint.get('state_dict', checkpoint)
     ours = isinstance(getattr(model, 'backbone', None), Backbone)
+    ours = ours and isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear)
     if not ours or any(key.startswith('backbone.') for key in state):
-        return
-    if not isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear):
         return
     converted = convert(checkpoint)
     whole = OrderedDict((f'backbone.{key}', value) for key, value in converted.state.items())

@@ -29,46 +29,31 @@ EPSILON = (
 
 @dataclass
 class LoadReport:
-    """What :func:`load_weights` did; as text, a few lines for a log.
+    """What :func:`load_weights` did; as text, a few lines for a log."""
 
-    Attributes:
-        source: The file, address or name.
-        layout: Layout of the file, see :func:`convert_state_dict`.
-        first_block: Rule that the file needs; None if neither its layout nor a convention says.
-        matched: Names that were loaded.
-        missing: Names of the network that the file lacks: offsets of deformable convolutions.
-        unexpected: Names of the file that the network lacks; always empty, since a load is exact.
-        dropped: Rule -> names of the file that it left out.
-        licence: Licence of published weights.
-        note: Warning if the file does not say which first-block rule it needs, or needs another
-            epsilon of batch norm.
-        adapted: How the first convolution was adapted to the network's input channels.
-    """
-
-    source: str
-    layout: str
-    first_block: str | None
-    matched: list[str]
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    dropped: dict[str, list[str]] = field(default_factory=dict)
-    licence: str | None = None
-    note: str = ''
-    adapted: str = ''
+    source: str  # the file, address or name
+    layout: str  # of the file, see convert_state_dict
+    first_block: str | None  # the file's rule; None if neither its layout nor a convention says it
+    matched: list[str]  # names that were loaded
+    missing: list[str] = field(default_factory=list)  # offsets of deformable convolutions
+    unexpected: list[str] = field(default_factory=list)  # always empty, since a load is exact
+    dropped: dict[str, list[str]] = field(default_factory=dict)  # rule -> names left out
+    licence: str | None = None  # of published weights
+    note: str = ''  # warning of an unknown first-block rule, or of another epsilon of batch norm
+    adapted: str = ''  # how the first convolution was adapted to the network's input channels
 
     def __str__(self) -> str:
         rule = self.first_block or ('not known' if self.note else 'of one form only')
         lines = [
             f'{self.source}: {len(self.matched)} tensors loaded, layout {self.layout}, '
-            f'first_block {rule}'
+            f'first_block {rule}',
+            f'not in the file, and zero: {listing(self.missing)}' if self.missing else '',
+            *(f'left out, {rule}: {listing(names)}' for rule, names in self.dropped.items()),
+            self.adapted,
+            self.note,
+            f'licence of these weights: {self.licence}' if self.licence else '',
         ]
-        if self.missing:
-            lines.append(f'not in the file, and zero: {listing(self.missing)}')
-        lines += [f'left out, {rule}: {listing(names)}' for rule, names in self.dropped.items()]
-        lines += [self.adapted] if self.adapted else []
-        lines += [self.note] if self.note else []
-        lines += [f'licence of these weights: {self.licence}'] if self.licence else []
-        return '\n  '.join(lines)
+        return '\n  '.join(filter(None, lines))
 
 
 def load_weights(
@@ -123,23 +108,21 @@ def load_converted(
 ) -> LoadReport:
     """:func:`load_weights` for weights that have been read; ``name`` is what errors call them."""
     convention, dropped = converted.convention, dict(converted.dropped)
-    state = OrderedDict(converted.state)
-    if beyond := [key for key in state if _is_beyond(net, key)]:
-        dropped[BEYOND] = beyond
-        for key in beyond:
-            del state[key]
+    beyond = [key for key in converted.state if _is_beyond(net, key)]
+    dropped |= {BEYOND: beyond} if beyond else {}
+    state = OrderedDict((k, v) for k, v in converted.state.items() if k not in beyond)
     adapted = _adapt_channels(net, state)
     missing = check_fit(net, state, convention, name, converted.layout)
     note = '' if convention or not net.convention.get('first_block') else unknown_rule(net)
     if converted.layout == 'maskrcnn' and any(getattr(m, 'eps', 0) > 1e-12 for m in net.modules()):
         note = EPSILON
-    matched, own = list(state), net.state_dict()
+    own = net.state_dict()
     net.load_state_dict(state | {key: torch.zeros_like(own[key]) for key in missing})
     return LoadReport(
         source=name,
         layout=converted.layout,
         first_block=convention.get('first_block'),
-        matched=matched,
+        matched=list(state),
         missing=missing,
         dropped=dropped,
         licence=entry.licence if entry else converted.licence,
@@ -148,20 +131,57 @@ def load_converted(
     )
 
 
-def _adapt_channels(net: Backbone, state: dict[str, Tensor]) -> str:
-    """Adapts weights for RGB in place to the network's input as timm does, and says how."""
-    name, own = next(iter(net.named_parameters()))
-    given, channels = state.get(name), own.shape[1]
-    if given is None or given.dim() != 4 or given.shape[1] != 3 or channels == 3:
-        return ''
-    wide = given.to(torch.promote_types(given.dtype, torch.float32))
-    if channels == 1:
-        how, wide = 'summed', wide.sum(1, keepdim=True)
-    else:
-        how = f'repeated and scaled by 3/{channels}'
-        wide = wide[:, torch.arange(channels) % 3] * (3 / channels)
-    state[name] = wide.to(given.dtype)
-    return f'adapted, {name}: its 3 input channels are {how} for the {channels} of the network'
+def check_fit(
+    net: Backbone,
+    state: Mapping[str, Tensor],
+    convention: Mapping[str, str],
+    name: str,
+    layout: str,
+) -> list[str]:
+    """Raises ``ValueError``, naming the arguments to set, unless weights fit a network exactly.
+
+    Returns:
+        The names of the allowed gap: ``conv_offset`` of deformable convolutions, all or none.
+    """
+    own = net.state_dict()
+    absent = [key for key in own if key not in state]
+    gap = [key for key in absent if '.conv_offset.' in key]
+    if any('.conv_offset.' in key for key in state):
+        gap = []
+    parts = {
+        'missing': [key for key in absent if key not in gap],
+        'unexpected': [key for key in state if key not in own],
+        'other shapes': [
+            f'{key} {tuple(value.shape)} for {tuple(own[key].shape)}'
+            for key, value in state.items()
+            if key in own and own[key].shape != value.shape
+        ],
+    }
+    if any(parts.values()):
+        detail = '; '.join(f'{what}: {listing(keys)}' for what, keys in parts.items() if keys)
+        raise CheckpointError(
+            f'{name} (layout {layout}) does not fit the network, and nothing was loaded.'
+            f'{_advice(net, own, state, convention)} [{detail}]'
+        )
+    net.check_convention(convention, name)
+    for key, value in state.items():
+        if reason := unfit(key, value, own[key]):
+            raise CheckpointError(f'{name}: {key} {reason}; nothing was loaded')
+    return gap
+
+
+def unfit(key: str, value: Tensor, own: Tensor) -> str | None:
+    """Why a tensor cannot take the place of ``own``, whatever its shape; None if it can."""
+    if value.is_meta:
+        return 'has no values'
+    if value.is_floating_point() != own.is_floating_point() or value.is_complex():
+        return f'has type {value.dtype}, where {own.dtype} is needed'
+    value = value.to(own.dtype)  # may overflow to infinity
+    if value.is_floating_point() and not torch.isfinite(value).all():
+        return f'has values that are NaN or infinite in {own.dtype}'
+    if key.endswith('running_var') and (value < 0).any():
+        return 'has negative variances: it may be swapped with another tensor'
+    return None
 
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained', force=True)
@@ -169,48 +189,35 @@ class Pretrained:
     """``init_cfg=dict(type='Pretrained', ...)`` of this package's backbones: loads, and logs it.
 
     Args:
-        checkpoint, prefix, map_location, trust: As for :func:`load_weights`.
+        checkpoint: As ``source`` of :func:`load_weights`.
+        **options: Keywords of :func:`load_weights`.
     """
 
-    def __init__(
-        self,
-        checkpoint: str,
-        prefix: str | None = None,
-        map_location: Any = 'cpu',
-        trust: bool = False,
-    ) -> None:
+    def __init__(self, checkpoint: str, **options: Any) -> None:
         self.checkpoint = checkpoint
-        self.options = dict(prefix=prefix, map_location=map_location, trust=trust)
+        self.options = options
 
     def __call__(self, module: Backbone) -> None:
         report = load_weights(module, self.checkpoint, **self.options)
         MMLogger.get_current_instance().info(str(report))
 
 
-def _is_beyond(net: Backbone, key: str) -> bool:
-    """Whether a stage comes after those of the network, such as layer4 for num_stages=3."""
-    stage, last = key.split('.')[0], net.stage_names[-1]
-    return last.startswith('layer') and stage in ('layer2', 'layer3', 'layer4') and stage > last
-
-
 def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: str) -> str:
-    """What loading by name and shape does to a model.
+    """One line on what loading by name and shape leaves out; ``''`` if all weights load.
 
     Args:
         model: The model.
         weights: The file's weights, with the model's names.
         source: The file, for messages.
 
-    Returns:
-        One line, or ``''`` if all weights load and none is left over.
-
     Raises:
         CheckpointError: No weight fits.
     """
-    own = {k: v for k, v in model.state_dict().items() if 'num_batches_tracked' not in k}
-    given = {k: v for k, v in weights.items() if 'num_batches_tracked' not in k}
-    shapes = {key: tuple(getattr(value, 'shape', ())) for key, value in given.items()}
-    loaded = {key for key, value in own.items() if shapes.get(key) == tuple(value.shape)}
+    own, given = (
+        {k: getattr(v, 'shape', None) for k, v in tensors.items() if 'num_batches_tracked' not in k}
+        for tensors in (model.state_dict(), weights)
+    )
+    loaded = [key for key, shape in own.items() if given.get(key) == shape]
     if not loaded:
         advice = 'Give load_from a checkpoint of this model'
         if any(f'backbone.{key}' in own for key in given):
@@ -233,53 +240,26 @@ def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: 
     return f"{source}: {len(loaded)} of the model's {len(own)} weights loaded; {'; '.join(rest)}"
 
 
-def check_fit(
-    net: Backbone,
-    state: Mapping[str, Tensor],
-    convention: Mapping[str, str],
-    name: str,
-    layout: str,
-) -> list[str]:
-    """Checks that weights fit a network exactly.
+def _is_beyond(net: Backbone, key: str) -> bool:
+    """Whether a stage comes after those of the network, such as layer4 for num_stages=3."""
+    stage, last = key.split('.')[0], net.stage_names[-1]
+    return last.startswith('layer') and stage in ('layer2', 'layer3', 'layer4') and stage > last
 
-    Args:
-        net: The network.
-        state: The weights, with the network's names.
-        convention: The ``first_block`` and ``style`` that they need.
-        name: What an error calls the weights.
-        layout: Their layout, for an error.
 
-    Returns:
-        The names of the allowed gap: ``conv_offset`` of deformable convolutions.
-
-    Raises:
-        ValueError: They do not fit; the message names the arguments to set.
-    """
-    own = net.state_dict()
-    offsets = any('.conv_offset.' in key for key in state)  # all of them, or none
-    absent = [key for key in own if key not in state]
-    gap = [key for key in absent if '.conv_offset.' in key and not offsets]
-    parts = {
-        'missing': [key for key in absent if key not in gap],
-        'unexpected': [key for key in state if key not in own],
-        'other shapes': [
-            f'{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}'
-            for key in own
-            if key in state and own[key].shape != state[key].shape
-        ],
-    }
-    if any(parts.values()):
-        advice = _advice(net, own, state, convention)
-        detail = '; '.join(f'{what}: {listing(keys)}' for what, keys in parts.items() if keys)
-        raise CheckpointError(
-            f'{name} (layout {layout}) does not fit the network, and nothing was loaded.{advice} '
-            f'[{detail}]'
-        )
-    net.check_convention(convention, name)
-    for key, value in state.items():
-        if reason := unfit(key, value, own[key]):
-            raise CheckpointError(f'{name}: {key} {reason}; nothing was loaded')
-    return gap
+def _adapt_channels(net: Backbone, state: dict[str, Tensor]) -> str:
+    """Adapts weights for RGB in place to the network's input as timm does, and says how."""
+    name, own = next(iter(net.named_parameters()))
+    given, channels = state.get(name), own.shape[1]
+    if given is None or given.dim() != 4 or given.shape[1] != 3 or channels == 3:
+        return ''
+    wide = given.to(torch.promote_types(given.dtype, torch.float32))
+    if channels == 1:
+        how, wide = 'summed', wide.sum(1, keepdim=True)
+    else:
+        how = f'repeated and scaled by 3/{channels}'
+        wide = wide[:, torch.arange(channels) % 3] * (3 / channels)
+    state[name] = wide.to(given.dtype)
+    return f'adapted, {name}: its 3 input channels are {how} for the {channels} of the network'
 
 
 def _advice(
@@ -289,28 +269,13 @@ def _advice(
     convention: Mapping[str, str],
 ) -> str:
     """The arguments that would make the network fit, as far as the weights show them."""
-    needs, has = architecture_of(state), architecture_of(own)
-    differs = {k: v for k, v in needs.items() if has.get(k, v) != v}
+    has = architecture_of(own) | net.convention
+    needs = architecture_of(state) | convention
+    differs = {key: value for key, value in needs.items() if has.get(key, value) != value}
     if has['type'] == 'Res2NetDCN' and needs['type'] == 'Res2Net':
         del differs['type']  # Res2NetDCN takes plain weights
-    differs |= {k: v for k, v in convention.items() if net.convention.get(k, v) != v}
     if not differs:
         return ''
     advice = ', '.join(f'{key}={value!r}' for key, value in differs.items())
-    now = has | net.convention
-    now = ', '.join(f'{key}={now.get(key)!r}' for key in differs)
+    now = ', '.join(f'{key}={has.get(key)!r}' for key in differs)
     return f' Set {advice} (the network has {now}).'
-
-
-def unfit(key: str, value: Tensor, own: Tensor) -> str | None:
-    """Why a tensor cannot take the place of ``own``, whatever its shape; None if it can."""
-    if value.is_meta:
-        return 'has no values'
-    if value.is_floating_point() != own.is_floating_point() or value.is_complex():
-        return f'has type {value.dtype}, where {own.dtype} is needed'
-    value = value.to(own.dtype)  # may overflow to infinity
-    if value.is_floating_point() and not torch.isfinite(value).all():
-        return f'has values that are NaN or infinite in {own.dtype}'
-    if key.endswith('running_var') and (value < 0).any():
-        return 'has negative variances: it may be swapped with another tensor'
-    return None

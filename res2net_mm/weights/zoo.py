@@ -22,25 +22,15 @@ NON_COMMERCIAL = 'CC BY-NC-SA 4.0 (non-commercial)'
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One published file.
-
-    Attributes:
-        url: Address of the file.
-        layout: How its tensors are named, see :func:`convert_state_dict`.
-        variant: The network, a name of ``list_backbones()``.
-        licence: Licence of the weights.
-        source: Who published them.
-        accuracy: Measure -> value in %, as the source reports it.
-        first_block: Rule that the weights need, if it differs from the variant's.
-    """
+    """One published file."""
 
     url: str
-    layout: str
-    variant: str
+    layout: str  # how its tensors are named, see convert_state_dict
+    variant: str  # the network, a name of list_backbones()
     licence: str
-    source: str
-    accuracy: dict[str, float] = field(default_factory=dict)
-    first_block: str | None = None
+    source: str  # who published it
+    accuracy: dict[str, float] = field(default_factory=dict)  # in %, as the source reports it
+    first_block: str | None = None  # the rule that it needs, if it differs from the variant's
 
     @property
     def filename(self) -> str:
@@ -74,28 +64,6 @@ class Published:
         return args if args['type'] == 'Res2NetDLA' else dict(args, first_block=self.rule)
 
 
-def _published(url: str, rows: dict[str, tuple[str, str, float]], **shared: str) -> dict:
-    """Entries of one source; rows are name -> variant, file (for ``{}`` in url), ImageNet top-1."""
-    return {
-        name: Published(
-            url=url.format(file), variant=variant, accuracy={'ImageNet top-1': top1}, **shared
-        )
-        for name, (variant, file, top1) in rows.items()
-    }
-
-
-def _detector(name: str, sha256: str, **accuracy: float) -> Published:
-    return Published(
-        url=f'https://download.openmmlab.com/mmdetection/v2.0/res2net/{name}-{sha256}.pth',
-        layout='mmdet',
-        variant='res2net101_v1b_26w_4s',
-        licence=f'Apache-2.0, trained from {NON_COMMERCIAL} weights',
-        source='mmdet, a whole detector',
-        accuracy={f'COCO {measure} AP': value for measure, value in accuracy.items()},
-        first_block='mmdet',
-    )
-
-
 _OFFICIAL = {
     'res2net50_48w_2s': ('res2net50_48w_2s-afed724a', 77.32),
     'res2net50_26w_4s': ('res2net50_26w_4s-06e79181', 77.99),
@@ -118,9 +86,9 @@ _TIMM_NAMES = {
     'res2net101_v1b_26w_4s': 'res2net101d',
 }
 _MMPRETRAIN = {
-    'res2net50_14w_8s': ('res2net50-w14-s8', 'bc967bf1', 78.14),
-    'res2net50_26w_8s': ('res2net50-w26-s8', 'f547a94b', 79.20),
-    'res2net101_26w_4s': ('res2net101-w26-s4', '870b6c36', 79.19),
+    'res2net50_14w_8s': ('res2net50-w14-s8_3rdparty_8xb32_in1k_20210927-bc967bf1', 78.14),
+    'res2net50_26w_8s': ('res2net50-w26-s8_3rdparty_8xb32_in1k_20210927-f547a94b', 79.20),
+    'res2net101_26w_4s': ('res2net101-w26-s4_3rdparty_8xb32_in1k_20210927-870b6c36', 79.19),
 }
 _PADDLE = {
     'res2net50_vd_26w_4s': ('res2net50_vd_26w_4s', 'Res2Net50_vd_26w_4s', 79.8),
@@ -140,42 +108,51 @@ _DETECTORS = {
     'htc_r2_101_fpn_20e_coco': ('3a8d2112', dict(box=47.5, mask=41.6)),
 }
 
-ZOO: dict[str, Published] = {
-    **_published(
-        'https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/{}.pth',
-        {variant: (variant, *row) for variant, row in _OFFICIAL.items()},
+ZOO: dict[str, Published] = {}
+for _variant, (_file, _top1) in _OFFICIAL.items():
+    ZOO[_variant] = Published(
+        url=f'https://shanghuagao.oss-cn-beijing.aliyuncs.com/res2net/{_file}.pth',
         layout='official',
+        variant=_variant,
         licence=NON_COMMERCIAL,
         source='the authors, github.com/Res2Net/Res2Net-PretrainedModels',
-    ),
-    **_published(
-        'https://download.openmmlab.com/mmclassification/v0/res2net/{}.pth',
-        {
-            f'{variant}_mmpretrain': (variant, f'{file}_3rdparty_8xb32_in1k_20210927-{sha}', top1)
-            for variant, (file, sha, top1) in _MMPRETRAIN.items()
-        },
+        accuracy={'ImageNet top-1': _top1},
+    )
+for _variant, (_file, _top1) in _MMPRETRAIN.items():
+    ZOO[f'{_variant}_mmpretrain'] = Published(
+        url=f'https://download.openmmlab.com/mmclassification/v0/res2net/{_file}.pth',
         layout='mmpretrain',
+        variant=_variant,
         licence=NON_COMMERCIAL,
         source="mmpretrain, converted from the authors' weights",
-    ),
-    'res2net101_v1d_26w_4s': Published(
-        url='https://download.openmmlab.com/pretrain/third_party/'
-        'res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth',
-        layout='mmdet',
-        variant='res2net101_v1b_26w_4s',
-        licence=NON_COMMERCIAL,
-        source="open-mmlab://res2net101_v1d_26w_4s, the authors' weights (mmdet applies its own "
-        'rule)',
-    ),
-    **_published(
-        'https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/{}_pretrained.pdparams',
-        _PADDLE,
+        accuracy={'ImageNet top-1': _top1},
+    )
+ZOO['res2net101_v1d_26w_4s'] = Published(
+    url='https://download.openmmlab.com/pretrain/third_party/'
+    'res2net101_v1d_26w_4s_mmdetv2-f0a600f9.pth',
+    layout='mmdet',
+    variant='res2net101_v1b_26w_4s',
+    licence=NON_COMMERCIAL,
+    source="open-mmlab://res2net101_v1d_26w_4s, the authors' weights (mmdet applies its own rule)",
+)
+for _name, (_variant, _file, _top1) in _PADDLE.items():
+    ZOO[_name] = Published(
+        url='https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/'
+        f'{_file}_pretrained.pdparams',
         layout='paddle',
+        variant=_variant,
         licence='Apache-2.0',
         source='PaddleClas',
+        accuracy={'ImageNet top-1': _top1},
         first_block='paddle',
-    ),
-    **{
-        name: _detector(name, sha256, **accuracy) for name, (sha256, accuracy) in _DETECTORS.items()
-    },
-}
+    )
+for _name, (_sha256, _accuracy) in _DETECTORS.items():
+    ZOO[_name] = Published(
+        url=f'https://download.openmmlab.com/mmdetection/v2.0/res2net/{_name}-{_sha256}.pth',
+        layout='mmdet',
+        variant='res2net101_v1b_26w_4s',
+        licence=f'Apache-2.0, trained from {NON_COMMERCIAL} weights',
+        source='mmdet, a whole detector',
+        accuracy={f'COCO {measure} AP': value for measure, value in _accuracy.items()},
+        first_block='mmdet',
+    )

@@ -1,12 +1,10 @@
 """Recomputation by stage, and compiled blocks."""
 
-import warnings
-
 import pytest
 import torch
 
 from res2net_mm import Res2Net
-from res2net_mm.backbones import bottle2neck, compiling
+from res2net_mm.backbones import bottle2neck
 
 SMALL = dict(depth=14, base_channels=16, base_width=7, zero_init_residual=False)
 
@@ -44,15 +42,6 @@ def test_recomputation_refuses_other_values(value):
         Res2Net(**SMALL, with_cp=value)
 
 
-@pytest.fixture
-def fresh_compilation(monkeypatch):
-    compiling._compiled.cache_clear()
-    yield
-    compiling._compiled.cache_clear()
-    torch.compiler.reset()
-
-
-@pytest.mark.usefixtures('fresh_compilation')
 def test_compiled_blocks_share_a_graph_and_give_the_same(monkeypatch):
     graphs = []
 
@@ -60,8 +49,8 @@ def test_compiled_blocks_share_a_graph_and_give_the_same(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **kw: compile(f, **kw, backend=backend))
+    compiled = torch.compile(bottle2neck.Bottle2neck._forward, dynamic=False, backend=backend)
+    monkeypatch.setattr(bottle2neck, '_compiled', lambda function: compiled)
     args = dict(SMALL, depth=50)
     net, plain = Res2Net(**args, compile=True).train(), Res2Net(**args).train()
     plain.load_state_dict(net.state_dict())
@@ -73,46 +62,14 @@ def test_compiled_blocks_share_a_graph_and_give_the_same(monkeypatch):
     for name, gradient in wanted.items():
         torch.testing.assert_close(given[name], gradient, msg=name)
     assert len(graphs) == 8  # first and other blocks of four stages, not 16 blocks
+    torch.compiler.reset()
 
 
-@pytest.mark.usefixtures('fresh_compilation')
-def test_blocks_run_where_they_cannot_be_compiled(monkeypatch):
-    def backend(graph, inputs):
-        raise OSError('no compiler here\nand a long trace')
-
-    compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **kw: compile(f, **kw, backend=backend))
-    net, plain = Res2Net(**SMALL, compile=True).eval(), Res2Net(**SMALL).eval()
-    plain.load_state_dict(net.state_dict())
+def test_only_blocks_are_compiled_and_no_trace(monkeypatch):
+    """An export or a trace takes the blocks as they are."""
+    monkeypatch.setattr(torch, 'compile', lambda *args, **kwargs: pytest.fail('compiled'))
+    net = Res2Net(**SMALL, compile=True, out_indices=(0,)).eval()
     image = torch.rand(1, 3, 32, 32)
-    with pytest.warns(UserWarning, match='compile=True has no effect here.*no compiler here'):
-        outs = net(image)
-    with warnings.catch_warnings():
-        warnings.simplefilter('error')
-        again = net(image)
-    for out, second, other in zip(outs, again, plain(image), strict=True):
-        assert torch.equal(out, other) and torch.equal(second, other)
-
-
-@pytest.mark.usefixtures('fresh_compilation')
-def test_a_failed_compilation_is_that_of_one_network(monkeypatch):
-    """The next network tries again, and warns by itself where it fails."""
-    calls = []
-
-    def backend(graph, inputs):
-        calls.append(graph)
-        if len(calls) == 1:
-            raise OSError('no compiler yet')
-        return graph.forward
-
-    compile = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f, **kw: compile(f, **kw, backend=backend))
-    nets = [Res2Net(**SMALL, compile=True).eval() for _ in range(2)]
-    image = torch.rand(1, 3, 32, 32)
-    with pytest.warns(UserWarning, match='compile=True has no effect.*no compiler yet'):
-        nets[0](image)
-    assert len(calls) == 1
-    nets[1](image)
-    assert len(calls) == 5  # a kind of block in each stage
-    nets[0](image)
-    assert len(calls) == 5
+    traced = torch.jit.trace(net, image, check_trace=False)
+    net.layer1[0].compile_forward = False
+    torch.testing.assert_close(traced(image)[0], net(image)[0])

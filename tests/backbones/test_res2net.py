@@ -255,9 +255,9 @@ def test_norm_and_conv_configs():
         (dict(base_width='26'), "base_width .*positive integer.* '26'"),
         (dict(first_block='timm'), "first_block .*'official', 'mmdet', 'paddle'.* 'timm'"),
         (dict(num_stages=5), 'num_stages .* 5'),
-        (dict(strides=(1, 2)), r'strides .*num_stages \(4\).*\(1, 2\)'),
+        (dict(strides=(1, 2)), r'strides .* 4 values.*\(1, 2\)'),
         (dict(dilations=(1, 1, 0, 1)), 'dilations .*positive integer.* 0'),
-        (dict(multi_grid=(1, 2)), r'multi_grid .*\(3\).*\(1, 2\)'),
+        (dict(multi_grid=(1, 2)), r'multi_grid .* 3 values.*\(1, 2\)'),
         (dict(out_indices=(0, 4)), r'out_indices .*0 to 3.*\(0, 4\)'),
         (dict(out_indices=(2, 1)), r'out_indices .*ascending.*\(2, 1\)'),
         (dict(out_indices=()), 'out_indices'),
@@ -266,7 +266,7 @@ def test_norm_and_conv_configs():
         (dict(stem_channels=33), 'stem_channels .*even.* 33'),
         (dict(base_channels=-1), 'base_channels .* -1'),
         (dict(plugins=[dict(cfg={}, position='before_conv1')]), "position .*'before_conv1'"),
-        (dict(plugins=[dict(cfg={}, stages=(True,))]), r'stages .*num_stages \(4\).*\(True,\)'),
+        (dict(plugins=[dict(cfg={}, stages=(True,))]), r'stages .* 4 values.*\(True,\)'),
     ],
 )
 def test_wrong_values_are_named(args, words):

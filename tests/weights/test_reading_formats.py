@@ -1,13 +1,11 @@
 """Paddle's pickles and safetensors, and files of every format with bytes changed at random."""
 
-import codecs
 import functools
 import io
 import json
 import os
 import pickle
 import random
-import sys
 import time
 import warnings
 import zipfile
@@ -15,7 +13,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
 from safetensors.torch import save
 
 from res2net_mm.backbones import Res2Net
@@ -146,20 +143,13 @@ def test_code_in_pickles_of_arrays(tmp_path, protocol):
         (Reduced(getattr, (np.ones(2), 'tofile')), 'asks for builtins.getattr when'),
         (Reduced(functools.partial, (os.system, 'ls')), 'asks for functools.partial when'),
         (Reduced(bytearray, (3 * 10**9,)), 'asks for builtins.bytearray when'),
-        (Reduced(codecs.encode, ('x' * 9, 'rot13')), 'asks for _codecs.encode to another encoding'),
-        (HistoryBuffer(), 'asks for (mmengine.*HistoryBuffer|copyreg.*) when'),
-        (torch.ones(2), 'asks for torch._utils._rebuild_tensor_v2 when'),
-        (np.random, 'asks for '),
+        (torch.ones(2), 'asks for torch.storage._load_from_bytes when'),
+        (np.random.RandomState(0), 'asks for '),
         (np.array([None]), "holds numpy data of type 'O8'; only numbers"),
         (np.array(['a']), "holds numpy data of type 'U1'; only numbers"),
         (np.zeros(2, [('a', 'f4')]), "holds numpy data of type 'V4'; only numbers"),
-        (
-            np.zeros(2, 'm8[s]'),
-            'damaged or no checkpoint: a numpy type|holds numpy data of type .m8',
-        ),
-        (np.float32(2), 'holds a value of type float32 under'),
-        (Reduced(np.dtype, ('f8',), (3, '<', None, None, None, -1, -1, 63)), 'type DType under'),
-        (Reduced(np.ndarray, (10**12,)), 'not enough values to unpack'),
+        (np.zeros(2, 'm8[s]'), 'holds numpy data of type .m8'),
+        (Reduced(np.dtype, ('f8',), (3, '<', None, None, None, -1, -1, 63)), 'a numpy type'),
         (
             Reduced(np.ndarray, (0,), (1, (10**12,), np.dtype('f8'), False, b'12345678')),
             'shape .1000000000000,. and type float64 has 8 bytes',
@@ -168,15 +158,9 @@ def test_code_in_pickles_of_arrays(tmp_path, protocol):
             Reduced(np.ndarray, (0,), (1, (0, 2**62, 2**62), np.dtype('f8'), False, b'')),
             'damaged or no checkpoint: ',
         ),
-        (dict(moment=np.ones(2)), "holds a value of type dict under 'x', where an array is needed"),
-        ((1, np.ones(2)), "holds a value of type tuple under 'x', where"),
-        ('text', "holds a value of type str under 'x', where"),
-        (None, "holds a value of type NoneType under 'x', where"),
     ],
 )
 def test_what_is_no_array(tmp_path, value, reason):
-    if value is np.random:
-        value = np.random.RandomState(0)
     path = tmp_path / 'other.pdparams'
     for protocol in (2, 4):
         path.write_bytes(pickle.dumps({'w': np.ones(2), 'x': value}, protocol))
@@ -184,20 +168,22 @@ def test_what_is_no_array(tmp_path, value, reason):
             read_checkpoint(path)
 
 
+@pytest.mark.parametrize('value', [dict(m=np.ones(2)), (1, 2), 'text', None, np.float32(2)])
+def test_what_is_no_array_is_no_weight(tmp_path, value):
+    """Such values run no code, so they are read; renaming refuses them."""
+    path = tmp_path / 'other.pdparams'
+    state = {'conv1._conv.weight': np.ones((4, 3, 7, 7)), 'bb_0_0.conv0._conv.weight': value}
+    path.write_bytes(pickle.dumps(state, 2))
+    with pytest.raises(CheckpointError, match=f'must be a tensor, but is {type(value).__name__}'):
+        convert_state_dict(read_checkpoint(path))
+
+
 def test_other_pickles(tmp_path):
     path = tmp_path / 'other.pdparams'
-    pieces = {'UnpackBigParamInfor@@': {'w': {'OriginShape': (4,), 'slices': ['w@@.0']}}}
-    path.write_bytes(pickle.dumps({'w@@.0': np.ones(4), **pieces}, 2))
-    for trust in (False, True):
-        assert 'keeps large arrays in pieces (UnpackBigParamInfor@@)' in refused(path, trust=trust)
-    path.write_bytes(pickle.dumps({'w': np.ones(2), NAMES: {'w': 3}}))
-    assert f"holds a value of type dict under '{NAMES}', where an array is needed" in refused(path)
     path.write_bytes(pickle.dumps([np.ones(2)]))
     assert refused(path) == 'holds an object of type list; a dict with weights is needed'
-    path.write_bytes(pickle.dumps({'w': np.ones(2)}) + b'more')
-    assert refused(path) == 'is damaged or no checkpoint: its pickle ends before the file does'
     path.write_bytes(pickle.dumps({'w': np.ones(2), 'epoch': 3}))
-    assert read_checkpoint(path, trust=True)['epoch'] == 3
+    assert read_checkpoint(path)['epoch'] == read_checkpoint(path, trust=True)['epoch'] == 3
 
     class Persistent(pickle.Pickler):
         def persistent_id(self, value):
@@ -206,15 +192,10 @@ def test_other_pickles(tmp_path):
     with path.open('wb') as file:
         Persistent(file, 4).dump({'w': np.ones(2)})
     assert 'persistent' in refused(path)
-    path.write_bytes(pickle.dumps({'w': np.ones(2)}, 5))  # which Paddle does not write
-    assert 'neither of torch, Paddle nor safetensors' in refused(path)
     # names are not believed to be names
     path.write_bytes(pickle.dumps({'x': Reduced(placeholder, ())}, 3))
     path.write_bytes(named(path.read_bytes(), 'a\x1b[2J' + 'b' * 1000 + '.c'))
     assert refused(path).startswith('asks for a?[2Jbb') and len(refused(path)) < 400
-    path.write_bytes(pickle.dumps({'k' * 10000: 3}))
-    assert refused(path).startswith("holds a value of type int under 'kkk")
-    assert len(refused(path)) == 500
 
 
 def test_safetensors(tmp_path):
@@ -237,18 +218,11 @@ def test_safetensors(tmp_path):
         path.write_bytes(save(dict(w=torch.ones(2)), metadata))
         assert read_checkpoint(path, trust=True)['meta'] == {}
     path.write_bytes(save(dict(w=torch.ones(2)), dict(res2net_mm='{first_block')))
-    assert 'is damaged or no checkpoint: Expecting property name' in refused(path)
+    assert 'is damaged or no checkpoint: JSONDecodeError' in refused(path)
     header = dict(w=dict(dtype='F32', shape=[10**12], data_offsets=[0, 4 * 10**12]))
     header = json.dumps(header).encode()
     path.write_bytes(len(header).to_bytes(8, 'little') + header + bytes(8))
-    assert refused(path).startswith('is damaged or no checkpoint: Error while deserializing')
-
-
-def test_without_safetensors(tmp_path, monkeypatch):
-    path = tmp_path / 'net.safetensors'
-    path.write_bytes(save(dict(w=torch.ones(2))))
-    monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
-    assert refused(path) == 'is a safetensors file; `pip install safetensors` makes it readable'
+    assert refused(path).startswith('is damaged or no checkpoint: SafetensorError')
 
 
 def files(state):
@@ -294,40 +268,40 @@ def test_content_tells_the_format(tmp_path, monkeypatch, name):
     [
         ('meta', 'meta'),
         (torch.device('meta'), 'meta'),
-        ({'cpu': 'meta'}, 'meta'),
         ({'cuda:0': 'meta'}, 'cpu'),
         (lambda storage, location: storage, 'cpu'),
-        (lambda storage, location: None, 'cpu'),
         (None, 'cpu'),
     ],
 )
 def test_devices(tmp_path, name, map_location, device):
+    """Paddle's files and safetensors are read on the CPU."""
     path = tmp_path / 'net'
     path.write_bytes(files(dict(w=torch.ones(3)))[name])
     read = read_checkpoint(path, map_location)
     tensor = read['state_dict' if name == 'safetensors' else 'w']
     tensor = tensor['w'] if name == 'safetensors' else tensor
+    device = device if name in ('zip', 'legacy') else 'cpu'
     assert tensor.device.type == device and tensor.shape == (3,)
     assert device == 'meta' or tensor.sum() == 3
 
 
 def damaged_copies(content, rng):
     """Cut off, one byte changed, several bytes changed, spliced, and noise behind the beginning."""
-    for length in rng.choices(range(len(content)), k=150):
+    for length in rng.choices(range(len(content)), k=50):
         yield content[:length]
-    for position in rng.choices(range(len(content)), k=400):
+    for position in rng.choices(range(len(content)), k=150):
         copy = bytearray(content)
         copy[position] ^= rng.randrange(1, 256)
         yield bytes(copy)
-    for _ in range(150):
+    for _ in range(50):
         copy = bytearray(content)
         for _ in range(rng.randrange(2, 12)):
             copy[rng.randrange(len(copy))] = rng.choice([0, 40, 46, 127, 128, 255])
         yield bytes(copy)
-    for _ in range(100):
+    for _ in range(40):
         start, stop, to = (rng.randrange(len(content)) for _ in range(3))
         yield content[:to] + content[start:stop] + content[to:]
-    for _ in range(100):
+    for _ in range(40):
         yield content[: rng.choice([0, 2, 4, 10, 16])] + rng.randbytes(rng.randrange(1, 400))
 
 
@@ -366,7 +340,7 @@ def test_damage_of_any_kind(tmp_path, name):
                 assert str(error).startswith(f'checkpoint {path} ') and '\n' not in str(error)
             slowest = max(slowest, time.perf_counter() - start)
     assert not caught and slowest < 2
-    assert read < 500  # changed values and names cannot be told; the rest is
+    assert read < 200  # changed values and names cannot be told; the rest is
 
 
 def test_paddle_weights_reach_the_renaming(tmp_path):

@@ -17,9 +17,8 @@ def test_tensors_may_share_their_values(tmp_path):
 def test_weights_without_values(tmp_path):
     path = tmp_path / 'meta.pth'
     torch.save(dict(state_dict=dict(w=torch.empty(2, device='meta'))), path)
-    with pytest.raises(CheckpointError, match="tensors without values .of device 'meta'"):
+    with pytest.raises(CheckpointError, match='asks for .*meta_tensor'):
         read_checkpoint(path)
-    assert read_checkpoint(path, 'meta')['state_dict']['w'].shape == (2,)
 
 
 def test_a_safetensors_file_takes_its_size_once(tmp_path):
