@@ -1,4 +1,4 @@
-"""Focal losses, PSAMask and CARAFE in place of mmcv's compiled extension."""
+"""Focal loss, PSAMask and CARAFE in place of mmcv's compiled extension."""
 
 from __future__ import annotations
 
@@ -49,46 +49,6 @@ def sigmoid_focal_loss_backward(
     right, wrong = torch.sigmoid(logits), torch.sigmoid(-logits)
     slope = gamma * right * F.logsigmoid(logits) - wrong
     grad_input.copy_(sign * scale * wrong**gamma * slope)
-
-
-def _picked(
-    softmax: Tensor, target: Tensor, weight: Tensor, alpha: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each sample: probability of the right class, its logarithm, and the loss's weight."""
-    softmax = softmax.to(compute_dtype(softmax))
-    label = target.clamp(min=0)
-    scale = alpha * (target >= 0).to(softmax.dtype)
-    if weight.numel():
-        scale = scale * weight.to(softmax)[label]
-    right = softmax.gather(1, label[:, None])[:, 0]
-    return right, right.clamp(min=torch.finfo(right.dtype).tiny).log(), scale
-
-
-def softmax_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
-) -> None:
-    """Focal loss (N,) of the right class, from probabilities (N, C); negative targets count 0."""
-    right, logarithm, scale = _picked(input, target, weight, alpha)
-    output.copy_(-scale * (1 - right) ** gamma * logarithm)
-
-
-def softmax_focal_loss_backward(
-    softmax: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    buff: Tensor,
-    grad_input: Tensor,
-    gamma: float,
-    alpha: float,
-) -> None:
-    """Derivative for the logits before the softmax, into ``grad_input`` (N, C)."""
-    right, logarithm, scale = _picked(softmax, target, weight, alpha)
-    # Keep 1 - p above zero: 0 ** (gamma - 1) * log(1) is NaN for gamma < 1
-    wrong = (1 - right).clamp(min=torch.finfo(right.dtype).tiny)
-    inner = gamma * wrong ** (gamma - 1) * right * logarithm
-    slope = scale * (inner - (1 - right) ** gamma)
-    hit = target[:, None] == torch.arange(softmax.shape[1], device=target.device)
-    grad_input.copy_(slope[:, None] * (hit.to(slope.dtype) - softmax))
 
 
 def _psamask(tensors: Tensors, sizes: Sizes) -> Tensor:
@@ -149,13 +109,9 @@ def _carafe_forward(tensors: Tensors, sizes: Sizes) -> Tensor:
     return _carafe(tensors, sizes)
 
 
-FUNCTIONS = (
-    sigmoid_focal_loss_forward,
-    sigmoid_focal_loss_backward,
-    softmax_focal_loss_forward,
-    softmax_focal_loss_backward,
-)
-OPERATORS = {f.__name__: f for f in FUNCTIONS} | {
+OPERATORS = {
+    'sigmoid_focal_loss_forward': sigmoid_focal_loss_forward,
+    'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
     'carafe_forward': forward(_carafe_forward, 'features masks rfeatures routput rmasks output'),
     'carafe_backward': backward(
         _carafe,

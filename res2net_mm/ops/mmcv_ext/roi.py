@@ -1,4 +1,4 @@
-"""RoIAlign and RoIPool with the signatures of mmcv's compiled extension.
+"""RoIAlign with the signatures of mmcv's compiled extension.
 
 On a CPU, RoIAlign is computed on channels_last features, where each pixel is a row of channels:
 5 to 9 times faster than torchvision's kernel, and its gradient 5 to 18 times.
@@ -7,7 +7,6 @@ On a CPU, RoIAlign is computed on channels_last features, where each pixel is a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -249,57 +248,4 @@ def _bags(
     return _Bags(pixel, bag, share, starts)
 
 
-def roi_pool_forward(
-    input: Tensor,
-    rois: Tensor,
-    output: Tensor,
-    argmax: Tensor,
-    pooled_height: int,
-    pooled_width: int,
-    spatial_scale: float,
-) -> None:
-    """The largest value in each bin: (N, C, H, W) and (K, 5) to ``output`` (K, C, height, width).
-
-    ``argmax``, of the same shape, gets places in H * W, -1 where a bin is empty. mmcv divides a
-    region into bins and then rounds. torchvision rounds first, so its results differ.
-    """
-    output.zero_()
-    argmax.fill_(-1)
-    regions = rois.to(compute_dtype(rois))
-    start, end = regions[:, 1:3] * spatial_scale, (regions[:, 3:] + 1) * spatial_scale
-
-    def edges(axis: int, bins: int, limit: int) -> list[list[tuple[int, int]]]:
-        """First pixel of each bin of each region, and the one after its last."""
-        step = (end - start)[:, axis, None] / bins
-        place = torch.arange(bins + 1, device=rois.device) * step + start[:, axis, None]
-        low, high = place[:, :-1].floor(), place[:, 1:].ceil()
-        return torch.stack([low, high], 2).clamp(0, limit).int().tolist()
-
-    tall, wide = input.shape[2:]
-    across, down = edges(0, pooled_width, wide), edges(1, pooled_height, tall)
-    for k in (end > start).all(1).nonzero()[:, 0].tolist():
-        for i, j in product(range(pooled_height), range(pooled_width)):
-            (top, bottom), (left, right) = down[k][i], across[k][j]
-            pixels = input[int(regions[k, 0]), :, top:bottom, left:right].flatten(1)
-            if pixels.shape[1]:
-                output[k, :, i, j], place = pixels.max(1)
-                row, column = place // (right - left), place % (right - left)
-                argmax[k, :, i, j] = (top + row) * wide + left + column
-
-
-def roi_pool_backward(
-    grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_input: Tensor, **_: Any
-) -> None:
-    """Gradient of :func:`roi_pool_forward` for its input, into ``grad_input``."""
-    count, channels = grad_input.shape[:2]
-    grad = grad_output.to(compute_dtype(grad_output)).masked_fill(argmax < 0, 0)
-    owner = rois[:, 0].long()[:, None] * channels + torch.arange(channels, device=rois.device)
-    place = owner[:, :, None] * grad_input[0, 0].numel() + argmax.clamp(min=0).flatten(2)
-    result = grad.new_zeros(grad_input.numel())
-    grad_input.copy_(result.index_add_(0, place.flatten(), grad.flatten()).view_as(grad_input))
-
-
-OPERATORS = {
-    f.__name__: f
-    for f in (roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward)
-}
+OPERATORS = {f.__name__: f for f in (roi_align_backward, roi_align_forward)}
