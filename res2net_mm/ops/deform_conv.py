@@ -46,18 +46,18 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution, with torchvision's signature.
 
-    Each tap of the kernel samples the image bilinearly at its place plus an offset. Pixels outside
-    the image are zero. Plain PyTorch (see :func:`choose_way`) makes the sampled columns, kh * kw
-    times the input, in blocks of 4 MiB on the CPU and 256 MiB elsewhere; it needs memory for a
-    copy of the input and 42 bytes (float32) for each tap of each output pixel and deform group.
-    Half precision and autocast sample in float32. A NaN offset gives NaN in plain PyTorch and no
-    sample in torchvision's kernels. There are no second derivatives.
+    Each tap of the kernel samples the image bilinearly at its place plus an offset, with zeros
+    outside. Half precision and autocast sample in float32. A NaN offset gives NaN in plain PyTorch
+    and no sample in torchvision's kernels. There are no second derivatives.
 
-    Bilinear interpolation has kinks, and fresh offsets, all zero, are on them. Offsets get the same
-    gradient there as from mmcv's operator: the slope below and to the right of a
-    pixel, and none where a tap is exactly on the line around the image (row -1 or H, column -1 or
-    W). torchvision differs on that line. Traces and exports use ``grid_sample``, which keeps the
-    second rule but does not always hit the kinks.
+    Plain PyTorch (see :func:`choose_way`) needs memory for a copy of the input, 42 bytes (float32)
+    for each tap of each output pixel and deform group, and a block of the sampled columns, 4 MiB on
+    the CPU and 256 MiB elsewhere.
+
+    Fresh offsets, all zero, are on kinks of the interpolation. Their gradient is that of mmcv's
+    operator: the slope below and to the right of a pixel, and none where a tap is exactly on the
+    line around the image (row -1 or H, column -1 or W), where torchvision differs. Traces and
+    exports use ``grid_sample``, which keeps the second rule but does not always hit the kinks.
 
     Args:
         input: (N, C, H, W).
@@ -71,9 +71,6 @@ def deform_conv2d(
 
     Returns:
         (N, C_out, H_out, W_out), with the type of ``input``.
-
-    Raises:
-        ValueError: The shapes do not fit each other.
 
     Example:
         >>> x, weight = torch.rand(1, 8, 5, 5), torch.rand(16, 8, 3, 3)
