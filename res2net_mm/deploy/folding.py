@@ -19,7 +19,6 @@ from ..backbones import Bottle2neck, Res2Net
 from ..checks import check_choice
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 from ..ops.internals import allow_recompiles, onednn_computes
-from ..ops.memory import keep_freed_memory
 from ..weights import not_finite, say_not_finite
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,7 +34,6 @@ def optimize_for_inference(
     model: Model,
     dtype: torch.dtype = torch.float32,
     compile: str | None = None,
-    keep_memory: bool = False,
 ) -> Model:
     """A copy of a backbone, detector or segmentor that gives the same outputs in less time.
 
@@ -50,8 +48,6 @@ def optimize_for_inference(
         compile: Mode of ``torch.compile`` for backbone and neck, or None. Each image size is
             compiled by itself, so let them be few; the process then keeps up to 64 graphs for one
             function. ``'reduce-overhead'`` and ``'max-autotune'`` use CUDA graphs.
-        keep_memory: For a model on a CPU, this process keeps the memory of freed tensors from now
-            on (:func:`~res2net_mm.ops.memory.keep_freed_memory`).
 
     Returns:
         The copy, in evaluation mode. It cannot be trained, nor loaded with weights of the original.
@@ -95,24 +91,61 @@ def optimize_for_inference(
     if whole:
         parts[-1].register_forward_hook(_cast_features)
     if compile is not None:
-        _compile(parts, compile)
-    if keep_memory and on_cpu:
-        keep_freed_memory()
+        allow_recompiles(_SIZES)
+        for part in parts:
+            if compile != 'default':
+                part.register_forward_hook(_clone_features)
+            part.compile(mode=compile, dynamic=False)
     return fast
 
 
 def fold_batch_norm(model: nn.Module) -> None:
-    """Folds each batch norm of a model in evaluation mode into the convolution before it."""
-    for owner, conv, norm in list(_pairs(model)):
-        _fold(owner, conv, norm)
+    """Folds each batch norm of a model in evaluation mode into the convolution before it.
+
+    A convolution shared by several norms, as in heads with a norm for each level, is left out.
+    """
+    owned = [child for module in model.modules() for child in module._modules.values()]
+    places = Counter(map(id, owned))
+    for owner, conv, name in list(_pairs(model)):
+        norm = getattr(owner, name)
+        plain = type(conv) in _CONVOLUTIONS and not nn.utils.parametrize.is_parametrized(conv)
+        fixed = type(norm) in _NORMS and norm.running_mean is not None
+        if plain and fixed and places[id(conv)] == 1:
+            conv.weight, conv.bias = _folded(conv, norm)
+            setattr(owner, name, nn.Identity())
 
 
-def _compile(parts: Sequence[nn.Module], mode: str) -> None:
-    allow_recompiles(_SIZES)
-    for part in parts:
-        if mode != 'default':
-            part.register_forward_hook(_clone_features)
-        part.compile(mode=mode, dynamic=False)
+def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
+    """Each module that a next one follows: owner of the latter, the former, name of the latter."""
+    for module in model.modules():
+        if isinstance(module, nn.Sequential):
+            names = list(module._modules)
+            yield from ((module, module[i], names[i + 1]) for i in range(len(module) - 1))
+        elif isinstance(module, Bottle2neck):
+            yield module, module.conv1, module.norm1_name
+            yield module, module.conv3, module.norm3_name
+            yield from ((module.bns, conv, str(i)) for i, conv in enumerate(module.convs))
+        elif isinstance(module, Res2Net) and not module.deep_stem:
+            yield module, module.conv1, module.norm1_name
+        elif isinstance(module, ConvModule) and module.with_norm:
+            order = [layer for layer in module.order if layer != 'act' or module.with_activation]
+            if ('conv', 'norm') in zip(order, order[1:], strict=False):
+                yield module, module.conv, module.norm_name
+
+
+def _folded(conv: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
+    """Weight and bias, computed in float64."""
+    names = 'running_mean', 'running_var', 'weight', 'bias'
+    mean, var, scale, shift = (_double(getattr(norm, name)) for name in names)
+    folded = fuse_conv_bn_weights(
+        _double(conv.weight), _double(conv.bias), mean, var, norm.eps, scale, shift
+    )
+    dtype = conv.weight.dtype
+    return tuple(nn.Parameter(value.to(dtype), requires_grad=False) for value in folded)
+
+
+def _double(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.double()
 
 
 @torch.compiler.disable
@@ -127,53 +160,3 @@ def _cast_images(dtype: torch.dtype, _: nn.Module, inputs: tuple[Tensor, ...]) -
 
 def _cast_features(_: nn.Module, inputs: Any, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(level.float() for level in features)
-
-
-def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
-    """Each convolution that a batch norm follows: owner of the norm, convolution, norm's name.
-
-    A convolution shared by several norms, as in heads with a norm for each level, is left out.
-    """
-    owned = [child for module in model.modules() for child in module._modules.values()]
-    places = Counter(map(id, owned))
-    for module in model.modules():
-        found: list[tuple[nn.Module, nn.Module, str]] = []
-        if isinstance(module, nn.Sequential):
-            names = list(module._modules)
-            found += [(module, module[i], names[i + 1]) for i in range(len(module) - 1)]
-        elif isinstance(module, Bottle2neck):
-            found += [
-                (module, module.conv1, module.norm1_name),
-                (module, module.conv3, module.norm3_name),
-                *((module.bns, conv, str(i)) for i, conv in enumerate(module.convs)),
-            ]
-        elif isinstance(module, Res2Net) and not module.deep_stem:
-            found.append((module, module.conv1, module.norm1_name))
-        elif isinstance(module, ConvModule) and module.with_norm:
-            order = [layer for layer in module.order if layer != 'act' or module.with_activation]
-            if ('conv', 'norm') in zip(order, order[1:], strict=False):
-                found.append((module, module.conv, module.norm_name))
-        for owner, conv, name in found:
-            norm = getattr(owner, name)
-            plain = type(conv) in _CONVOLUTIONS and not nn.utils.parametrize.is_parametrized(conv)
-            plain = plain and places[id(conv)] == 1
-            if plain and type(norm) in _NORMS and norm.running_mean is not None:
-                yield owner, conv, name
-
-
-def _fold(owner: nn.Module, conv: Any, name: str) -> None:
-    norm = getattr(owner, name)
-    weight, bias = fuse_conv_bn_weights(
-        conv.weight.double(),
-        None if conv.bias is None else conv.bias.double(),
-        norm.running_mean.double(),
-        norm.running_var.double(),
-        norm.eps,
-        None if norm.weight is None else norm.weight.double(),
-        None if norm.bias is None else norm.bias.double(),
-    )
-    dtype = conv.weight.dtype
-    conv.weight, conv.bias = (
-        nn.Parameter(value.to(dtype), requires_grad=False) for value in (weight, bias)
-    )
-    setattr(owner, name, nn.Identity())

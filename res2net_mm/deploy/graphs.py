@@ -35,7 +35,7 @@ class Graph(nn.Module):
     """A copy of a model, in evaluation mode and float32 on the CPU, with its image input.
 
     Args:
-        model: A backbone, detector or segmentor; it is not changed.
+        model: A backbone, classifier, detector or segmentor; it is not changed.
         normalisation: ``mean``, ``std`` (a number a channel, of pixels from 0 to 255) and
             ``channels``, 'RGB' or 'BGR', the order of both and of what the network takes.
         size: (height, width) that every image is padded to, a multiple of ``divisor``; None leaves
@@ -63,7 +63,11 @@ class Graph(nn.Module):
         for name in ('mean', 'std'):
             values = torch.tensor(normalisation[name], dtype=torch.float32)
             self.register_buffer(name, values[:, None, None], persistent=False)
+        self.name_outputs()
         self.eval().requires_grad_(False)
+
+    def name_outputs(self) -> None:
+        """Sets ``outputs`` and ``task`` where they depend on the model."""
 
     def normalise(self, image: Tensor) -> Tensor:
         """uint8 (N, h, w, C), RGB -> float32 (N, C, h, w), in the network's order."""
@@ -90,11 +94,9 @@ class Levels(Graph):
 
     task = 'backbone'
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
-        self.outputs = tuple(f'c{i + 2}' for i in model.out_indices)
-        if getattr(model, 'with_stem', False):
-            self.outputs = ('c1', *self.outputs)
+    def name_outputs(self) -> None:
+        stem = ('c1',) * getattr(self.model, 'with_stem', False)
+        self.outputs = (*stem, *(f'c{i + 2}' for i in self.model.out_indices))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Features, (N, channels, ceil(h / stride), ceil(w / stride)) each."""
@@ -119,9 +121,8 @@ class Segmentor(Graph):
 
     task = 'segmentation'
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
-        self.outputs = ('segmentation',) + ('probability',) * (model.out_channels == 1)
+    def name_outputs(self) -> None:
+        self.outputs = ('segmentation',) + ('probability',) * (self.model.out_channels == 1)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """The outputs of the first image."""
@@ -138,14 +139,13 @@ class Segmentor(Graph):
 class Detector(Graph):
     """Boxes, scores and labels of a detector of mmdet, and its masks and panoptic map."""
 
-    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        super().__init__(model, *args, **kwargs)
-        masks = getattr(getattr(model, 'roi_head', None), 'with_mask', False)
-        panoptic = hasattr(model, 'panoptic_fusion_head')
+    def name_outputs(self) -> None:
+        masks = getattr(getattr(self.model, 'roi_head', None), 'with_mask', False)
+        panoptic = hasattr(self.model, 'panoptic_fusion_head')
         self.task = 'panoptic' if panoptic else 'instance' if masks else 'detection'
         self.outputs = ('boxes', 'scores', 'labels')
         self.outputs += ('masks', 'mask_scores') * masks + ('segmentation',) * panoptic
-        test_cfg = model.test_cfg.get('rcnn', model.test_cfg)
+        test_cfg = self.model.test_cfg.get('rcnn', self.model.test_cfg)
         # a buffer, so that a trace can be made with another value
         threshold = torch.tensor(float(test_cfg.get('score_thr', 0)))
         self.register_buffer('score_thr', threshold, persistent=False)
@@ -153,10 +153,8 @@ class Detector(Graph):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The outputs named ``outputs``."""
         x, shape = self.prepare(image)
-        meta = dict(
-            img_shape=shape, ori_shape=shape, pad_shape=x.shape[2:], scale_factor=(1.0, 1.0)
-        )
-        meta.update(batch_input_shape=x.shape[2:], score_thr=self.score_thr)
+        meta = dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
+        meta.update(pad_shape=x.shape[2:], batch_input_shape=x.shape[2:], score_thr=self.score_thr)
         samples = [SimpleNamespace(metainfo=meta)]
         levels = self.model.extract_feat(x)
         if hasattr(self.model, 'roi_head'):
@@ -187,16 +185,8 @@ def _clip(boxes: Tensor, shape: Sequence[int] | None) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), torch.stack([width, height, width, height]))
 
 
-def _delta2bbox(
-    rois: Tensor,
-    deltas: Tensor,
-    means: Any,
-    stds: Any,
-    shape: Any,
-    ratio: float,
-    clip: bool,
-    *_: Any,
-) -> Tensor:
+def _delta2bbox(rois: Tensor, deltas: Tensor, *rule: Any) -> Tensor:
+    means, stds, shape, ratio, clip = rule[:5]
     deltas = deltas * deltas.new_tensor(stds) + deltas.new_tensor(means)
     largest = abs(math.log(ratio))
     size = rois[:, 2:] - rois[:, :2]
@@ -395,22 +385,19 @@ class _Traceable(TorchFunctionMode):
 def traceable(graph: Graph, native_deform: bool = False) -> Iterator[None]:
     """Has a graph's model compute without branches on data, by operators that runtimes know.
 
-    Nothing stays replaced afterwards.
-
-    Args:
-        graph: What is traced.
-        native_deform: Compute deformable convolutions by torchvision's operator, for which
-            OpenVINO has one of its own; otherwise by ``grid_sample``.
+    Deformable convolutions are computed by torchvision's operator if ``native_deform``, for which
+    OpenVINO has one of its own, and otherwise by ``grid_sample``.
     """
     convolve = torchvision.ops.deform_conv2d if native_deform else deform_conv2d
+    replaced = [(deform_conv, 'deform_conv2d', convolve)]
+    if isinstance(graph, Detector):
+        replaced += _of_mmdet(graph, convolve)
+    if isinstance(graph, Segmentor):
+        wrappers = sys.modules['mmseg.models.utils.wrappers']
+        replaced.append((wrappers.Upsample, 'forward', _upsample))
     with ExitStack() as stack:
-        stack.enter_context(patch.object(deform_conv, 'deform_conv2d', convolve))
-        if isinstance(graph, Detector):
-            for owner, name, value in _of_mmdet(graph, convolve):
-                stack.enter_context(patch.object(owner, name, value))
-        if isinstance(graph, Segmentor):
-            wrappers = sys.modules['mmseg.models.utils.wrappers']
-            stack.enter_context(patch.object(wrappers.Upsample, 'forward', _upsample))
+        for owner, name, value in replaced:
+            stack.enter_context(patch.object(owner, name, value))
         stack.enter_context(_Traceable())
         yield
 

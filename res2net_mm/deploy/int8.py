@@ -7,7 +7,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,36 +15,18 @@ import numpy as np
 
 from .running import KEY, ExportedModel, openvino_core
 
-# Quantising everything, nncf's default, costs a detector AP, most of all of
-# large objects: box coordinates go through these operations, and 256 levels are too few for them.
+# Quantising everything, nncf's default, costs a detector AP, most of all of large objects: box
+# coordinates go through these operations, and 256 levels are too few for them.
 ELEMENTWISE = (
-    'Add',
-    'BatchNormInference',
-    'Clamp',
-    'Concat',
-    'Divide',
-    'Exp',
-    'Gather',
-    'Maximum',
-    'Minimum',
-    'Multiply',
-    'Power',
-    'Sqrt',
-    'Subtract',
+    *('Add', 'BatchNormInference', 'Clamp', 'Concat', 'Divide', 'Exp', 'Gather', 'Maximum'),
+    *('Minimum', 'Multiply', 'Power', 'Sqrt', 'Subtract'),
 )
 # What else to leave in float if accuracy falls too far, by names of modules: more at each step. In
 # Semantic FPN on CamVid the loss came from the first layers (seen with --check).
-STEPS: tuple[tuple[str, ...], ...] = tuple(
-    accumulate(
-        (
-            (),
-            ('backbone.stem', 'backbone.conv1'),
-            ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head', 'head'),
-            ('roi_head', 'neck'),
-        )
-    )
-)
-_INT8_FLAGS = ('avx512_vnni', 'avx_vnni', 'amx_int8', 'asimddp', 'i8mm')
+_FIRST = ('backbone.stem', 'backbone.conv1')
+_HEADS = ('rpn_head', 'bbox_head', 'mask_head', 'semantic_head', 'decode_head', 'head')
+STEPS = ((), _FIRST, _FIRST + _HEADS, (*_FIRST, *_HEADS, 'roi_head', 'neck'))
+_INT8_FLAGS = {'avx512_vnni', 'avx_vnni', 'amx_int8', 'asimddp', 'i8mm'}
 
 
 def has_int8_instructions() -> bool:
@@ -54,10 +35,7 @@ def has_int8_instructions() -> bool:
     True where the system does not list what its processor can do.
     """
     info = Path('/proc/cpuinfo')
-    if not info.exists():
-        return True
-    flags = {word for line in info.read_text().splitlines() for word in line.split()}
-    return any(flag in flags for flag in _INT8_FLAGS)
+    return not info.exists() or not _INT8_FLAGS.isdisjoint(info.read_text().split())
 
 
 def require_nncf() -> None:
@@ -78,7 +56,7 @@ def require_nncf() -> None:
 def quantize(
     source: str | Path, path: str | Path, images: Sequence[np.ndarray], step: int = 0
 ) -> list[str]:
-    """Writes an int8 version of an OpenVINO file.
+    """Writes an int8 version of an OpenVINO file, and returns what stays in float.
 
     Convolutions and linear layers are quantised; the arithmetic between them stays in float.
 
@@ -88,14 +66,6 @@ def quantize(
         images: To calibrate with, (h, w, 3), uint8, RGB, resized as the config resizes; they are
             read twice.
         step: Which of ``STEPS`` to leave in float.
-
-    Returns:
-        What stays in float.
-
-    Raises:
-        ImportError: openvino or nncf is not installed.
-        ValueError: There are no images.
-        ModelFileError: ``source`` cannot be run.
     """
     require_nncf()
     import nncf
@@ -105,11 +75,7 @@ def quantize(
         raise ValueError('int8 needs images to calibrate with, but got none')
     file, model = ExportedModel(source), openvino_core().read_model(source)
     in_float = ['elementwise arithmetic', *STEPS[step]]
-    in_float_scope = nncf.IgnoredScope(
-        types=list(ELEMENTWISE),
-        names=_layers(model, STEPS[step]),
-        validate=False,  # no model has all of the types
-    )
+    layers = _layers(model, STEPS[step]) if step else []
     logger = logging.getLogger('nncf')
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -118,7 +84,8 @@ def quantize(
             model,
             nncf.Dataset(images, lambda image: file.fit(image)[None]),
             subset_size=len(images),
-            ignored_scope=in_float_scope,
+            # no model has all of the types
+            ignored_scope=nncf.IgnoredScope(types=list(ELEMENTWISE), names=layers, validate=False),
         )
     finally:
         logger.setLevel(level)
@@ -132,7 +99,7 @@ def _layers(model: Any, modules: Sequence[str]) -> list[str]:
     """Names of the convolutions and linear layers that these modules hold."""
     found = []
     pattern = re.compile(rf'\.({"|".join(map(re.escape, modules))})[./]')
-    for layer in model.get_ordered_ops() if modules else ():
+    for layer in model.get_ordered_ops():
         if layer.get_type_name() in ('Convolution', 'GroupConvolution', 'MatMul'):
             node = layer
             # a layer with a folded batch norm has lost its name, but what follows it has one

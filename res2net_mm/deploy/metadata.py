@@ -15,7 +15,7 @@ ONNX files have it in ``metadata_props``, OpenVINO files in ``rt_info``. Fields:
 - ``outputs``: names; ``score_thr``, ``max_per_img``, ``mask_thr``: of detectors, the last also of
   segmentors with one channel; ``opset``: of ONNX files.
 - ``int8``: null, or what a quantised file leaves in float.
-- ``variant``, ``first_block``, ``style``: of backbones.
+- ``variant`` (null if it has no name), ``first_block``, ``style``: of backbones.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbones import VARIANTS, Backbone, Bottle2neck
+from ..backbones import VARIANTS, Backbone
 from ..backbones.layers import BATCH_NORMS
 from ..checks import check_choice
 from ..data.sets.nodes import type_name
@@ -38,39 +38,34 @@ from ..weights.architecture import architecture_of
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD
 from .running import FORMAT
 
-# what all published weights were trained with
-IMAGENET = dict(mean=IMAGENET_MEAN, std=IMAGENET_STD, channels='RGB')
-
 
 def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) -> dict[str, Any]:
     """``mean`` and ``std``, a number a channel, and ``channels``, their order: 'RGB' or 'BGR'.
 
     They are ``given``, or the model's own, or for a backbone of three channels ImageNet's.
-
-    Raises:
-        ValueError: What is given cannot be; the message names it.
     """
-    found = dict(IMAGENET) if channels == 3 else dict(mean=(0.0,) * channels, std=(1.0,) * channels)
+    found = dict(mean=(0.0,) * channels, std=(1.0,) * channels, channels='RGB')
     preprocessor = getattr(model, 'data_preprocessor', None)
-    if getattr(preprocessor, 'mean', None) is not None:  # mmengine has it only if it normalises
-        for name in ('mean', 'std'):
-            values = getattr(preprocessor, name).double().flatten().tolist()
-            found[name] = tuple(round(value, 4) for value in values)  # of float32's noise
+    if preprocessor is None and channels == 3:  # what all published weights were trained with
+        found.update(mean=IMAGENET_MEAN, std=IMAGENET_STD)
     elif preprocessor is not None:
-        found.update(mean=(0.0,) * channels, std=(1.0,) * channels)
-    if preprocessor is not None:  # images come from mmcv as BGR
-        # the second name is that of mmsegmentation 1.2.2, the third mmpretrain's
+        if getattr(preprocessor, 'mean', None) is not None:  # only if it normalises
+            for name in ('mean', 'std'):
+                values = getattr(preprocessor, name).double().flatten().tolist()
+                found[name] = tuple(round(value, 4) for value in values)  # of float32's noise
+        # images come from mmcv as BGR; the second name is that of mmsegmentation 1.2.2, the third
+        # mmpretrain's
         names = ('_channel_conversion', 'channel_conversion', 'to_rgb')
         converts = any(getattr(preprocessor, name, False) for name in names)
         found['channels'] = 'RGB' if converts else 'BGR'
-    found.update({name: given[name] for name in IMAGENET if given.get(name) is not None})
+    found |= {name: given[name] for name in found if given.get(name) is not None}
     for name in ('mean', 'std'):
         values = found[name]
         if len(values) != channels or not all(map(math.isfinite, values)):
             raise ValueError(f'{name} must be {channels} finite numbers, but got {values!r}')
     if min(found['std']) <= 0:
         raise ValueError(f'std must be positive, but got {found["std"]!r}')
-    check_choice('channels', found.setdefault('channels', 'RGB'), ('RGB', 'BGR'))
+    check_choice('channels', found['channels'], ('RGB', 'BGR'))
     return found
 
 
@@ -136,15 +131,15 @@ def weights_hash(model: nn.Module) -> str:
 def describe(graph: Any, normalisation: Mapping[str, Any], about: Mapping[str, Any]) -> dict:
     """The metadata of a :class:`~res2net_mm.deploy.graphs.Graph`.
 
-    Args:
-        graph: What is exported.
-        normalisation: As :func:`normalisation_of` gives it.
-        about: ``config``, ``classes``, ``palette`` and ``resize``, where they are known.
+    ``about`` has ``config``, ``classes``, ``palette`` and ``resize``, where they are known.
     """
     model = graph.model
     height, width = graph.size or (None, None)
     test_cfg = dict(getattr(model, 'test_cfg', None) or {})
     test_cfg = test_cfg.get('rcnn', test_cfg)
+    threshold = test_cfg.get('mask_thr_binary')
+    if 'probability' in graph.outputs:
+        threshold = model.decode_head.threshold
     text = dict(
         format=FORMAT,
         version=__version__,
@@ -167,9 +162,7 @@ def describe(graph: Any, normalisation: Mapping[str, Any], about: Mapping[str, A
         outputs=list(graph.outputs),
         score_thr=test_cfg.get('score_thr'),
         max_per_img=test_cfg.get('max_per_img'),
-        mask_thr=model.decode_head.threshold
-        if 'probability' in graph.outputs
-        else test_cfg.get('mask_thr_binary'),
+        mask_thr=threshold,
         opset=None,
         int8=None,
     )
@@ -179,38 +172,21 @@ def describe(graph: Any, normalisation: Mapping[str, Any], about: Mapping[str, A
     return text
 
 
-def in_channels(net: nn.Module) -> int:
-    """Channels of the image."""
-    return next(net.parameters()).shape[1]
-
-
-def variant_of(net: Backbone) -> str:
-    """Name of the variant that a network is, or its type and arguments as far as it shows them."""
-    shown, own = {**architecture_of(net.state_dict()), **net.convention}, _signature(net)
+def variant_of(net: Backbone) -> str | None:
+    """Name of the variant that a network is, by its weights, convention and layers."""
+    shown, own = {**architecture_of(net.state_dict()), **net.convention}, _layers(net)
     for name, args in VARIANTS.items():
         args = dict(args)
         kind = MODELS.get(args.pop('type', 'Res2Net'))
         full = {'type': type(net).__name__, **kind.arguments(), **args}
         if kind is type(net) and all(full.get(k) in (None, v) for k, v in shown.items()):
             with torch.device('meta'):
-                if _signature(kind(**args)) == own:
+                if _layers(kind(**args)) == own:
                     return name
-    stages = [
-        [m for m in getattr(net, name).modules() if isinstance(m, Bottle2neck)]
-        for name in net.stage_names
-    ]
-    dilations = [sorted({b.convs[0].dilation[0] for b in blocks}) for blocks in stages]
-    if dilations != [[1]] * len(stages):
-        shown['dilations'] = tuple(d[0] if len(d) == 1 else tuple(d) for d in dilations)
-    shown['out_strides'] = net.out_strides
-    plugins = {name for b in sum(stages, []) for names in b.plugin_names.values() for name in names}
-    if plugins:
-        shown['plugins'] = tuple(sorted(plugins))
-    arguments = ', '.join(f'{k}={v!r}' for k, v in shown.items() if k != 'type')
-    return f'{type(net).__name__}: {arguments}'
+    return None
 
 
-def _signature(net: Backbone) -> Any:
+def _layers(net: Backbone) -> Any:
     """What features depend on besides the weights: the convention, every layer's arguments."""
     layers = []
     for name, module in net.named_modules():

@@ -1,7 +1,7 @@
 """Runs exported models with onnxruntime or OpenVINO: numpy in, numpy out.
 
-This file needs numpy, one of the two runtimes, and OpenCV or Pillow to resize images. It imports
-nothing else of this package, so a program without PyTorch can keep a copy of it.
+This file needs numpy and one of the two runtimes, and resizes images by OpenCV if it is there. It
+imports nothing else of this package, so a program without PyTorch can keep a copy of it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ SUFFIXES = ('.onnx', '.xml')
 KEY = 'res2net_mm'  # of the metadata in a file
 FORMAT = 1  # of the metadata
 Array = np.ndarray
+Compute = Callable[[Array], list[Array]]
 
 
 class ModelFileError(ValueError):
@@ -50,10 +51,19 @@ class ExportedModel:
             raise ModelFileError(f'{path} is no exported model: it must end in .onnx or .xml')
         if not path.is_file():
             raise FileNotFoundError(f'exported model {path} does not exist')
-        if path.suffix == '.onnx':
-            self._compute, text = _open_onnx(path, threads)
-        else:
-            self._compute, text = _open_openvino(path, threads, precision)
+        onnx, weights = path.suffix == '.onnx', path.with_suffix('.bin')
+        if not (onnx or weights.is_file()):
+            raise ModelFileError(f'{path} has no weights: {weights.name} is missing')
+        try:
+            self._compute, text = (
+                open_onnx(path, threads) if onnx else open_openvino(path, threads, precision)
+            )
+        except ImportError as error:
+            package = 'onnxruntime' if onnx else 'openvino'
+            raise ImportError(f'{path} needs {package}: pip install {package}') from error
+        except Exception as error:  # exceptions of the runtimes have no base of their own
+            reason = str(error).strip().splitlines()[-1]
+            raise ModelFileError(f'{path} is damaged or no exported model: {reason}') from error
         self.path = path
         self.metadata = _parse(path, text)
         self._input = self.metadata['input']
@@ -64,10 +74,7 @@ class ExportedModel:
         return list(self.metadata.get('classes') or ())
 
     def predict(self, image: Array) -> dict[str, Array]:
-        """Predicts an image of any size.
-
-        Args:
-            image: (H, W, 3), uint8, RGB.
+        """Predicts an image (H, W, 3), uint8, RGB, of any size.
 
         Returns:
             ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of ``image``, ``scores`` (N,), ``labels``
@@ -77,7 +84,9 @@ class ExportedModel:
         Raises:
             ValueError: ``image`` is no such array.
         """
-        _check_image(image)
+        shape, dtype = getattr(image, 'shape', ()), getattr(image, 'dtype', type(image).__name__)
+        if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
+            raise ValueError(f'image must be an array (H, W, 3) of uint8, but got {dtype} {shape}')
         return self.predict_resized(self.resize(image), image.shape[:2])
 
     def resize(self, image: Array) -> Array:
@@ -91,15 +100,7 @@ class ExportedModel:
         return image
 
     def predict_resized(self, image: Array, shape: tuple[int, int]) -> dict[str, Array]:
-        """Predicts an image that has been resized already.
-
-        Args:
-            image: (h, w, 3), uint8, RGB. One that is too large for the file is made smaller.
-            shape: H, W of the image that the result is for.
-
-        Returns:
-            As ``predict``, in pixels of an image of ``shape``.
-        """
+        """As :meth:`predict` for a resized image, in pixels of an image of ``shape``, H and W."""
         if self._input['kind'] == 'raw':
             raise ModelFileError(
                 f'{self.path} takes normalised values: give them to run(), or export without --raw'
@@ -116,14 +117,11 @@ class ExportedModel:
         return _resize(image, *(max(int(side * factor), 1) for side in image.shape[:2]))
 
     def run(self, image: Array) -> dict[str, Array]:
-        """Computes the outputs of the file.
+        """The file's outputs by name, in pixels of ``image``.
 
         Args:
             image: (h, w, 3), uint8, RGB, not larger than the file's size. For a raw file: (1, 3, H,
                 W), float32, normalised.
-
-        Returns:
-            The outputs by name, in pixels of ``image``.
         """
         image = image if self._input['kind'] == 'raw' else image[None]
         return dict(zip(self.metadata['outputs'], self._compute(image), strict=True))
@@ -155,21 +153,16 @@ class ExportedModel:
         return found
 
 
-def _open_onnx(path: Path, threads: int | None) -> tuple[Callable, str | None]:
-    """What computes a file's outputs from its input, and its metadata."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError(f'{path} needs onnxruntime: pip install onnxruntime') from error
+def open_onnx(file: Path | bytes, threads: int | None = None) -> tuple[Compute, str | None]:
+    """What computes a file's outputs from its input in onnxruntime, and its metadata."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or 0
     options.log_severity_level = 3  # errors, which come as exceptions
     # waiting threads would spin, which slows down whatever else computes
     options.add_session_config_entry('session.force_spinning_stop', '1')
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    except Exception as error:  # its exceptions have no base class of their own
-        raise _damaged(path, error) from error
+    session = onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
     name = session.get_inputs()[0].name
     text = session.get_modelmeta().custom_metadata_map.get(KEY)
     return lambda image: session.run(None, {name: image}), text
@@ -187,30 +180,19 @@ def openvino_core() -> Any:
     return openvino.Core()
 
 
-def _open_openvino(path: Path, threads: int | None, precision: str) -> tuple[Callable, str | None]:
-    """The same for OpenVINO."""
-    try:
-        core = openvino_core()
-    except ImportError as error:
-        raise ImportError(f'{path} needs OpenVINO: pip install openvino') from error
-    if not path.with_suffix('.bin').is_file():
-        raise ModelFileError(f'{path} has no weights: {path.with_suffix(".bin").name} is missing')
+def open_openvino(
+    file: Any, threads: int | None = None, precision: str = 'f32'
+) -> tuple[Compute, str | None]:
+    """The same for OpenVINO; ``file`` is a path or a model that was read."""
+    core = openvino_core()
+    model = core.read_model(file) if isinstance(file, Path) else file
     options = {'INFERENCE_PRECISION_HINT': precision, 'PERFORMANCE_HINT': 'LATENCY'}
     options['ENABLE_CPU_PINNING'] = False  # else two models with one thread each share a core
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
-    try:
-        model = core.read_model(path)
-        text = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
-        request = core.compile_model(model, 'CPU', options).create_infer_request()
-    except RuntimeError as error:
-        raise _damaged(path, error) from error
+    text = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
+    request = core.compile_model(model, 'CPU', options).create_infer_request()
     return lambda image: list(request.infer([image], share_inputs=True).values()), text
-
-
-def _damaged(path: Path, error: Exception) -> ModelFileError:
-    reason = str(error).strip().splitlines()[-1]
-    return ModelFileError(f'{path} is damaged or no exported model: {reason}')
 
 
 def _parse(path: Path, text: str | None) -> dict[str, Any]:
@@ -222,23 +204,13 @@ def _parse(path: Path, text: str | None) -> dict[str, Any]:
     except (ValueError, AttributeError) as error:
         raise ModelFileError(f'{path} has damaged metadata: {error}') from error
     if missing:
-        raise ModelFileError(
-            f'{path} has damaged metadata: {", ".join(sorted(missing))} is missing'
-        )
+        raise ModelFileError(f'{path} has damaged metadata: {", ".join(missing)} is missing')
     if metadata['format'] != FORMAT:
         raise ModelFileError(
             f'{path} was written by res2net_mm {metadata["version"]} in format '
             f'{metadata["format"]}, but this version reads format {FORMAT}: export it again'
         )
     return metadata
-
-
-def _check_image(image: Any) -> None:
-    if not (isinstance(image, Array) and image.dtype == np.uint8 and image.ndim == 3):
-        kind = f'{image.dtype} {image.shape}' if isinstance(image, Array) else type(image).__name__
-        raise ValueError(f'image must be an array (H, W, 3) of uint8, but got {kind}')
-    if image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f'image must have the shape (H, W, 3), but got {image.shape}')
 
 
 def _size_by_rule(rule: dict[str, Any], height: int, width: int) -> tuple[int, int]:
@@ -273,30 +245,19 @@ def _resize(image: Array, height: int, width: int, pillow: bool = False) -> Arra
         return np.asarray(pixels.resize((width, height), Image.Resampling.BILINEAR))
     try:
         import cv2
-    except ImportError:
-        from PIL import Image
-    else:
+
         return cv2.resize(image, (width, height))
-    # Image.resize would average pixels where it makes an image smaller, which transform does not
-    places = (image.shape[1] / width, 0, 0, 0, image.shape[0] / height, 0)
-    planes = [
-        Image.fromarray(image[..., i].astype(np.float32)).transform(
-            (width, height), Image.Transform.AFFINE, places, Image.Resampling.BILINEAR
-        )
-        for i in range(3)
-    ]
-    return (np.stack(planes, axis=-1) + 0.5).astype(np.uint8)
+    except ImportError:  # slower, and some pixels differ by one
+        planes = [_interpolate(image[..., i], (height, width)) for i in range(3)]
+        return (np.stack(planes, axis=-1) + 0.5).astype(np.uint8)
 
 
 def _interpolate(values: Array, shape: tuple[int, int]) -> Array:
     """Values (h, w) at ``shape``, between the four nearest, as PyTorch interpolates."""
-    for axis, size in enumerate(shape):
-        last = values.shape[axis] - 1
-        place = (((np.arange(size) + 0.5) * (last + 1) / size) - 0.5).clip(0, last)
-        low = place.astype(int)
-        share = (place - low)[:, None] if axis == 0 else place - low
-        high = values.take(np.minimum(low + 1, last), axis)
-        values = values.take(low, axis) * (1 - share) + high * share
+    for size in shape:  # the first axis, and then the other in its place
+        pixels = np.arange(len(values))
+        places = (np.arange(size) + 0.5) * len(values) / size - 0.5
+        values = np.stack([np.interp(places, pixels, column) for column in values.T])
     return values
 
 

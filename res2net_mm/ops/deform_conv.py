@@ -1,5 +1,5 @@
 """Deformable convolution, v1 (https://arxiv.org/abs/1703.06211) and v2, the modulated one
-(https://arxiv.org/abs/1811.11168): one function, three ways to compute it, and the layers."""
+(https://arxiv.org/abs/1811.11168): one function, and the layers."""
 
 import math
 import os
@@ -14,23 +14,20 @@ from .precision import compute_dtype, without_autocast
 from .sampling import Pair, grid_sample_and_multiply, hide_outside, sample_and_multiply
 
 VARIABLE = 'RES2NET_MM_DEFORM_CONV'
-WAYS = ('auto', 'torch', 'torchvision', 'mmcv')
+WAYS = ('auto', 'torch', 'torchvision')
 
 
 def choose_way(device: torch.device) -> str:
-    """How deformable convolutions are computed: ``'torch'``, ``'torchvision'`` or ``'mmcv'``.
+    """How deformable convolutions are computed: ``'torch'`` or ``'torchvision'``.
 
     The environment variable ``RES2NET_MM_DEFORM_CONV`` decides. Unset or ``auto``, it is
     ``'torch'``, plain PyTorch, which is the fastest on the CPU (``python tools/benchmark.py
     deform_conv``), and torchvision's kernels on CUDA, which was never measured.
-
-    Raises:
-        ValueError: The variable has another value.
     """
     way = os.environ.get(VARIABLE) or 'auto'
     if way not in WAYS:
         raise ValueError(f'{VARIABLE} must be one of {", ".join(WAYS)}, but got {way!r}')
-    if device.type == 'meta':  # the other ways need values
+    if device.type == 'meta':  # plain PyTorch needs values
         return 'torchvision'
     if way == 'auto':
         return 'torchvision' if device.type == 'cuda' else 'torch'
@@ -49,18 +46,18 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution, with torchvision's signature.
 
-    Each tap of the kernel samples the image bilinearly at its place plus an offset. Pixels outside
-    the image are zero. Plain PyTorch (see :func:`choose_way`) makes the sampled columns, kh * kw
-    times the input, in blocks of 4 MiB on the CPU and 256 MiB elsewhere; it needs memory for a
-    copy of the input and 42 bytes (float32) for each tap of each output pixel and deform group.
-    Half precision and autocast sample in float32. A NaN offset gives NaN in plain PyTorch and no
-    sample in the other ways. There are no second derivatives.
+    Each tap of the kernel samples the image bilinearly at its place plus an offset, with zeros
+    outside. Half precision and autocast sample in float32. A NaN offset gives NaN in plain PyTorch
+    and no sample in torchvision's kernels. There are no second derivatives.
 
-    Bilinear interpolation has kinks, and fresh offsets, all zero, are on them. Offsets get the same
-    gradient there as from mmcv's operator, in every way: the slope below and to the right of a
-    pixel, and none where a tap is exactly on the line around the image (row -1 or H, column -1 or
-    W). torchvision differs on that line. Traces and exports use ``grid_sample``, which keeps the
-    second rule but does not always hit the kinks.
+    Plain PyTorch (see :func:`choose_way`) needs memory for a copy of the input, 42 bytes (float32)
+    for each tap of each output pixel and deform group, and a block of the sampled columns, 4 MiB on
+    the CPU and 256 MiB elsewhere.
+
+    Fresh offsets, all zero, are on kinks of the interpolation. Their gradient is that of mmcv's
+    operator: the slope below and to the right of a pixel, and none where a tap is exactly on the
+    line around the image (row -1 or H, column -1 or W), where torchvision differs. Traces and
+    exports use ``grid_sample``, which keeps the second rule but does not always hit the kinks.
 
     Args:
         input: (N, C, H, W).
@@ -68,44 +65,33 @@ def deform_conv2d(
             one tap of a group after the other.
         weight: (C_out, C / groups, kh, kw).
         bias: (C_out,).
-        stride: One number or (y, x), as in ``nn.Conv2d``.
-        padding: Like ``stride``.
-        dilation: Like ``stride``.
+        stride: One number or (y, x), as in ``nn.Conv2d``, like ``padding`` and ``dilation``.
         mask: (N, deform_groups * kh * kw, H_out, W_out), a factor for each sample; None (v1) is
             all ones.
 
     Returns:
         (N, C_out, H_out, W_out), with the type of ``input``.
 
-    Raises:
-        ValueError: The shapes do not fit each other.
-
     Example:
         >>> x, weight = torch.rand(1, 8, 5, 5), torch.rand(16, 8, 3, 3)
         >>> deform_conv2d(x, torch.zeros(1, 18, 5, 5), weight, padding=1).shape
         torch.Size([1, 16, 5, 5])
     """
-    way = 'export' if exports_graph() else choose_way(input.device)
-    places = pair(stride), pair(padding), pair(dilation)
-    return convolve(way, input, offset, mask, weight, bias, *places)
-
-
-def convolve(
-    way: str,
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    *places: Pair,
-) -> Tensor:
-    """:func:`deform_conv2d` by one way of ``COMPUTE``."""
-    if way != 'export':  # whose sizes may be symbols
-        _check_shapes(input, offset, mask, weight, bias, *places)
+    exports, places = exports_graph(), (pair(stride), pair(padding), pair(dilation))
+    way, kernel, image = choose_way(input.device), tuple(weight.shape[2:]), input.shape[2:]
     given = (input, offset, mask, weight, bias)
+    if not exports:  # sizes may be symbols
+        _check_shapes(*given, *places)
     dtype = compute_dtype(*(t for t in given if t is not None))
+    x, offset, mask, weight, bias = (t if t is None else t.to(dtype) for t in given)
     with without_autocast(input.device.type):
-        out = COMPUTE[way](*(t if t is None else t.to(dtype) for t in given), *places)
+        if exports:  # to operators that other runtimes have, for any size
+            out = grid_sample_and_multiply(x, offset, mask, weight, bias, *places)
+        elif way == 'torchvision':
+            offset = hide_outside(offset, image, kernel, *places)
+            out = torchvision.ops.deform_conv2d(x, offset, weight, bias, *places, mask)
+        else:
+            out = sample_and_multiply(x, offset, mask, weight, bias, *places)
     return out.to(input.dtype)
 
 
@@ -114,70 +100,20 @@ def pair(value: int | Pair) -> Pair:
     return tuple(value) if isinstance(value, Iterable) else (value, value)
 
 
-def _by_torchvision(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    *places: Pair,
-) -> Tensor:
-    offset = hide_outside(offset, input.shape[2:], tuple(weight.shape[2:]), *places)
-    return torchvision.ops.deform_conv2d(input, offset, weight, bias, *places, mask)
-
-
-def _by_mmcv(
-    input: Tensor,
-    offset: Tensor,
-    mask: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    *places: Pair,
-) -> Tensor:
-    from .mmcv_ext import compiled_modulated_deform_conv2d  # which stands on this module
-
-    taps = weight[0, 0].numel()
-    groups = input.shape[1] // weight.shape[1], offset.shape[1] // (2 * taps)
-    if mask is None:
-        mask = offset.new_ones(len(offset), groups[1] * taps, *offset.shape[2:])
-    offset = hide_outside(offset, input.shape[2:], tuple(weight.shape[2:]), *places)
-    compute = compiled_modulated_deform_conv2d()
-    return compute(input, offset, mask, weight, bias, *places, *groups)
-
-
-COMPUTE = {
-    'torch': sample_and_multiply,
-    'torchvision': _by_torchvision,
-    'mmcv': _by_mmcv,
-    'export': grid_sample_and_multiply,  # to operators that other runtimes have, for any size
-}
-
-
 def _check_shapes(
     input: Tensor,
     offset: Tensor,
     mask: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    *places: Pair,
 ) -> None:
     for name, tensor in dict(input=input, offset=offset, weight=weight).items():
         if tensor.dim() != 4:
             raise ValueError(f'{name} must have 4 dimensions, but has shape {tuple(tensor.shape)}')
-    if not input.is_floating_point():
-        raise ValueError(f'input must have a floating-point type, but has {input.dtype}')
-    for name, pair in dict(stride=stride, padding=padding, dilation=dilation).items():
-        lowest = 0 if name == 'padding' else 1
-        integers = all(isinstance(value, int) for value in pair)
-        if len(pair) != 2 or not integers or min(pair) < lowest:
-            raise ValueError(f'{name} must be one or two integers >= {lowest}, but got {pair}')
-    channels = input.shape[1]
+    batch, channels, *image = input.shape
     out_channels, per_group, *kernel = weight.shape
-    if not all(weight.shape):
-        raise ValueError(f'weight must not be empty, but has shape {tuple(weight.shape)}')
-    if not channels or channels % per_group or out_channels % (channels // per_group):
+    if channels % per_group or out_channels % (channels // per_group or 1):
         raise ValueError(
             f'weight must have shape (C_out, C / groups, kh, kw) for an input of {channels} '
             f'channels and groups that divide C_out, but its shape is {tuple(weight.shape)}'
@@ -185,53 +121,30 @@ def _check_shapes(
     taps = math.prod(kernel)
     size = [
         (length + 2 * p - d * (k - 1) - 1) // s + 1
-        for length, k, s, p, d in zip(
-            input.shape[2:], kernel, stride, padding, dilation, strict=True
-        )
+        for length, k, s, p, d in zip(image, kernel, *places, strict=True)
     ]
-    if min(size) < 1:
-        raise ValueError(
-            f'input must be at least as large as the kernel, but its {tuple(input.shape[2:])} '
-            f'pixels would give an output of {tuple(size)}'
-        )
-    expected = f'({len(input)}, deform_groups * {2 * taps}, {size[0]}, {size[1]})'
-    groups = offset.shape[1] // (2 * taps)
-    shape = (len(input), groups * 2 * taps, *size)
-    if offset.shape != shape or not groups or channels % groups:
-        raise ValueError(
-            f'offset must have shape {expected}, and deform_groups must divide the {channels} '
-            f'channels of the input, but its shape is {tuple(offset.shape)}'
-        )
-    shape = (len(input), groups * taps, *size)
-    if mask is not None and mask.shape != shape:
-        raise ValueError(f'mask must have shape {shape}, but has {tuple(mask.shape)}')
-    if bias is not None and bias.shape != (out_channels,):
-        raise ValueError(f'bias must have shape ({out_channels},), but has {tuple(bias.shape)}')
+    groups = offset.shape[1] // (2 * taps) or 1
+    if channels % groups:
+        raise ValueError(f'deform_groups must divide the {channels} channels, but got {groups}')
+    expected = dict(
+        offset=(offset, (batch, 2 * groups * taps, *size)),
+        mask=(mask, (batch, groups * taps, *size)),
+        bias=(bias, (out_channels,)),
+    )
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tensor.shape != shape:
+            raise ValueError(f'{name} must have shape {shape}, but has {tuple(tensor.shape)}')
 
 
 class DeformConv2d(nn.Module):
     """Deformable convolution, v1, that predicts its offsets with a convolution of its own.
 
-    Its parameters have the names, order and initial values of mmcv's ``DeformConv2dPack``, so
-    weights fit: ``weight``, ``bias``, ``conv_offset.weight`` and ``conv_offset.bias``. The last two
-    start at zero.
+    (N, in_channels, H, W) -> (N, out_channels, H_out, W_out). Its parameters have the names, order
+    and initial values of mmcv's ``DeformConv2dPack``, so weights fit: ``weight``, ``bias``,
+    ``conv_offset.weight`` and ``conv_offset.bias``. The last two start at zero.
 
-    Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        kernel_size: One number or (y, x), like stride, padding and dilation.
-        stride: Stride of the convolution and of the one that predicts offsets.
-        padding: Zeros around the input.
-        dilation: Distance between taps.
-        groups: Groups of channels, each convolved by itself.
-        deform_groups: Groups of channels, each with its own offsets.
-        bias: Whether to add a bias; None is mmcv's default: no in v1, yes in v2.
-
-    Raises:
-        ValueError: The groups do not divide the channels.
-
-    Shape:
-        (N, in_channels, H, W) -> (N, out_channels, H_out, W_out).
+    Args are those of ``nn.Conv2d``, and ``deform_groups``, groups of channels that each have their
+    own offsets. A ``bias`` of None is mmcv's default: no in v1, yes in v2.
     """
 
     numbers_per_tap = 2  # y and x
@@ -251,12 +164,6 @@ class DeformConv2d(nn.Module):
     ) -> None:
         super().__init__()
         bias = self.has_bias if bias is None else bias
-        for name, value in dict(groups=groups, deform_groups=deform_groups).items():
-            if value < 1 or in_channels % value or (name == 'groups' and out_channels % value):
-                raise ValueError(
-                    f'{name} must divide the channels ({in_channels} in, {out_channels} out), '
-                    f'but got {value}'
-                )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair(kernel_size)

@@ -8,7 +8,6 @@ import platform
 import torch
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of glibc's malloc.h
-_NEVER = -1
 
 
 def can_keep_memory() -> bool:
@@ -17,15 +16,12 @@ def can_keep_memory() -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Keeps what large tensors free for the next ones, rather than give it back to the system.
+    """Keeps what large tensors free for the next ones, and returns whether that is possible.
 
-    By default glibc returns it, and takes and clears new pages at every layer of a network. PyTorch
-    on a GPU keeps its memory likewise. Resident memory then stays at its peak.
-
-    Returns:
-        Whether it was done.
+    By default glibc gives it back to the system, and takes and clears new pages at every layer of a
+    network. Resident memory then stays at its peak.
     """
     if not can_keep_memory():
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, _NEVER))
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))

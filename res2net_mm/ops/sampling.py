@@ -22,7 +22,7 @@ from .precision import without_autocast
 CPU_BLOCK = 4 * 2**20
 OTHER_BLOCK = 256 * 2**20
 BORDER = 3  # zeros around the image: one row (column) before it, two after it
-_FAR = -(2.0**24)  # pixels, beyond any image
+FAR = -(2.0**24)  # pixels, beyond any image
 
 Pair = tuple[int, int]
 
@@ -87,13 +87,18 @@ def _bags(
         torch.sub(1, fy, out=rows[..., 0])
         rows[..., 1] = fy
     else:
-        mask = mask.unflatten(1, (-1, taps)).permute(0, 3, 4, 2, 1)
+        mask = _by_tap(mask, taps)
         torch.mul(mask, fy, out=rows[..., 1])
         torch.sub(mask, rows[..., 1], out=rows[..., 0])
     share = at.new_empty(*at.shape, 2)
     torch.mul(rows, fx[..., None], out=share[..., 1])
     torch.sub(rows, share[..., 1], out=share[..., 0])
     return _Bags(index, share.view(-1, 4), fraction, inside)
+
+
+def _by_tap(mask: Tensor, taps: int) -> Tensor:
+    """(N, deform_groups * taps, H_out, W_out) in the order of the bags."""
+    return mask.unflatten(1, (-1, taps)).permute(0, 3, 4, 2, 1)
 
 
 def _blocks(bags: _Bags, channels: int) -> Iterator[tuple[slice, slice]]:
@@ -132,15 +137,13 @@ class _DeformConv(torch.autograd.Function):
         mask: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
-        stride: Pair,
-        padding: Pair,
-        dilation: Pair,
+        *places: Pair,
     ) -> Tensor:
         batch, channels, height, width = input.shape
         groups = channels // weight.shape[1]
-        places = tuple(weight.shape[2:]), stride, padding, dilation
         trains = any(ctx.needs_input_grad)
-        bags = _bags(offset, mask, input.shape, *places, with_inside=trains)
+        kernel = tuple(weight.shape[2:])
+        bags = _bags(offset, mask, input.shape, kernel, *places, with_inside=trains)
         rows = input.new_zeros(batch, height + BORDER, width + BORDER, channels)
         rows[:, 1 : height + 1, 1 : width + 1] = input.permute(0, 2, 3, 1)
         rows = rows.view(-1, channels // bags.fraction.shape[4])
@@ -165,10 +168,10 @@ class _DeformConv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         with without_autocast(grad.device.type):
-            return _backward(ctx, grad)
+            return *_gradients(ctx, grad), None, None, None
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     rows, mask, weight, *bags = ctx.saved_tensors
     needs_input, needs_offset, needs_mask, needs_weight, needs_bias = ctx.needs_input_grad[:5]
     needs_place = needs_offset or needs_mask
@@ -203,17 +206,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
     of_offset, of_mask = _of_place(of_share, bags, mask) if needs_place else (None, None)
     inner = of_rows.view(batch, height + BORDER, width + BORDER, channels)
+    inner = inner[:, 1 : height + 1, 1 : width + 1].permute(0, 3, 1, 2)
     of_weight = of_matrices.view(len(weight), *weight.shape[2:], -1).permute(0, 3, 1, 2)
-    return (
-        inner[:, 1 : height + 1, 1 : width + 1].permute(0, 3, 1, 2) if needs_input else None,
-        of_offset if needs_offset else None,
-        of_mask if needs_mask else None,
-        of_weight if needs_weight else None,
-        by_pixel.sum(0) if needs_bias else None,
-        None,
-        None,
-        None,
-    )
+    found = inner, of_offset, of_mask, of_weight, by_pixel.sum(0) if needs_bias else None
+    needs = ctx.needs_input_grad[:5]
+    return tuple(grad if need else None for grad, need in zip(found, needs, strict=True))
 
 
 def _scatter(of_rows: Tensor, of_columns: Tensor, index: Tensor, share: Tensor) -> None:
@@ -244,8 +241,7 @@ def _of_place(of_share: Tensor, bags: _Bags, mask: Tensor | None) -> tuple[Tenso
     if mask is not None:
         at_tap = torch.lerp(in_row[..., 0], in_row[..., 1], fy)
         of_mask = at_tap.permute(0, 4, 3, 1, 2).reshape(mask.shape)
-        taps = bags.fraction.shape[3]
-        of_at *= mask.unflatten(1, (-1, taps)).permute(0, 3, 4, 2, 1)[..., None]
+        of_at *= _by_tap(mask, bags.fraction.shape[3])[..., None]
     return of_at.permute(0, 4, 3, 5, 1, 2).flatten(1, 3), of_mask
 
 
@@ -258,13 +254,7 @@ def hide_outside(offset: Tensor, image: Pair, kernel: Pair, *places: Pair) -> Te
 
     These are taps on the lines around the image too (row -1 and H, column -1 and W), and those
     with a NaN offset. torchvision's kernels would give the former a gradient and read memory at
-    the latter.
-
-    Args:
-        offset: As in ``deform_conv2d``.
-        image: Height and width of the input.
-        kernel: Height and width of the weight.
-        *places: Stride, padding and dilation, as pairs.
+    the latter. ``image`` and ``kernel`` are heights and widths.
     """
     if torch.jit.is_tracing():  # the exporter takes only the name of mmcv's function
         return offset
@@ -272,7 +262,7 @@ def hide_outside(offset: Tensor, image: Pair, kernel: Pair, *places: Pair) -> Te
     grid = _grid(offset.device, kernel, tuple(offset.shape[2:]), *places)[..., 0, :]
     y, x = (by_tap + grid.permute(2, 3, 0, 1)).unbind(3)  # (N, deform_groups, taps, H_out, W_out)
     inside = (y > -1) & (y < image[0]) & (x > -1) & (x < image[1])
-    return by_tap.masked_fill(~inside.unsqueeze(3), _FAR).flatten(1, 3)
+    return by_tap.masked_fill(~inside.unsqueeze(3), FAR).flatten(1, 3)
 
 
 def grid_sample_and_multiply(
@@ -281,9 +271,7 @@ def grid_sample_and_multiply(
     mask: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    *places: Pair,
 ) -> Tensor:
     """Deformable convolution by ``F.grid_sample``, which ONNX has; not for training.
 
@@ -294,16 +282,15 @@ def grid_sample_and_multiply(
     out_height, out_width = offset.shape[2:]
     taps = weight[0, 0].numel()
     deform_groups = offset.shape[1] // (2 * taps)
-    places = (out_height, out_width), stride, padding, dilation
-    grid = _grid(weight.device, tuple(weight.shape[2:]), *places)
+    grid = _grid(weight.device, tuple(weight.shape[2:]), (out_height, out_width), *places)
     at = offset.reshape(-1, taps, 2, out_height, out_width) + grid[..., 0, :].permute(2, 3, 0, 1)
     y, x = at.unbind(2)  # (N * deform_groups, taps, H_out, W_out)
     if not torch.onnx.is_in_onnx_export():  # gradients are possible
         # Clamping to -1 .. size changes no value, and relu has no slope at 0: mmcv's rule
         y, x = (n - F.relu(n + 1 - F.relu(a + 1)) for a, n in ((y, height), (x, width)))
-    places = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
+    sampled = torch.stack([(2 * x + 1) / width - 1, (2 * y + 1) / height - 1], -1)
     image = input.reshape(-1, input.shape[1] // deform_groups, height, width)
-    columns = F.grid_sample(image, places.flatten(1, 2), align_corners=False)
+    columns = F.grid_sample(image, sampled.flatten(1, 2), align_corners=False)
     columns = columns.unflatten(2, (taps, out_height))  # (N * groups, C / groups, taps, H, W)
     if mask is not None:
         columns = columns * mask.reshape(-1, 1, taps, out_height, out_width)

@@ -68,6 +68,6 @@ def test_config(name, suffix, tmp_path):
         return
     spread(model)
     detects = cfg.get('default_scope', 'mmdet') == 'mmdet'
-    report = export(model, tmp_path / f'x{suffix}', (128, 192), dynamic=not detects)
+    report = export(model, tmp_path / f'x{suffix}', (128, 192) if detects else None)
     assert report.compared == 3 and report.errors
     assert 'score_thr' not in report.errors and (not detects or report.stray[1] > 0)

@@ -11,7 +11,7 @@ from references import randomise, relative_error
 from torch import nn
 
 import res2net_mm
-from res2net_mm.deploy import folding, optimize_for_inference
+from res2net_mm.deploy import optimize_for_inference
 from res2net_mm.engine.config import load_config
 
 SMALL = dict(depth=14, base_channels=16, base_width=7)
@@ -219,18 +219,6 @@ def test_weights_are_channels_last():
 def test_full_network():
     net = randomise(res2net_mm.create_backbone('res2net50_v1b_26w_4s')).eval()
     compare(net, optimize_for_inference(net), 5e-6, (1, 3, 256, 260))
-
-
-def test_memory_is_kept_only_where_asked(monkeypatch):
-    calls = []
-    monkeypatch.setattr(folding, 'keep_freed_memory', lambda: calls.append(None))
-    net = build('v1b')
-    optimize_for_inference(net)
-    optimize_for_inference(nn.Identity())  # on no CPU, nor elsewhere
-    optimize_for_inference(net.to('meta'), keep_memory=True)
-    assert not calls
-    optimize_for_inference(build('v1b'), keep_memory=True)
-    assert len(calls) == 1
 
 
 def test_compiling(monkeypatch):

@@ -147,17 +147,6 @@ def test_soft_nms(method, offset):
     torch.testing.assert_close(dets[:, 4].double(), torch.tensor([s for _, s in expected]).double())
 
 
-def test_soft_nms_ties_come_in_the_extensions_order():
-    # Far apart, so that nothing decays: rows are swapped to the front, 0 with 2, 1 with 3, ...
-    boxes = torch.arange(5)[:, None] * 100 + torch.tensor([0.0, 0, 10, 10])
-    scores = torch.tensor([0.5, 0.5, 0.9, 0.7, 0.5])
-    assert soft_nms(boxes, scores)[1].tolist() == [2, 3, 0, 1, 4]
-    # 1 and 2 are dropped by 0 at once, and the last rows move into their places, last one first.
-    boxes = torch.tensor([0.0, 0, 0, 40, 80, 120])[:, None] + torch.tensor([0.0, 0, 10, 10])
-    scores = torch.tensor([0.9, 0.5, 0.5, 0.4, 0.4, 0.4])
-    assert soft_nms(boxes, scores, method='naive')[1].tolist() == [0, 5, 4, 3]
-
-
 def test_soft_nms_keeps_the_first_box_and_those_without_area():
     one = torch.tensor([[0.0, 0, 9, 9]])
     assert soft_nms(one, torch.tensor([1e-9]))[1].tolist() == [0]

@@ -150,7 +150,7 @@ def test_gradients_are_numerical_ones(case, without):
     def compute(*values):
         return call(deform_conv2d, dict(zip(tensors, values, strict=True)), places)
 
-    assert torch.autograd.gradcheck(compute, tuple(tensors.values()), eps=1e-6, atol=1e-7)
+    assert torch.autograd.gradcheck(compute, tuple(tensors.values()), atol=1e-7, fast_mode=True)
 
 
 @pytest.mark.parametrize('offsets', ['zero', 'integer', 'fractional', 'huge'])
@@ -225,7 +225,7 @@ def setting(rng, offsets, dtype):
 @pytest.mark.parametrize('offsets', ['zero', 'integer', 'fractional', 'huge'])
 def test_torchvision(offsets, dtype, tolerance):
     rng, differs = random.Random(offsets), 0
-    for number in range(50):
+    for number in range(25):
         tensors, places = setting(rng, offsets, dtype)
         generator = torch.Generator().manual_seed(number)
         shape = call(deform_conv2d, tensors, places).shape
@@ -238,7 +238,7 @@ def test_torchvision(offsets, dtype, tolerance):
         differs += expected['offset'][line].count_nonzero().item()
         expected['offset'][line] = 0  # mmcv's rule
         check(found, expected, tolerance)
-    assert (differs > 100) == (offsets in ('zero', 'integer'))
+    assert (differs > 50) == (offsets in ('zero', 'integer'))
 
 
 def image():

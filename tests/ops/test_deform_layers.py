@@ -7,13 +7,13 @@ import pickle
 import random
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import mmcv.ops  # noqa: E402
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from references import randomise
 from test_deform_conv import CASES, NAMES, call, check, make, results, setting, torchvisions
 from torch import nn
@@ -24,9 +24,7 @@ from res2net_mm.ops import (
     ModulatedDeformConv2d,
     deform_conv,
     deform_conv2d,
-    mmcv_ext,
 )
-from res2net_mm.ops.mmcv_ext import uses_stand_in
 from res2net_mm.ops.sampling import grid_sample_and_multiply
 
 ROOT = Path(__file__).parents[2]
@@ -36,31 +34,30 @@ LAYERS = {  # ours and mmcv's, numbers a tap
 }
 
 NAN = """
+import os
 import torch
 from res2net_mm.ops import deform_conv2d
-for batch, size, groups in ((1, 7, 1), (3, 1, 2)):
-    x = torch.rand(batch, 4, size, size, requires_grad=True)
-    offset = torch.zeros(batch, 18 * groups, size, size)
-    offset[0, 3, 0, 0] = float('nan')
-    offset[-1, -2:, -1, -1] = float('nan')
-    offset.requires_grad_()
-    weight = torch.ones(2, 4 // groups, 3, 3, requires_grad=True)
-    out = deform_conv2d(x, offset, weight, None, 1, 1)
-    out.sum().backward()
-    bad = out.isnan().any(1)
-    print(bad.sum().item(), bad[0, 0, 0].item(), x.grad.shape == x.shape)
+for way in ('torch', 'torchvision'):
+    os.environ['RES2NET_MM_DEFORM_CONV'] = way
+    for batch, size, groups in ((1, 7, 1), (3, 1, 2)):
+        x = torch.rand(batch, 4, size, size, requires_grad=True)
+        offset = torch.zeros(batch, 18 * groups, size, size)
+        offset[0, 3, 0, 0] = float('nan')
+        offset[-1, -2:, -1, -1] = float('nan')
+        offset.requires_grad_()
+        weight = torch.ones(2, 4 // groups, 3, 3, requires_grad=True)
+        out = deform_conv2d(x, offset, weight, None, 1, 1)
+        out.sum().backward()
+        bad = out.isnan().any(1)
+        print(bad.sum().item(), bad[0, 0, 0].item(), x.grad.shape == x.shape)
 """
 
 
-@pytest.mark.parametrize('way, lines', [
-    ('torch', '2 True True\n2 True True\n'), ('torchvision', '0 False True\n' * 2),
-])  # fmt: skip
-def test_offsets_that_are_nan_do_not_crash(way, lines):
-    env = dict(os.environ, RES2NET_MM_DEFORM_CONV=way, PYTHONPATH=str(ROOT))
-    done = subprocess.run(
-        [sys.executable, '-c', NAN], env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0 and done.stdout == lines, done
+def test_offsets_that_are_nan_do_not_crash():
+    """In a process of its own: torchvision's kernel would read memory far from the image."""
+    env = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, '-c', NAN], env=env, capture_output=True, text=True)
+    assert done.stdout == '2 True True\n' * 2 + '0 False True\n' * 2, done
 
 
 @pytest.mark.parametrize('way', ['torch', 'torchvision'])
@@ -117,21 +114,17 @@ def random_of(*shape):
         (dict(weight=random_of(2, 3, 3, 3)), r'weight must .* 4 channels .*\(2, 3, 3, 3\)'),
         (dict(weight=random_of(2, 8, 3, 3)), r'weight must .* 4 channels .*\(2, 8, 3, 3\)'),
         (dict(weight=random_of(3, 2, 3, 3)), r'weight must .* divide .*\(3, 2, 3, 3\)'),
-        (dict(weight=random_of(2, 0, 3, 3)), r'weight .*\(2, 0, 3, 3\)'),
-        (dict(weight=random_of(2, 4, 0, 3)), r'weight .*\(2, 4, 0, 3\)'),
-        (dict(weight=random_of(2, 4, 6, 3)), r'input .*large.*\(5, 4\).*\(0, 2\)'),
-        (dict(dilation=3), r'input .*large.*\(5, 4\)'),
-        (dict(input=random_of(2, 4, 5, 0)), r'input .*large.*\(5, 0\)'),
-        (dict(offset=random_of(2, 18, 3, 3)), r'offset .*\(2, .*18, 3, 2\).*\(2, 18, 3, 3\)'),
+        (dict(weight=random_of(2, 4, 6, 3)), r'offset .*\(2, 36, 0, 2\).*\(2, 18, 3, 2\)'),
+        (dict(dilation=3), r'offset .*\(2, 18, -1, -2\)'),
+        (dict(input=random_of(2, 4, 5, 0)), r'offset .*\(2, 18, 3, -2\)'),
+        (dict(offset=random_of(2, 18, 3, 3)), r'offset .*\(2, 18, 3, 2\).*\(2, 18, 3, 3\)'),
         (dict(offset=random_of(1, 18, 3, 2)), r'offset .*\(2, .*18, 3, 2\).*\(1, 18, 3, 2\)'),
         (dict(offset=random_of(2, 20, 3, 2)), r'offset .*\(2, .*18, 3, 2\).*\(2, 20, 3, 2\)'),
         (dict(offset=random_of(2, 9, 3, 2)), r'offset .*\(2, 9, 3, 2\)'),
-        (dict(offset=random_of(2, 54, 3, 2)), r'offset .*divide the 4.*\(2, 54, 3, 2\)'),
+        (dict(offset=random_of(2, 54, 3, 2)), r'deform_groups .*divide the 4.* 3'),
         (dict(mask=random_of(2, 18, 3, 2)), r'mask .*\(2, 9, 3, 2\).*\(2, 18, 3, 2\)'),
         (dict(mask=random_of(2, 9, 1, 1)), r'mask .*\(2, 9, 3, 2\).*\(2, 9, 1, 1\)'),
         (dict(bias=random_of(4)), r'bias .*\(2,\).*\(4,\)'),
-        (dict(stride=0), 'stride .* 0'),
-        (dict(stride=(1, 1, 1)), r'stride .*\(1, 1, 1\)'),
     ],
     ids=lambda value: (
         str({k: getattr(v, 'shape', v) for k, v in value.items()})
@@ -148,28 +141,25 @@ def test_shapes_that_do_not_fit_are_named(change, words):
 
 @pytest.mark.parametrize('without', [(), ('mask', 'bias')])
 def test_every_way_gives_the_same(monkeypatch, without):
-    """mmcv's Python code is asked over what stands in for its compiled operators."""
     tensors, places = make(
         dtype=torch.float32, groups=2, deform_groups=2, stride=(1, 2), padding=(2, 1),
         dilation=(2, 1), without=without,
     )  # fmt: skip
     expected = results(deform_conv2d, tensors, places)
     used = []
-    for way in ('torch', 'torchvision', 'mmcv'):
+
+    def spied(function):
+        return lambda *args, **given: used.append(function) or function(*args, **given)
+
+    compute = torchvision.ops.deform_conv2d, deform_conv.sample_and_multiply
+    monkeypatch.setattr(torchvision.ops, 'deform_conv2d', spied(compute[0]))
+    monkeypatch.setattr(deform_conv, 'sample_and_multiply', spied(compute[1]))
+    for way in ('torchvision', 'torch'):
         monkeypatch.setenv('RES2NET_MM_DEFORM_CONV', way)
-        real = deform_conv.COMPUTE[way]
-        spy = lambda *a, way=way, real=real: used.append(way) or real(*a)  # noqa: E731
-        monkeypatch.setitem(deform_conv.COMPUTE, way, spy)
-        if way == 'mmcv':
-            if uses_stand_in():
-                with pytest.raises(ImportError, match='mmcv is asked for, but operators: torchv'):
-                    call(deform_conv2d, tensors, places)
-            give = partial(getattr, mmcv.ops, 'modulated_deform_conv2d')
-            monkeypatch.setattr(mmcv_ext, 'compiled_modulated_deform_conv2d', give)
         check(results(deform_conv2d, tensors, places), expected, 1e-6)
-    assert list(dict.fromkeys(used)) == ['torch', 'torchvision', 'mmcv']
+    assert tuple(used) == compute
     monkeypatch.setenv('RES2NET_MM_DEFORM_CONV', 'cuda')
-    with pytest.raises(ValueError, match="RES2NET_MM_DEFORM_CONV must be .*mmcv, but got 'cuda'"):
+    with pytest.raises(ValueError, match="RES2NET_MM_DEFORM_CONV must be .*, but got 'cuda'"):
         call(deform_conv2d, tensors, places)
 
 
@@ -180,9 +170,14 @@ def test_form_that_exports(offsets):
     settings += [make(**c, offsets=offsets, dtype=torch.float32) for c in CASES.values()]
     ones = [dict(size=(1, 1)), dict(size=(1, 4)), dict(size=(5, 1), deform_groups=2)]
     settings += [make(**c, padding=(1, 1), offsets=offsets, dtype=torch.float32) for c in ones]
+
+    def exported(stride, padding, dilation, **given):
+        tensors = (given[name] for name in NAMES)
+        return grid_sample_and_multiply(*tensors, stride, padding, dilation)
+
     for tensors, places in settings:
         with torch.no_grad():
-            found = call(grid_sample_and_multiply, tensors, places)
+            found = call(exported, tensors, places)
             expected = call(torchvisions, tensors, places)
         check(dict(out=found), dict(out=expected), 1e-5)
 
@@ -313,23 +308,6 @@ def test_what_a_layer_shows():
     layer = DeformConv2d(4, 6, (3, 1), 2, (1, 0), groups=2, deform_groups=4)
     assert layer.extra_repr() == shown + 'deform_groups=4, bias=False'
     assert repr(ModulatedDeformConv2d(4, 4, 3)).startswith('ModulatedDeformConv2d(\n  4, 4, kernel')
-
-
-@pytest.mark.parametrize('layer', [DeformConv2d, ModulatedDeformConv2d])
-@pytest.mark.parametrize(
-    'args, words',
-    [
-        (dict(groups=3), r'groups must divide .*\(4 in, 6 out\).* 3'),
-        (dict(groups=4), r'groups must divide .*\(4 in, 6 out\).* 4'),
-        (dict(groups=0), r'groups must .* 0'),
-        (dict(deform_groups=3), r'deform_groups must divide .* 3'),
-        (dict(deform_groups=-1), r'deform_groups must .* -1'),
-    ],
-)
-def test_groups_that_do_not_divide(layer, args, words):
-    with pytest.raises(ValueError, match='^' + words):
-        layer(4, 6, 3, **args)
-    layer(4, 6, 3, deform_groups=4)  # need not divide what comes out
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from res2net_mm.ops.deform_conv import COMPUTE
-from res2net_mm.ops.mmcv_ext import uses_stand_in
+from res2net_mm.ops.sampling import sample_and_multiply
 
 from .contenders import check_equal
 from .measure import exactly, make_record, measure
@@ -30,8 +29,7 @@ WAYS = {
     'torchvision': lambda x, offset, mask, weight, bias, *places: torchvision.ops.deform_conv2d(
         x, offset, weight, bias, *places, mask
     ),
-    'mmcv': COMPUTE['mmcv'],
-    'ours': COMPUTE['torch'],
+    'ours': sample_and_multiply,
 }
 
 
@@ -45,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, task: str) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The record of both passes at each level, after a comparison of outputs and gradients."""
     check_batches(args.batch)
-    names = [name for name in WAYS if name != 'mmcv' or not uses_stand_in()]
+    names = list(WAYS)
     rows = []
     for level, shape in SHAPES.items():
         given = args.batch, *shape, args.channels_last, args.device

@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import Any
 
 import torchvision
-from torch import Tensor
 
 from . import boxes, deform, finder, plain, roi
 
@@ -34,9 +33,9 @@ def ensure_mmcv_ops() -> None:
     """Makes ``mmcv.ops`` work, with mmcv's compiled operators or without.
 
     Compiled operators that load are used as they are. If they are missing, or do not load (a
-    warning says why), a module backed by torchvision takes their place. ``RES2NET_MM_OPS`` changes
-    that: ``torchvision`` always takes the stand-in, ``mmcv`` never does, and ``off`` leaves mmcv
-    alone. ``import res2net_mm`` calls this; another call changes nothing.
+    warning says why), the stand-in takes their place. ``RES2NET_MM_OPS`` changes that:
+    ``torchvision`` always takes the stand-in, ``mmcv`` never does, and ``off`` leaves mmcv alone.
+    ``import res2net_mm`` calls this.
 
     Raises:
         ValueError: ``RES2NET_MM_OPS`` has another value.
@@ -51,23 +50,17 @@ def ensure_mmcv_ops() -> None:
                 f"{finder.VARIABLE} asks for 'mmcv', but mmcv's compiled operators do not load: "
                 f'{error}'
             ) from error
-    elif chosen != 'off' and (finder.register() or finder.late):
-        finder.late = False  # warn once
-        early = {'mmcv.ops', 'mmdet.models', 'mmseg.models'} & sys.modules.keys()
-        if early and finder.EXTENSION not in sys.modules:
-            logging.getLogger('res2net_mm').warning(
-                '%s was imported before res2net_mm and has no operators: import res2net_mm first, '
-                'or install its wheel, which has Python find them from the start',
-                ' and '.join(sorted(early)),
-            )
+    early = {'mmcv.ops', 'mmdet.models', 'mmseg.models'} & sys.modules.keys()
+    if early and chosen != 'off' and finder.EXTENSION not in sys.modules:
+        logging.getLogger('res2net_mm').warning(
+            '%s was imported before res2net_mm and has no operators: import res2net_mm first, '
+            'or install its wheel, which has Python find them from the start',
+            ' and '.join(sorted(early)),
+        )
 
 
 def operator_named(name: str) -> Callable[..., Any]:
-    """An operator of the stand-in.
-
-    Raises:
-        NotImplementedError: There is no stand-in for this one.
-    """
+    """An operator of the stand-in; ``NotImplementedError`` if it has no such operator."""
     if name not in OPERATORS:
         raise NotImplementedError(
             f"mmcv's operator {name!r} has no stand-in: to use it, install mmcv built with its "
@@ -76,32 +69,16 @@ def operator_named(name: str) -> Callable[..., Any]:
     return OPERATORS[name]
 
 
-def uses_stand_in() -> bool:
-    """Whether something stands in for mmcv's compiled operators."""
-    # by name: the finder that Python started with is a copy of ours
-    return type(_extension()).__name__ == finder.StandIn.__name__
-
-
 def describe_ops() -> str:
     """One line: which operators are in use, and why."""
     try:
         extension = _extension()
     except (ImportError, OSError) as error:
         return f'operators: none ({error})'
-    if uses_stand_in():
+    # by name: the finder that Python started with is a copy of ours
+    if type(extension).__name__ == finder.StandIn.__name__:
         return f'operators: torchvision {torchvision.__version__} ({extension.reason})'
     return f"operators: mmcv's compiled ones ({getattr(extension, '__file__', None) or 'no file'})"
-
-
-def compiled_modulated_deform_conv2d() -> Callable[..., Tensor]:
-    """mmcv's function of that name, over its compiled operators.
-
-    Raises:
-        ImportError: mmcv came without compiled operators, or something stands in for them.
-    """
-    if uses_stand_in():
-        raise ImportError(f'deformable convolution by mmcv is asked for, but {describe_ops()}')
-    return importlib.import_module('mmcv.ops').modulated_deform_conv2d
 
 
 def _extension() -> ModuleType:

@@ -27,15 +27,9 @@ def _overlaps(first: Tensor, second: Tensor, offset: int, over_first: bool = Fal
 def bbox_overlaps(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Writes the overlaps of (M, 4) boxes with (N, 4) boxes into ``ious``.
+    """Writes overlaps of boxes (M, 4) and (N, 4) into ``ious``, (M, N), or (M,) if ``aligned``.
 
-    Args:
-        bboxes1: (M, 4).
-        bboxes2: (N, 4).
-        ious: Result, (M, N), or (M,) if ``aligned``.
-        mode: 0 for intersection over union, 1 for intersection over the area of ``bboxes1``.
-        aligned: Compare row by row (M == N) instead of all with all.
-        offset: 0 or 1.
+    ``mode`` is 0 for intersection over union, 1 for intersection over the area of ``bboxes1``.
     """
     dtype = compute_dtype(bboxes1, bboxes2)
     first, second = bboxes1.to(dtype), bboxes2.to(dtype)
@@ -45,14 +39,7 @@ def bbox_overlaps(
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes kept, in descending order of score.
-
-    Args:
-        boxes: (N, 4).
-        scores: (N,).
-        iou_threshold: A box that overlaps a better one by more than this is dropped.
-        offset: 0 or 1.
-    """
+    """Indices of the boxes (N, 4) kept, in descending order of score."""
     dtype = compute_dtype(boxes, scores)
     boxes = boxes.to(dtype)
     if offset:
@@ -72,10 +59,7 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS (https://arxiv.org/abs/1704.04503).
-
-    Boxes that overlap a better one get a lower score; those below ``min_score`` are dropped. Equal
-    scores come in the extension's order: it swaps rows instead of sorting them.
+    """Soft-NMS (https://arxiv.org/abs/1704.04503): lowers the scores of boxes that overlap others.
 
     Args:
         boxes: (N, 4).
@@ -91,45 +75,30 @@ def softnms(
         Indices into ``boxes``, (K,).
     """
     dtype = compute_dtype(boxes, scores)
-    rows = torch.cat((boxes.to(dtype), scores.to(dtype)[:, None]), dim=1)
-    kept = torch.arange(len(rows), device=rows.device)
-    done = 0
-    while done < len(rows):
-        best = done + int(rows[done:, 4].argmax())
-        swap, swapped = [done, best], [best, done]
-        rows[swap], kept[swap] = rows[swapped], kept[swapped]
-        done += 1
-
+    boxes, scores = boxes.to(dtype), scores.to(dtype, copy=True)
+    left = torch.arange(len(boxes), device=boxes.device)
+    kept = left[:0]
+    while len(left):
+        best = left[scores[left].argmax()]
+        kept, left = torch.cat([kept, best[None]]), left[left != best]
         # 0 / 0: two boxes without area do not overlap
-        overlap = _overlaps(rows[done - 1, :4], rows[done:, :4], offset).nan_to_num(nan=0.0)
+        overlap = _overlaps(boxes[best], boxes[left], offset).nan_to_num(nan=0.0)
         if method == 2:
             decay = torch.exp(-(overlap**2) / sigma)
         else:
             lowered = 1 - overlap if method == 1 else torch.zeros_like(overlap)
             decay = torch.where(overlap >= iou_threshold, lowered, 1.0)
-        rows[done:, 4] *= decay
-
-        keep = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        keep[done:] = rows[done:, 4] >= min_score
-        count = int(keep.sum())
-        # Fill the gaps with the last rows that stay, as the extension does one by one.
-        gaps = (~keep[:count]).nonzero()[:, 0]
-        movers = (count + keep[count:].nonzero()[:, 0]).flip(0)
-        rows[gaps], kept[gaps] = rows[movers], kept[movers]
-        rows, kept = rows[:count], kept[:count]
-    dets[: len(rows)] = rows.to(dets)
+        scores[left] *= decay
+        left = left[scores[left] >= min_score]
+    dets[: len(kept)] = torch.cat([boxes, scores[:, None]], 1)[kept].to(dets)
     return kept
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Non-maximum suppression that reports which box dropped which.
+    """Non-maximum suppression of boxes and scores, (N, 5), that reports which box dropped which.
 
-    Args:
-        dets: (N, 5), boxes and scores.
-        iou_threshold: A box that overlaps a better one by this or more is dropped.
-
-    Returns:
-        For each box kept, by descending score: its index, then those of the boxes it dropped.
+    A box that overlaps a better one by the threshold or more is dropped. The result has a list for
+    each box kept, by descending score: its index, then those of the boxes it dropped.
     """
     dets = dets.to(compute_dtype(dets))
     left = dets[:, 4].sort(descending=True, stable=True).indices

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
-
-from ..internals import gradients
 
 Tensors = dict[str, Tensor]
 Sizes = dict[str, Any]
@@ -46,11 +45,11 @@ def backward(compute: Compute, names: str, adds: str | None = None) -> Callable[
     def operator(*tensors: Tensor, **sizes: Any) -> None:
         given = dict(zip(names.split(), tensors, strict=True))
         wanted = [adds] if adds else [name for name in given if f'grad_{name}' in given]
-        found = gradients(
-            lambda *leaves: compute(given | dict(zip(wanted, leaves, strict=True)), sizes),
-            [given[name] for name in wanted],
-            given['grad_output'],
-        )
+        leaves = {name: given[name].detach().requires_grad_() for name in wanted}
+        with torch.enable_grad():
+            result = compute(given | leaves, sizes)
+        grad = given['grad_output'].to(result.dtype)
+        found = torch.autograd.grad(result, leaves.values(), grad, allow_unused=True)
         for name, grad in zip(wanted, found, strict=True):
             if adds:
                 given[adds].add_(grad, alpha=sizes['scale'])

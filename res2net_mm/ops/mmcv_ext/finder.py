@@ -47,37 +47,32 @@ class Finder:
             return None
         from importlib.machinery import ModuleSpec
 
-        if choice() == 'torchvision':
-            return ModuleSpec(name, Loader(None, f'{VARIABLE} asks for it'))
-        others = [f for f in sys.meta_path if f is not self and hasattr(f, 'find_spec')]
-        specs = (finder.find_spec(name, path, target) for finder in others)
-        found = next(filter(None, specs), None)
-        return ModuleSpec(name, Loader(found, "mmcv's compiled operators are not installed"))
-
-
-class Loader:
-    """Loads the extension that was found, or stands in for it."""
-
-    def __init__(self, found: object, reason: str) -> None:
-        self.found, self.reason = found, reason
+        found, reason = None, f'{VARIABLE} asks for it'
+        if choice() is None:
+            others = [f for f in sys.meta_path if f is not self and hasattr(f, 'find_spec')]
+            specs = (finder.find_spec(name, path, target) for finder in others)
+            found = next(filter(None, specs), None)
+            reason = "mmcv's compiled operators are not installed"
+        return ModuleSpec(name, self, loader_state=(found, reason))
 
     def create_module(self, spec: object) -> object:
-        """The extension, or what stands in for it."""
-        if self.found is not None:
+        """The extension that was found, or what stands in for it."""
+        found, reason = spec.loader_state
+        if found is not None:
             from importlib.util import module_from_spec
 
             try:
-                module = module_from_spec(self.found)
-                self.found.loader.exec_module(module)
+                module = module_from_spec(found)
+                found.loader.exec_module(module)
                 return module
             except (ImportError, OSError) as error:
-                self.reason = f"mmcv's compiled operators do not load: {error}"
                 import logging
 
+                reason = f"mmcv's compiled operators do not load: {error}"
                 warn = logging.getLogger('res2net_mm').warning
-                warn('%s; torchvision stands in for them', self.reason)
+                warn('%s; torchvision stands in for them', reason)
         module = StandIn(EXTENSION, 'Stands in for the compiled operators of mmcv.')
-        module.reason = self.reason
+        module.reason = reason
         return module
 
     def exec_module(self, module: object) -> None:
@@ -99,13 +94,6 @@ def choice() -> str | None:
     return value
 
 
-def register() -> bool:
-    """Puts the finder in its place unless there is one; returns whether there was none."""
-    there = any(getattr(finder, 'finds', None) == EXTENSION for finder in sys.meta_path)
-    if not there:
-        sys.meta_path.insert(0, Finder())
-    return not there
-
-
-# whether Python started without it
-late = os.environ.get(VARIABLE) != 'off' and register()
+# another copy may have been registered when Python started
+if not any(getattr(finder, 'finds', None) == EXTENSION for finder in sys.meta_path):
+    sys.meta_path.insert(0, Finder())

@@ -1,4 +1,4 @@
-"""Focal losses, PSAMask and CARAFE in place of mmcv's compiled extension."""
+"""Focal loss, PSAMask and CARAFE in place of mmcv's compiled extension."""
 
 from __future__ import annotations
 
@@ -34,13 +34,8 @@ def sigmoid_focal_loss_forward(
 ) -> None:
     """Focal loss of each class on its own (https://arxiv.org/abs/1708.02002).
 
-    Args:
-        input: Logits, (N, C).
-        target: (N,), 0 .. C - 1, or any other number (usually C) for the background.
-        weight: (C,), a factor for each class, or empty.
-        output: Result, (N, C).
-        gamma: Exponent that reduces the loss of samples that are already right.
-        alpha: Factor for positive classes; negative ones have 1 - ``alpha``.
+    Takes logits (N, C) and their classes (N,), any number but 0 to C - 1 for the background.
+    ``weight``, (C,), may be empty.
     """
     _, logits, scale = _signed_logits(input, target, weight, alpha)
     output.copy_(-scale * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits))
@@ -54,59 +49,6 @@ def sigmoid_focal_loss_backward(
     right, wrong = torch.sigmoid(logits), torch.sigmoid(-logits)
     slope = gamma * right * F.logsigmoid(logits) - wrong
     grad_input.copy_(sign * scale * wrong**gamma * slope)
-
-
-def _picked(softmax: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """For each sample: probability of the right class, and the loss's weight."""
-    softmax = softmax.to(compute_dtype(softmax))
-    label = target.clamp(min=0)
-    scale = alpha * (target >= 0).to(softmax.dtype)
-    if weight.numel():
-        scale = scale * weight.to(softmax)[label]
-    return softmax.gather(1, label[:, None])[:, 0], scale
-
-
-def softmax_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
-) -> None:
-    """Focal loss of the right class.
-
-    Args:
-        input: Probabilities (after the softmax), (N, C).
-        target: (N,), 0 .. C - 1; a negative one is ignored.
-        weight: (C,), a factor for each class, or empty.
-        output: Result, (N,).
-        gamma: Exponent that reduces the loss of samples that are already right.
-        alpha: Factor for all samples.
-    """
-    right, scale = _picked(input, target, weight, alpha)
-    tiny = torch.finfo(right.dtype).tiny
-    output.copy_(-scale * (1 - right) ** gamma * right.clamp(min=tiny).log())
-
-
-def softmax_focal_loss_backward(
-    softmax: Tensor,
-    target: Tensor,
-    weight: Tensor,
-    buff: Tensor,
-    grad_input: Tensor,
-    gamma: float,
-    alpha: float,
-) -> None:
-    """Derivative for the logits before the softmax, into ``grad_input`` (N, C).
-
-    Args:
-        buff: Result, (N,): derivative for the logarithm of the right class's probability.
-    """
-    right, scale = _picked(softmax, target, weight, alpha)
-    tiny = torch.finfo(right.dtype).tiny
-    # Keep 1 - p above zero: 0 ** (gamma - 1) * log(1) is NaN for gamma < 1
-    wrong = (1 - right).clamp(min=tiny)
-    inner = gamma * wrong ** (gamma - 1) * right * right.clamp(min=tiny).log()
-    slope = scale * (inner - (1 - right) ** gamma)
-    hit = target[:, None] == torch.arange(softmax.shape[1], device=target.device)
-    buff.copy_(slope)
-    grad_input.copy_(slope[:, None] * (hit.to(slope.dtype) - softmax))
 
 
 def _psamask(tensors: Tensors, sizes: Sizes) -> Tensor:
@@ -135,6 +77,12 @@ def _psamask(tensors: Tensors, sizes: Sizes) -> Tensor:
     return laid_out.reshape(batch, height * width, height, width)
 
 
+def _psamask_backward(grad_output: Tensor, grad_input: Tensor, **sizes: Any) -> None:
+    # without the input, whose values do not count: the buffer has its shape
+    operator = backward(_psamask, 'grad_output grad_input input')
+    operator(grad_output, grad_input, grad_input, **sizes)
+
+
 def _carafe(tensors: Tensors, sizes: Sizes) -> Tensor:
     """Content-aware reassembly of features (https://arxiv.org/abs/1905.02188).
 
@@ -161,27 +109,15 @@ def _carafe_forward(tensors: Tensors, sizes: Sizes) -> Tensor:
     return _carafe(tensors, sizes)
 
 
-def _psamask_backward(grad_output: Tensor, grad_input: Tensor, **sizes: Any) -> None:
-    # without the input, whose values do not count: the buffer has its shape
-    operator = backward(_psamask, 'grad_output grad_input input')
-    operator(grad_output, grad_input, grad_input, **sizes)
-
-
 OPERATORS = {
+    'sigmoid_focal_loss_forward': sigmoid_focal_loss_forward,
+    'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
     'carafe_forward': forward(_carafe_forward, 'features masks rfeatures routput rmasks output'),
     'carafe_backward': backward(
         _carafe,
         'grad_output features masks rgrad_output rgrad_input_hs rgrad_input rgrad_masks '
         'grad_features grad_masks',
     ),
-    'carafe_naive_forward': forward(_carafe, 'features masks output'),
-    'carafe_naive_backward': backward(
-        _carafe, 'grad_output features masks grad_features grad_masks'
-    ),
     'psamask_forward': forward(_psamask, 'input output'),
     'psamask_backward': _psamask_backward,
-    'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
-    'sigmoid_focal_loss_forward': sigmoid_focal_loss_forward,
-    'softmax_focal_loss_backward': softmax_focal_loss_backward,
-    'softmax_focal_loss_forward': softmax_focal_loss_forward,
 }
