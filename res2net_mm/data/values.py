@@ -15,37 +15,33 @@ _DARK = 1 << 14  # 16-bit values that are all below it become at most 63 of 255
 def value_notes(file: str | Path) -> list[str]:
     """What OpenCV's ``IMREAD_COLOR``, mmcv's default, changes; nothing for 8-bit RGB and grey.
 
-    Args:
-        file: An image that it can read.
-
     Returns:
         Phrases such as ``'16-bit values were divided by 256'``, the same for images treated in the
         same way.
     """
-    file = Path(file)
-    header = read_header(file)
-    tiff = file.suffix.lower() in ('.tif', '.tiff')
+    header, tiff = read_header(file), Path(file).suffix.lower() in ('.tif', '.tiff')
     notes = []
     if header.deep or tiff:
         pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
-        kind = np.uint8 if pixels is None else pixels.dtype
-        if kind == np.uint16:
+        if pixels is not None and pixels.dtype == np.uint16:
             # libtiff reads colours, OpenCV the rest, and cuts off the lower 8 bits
-            by = 257 if tiff and pixels.ndim == 3 else 256
-            notes.append(f'16-bit values were divided by {by}')
+            notes.append(
+                f'16-bit values were divided by {257 if tiff and pixels.ndim == 3 else 256}'
+            )
             if 0 < pixels.max() < _DARK:
                 used = int(pixels.max()).bit_length()
                 notes.append(
                     f'its values need {used} of 16 bits, so the image came out dark: if {used} '
                     f'bits are its range, multiply the values by {1 << 16 - used} first'
                 )
-        elif kind != np.uint8:
-            notes.append(f'{kind} values were turned into 8-bit ones by libtiff')
+        elif pixels is not None and pixels.dtype != np.uint8:
+            notes.append(f'{pixels.dtype} values were turned into 8-bit ones by libtiff')
     if header.mode == 'P':
         notes.append("the palette's colours were used")
     if header.alpha:
-        how = 'multiplied into the colours' if tiff else 'dropped'
-        notes.append(f'the alpha channel was {how}')
+        notes.append(
+            f'the alpha channel was {"multiplied into the colours" if tiff else "dropped"}'
+        )
     if header.mode == 'CMYK':
         notes.append('CMYK was turned into RGB without a colour profile')
     if header.pages > 1:

@@ -76,5 +76,5 @@ def test_pages(tmp_path):
 @pytest.mark.parametrize('kind', [np.float32, np.int32])
 def test_values_that_are_no_colours_are_named(kind, tmp_path):
     Image.fromarray(COLOURS[..., 0].astype(kind)).save(tmp_path / 'a.tif')
-    with pytest.raises(DataError, match=f'a.tif: .* {np.dtype(kind)} values'):
+    with pytest.raises(DataError, match='a.tif: .* 8 bits'):
         LoadImageFromFile().transform(dict(img_path=str(tmp_path / 'a.tif')))

@@ -201,7 +201,7 @@ WRONG_TRUTH = {
     'number': (alter('annotations', segmentation=5), 'must be polygons or a run-length encoding'),
     'size': (
         alter('annotations', segmentation=dict(size=[3, 3], counts=[9])),
-        'annotations[0]: the mask has size [3, 3], but image',
+        'annotations[0]: the mask has size [3, 3], but the image',
     ),
     'no size': (alter('images', height=None), 'has no height and width'),
 }

@@ -1,20 +1,31 @@
-"""The full check of a config's data before anyone trains: every fault, not only the first."""
+"""The checks of a config's data: a quick look before a run, and one at everything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from mmengine import Config
 
 from ..errors import DataError
-from ..findings import Findings, of_split, warning
-from .files import check_copies, check_files, check_left_over, check_splits
-from .objects import check_classes, check_most_objects, check_objects
-from .pixels import CheckedSet, look_at_pixels
+from ..findings import ERROR, Finding, Findings, of_split, warning
+from ..transforms import is_known_loader
+from .faults import (
+    check_classes,
+    check_copies,
+    check_files,
+    check_left_over,
+    check_most_objects,
+    check_objects,
+)
+from .pixels import CheckedSet, spread
 from .survey import SplitSummary, Survey
 
 SPLITS = ('train', 'val', 'test')
+#: Images and label maps of a dataset that the quick look decodes, spread over it.
+SAMPLE = 16
+_READABLE = ('.png', '.bmp', '.tif', '.tiff')  # label maps; others may need a loader of their own
 
 
 @dataclass
@@ -36,7 +47,7 @@ def inspect_data(
 ) -> Inspection:
     """Looks at all data of an mmdet or mmseg config: annotations, images, masks and label maps.
 
-    Covers what the quick :func:`~res2net_mm.data.check.quick.check_data` covers, decodes every
+    Covers what the quick :func:`check_data` covers, decodes every
     image and label map, and finds what only the whole set shows. A fault that ends training or
     teaches it something wrong is an error; one that training survives is a warning.
 
@@ -46,13 +57,12 @@ def inspect_data(
         workers: Threads that decode; by default one per processor, but at most 16.
 
     Raises:
-        DataError: The config has none of the dataloaders, or its model is no config.
+        DataError: The config has none of the dataloaders.
     """
     if not any((cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits):
         wanted = ', '.join(f'{split}_dataloader' for split in splits)
-        raise DataError(
-            f'the config has no data to check ({wanted})', remedy='name splits that it has'
-        )
+        what = f'the config has no data to check ({wanted})'
+        raise DataError(what, remedy='name splits that it has')
     survey = Survey(cfg, splits)
     # all splits: an image that another split lists is not left over
     found = list(survey.read(SPLITS))
@@ -64,20 +74,62 @@ def inspect_data(
     for part in parts:
         images = [image.file for image in part.used]
         maps = [image.label_map for image in part.used if image.label_map]
-        look_at_pixels(part, images, maps, workers, bar=True)
-        for check in (check_files, check_copies, check_objects):
-            findings.extend(of_split(part.split, check(part)))
-        findings.extend(of_split(part.split, check_left_over(part, survey.sets)))
-        findings.extend(of_split(part.split, check_most_objects(part, survey.model)))
-    findings.extend(check_splits(parts))
-    for summary in summaries:
-        for name in dict.fromkeys(summary.unchecked if not summary.same_as else ()):
-            unread = warning(
-                'not checked',
-                f'{summary.split}_dataloader.dataset',
-                f'{name} reads its annotations in its own way, or not from local files',
-            )
-            findings.extend(of_split(summary.split, [unread]))
-    if not any(summary.unchecked for summary in summaries if summary.split == 'train'):
+        part.look(images, maps, workers, bar=True)
+        checks = (
+            check_files(part),
+            check_objects(part),
+            check_left_over(part, survey.sets),
+            check_most_objects(part, survey.model),
+        )
+        findings.extend(of_split(part.split, chain(*checks)))
+    findings.extend(check_copies(parts))
+    unread = {s.split: s.unchecked for s in summaries if s.unchecked and not s.same_as}
+    for split, names in unread.items():
+        for name in names:
+            what = f'{name} reads its annotations in its own way, or not from local files'
+            finding = warning('not checked', f'{split}_dataloader.dataset', what)
+            findings.append(finding._replace(split=split))
+    if 'train' not in unread:
         findings.extend(check_classes(parts))
     return Inspection(findings.once(), summaries, parts)
+
+
+def check_data(cfg: Config, splits: Sequence[str] = SPLITS) -> list[SplitSummary]:
+    """Checks the data of a config of mmdet, mmseg or mmpretrain without building its datasets.
+
+    Reads annotation files and lists image folders; of images and label maps, it decodes a sample.
+    Counts boxes as training uses them with pipelines from
+    :func:`~res2net_mm.data.transforms.harden_dataset`.
+
+    Args:
+        cfg: The config.
+        splits: Which of its dataloaders to check; those that it does not have are skipped.
+
+    Returns:
+        A summary for each split, in the order of ``splits``.
+
+    Raises:
+        DataError: The first error that is found.
+    """
+    survey, warnings = Survey(cfg, splits), Findings()
+    for finding in _look(survey, splits):
+        if finding.severity == ERROR:
+            raise finding.as_error()
+        warnings.append(finding)
+    for summary in survey.summaries:
+        summary.warnings = [g.line for g in warnings.groups() if g[0].split == summary.split]
+    return survey.summaries
+
+
+def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
+    yield from survey.read(splits)
+    for part in survey.sets:
+        loads = any(map(is_known_loader, part.node.pipeline))  # else the user has their own loader
+        images = spread([image.file for image in part.used if loads], SAMPLE)
+        maps = [i.label_map for i in part.used if i.label_map and (loads or part.ignored)]
+        maps = [file for file in maps if file.lower().endswith(_READABLE)]
+        part.look(images, spread(maps, SAMPLE))
+        if part.ignored and len(part.labels()) < 2:  # perhaps the others have more
+            part.look(images, maps)
+        yield from of_split(part.split, check_files(part))
+    yield from (f for f in check_copies(survey.sets) if f.kind == 'split overlap')

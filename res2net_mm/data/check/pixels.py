@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..sets.images import Header, read_header
+from ..sets.images import Header, Size, read_header
 from ..sets.label_maps import map_reader
 from ..sets.nodes import Node
-from ..sets.records import Image, missing_files
+from ..sets.records import Image
 from ..transforms import LoadImageFromFile, loader_of
 
 
@@ -25,11 +27,9 @@ from ..transforms import LoadImageFromFile, loader_of
 class Picture:
     """What a file of pixels turned out to be."""
 
-    file: str
     header: Header
-    size: tuple[int, int] | None = None  # width and height as loaded; None if it does not load
-    pixels: str = ''  # hash of the decoded image; empty for a label map
-    counts: np.ndarray | None = None  # (256,) pixels with each value, for a label map
+    size: Size | None = None  # as loaded; None if it does not load
+    content: Any = None  # hash of a decoded image; (256,) pixels with each value in a label map
     fault: DataError | None = None  # why it is not usable
 
 
@@ -55,75 +55,44 @@ class CheckedSet:
 
     def count_values(self) -> np.ndarray:
         """(256,) pixels with each value in the label maps that were looked at."""
-        counts = [picture.counts for picture in self.maps.values() if picture.counts is not None]
+        counts = [map_.content for map_ in self.maps.values() if map_.fault is None]
         return np.sum([np.zeros(256, np.int64), *counts], axis=0)
 
     def labels(self) -> set[int]:
         """The values in these label maps that are not ignored."""
-        return set(np.flatnonzero(self.count_values()).tolist()) - set(self.ignored.values())
+        return set(np.flatnonzero(self.count_values()).tolist()) - {*self.ignored.values()}
 
+    def look(
+        self,
+        images: Sequence[str],
+        maps: Sequence[str],
+        workers: int | None = None,
+        bar: bool = False,
+    ) -> None:
+        """Decodes the images and label maps that exist, and sets ``pictures`` and ``maps``.
 
-def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
-    """Decodes an image with ``load``; one that ``load`` leaves out has neither size nor fault."""
-    picture = _look(file)
-    try:
-        results = load.transform({'img_path': file})
-    except DataError as fault:
-        picture.fault = fault
-        return picture
-    if results:
-        image = results['img']
-        picture.size = image.shape[1::-1]
-        hashed = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
-        hashed.update(repr(image.shape).encode())
-        picture.pixels = hashed.hexdigest()
-    return picture
+        Args:
+            images: Files.
+            maps: Likewise.
+            workers: Threads; by default one per processor, but at most 16.
+            bar: Whether to show the progress.
+        """
+        loader = self.loader
 
+        def load(file: str) -> np.ndarray | None:
+            return (loader.transform({'img_path': file}) or {}).get('img')
 
-def look_at_map(file: str, read: Callable[[str], np.ndarray]) -> Picture:
-    """Decodes a label map with ``read``, and counts its values."""
-    picture = _look(file)
-    try:
-        picture.counts = np.bincount(read(file).ravel(), minlength=256)
-        picture.size = picture.header.size
-    except DataError as fault:
-        picture.fault = fault
-    return picture
+        def look_at_all(what: str, files: Sequence[str], look: Callable) -> dict[str, Picture]:
+            there = [file for file in dict.fromkeys(files) if os.path.isfile(file)]
+            # threads are enough: decoding and hashing happen outside of Python
+            pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
+            with pool, closing(pool.map(look, there)) as pictures:  # closing drops what is not done
+                shown = progress(pictures, f'{self.split} {what}', len(there) if bar else 0)
+                return dict(zip(there, shown, strict=True))
 
-
-def look_at_pixels(
-    part: CheckedSet,
-    images: Sequence[str],
-    maps: Sequence[str],
-    workers: int | None = None,
-    bar: bool = False,
-) -> None:
-    """Decodes images and label maps of a dataset, and sets its ``pictures`` and ``maps``.
-
-    Files that do not exist are passed over.
-
-    Args:
-        part: The dataset.
-        images: Files.
-        maps: Likewise.
-        workers: Threads; by default one per processor, but at most 16.
-        bar: Whether to show the progress.
-    """
-    load, read = part.loader, map_reader(part.node)
-
-    def look_at_all(
-        what: str, files: Sequence[str], look: Callable[[str], Picture]
-    ) -> dict[str, Picture]:
-        absent = set(missing_files(files))
-        there = [file for file in dict.fromkeys(files) if file not in absent]
-        # threads are enough: decoding and hashing happen outside of Python
-        pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
-        with pool, closing(pool.map(look, there)) as pictures:  # closing drops what is not yet done
-            shown = progress(pictures, f'{part.split} {what}', len(there)) if bar else pictures
-            return {picture.file: picture for picture in shown}
-
-    part.pictures = look_at_all('images', images, lambda file: look_at_image(file, load))
-    part.maps = look_at_all('label maps', maps, lambda file: look_at_map(file, read))
+        self.pictures = look_at_all('images', images, partial(_look, read=load, sum_up=_hash))
+        read = map_reader(self.node)
+        self.maps = look_at_all('label maps', maps, partial(_look, read=read, sum_up=_count))
 
 
 def spread(items: Sequence, most: int) -> list:
@@ -133,11 +102,30 @@ def spread(items: Sequence, most: int) -> list:
 
 
 def progress(items: Iterable, title: str, total: int) -> Iterable:
-    """``items``, with a bar if there are any."""
+    """``items``, with a bar if ``total`` is not 0."""
     # without a terminal: a line every ten seconds
     interval = 0.1 if sys.stderr.isatty() else 10
     return tqdm(items, title, total, leave=False, mininterval=interval, disable=not total)
 
 
-def _look(file: str) -> Picture:
-    return Picture(file, read_header(file))
+def _look(file: str, read: Callable, sum_up: Callable[[np.ndarray], Any]) -> Picture:
+    """One that ``read`` gives None for has neither size nor fault."""
+    picture = Picture(read_header(file))
+    try:
+        values = read(file)
+    except DataError as fault:
+        picture.fault = fault
+        return picture
+    if values is not None:
+        picture.size, picture.content = values.shape[1::-1], sum_up(values)
+    return picture
+
+
+def _hash(image: np.ndarray) -> str:
+    hashed = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
+    hashed.update(repr(image.shape).encode())
+    return hashed.hexdigest()
+
+
+def _count(labels: np.ndarray) -> np.ndarray:
+    return np.bincount(labels.ravel(), minlength=256)

@@ -11,10 +11,10 @@ import numpy as np
 from ...columns import aligned, side_by_side
 from ...files import check_writable, writing
 from ..sets.sizes import COCO_SIDES
+from .faults import count_classes
 from .inspection import Inspection
-from .objects import count_classes
 from .pictures import draw_inspection
-from .quick import format_summary
+from .survey import format_summary
 
 _MOST_SHOWN = 3  # image sizes and modes of a split
 
@@ -22,16 +22,9 @@ _MOST_SHOWN = 3  # image sizes and modes of a split
 def format_inspection(inspection: Inspection) -> str:
     """The splits and their classes as tables, then the findings, errors first."""
     detection = any(part.node.kind in ('coco', 'voc') for part in inspection.sets)
-    blocks = []
-    if inspection.sets:
-        low, high = COCO_SIDES
-        objects = ['objects', f'to {low} px', f'to {high} px', 'larger', 'least side']
-        objects = [*objects, 'most on one'] if detection else []
-        rows = [['split', 'images', *objects, 'image sizes', 'modes']]
-        rows += [_row(inspection, split, detection) for split in inspection.splits]
-        blocks = ['\n'.join(aligned(rows))]
+    splits = [_describe(inspection, split, detection) for split in inspection.splits]
+    blocks = ['\n'.join(aligned([[*splits[0]], *map(dict.values, splits)]))] if splits else []
     counts = {split: count_classes(inspection.sets, split) for split in inspection.splits}
-    counts = {split: found for split, found in counts.items() if found}
     names = list(dict.fromkeys(name for found in counts.values() for name in found))
     if names:
         rows = [['class', *counts]]
@@ -66,25 +59,26 @@ def write_inspection(inspection: Inspection, folder: str | Path) -> list[Path]:
     return files
 
 
-def _row(inspection: Inspection, split: str, detection: bool) -> list[str]:
+def _describe(inspection: Inspection, split: str, detection: bool) -> dict[str, str]:
+    """A row of the table of splits: head -> cell."""
     parts = [part for part in inspection.sets if part.split == split]
     images = [image for part in parts for image in part.used]
     pictures = [picture for part in parts for picture in part.pictures.values() if picture.size]
-    objects = []
+    row = {'split': split, 'images': f'{len(images):,}'}
     if detection:
         boxes = [item.box for i in images for item in i.objects if item.reason is None]
-        sizes = np.array([(x2 - x1, y2 - y1) for x1, y1, x2, y2 in boxes]).reshape(-1, 2)
-        bins = np.bincount(np.digitize(np.sqrt(sizes.prod(1)), COCO_SIDES), minlength=3)
-        most = max((len(image.boxes) for image in images), default=0)
-        objects = [f'{len(sizes):,}', *(f'{count:,}' for count in bins)]
-        objects += [f'{sizes.min():.3g}' if len(sizes) else '', f'{most:,}']
-    return [
-        split,
-        f'{len(images):,}',
-        *objects,
-        _most_common('{}x{}'.format(*picture.size) for picture in pictures),
-        _most_common(p.header.mode + ' 16 bits' * p.header.deep for p in pictures),
-    ]
+        x1, y1, x2, y2 = np.array(boxes, float).reshape(-1, 4).T
+        sides = np.array([x2 - x1, y2 - y1])
+        bins = np.bincount(np.digitize(np.sqrt(sides.prod(0)), COCO_SIDES), minlength=3)
+        low, high = COCO_SIDES
+        row['objects'] = f'{len(boxes):,}'
+        for head, count in zip((f'to {low} px', f'to {high} px', 'larger'), bins, strict=True):
+            row[head] = f'{count:,}'
+        row['least side'] = f'{sides.min():.3g}' if boxes else ''
+        row['most on one'] = f'{max((len(image.boxes) for image in images), default=0):,}'
+    row['image sizes'] = _most_common('{}x{}'.format(*picture.size) for picture in pictures)
+    row['modes'] = _most_common(p.header.mode + ' 16 bits' * p.header.deep for p in pictures)
+    return row
 
 
 def _class_text(found: dict[str, int], name: str, detection: bool) -> str:

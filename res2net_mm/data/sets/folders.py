@@ -9,10 +9,10 @@ from ...checks import listed
 from ..errors import DataError
 from ..findings import Finding, warning
 from .nodes import Node
-from .records import Image, Reading
+from .records import Image
 
 
-def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None, Reading]:
+def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None, list[Image]]:
     """The images that mmpretrain's ``CustomDataset`` lists, with their classes.
 
     Raises:
@@ -20,9 +20,7 @@ def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
     """
     folders = node.class_folders()
     names, suffixes = [*folders], tuple(suffix.lower() for suffix in node.option('extensions'))
-    moved = any(
-        name in folders and names[i] != name for i, name in enumerate(classes[: len(names)])
-    )
+    moved = any(name in folders and name != there for name, there in zip(classes, names))  # noqa: B905
     if len(classes) != len(names) or moved:
         raise DataError(
             f'it is {listed(classes, 10)}, but labels are numbered by the folders, in the order of '
@@ -39,9 +37,7 @@ def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
             yield warning('class without images', folder, 'it holds no image')
         images += [Image(file, label=label) for file in files]
     if not images:
-        raise DataError(
-            f'its {len(folders)} folders hold no image ({listed(suffixes, 10)})',
-            f'{node.key}.data_prefix',
-            'put the images of each class into a folder of its name',
-        )
-    return Reading(images)
+        what = f'its {len(folders)} folders hold no image ({listed(suffixes, 10)})'
+        remedy = 'put the images of each class into a folder of its name'
+        raise DataError(what, f'{node.key}.data_prefix', remedy)
+    return images

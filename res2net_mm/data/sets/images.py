@@ -38,16 +38,14 @@ class Header:
     alpha: bool = False  # whether it is partly transparent
     pages: int = 1  # images in the file
 
+    @property
+    def swaps(self) -> bool:
+        """Whether EXIF swaps width and height."""
+        return self.orientation >= TURNED
+
 
 def read_header(source: bytes | str | os.PathLike) -> Header:
-    """Reads the header of an image.
-
-    Args:
-        source: The whole file, or its path.
-
-    Returns:
-        As much as Pillow can read, which is nothing if the file is no image.
-    """
+    """What Pillow reads of an image (the whole file, or its path); nothing if it is none."""
     header = Header()
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb')
@@ -67,32 +65,28 @@ def read_header(source: bytes | str | os.PathLike) -> Header:
             orientation = image.getexif().get(ORIENTATION)
             header.orientation = orientation if isinstance(orientation, int) else 1
     except PillowImage.DecompressionBombError as error:  # its limit is for its own decoder
-        number = re.search(r'\d+', str(error))
-        header.pixels = int(number[0]) if number else 0
+        header.pixels = int(re.search(r'\d+', str(error))[0])
     except (OSError, SyntaxError, ValueError, struct.error):
         pass
     return header
 
 
 def check_pixels(source: bytes | str | os.PathLike, where: str) -> None:
-    """Raises if an image has more pixels than RES2NET_MM_MAX_PIXELS, or 2**29 if that is not set.
+    """Raises a DataError if an image has more pixels than RES2NET_MM_MAX_PIXELS, or 2**29.
+
+    A file that is no image passes; its decoder says what is wrong.
 
     Args:
         source: The whole file, or its path.
         where: Its name in the error.
-
-    Raises:
-        DataError: It has too many. A file that is no image passes; its decoder says what is wrong.
     """
-    header = read_header(source)
-    given = os.environ.get(MAX_PIXELS) or str(_MOST)
+    header, given = read_header(source), os.environ.get(MAX_PIXELS) or str(_MOST)
     if not given.replace('_', '').isdecimal():
         what = f'it must be a number of pixels, but is {given!r}'
         raise DataError(what, MAX_PIXELS, 'set it to a number, or unset it')
     if header.pixels > int(given):
-        size = '{} x {}'.format(*header.size) if header.size else f'{header.pixels:,}'
         raise DataError(
-            f'it has {size} px, more than the limit of {int(given):,}',
+            f'it has {header.pixels:,} px, more than the limit of {int(given):,}',
             where,
             f'cut it into parts, or set {MAX_PIXELS} if the machine has the memory for it',
         )

@@ -1,0 +1,231 @@
+"""What is wrong with the files, the objects and the classes of a data set."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from ...checks import listed, nearest
+from ..findings import Finding, error, warning
+from ..sets.images import IMAGE_SUFFIXES
+from ..sets.label_maps import check_map, check_variety, values_are_labels
+from ..sets.masks import MASK_ERRORS, mask_fault
+from ..sets.records import BORDER, IGNORED, ZERO_SIZE, Image, check_missing, count_others, places
+from ..sets.sizes import size_fault, unseen_turn
+from .pixels import CheckedSet, progress
+
+_LOOKED_AT = (None, *IGNORED)
+_LIKENESS = 0.81  # how similar a name must be to that of a class to be called a misspelling
+# why an object is not trained on, where that is a fault
+_REASONS = ('not finite', ZERO_SIZE, 'outside the image', 'under 1 px', 'without area')
+
+
+def check_files(part: CheckedSet) -> Iterator[Finding]:
+    """Files that are missing, listed twice or, as far as they were looked at, not usable."""
+    option = 'ann_file' if part.node.config.get('ann_file') else 'data_prefix.img_path'
+    source, key = f'{part.node.key}.{option}', part.node.key
+    yield from check_missing([image.file for image in part.used], 'images', source, key)
+    by_place = defaultdict(list)
+    for place, image in zip(places(part.listed), part.listed, strict=True):
+        by_place[place].append(image)
+    for same in by_place.values():
+        what = f'{len(same)} images of the set are this file, by its list or by a link to a folder'
+        if any(Counter(image.boxes) != Counter(same[0].boxes) for image in same):
+            what += ', and what is annotated in one is background in another'
+            remedy = 'give all annotations of the file one image_id, and remove the other images'
+            yield error('image listed twice', same[-1].file, what, remedy)
+        elif len(same) > 1:
+            yield warning('image listed twice', same[-1].file, what)
+    for image in part.used:
+        yield from _check_picture(part, image)
+    yield from _check_maps(part)
+
+
+def _check_picture(part: CheckedSet, image: Image) -> Iterator[Finding]:
+    """An image that does not decode, has another size than annotated, or more bits."""
+    picture = part.pictures.get(image.file)
+    if picture and picture.fault:
+        yield error('image unreadable', image.file, picture.fault.what, picture.fault.remedy)
+    if not (picture and picture.size):
+        return
+    annotated = image.width, image.height
+    if all(annotated) and picture.size != annotated:
+        boxes = [item.box for item in image.objects] if part.node.kind == 'voc' else None
+        yield size_fault(image.file, annotated, picture.size, picture.header, boxes)
+    else:
+        yield from unseen_turn(image.file, picture.header, picture.size)
+    if picture.header.deep:
+        what = f'its samples have more than 8 bits (mode {picture.header.mode}), of which training '
+        yield warning('image of 16 bits', image.file, f'{what}sees the upper 8')
+
+
+def _check_maps(part: CheckedSet) -> Iterator[Finding]:
+    """Label maps that do not decode, have another size, or hold what is no class."""
+    compared = bool(part.ignored) and values_are_labels(part.node, part.classes)
+    skipped = {*part.ignored.values()}
+    for image in part.used:
+        file = image.label_map
+        label_map, picture = part.maps.get(file), part.pictures.get(image.file)
+        if label_map is None:
+            continue
+        if label_map.fault:
+            coloured = label_map.header.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
+            kind = 'coloured label map' if coloured else 'label map unreadable'
+            yield error(kind, file, label_map.fault.what, label_map.fault.remedy)
+            continue
+        if label_map.header.deep:
+            what = (
+                f'of values above 255, only the lower 8 bits are loaded ({label_map.header.mode})'
+            )
+            yield warning('label map of 16 bits', file, what)
+        if picture and picture.size and picture.size != label_map.size:
+            size, wanted = (f'{w} x {h} px' for w, h in (label_map.size, picture.size))
+            yield error('label map of another size', file, f'it has {size}, its image {wanted}')
+        if compared:
+            yield from check_map(file, label_map.content, part.classes, part.ignored)
+            if len(skipped) == 1 and {*np.flatnonzero(label_map.content).tolist()} <= skipped:
+                what = 'all of its pixels have the value that is ignored: nothing of it is used'
+                yield warning('label map all ignored', file, what)
+    readable = sum(label_map.fault is None for label_map in part.maps.values())
+    if compared and readable:
+        yield from check_variety(part.node.key, readable, part.labels(), part.classes, part.ignored)
+
+
+def check_copies(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
+    """Images that are in a split twice, or in the training set and another split.
+
+    A copy that was written again is found if nothing was lost, as in a PNG; one that was compressed
+    again or resized is not. Contents are compared only of images that were looked at.
+    """
+    first: dict[tuple[str, str], tuple[str, str]] = {}  # split, mark -> place, file
+    for part in parts:
+        for place, image in zip(places(part.used), part.used, strict=True):
+            picture = part.pictures.get(image.file)
+            marks = [place, picture.content] if picture and picture.content else [place]
+            twins = [first[part.split, mark] for mark in marks if (part.split, mark) in first]
+            if twins and twins[0][0] != place:
+                what = f'it is pixel for pixel {twins[0][1]}'
+                yield warning('same content twice', image.file, what)._replace(split=part.split)
+            twins = [first['train', mark] for mark in marks if ('train', mark) in first]
+            if twins and part.split != 'train':
+                same = twins[0][0] == place
+                copy = '' if same else f'pixel for pixel {twins[0][1]}, which is '
+                what = f'it is {copy}trained on: what is measured on it says nothing'
+                yield warning('split overlap', image.file, what)._replace(split=part.split)
+            for mark in marks:
+                first.setdefault((part.split, mark), (place, image.file))
+
+
+def check_left_over(part: CheckedSet, everything: Sequence[CheckedSet]) -> Iterator[Finding]:
+    """Images and label maps in the folders of a dataset that none of ``everything`` lists."""
+    listed = [image for other in everything for image in other.listed]
+    known = {os.path.abspath(i.file) for i in listed}
+    known |= {os.path.abspath(i.label_map) for i in listed if i.label_map}
+    images = {os.path.dirname(os.path.abspath(i.file)) for i in part.listed}
+    maps = {os.path.dirname(os.path.abspath(i.label_map)) for i in part.listed if i.label_map}
+    for folder in sorted(filter(os.path.isdir, images | maps)):
+        for name in sorted(os.listdir(folder)):
+            file = os.path.join(folder, name)
+            # hidden files are macOS's companions ._photo.jpg
+            pictured = name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith('.')
+            if not pictured or file in known:
+                continue
+            if folder in images:
+                yield warning('image not listed', file, 'no split of the config lists it')
+            elif name.endswith(part.node.option('seg_map_suffix')):
+                yield warning('label map without image', file, 'it is not used')
+
+
+def check_annotations(part: CheckedSet) -> Iterator[Finding]:
+    """Objects beyond the border of their image, and names that are almost the name of a class."""
+    for image in part.listed if part.node.kind in ('coco', 'voc') else ():
+        for item in image.objects if image.width else ():
+            x1, y1, x2, y2 = item.box
+            beyond = max(-x1, -y1, x2 - image.width, y2 - image.height)
+            if item.reason in _LOOKED_AT and beyond > BORDER:
+                size = f'{image.width} x {image.height} px'
+                what = f'{item}: it goes {beyond:g} px beyond the {size} of the image'
+                yield warning('box beyond the border', image.file, what)
+    others = count_others(part.listed)
+    known = {name for image in part.listed for name in image.boxes} if others else ()
+    # a COCO file names many classes that are not used, some of which are alike
+    likeness = 1 if part.node.kind == 'coco' else _LIKENESS
+    for name, count in others.items():
+        likely = nearest(name, part.classes, likeness)
+        if likely in known:
+            yield warning(
+                'name like a class',
+                next(image.file for image in part.listed if name in image.other_classes),
+                f'{count:,} objects are named {name!r} (did you mean {likely!r}?), which is no '
+                'class, so they are not used',
+            )
+
+
+def check_objects(part: CheckedSet) -> Iterator[Finding]:
+    """Boxes and masks that are wrong, and objects annotated twice."""
+    for image in progress(part.used, f'{part.split} objects', len(part.used)):
+        titles: dict[tuple, str] = {}
+        for item in image.objects:
+            x1, y1, x2, y2 = item.box
+            if item.reason in _REASONS:
+                kind = f'box {item.reason}'
+                if item.reason == ZERO_SIZE:
+                    kind = 'swapped corners' if x2 < x1 or y2 < y1 else 'zero-size box'
+                yield warning(kind, image.file, f'{item}: it is not trained on')
+            if item.reason not in _LOOKED_AT:
+                continue
+            if part.masks and item.segmentation and image.width:
+                size = int(image.width), int(image.height)
+                kind, what = mask_fault(item.segmentation, item.box, *size) or ('', '')
+                make = error if kind in MASK_ERRORS else warning
+                if kind:
+                    yield make(kind, image.file, f'{item.where} ({item.name}): {what}')
+            other = titles.setdefault((item.name, item.box), item.where)
+            if other != item.where:
+                what = f'{other} and {item.where} are one box of class {item.name}'
+                yield warning('object twice', image.file, what)
+
+
+def check_classes(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
+    """Classes that the training set has nothing of, and those of them that are measured."""
+    found = {split: count_classes(parts, split) for split in ('train', 'val', 'test')}
+    thing = 'pixel' if any(part.maps for part in parts) else 'object'
+    empty = [name for name, count in found['train'].items() if not count]
+    for split, counts in found.items():
+        kind = 'class without objects' if split == 'train' else 'class never trained'
+        names = [name for name in empty if split == 'train' or counts.get(name)]
+        what = f'the training set has no {thing} of {len(names):,} classes: {listed(names, 10)}'
+        if names:
+            key = f'{split}_dataloader.dataset.metainfo.classes'
+            yield warning(kind, key, what)._replace(split=split)
+
+
+def count_classes(parts: Sequence[CheckedSet], split: str) -> dict[str, int]:
+    """Class name -> usable objects in ``split``, or pixels if it has label maps."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        if part.split == split:
+            # zip ends with the classes: values beyond are none
+            counts.update(dict(zip(part.classes, part.count_values().tolist(), strict=False)))
+            for image in part.used:
+                counts.update(image.boxes)
+    return dict(counts)
+
+
+def check_most_objects(part: CheckedSet, model: Mapping) -> Iterator[Finding]:
+    """Images with more objects than the detector returns."""
+    key, config = 'model.test_cfg', model.get('test_cfg')
+    if isinstance(config, Mapping) and config.get('rcnn'):
+        key, config = f'{key}.rcnn', config['rcnn']
+    most = config.get('max_per_img') if isinstance(config, Mapping) else None
+    for image in part.used if most and part.split != 'train' else ():
+        if len(image.boxes) > most:
+            yield warning(
+                'more objects than detections',
+                image.file,
+                f'it has {len(image.boxes):,} objects, the detector returns at most {most:,} '
+                f'({key}.max_per_img)',
+            )
