@@ -16,10 +16,8 @@ _MOST_EXAMPLES = 3
 REMEDIES = {
     # config
     'not checked': 'check this data yourself',
-    'classes alike': 'make them one, if they are meant to be: voc2coco does with --merge',
     'more objects than detections': 'raise it, and the number that the metric counts (100 in COCO)',
     # classes
-    'name like a class': 'write the name like the others, or leave it if it is intended',
     'class without objects': 'add images of it, or remove it from the classes',
     'class without images': 'add images of it, or remove its folder',
     'class never trained': 'move images of it to the training set, or it will never be found',
@@ -59,7 +57,6 @@ REMEDIES = {
     'label map of another size': 'write the map for the image as it is loaded',
     'label map of 16 bits': 'write it with 8 bits per pixel',
     'label map without image': 'add its image, or remove it',
-    'label map all ignored': 'label it, or remove it from the set',
 }
 
 
@@ -74,7 +71,6 @@ class Finding(NamedTuple):
     remedy: str  # what to do about it
 
     def as_error(self) -> DataError:
-        """The finding as an exception."""
         return DataError(self.what, self.file, self.remedy)
 
 
@@ -124,7 +120,6 @@ class Findings(list[Finding]):
 
     @property
     def errors(self) -> int:
-        """How many of them are errors."""
         return sum(finding.severity == ERROR for finding in self)
 
     @property

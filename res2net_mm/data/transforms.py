@@ -7,6 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import cv2
@@ -18,7 +19,7 @@ from mmengine import fileio
 from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
 from .findings import WARNING
-from .sets.images import check_pixels, read_header
+from .sets.images import Size, check_pixels, read_header
 from .sets.label_maps import read_binary_mask
 from .sets.nodes import type_name
 from .sets.sizes import size_fault
@@ -39,10 +40,10 @@ _LOADER_OPTIONS = (
 )  # fmt: skip
 # transforms that choose from a list: one more would be another choice
 _ALTERNATIVES = ('TestTimeAug', 'RandomChoice')
-_OF_EACH_BOX = (
+_OF_EACH_BOX = {
     'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks', 'gt_keypoints',
     'gt_instances_ids',
-)  # fmt: skip
+}  # fmt: skip
 
 
 @TRANSFORMS.register_module()
@@ -51,14 +52,13 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     one, is an error that names it.
 
     Many releases of OpenCV silently fill the missing part of a truncated file with grey. Here a
-    JPEG must reach its end-of-image marker and a PNG its IEND chunk; for other formats the decoder
-    decides. If the annotations have ``width`` and ``height``, the image must have them. Arguments
-    and results are mmcv's; with ``ignore_empty``, a file that is missing or not whole gives None.
+    JPEG must reach its end-of-image marker and a PNG its IEND chunk. If the annotations have
+    ``width`` and ``height``, the image must have them. Arguments and results are mmcv's; with
+    ``ignore_empty``, a file that is missing or not whole gives None.
 
     Raises:
-        DataError: The file is missing, unreadable, not an image, truncated, of another size than
-            its annotations are for, or larger than :func:`check_pixels` allows; or its label map
-            is.
+        DataError: The image cannot be used, or is larger than :func:`check_pixels` allows; or its
+            label map is.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -71,7 +71,9 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             if self.ignore_empty:
                 return None
             raise
-        self._check_size(results, image)
+        annotated = results.get('width'), results.get('height')
+        if all(annotated) and annotated != image.shape[1::-1]:
+            self._refuse_size(results, annotated, image.shape[1::-1])
         results['img'] = image.astype(np.float32) if self.to_float32 else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
@@ -88,11 +90,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         scaled = (image - low) * (255 / (high - low or 1))
         return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
 
-    def _check_size(self, results: dict, image: np.ndarray) -> None:
-        annotated = results.get('width'), results.get('height')
-        loaded = image.shape[1::-1]
-        if annotated == loaded or not all(annotated):
-            return
+    def _refuse_size(self, results: dict, annotated: Size, loaded: Size) -> None:
         file, boxes = results['img_path'], None
         if 'xml_path' in results:
             boxes = [instance['bbox'] for instance in results.get('instances') or ()]
@@ -129,13 +127,10 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
 
 @TRANSFORMS.register_module()
 class CheckLabelMap(mmcv.transforms.BaseTransform):
-    """Raises an error if a label map has another size than its image as loaded.
+    """Raises a DataError if a label map has another size than its image as loaded.
 
     Resizing both to one size would hide that, and train on labels of other places. Comes after the
     step that loads the map, which in mmseg's test pipelines comes after ``Resize``.
-
-    Raises:
-        DataError: The sizes differ.
     """
 
     def transform(self, results: dict) -> dict:
@@ -144,24 +139,19 @@ class CheckLabelMap(mmcv.transforms.BaseTransform):
         if label_map is not None and shape is not None and label_map.shape[:2] != tuple(shape):
             size, wanted = (f'{side[1]} x {side[0]} px' for side in (label_map.shape, shape))
             raise DataError(
-                f'the label map has {size}, but its image {results.get("img_path")} {wanted} as '
-                'loaded',
+                f'the label map has {size}, but its image {results.get("img_path")} {wanted}',
                 results.get('seg_map_path') or '',
                 'write the map for the image, turned as its EXIF tag turns it',
             )
         return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
 
 
 @TRANSFORMS.register_module()
 class LoadMaskAnnotations(mmcv.transforms.BaseTransform):
     """Loads the mask of an image of mmseg's ``BaseSegDataset`` as labels 0 and 1.
 
-    Raises:
-        DataError: It is no mask, or has another size than its image: see
-            :func:`~res2net_mm.data.sets.label_maps.read_binary_mask` and :class:`CheckLabelMap`.
+    Raises a DataError as :func:`~res2net_mm.data.sets.label_maps.read_binary_mask` and
+    :class:`CheckLabelMap` do.
     """
 
     def transform(self, results: dict) -> dict:
@@ -193,17 +183,11 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
         keep &= (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
         if keep.all():
             return results
-        indices = np.flatnonzero(keep)
-        for key in _OF_EACH_BOX:
-            if key in results:
-                results[key] = results[key][indices]
-        instances = results.get('instances')
-        if instances and len(instances) == len(keep):
-            results['instances'] = [instances[i] for i in indices]
+        for key in _OF_EACH_BOX & results.keys():
+            results[key] = results[key][np.flatnonzero(keep)]
+        if len(results.get('instances') or ()) == len(keep):
+            results['instances'] = [*compress(results['instances'], keep)]
         return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
 
 
 def is_known_loader(step: Any) -> bool:

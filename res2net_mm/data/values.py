@@ -9,7 +9,7 @@ import numpy as np
 
 from .sets.images import read_header
 
-_DARK = 1 << 14  # 16-bit values that are all below it become at most 63 of 255
+_DARK = 15  # 16-bit values of fewer bits become at most 63 of 255
 
 
 def value_notes(file: str | Path) -> list[str]:
@@ -23,19 +23,18 @@ def value_notes(file: str | Path) -> list[str]:
     notes = []
     if header.deep or tiff:
         pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is not None and pixels.dtype == np.uint16:
+        kind = np.uint8 if pixels is None else pixels.dtype
+        if kind == np.uint16:
             # libtiff reads colours, OpenCV the rest, and cuts off the lower 8 bits
-            notes.append(
-                f'16-bit values were divided by {257 if tiff and pixels.ndim == 3 else 256}'
-            )
-            if 0 < pixels.max() < _DARK:
-                used = int(pixels.max()).bit_length()
+            by, used = 257 if tiff and pixels.ndim == 3 else 256, int(pixels.max()).bit_length()
+            notes.append(f'16-bit values were divided by {by}')
+            if 0 < used < _DARK:
                 notes.append(
                     f'its values need {used} of 16 bits, so the image came out dark: if {used} '
                     f'bits are its range, multiply the values by {1 << 16 - used} first'
                 )
-        elif pixels is not None and pixels.dtype != np.uint8:
-            notes.append(f'{pixels.dtype} values were turned into 8-bit ones by libtiff')
+        elif kind != np.uint8:
+            notes.append(f'{kind} values were turned into 8-bit ones by libtiff')
     if header.mode == 'P':
         notes.append("the palette's colours were used")
     if header.alpha:

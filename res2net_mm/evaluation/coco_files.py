@@ -230,6 +230,4 @@ def _check_mask(segmentation: Any, image: Mapping[str, Any], where: str) -> None
     try:
         read_rle(segmentation, size[1], size[0])
     except DataError as error:
-        raise DataError(
-            f'the mask of image {image["id"]} is broken: {error.what}', where
-        ) from error
+        raise DataError(error.what, where) from error

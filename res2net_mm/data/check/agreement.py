@@ -22,17 +22,14 @@ _OTHER_CLASSES = {
 
 def check_same_classes(first: CheckedSet, other: CheckedSet) -> Iterator[Finding]:
     """An error unless two datasets have the same classes."""
-    only = [repr(name) for name in other.classes if name not in first.classes]
-    lacking = [repr(name) for name in first.classes if name not in other.classes]
-    parts = [f'{w} {listed(names)}' for w, names in (('has', only), ('lacks', lacking)) if names]
     if first.classes != other.classes:
-        yield error(
-            'classes',
-            other.node.classes_key,
-            f'it differs from {first.node.classes_key}: it '
-            f'{" and ".join(parts) or "is in another order"}',
-            'give both the same (the categories of COCO files too, whose order numbers the labels)',
-        )
+        lacking = [repr(name) for name in first.classes if name not in other.classes]
+        only = [repr(name) for name in other.classes if name not in first.classes]
+        how = f'it lacks {listed(lacking) or "none"} and adds {listed(only) or "none"}'
+        how = how if lacking or only else 'it is in another order'
+        what = f'it differs from {first.node.classes_key}: {how}'
+        remedy = 'give both the same (the categories of COCO files too, whose order is the labels)'
+        yield error('classes', other.node.classes_key, what, remedy)
 
 
 def check_num_classes(model: Mapping, part: CheckedSet) -> Iterator[Finding]:
@@ -115,23 +112,18 @@ def _compare_files(key: str, file: str, node: Node) -> Iterator[Finding]:
     own = node.annotation_file()
     if os.path.samefile(own, file):
         return
-    remedy, classes = f'set --cfg-options {key}={own}', list(node.classes())
+    classes = list(node.classes())
     content, wanted = load_coco(file, False), load_coco(own, False)
     images, foreign = (
         {(repr(image.get('id')), str(image.get('file_name'))) for image in part['images']}
         for part in (content, wanted)
     )
-    foreign -= images
     labels = [c['name'] for c in content['categories'] if c.get('name') in classes]
-    if foreign:
-        names = listed(sorted(name for _, name in foreign))
-        what = f'{file!r} does not hold {len(foreign):,} of the images of {node.key}.ann_file'
-        yield error('metric', key, f'{what} ({names})', remedy)
+    what = ''
+    if foreign - images:
+        names = listed(sorted(name for _, name in foreign - images))
+        what = f'it does not hold {len(foreign - images):,} images of {node.key}.ann_file ({names})'
     elif labels != classes:
-        yield error(
-            'metric',
-            key,
-            f'{file!r} has the categories {listed(labels, 10)}, but the labels of {node.key} are '
-            f'{listed(classes, 10)}, so predictions would count as other classes',
-            remedy,
-        )
+        what = f'it numbers the classes {listed(labels, 10)}, but {node.key} {listed(classes, 10)}'
+    if what:
+        yield error('metric', key, f'{file!r}: {what}', f'set --cfg-options {key}={own}')

@@ -7,18 +7,17 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
-from ...checks import listed, nearest
+from ...checks import listed
 from ..findings import Finding, error, warning
 from ..sets.images import IMAGE_SUFFIXES
-from ..sets.label_maps import check_map, check_variety, values_are_labels
 from ..sets.masks import MASK_ERRORS, mask_fault
-from ..sets.records import BORDER, IGNORED, ZERO_SIZE, Image, check_missing, count_others, places
+from ..sets.records import BORDER, IGNORED, ZERO_SIZE, Image, check_missing, places
 from ..sets.sizes import size_fault, unseen_turn
-from .pixels import CheckedSet, progress
+from .pixels import CheckedSet
 
 _LOOKED_AT = (None, *IGNORED)
-_LIKENESS = 0.81  # how similar a name must be to that of a class to be called a misspelling
 # why an object is not trained on, where that is a fault
 _REASONS = ('not finite', ZERO_SIZE, 'outside the image', 'under 1 px', 'without area')
 
@@ -41,7 +40,14 @@ def check_files(part: CheckedSet) -> Iterator[Finding]:
             yield warning('image listed twice', same[-1].file, what)
     for image in part.used:
         yield from _check_picture(part, image)
-    yield from _check_maps(part)
+        yield from _check_map(part, image)
+    seen = [repr(part.classes[label]) for label in part.labels() if label < len(part.classes)]
+    if part.compared and part.count_values().any() and len(seen) < 2:
+        maps = sum(image.label_map in part.pictures for image in part.used)
+        what = f'the {maps:,} label maps hold only class {listed(seen) or "none"}; all else is '
+        what += f'ignored ({_shown(part.ignored)})'
+        remedy = f'write them with values 0 to {len(part.classes) - 1}, one for each class'
+        yield error('a single class', key, what, remedy)
 
 
 def _check_picture(part: CheckedSet, image: Image) -> Iterator[Finding]:
@@ -58,40 +64,50 @@ def _check_picture(part: CheckedSet, image: Image) -> Iterator[Finding]:
     else:
         yield from unseen_turn(image.file, picture.header, picture.size)
     if picture.header.deep:
-        what = f'its samples have more than 8 bits (mode {picture.header.mode}), of which training '
-        yield warning('image of 16 bits', image.file, f'{what}sees the upper 8')
+        what = f'training sees the upper 8 of its bits (mode {picture.header.mode})'
+        yield warning('image of 16 bits', image.file, what)
 
 
-def _check_maps(part: CheckedSet) -> Iterator[Finding]:
-    """Label maps that do not decode, have another size, or hold what is no class."""
-    compared = bool(part.ignored) and values_are_labels(part.node, part.classes)
-    skipped = {*part.ignored.values()}
-    for image in part.used:
-        file = image.label_map
-        label_map, picture = part.maps.get(file), part.pictures.get(image.file)
-        if label_map is None:
-            continue
-        if label_map.fault:
-            coloured = label_map.header.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
-            kind = 'coloured label map' if coloured else 'label map unreadable'
-            yield error(kind, file, label_map.fault.what, label_map.fault.remedy)
-            continue
-        if label_map.header.deep:
-            what = (
-                f'of values above 255, only the lower 8 bits are loaded ({label_map.header.mode})'
-            )
-            yield warning('label map of 16 bits', file, what)
-        if picture and picture.size and picture.size != label_map.size:
-            size, wanted = (f'{w} x {h} px' for w, h in (label_map.size, picture.size))
-            yield error('label map of another size', file, f'it has {size}, its image {wanted}')
-        if compared:
-            yield from check_map(file, label_map.content, part.classes, part.ignored)
-            if len(skipped) == 1 and {*np.flatnonzero(label_map.content).tolist()} <= skipped:
-                what = 'all of its pixels have the value that is ignored: nothing of it is used'
-                yield warning('label map all ignored', file, what)
-    readable = sum(label_map.fault is None for label_map in part.maps.values())
-    if compared and readable:
-        yield from check_variety(part.node.key, readable, part.labels(), part.classes, part.ignored)
+def _check_map(part: CheckedSet, image: Image) -> Iterator[Finding]:
+    """A label map that does not decode, has another size, or holds what is no class."""
+    file, picture = image.label_map, part.pictures.get(image.file)
+    label_map = part.pictures.get(file)
+    if label_map is None:
+        return
+    header, fault = label_map.header, label_map.fault
+    if fault:
+        coloured = header.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
+        kind = 'coloured label map' if coloured else 'label map unreadable'
+        yield error(kind, file, fault.what, fault.remedy)
+        return
+    if header.deep:
+        what = f'of values above 255, only the lower 8 bits are loaded (mode {header.mode})'
+        yield warning('label map of 16 bits', file, what)
+    if picture and picture.size and picture.size != label_map.size:
+        size, wanted = (f'{w} x {h} px' for w, h in (label_map.size, picture.size))
+        yield error('label map of another size', file, f'it has {size}, its image {wanted}')
+    classes, counts, skipped = len(part.classes), label_map.content, {*part.ignored.values()}
+    # where heads and metrics ignore different values, none counts as ignored
+    wrong = [v for v in np.flatnonzero(counts) if v >= classes and {v} != skipped]
+    if part.compared and wrong:
+        value = max(wrong, key=lambda value: counts[value])
+        remedy = 'write the map again, name the class, or ignore the value'
+        if value in skipped:
+            remedy = f'set all of these to {value}'
+        elif wrong == [classes]:
+            remedy += ', or set reduce_zero_label=True if classes count from 1 and 0 is none'
+        yield error(
+            'value that is no class',
+            file,
+            f'it holds the value {value} ({counts[value] / counts.sum():.1%} of it), but the '
+            f'{classes} classes are 0 to {classes - 1} and what is ignored is '
+            f'{_shown(part.ignored)}',
+            remedy,
+        )
+
+
+def _shown(ignored: Mapping[str, int]) -> str:
+    return listed(f'{key}={value}' for key, value in ignored.items())
 
 
 def check_copies(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
@@ -139,34 +155,20 @@ def check_left_over(part: CheckedSet, everything: Sequence[CheckedSet]) -> Itera
                 yield warning('label map without image', file, 'it is not used')
 
 
-def check_annotations(part: CheckedSet) -> Iterator[Finding]:
-    """Objects beyond the border of their image, and names that are almost the name of a class."""
-    for image in part.listed if part.node.kind in ('coco', 'voc') else ():
+def check_borders(part: CheckedSet) -> Iterator[Finding]:
+    """Objects that go beyond their image."""
+    for image in part.listed:
         for item in image.objects if image.width else ():
             x1, y1, x2, y2 = item.box
             beyond = max(-x1, -y1, x2 - image.width, y2 - image.height)
             if item.reason in _LOOKED_AT and beyond > BORDER:
-                size = f'{image.width} x {image.height} px'
-                what = f'{item}: it goes {beyond:g} px beyond the {size} of the image'
+                what = f'{item}: {beyond:g} px beyond the {image.width} x {image.height} px of it'
                 yield warning('box beyond the border', image.file, what)
-    others = count_others(part.listed)
-    known = {name for image in part.listed for name in image.boxes} if others else ()
-    # a COCO file names many classes that are not used, some of which are alike
-    likeness = 1 if part.node.kind == 'coco' else _LIKENESS
-    for name, count in others.items():
-        likely = nearest(name, part.classes, likeness)
-        if likely in known:
-            yield warning(
-                'name like a class',
-                next(image.file for image in part.listed if name in image.other_classes),
-                f'{count:,} objects are named {name!r} (did you mean {likely!r}?), which is no '
-                'class, so they are not used',
-            )
 
 
 def check_objects(part: CheckedSet) -> Iterator[Finding]:
     """Boxes and masks that are wrong, and objects annotated twice."""
-    for image in progress(part.used, f'{part.split} objects', len(part.used)):
+    for image in tqdm(part.used, f'{part.split} objects', leave=False, disable=None):
         titles: dict[tuple, str] = {}
         for item in image.objects:
             x1, y1, x2, y2 = item.box
@@ -192,7 +194,7 @@ def check_objects(part: CheckedSet) -> Iterator[Finding]:
 def check_classes(parts: Sequence[CheckedSet]) -> Iterator[Finding]:
     """Classes that the training set has nothing of, and those of them that are measured."""
     found = {split: count_classes(parts, split) for split in ('train', 'val', 'test')}
-    thing = 'pixel' if any(part.maps for part in parts) else 'object'
+    thing = 'pixel' if any(part.node.kind == 'semantic' for part in parts) else 'object'
     empty = [name for name, count in found['train'].items() if not count]
     for split, counts in found.items():
         kind = 'class without objects' if split == 'train' else 'class never trained'
@@ -215,17 +217,11 @@ def count_classes(parts: Sequence[CheckedSet], split: str) -> dict[str, int]:
     return dict(counts)
 
 
-def check_most_objects(part: CheckedSet, model: Mapping) -> Iterator[Finding]:
-    """Images with more objects than the detector returns."""
-    key, config = 'model.test_cfg', model.get('test_cfg')
-    if isinstance(config, Mapping) and config.get('rcnn'):
-        key, config = f'{key}.rcnn', config['rcnn']
-    most = config.get('max_per_img') if isinstance(config, Mapping) else None
+def check_limit(part: CheckedSet, model: Mapping) -> Iterator[Finding]:
+    """Images to measure on with more objects than the detector returns."""
+    config = model.get('test_cfg') or {}
+    most = (config.get('rcnn') or config).get('max_per_img')
     for image in part.used if most and part.split != 'train' else ():
         if len(image.boxes) > most:
-            yield warning(
-                'more objects than detections',
-                image.file,
-                f'it has {len(image.boxes):,} objects, the detector returns at most {most:,} '
-                f'({key}.max_per_img)',
-            )
+            what = f'it has {len(image.boxes):,} objects, model.test_cfg has max_per_img={most}'
+            yield warning('more objects than detections', image.file, what)

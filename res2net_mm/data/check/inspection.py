@@ -8,6 +8,7 @@ from itertools import chain
 
 from mmengine import Config
 
+from ...checks import listed
 from ..errors import DataError
 from ..findings import ERROR, Finding, Findings, of_split, warning
 from ..transforms import is_known_loader
@@ -16,7 +17,7 @@ from .faults import (
     check_copies,
     check_files,
     check_left_over,
-    check_most_objects,
+    check_limit,
     check_objects,
 )
 from .pixels import CheckedSet, spread
@@ -25,7 +26,6 @@ from .survey import SplitSummary, Survey
 SPLITS = ('train', 'val', 'test')
 #: Images and label maps of a dataset that the quick look decodes, spread over it.
 SAMPLE = 16
-_READABLE = ('.png', '.bmp', '.tif', '.tiff')  # label maps; others may need a loader of their own
 
 
 @dataclass
@@ -47,48 +47,34 @@ def inspect_data(
 ) -> Inspection:
     """Looks at all data of an mmdet or mmseg config: annotations, images, masks and label maps.
 
-    Covers what the quick :func:`check_data` covers, decodes every
-    image and label map, and finds what only the whole set shows. A fault that ends training or
-    teaches it something wrong is an error; one that training survives is a warning.
-
-    Args:
-        cfg: The config.
-        splits: Which of its dataloaders to check.
-        workers: Threads that decode; by default one per processor, but at most 16.
+    A fault that ends training or teaches it something wrong is an error; one that training survives
+    is a warning. ``workers`` threads decode; by default one per processor, but at most 16.
 
     Raises:
-        DataError: The config has none of the dataloaders.
+        DataError: The config has none of the dataloaders that ``splits`` names.
     """
-    if not any((cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits):
-        wanted = ', '.join(f'{split}_dataloader' for split in splits)
-        what = f'the config has no data to check ({wanted})'
-        raise DataError(what, remedy='name splits that it has')
-    survey = Survey(cfg, splits)
+    survey = Survey(cfg)
     # all splits: an image that another split lists is not left over
     found = list(survey.read(SPLITS))
     summaries = [summary for summary in survey.summaries if summary.split in splits]
+    if not summaries:
+        what = f'the config has no data to check ({listed(f"{s}_dataloader" for s in splits)})'
+        raise DataError(what, remedy='name splits that it has')
     # if two splits are the same, the first is looked at, whichever was asked for
     asked = {*splits, *(summary.same_as for summary in summaries)}
     findings = Findings(finding for finding in found if finding.split in {'', *asked})
     parts = [part for part in survey.sets if part.split in asked]
     for part in parts:
-        images = [image.file for image in part.used]
-        maps = [image.label_map for image in part.used if image.label_map]
-        part.look(images, maps, workers, bar=True)
-        checks = (
-            check_files(part),
-            check_objects(part),
-            check_left_over(part, survey.sets),
-            check_most_objects(part, survey.model),
-        )
-        findings.extend(of_split(part.split, chain(*checks)))
+        part.look(part.used, threads=workers)
+        left_over, limit = check_left_over(part, survey.sets), check_limit(part, survey.model)
+        found = chain(check_files(part), check_objects(part), left_over, limit)
+        findings.extend(of_split(part.split, found))
     findings.extend(check_copies(parts))
     unread = {s.split: s.unchecked for s in summaries if s.unchecked and not s.same_as}
     for split, names in unread.items():
-        for name in names:
-            what = f'{name} reads its annotations in its own way, or not from local files'
-            finding = warning('not checked', f'{split}_dataloader.dataset', what)
-            findings.append(finding._replace(split=split))
+        what = f'{listed(names)} reads annotations in its own way, or not from local files'
+        unchecked = warning('not checked', f'{split}_dataloader.dataset', what)
+        findings.append(unchecked._replace(split=split))
     if 'train' not in unread:
         findings.extend(check_classes(parts))
     return Inspection(findings.once(), summaries, parts)
@@ -101,17 +87,13 @@ def check_data(cfg: Config, splits: Sequence[str] = SPLITS) -> list[SplitSummary
     Counts boxes as training uses them with pipelines from
     :func:`~res2net_mm.data.transforms.harden_dataset`.
 
-    Args:
-        cfg: The config.
-        splits: Which of its dataloaders to check; those that it does not have are skipped.
-
     Returns:
-        A summary for each split, in the order of ``splits``.
+        A summary for each of ``splits`` that the config has.
 
     Raises:
         DataError: The first error that is found.
     """
-    survey, warnings = Survey(cfg, splits), Findings()
+    survey, warnings = Survey(cfg), Findings()
     for finding in _look(survey, splits):
         if finding.severity == ERROR:
             raise finding.as_error()
@@ -125,11 +107,8 @@ def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
     yield from survey.read(splits)
     for part in survey.sets:
         loads = any(map(is_known_loader, part.node.pipeline))  # else the user has their own loader
-        images = spread([image.file for image in part.used if loads], SAMPLE)
-        maps = [i.label_map for i in part.used if i.label_map and (loads or part.ignored)]
-        maps = [file for file in maps if file.lower().endswith(_READABLE)]
-        part.look(images, spread(maps, SAMPLE))
-        if part.ignored and len(part.labels()) < 2:  # perhaps the others have more
-            part.look(images, maps)
+        part.look(spread(part.used, SAMPLE), loads)
+        if part.ignored and len(part.labels()) < 2:  # perhaps the other label maps have more
+            part.look(part.used, loads=False)
         yield from of_split(part.split, check_files(part))
     yield from (f for f in check_copies(survey.sets) if f.kind == 'split overlap')

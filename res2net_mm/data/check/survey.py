@@ -9,9 +9,9 @@ from typing import Any
 
 from mmengine import Config
 
-from ...checks import alike, listed
+from ...checks import listed
 from ..errors import DataError
-from ..findings import Finding, error, guarded, of_split, warning
+from ..findings import Finding, error, guarded, of_split
 from ..sets.coco import loads_masks, read_coco
 from ..sets.folders import read_folders
 from ..sets.label_maps import read_semantic
@@ -19,7 +19,7 @@ from ..sets.nodes import Node, find_nodes
 from ..sets.records import Image, count_others
 from ..sets.voc import read_voc_set
 from . import agreement
-from .faults import check_annotations
+from .faults import check_borders
 from .pixels import CheckedSet
 
 _READERS = {
@@ -92,20 +92,16 @@ def format_summary(summaries: Sequence[SplitSummary]) -> str:
 
 
 class Survey:
-    """The data of a config as annotated; the metrics of the splits that are ``asked`` count."""
+    """The data of a config, as its annotations describe it."""
 
-    def __init__(self, cfg: Config, asked: Sequence[str]) -> None:
-        self.cfg, self.asked = cfg, asked
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
         self.model = cfg.get('model') if isinstance(cfg.get('model'), Mapping) else {}
         self.summaries: list[SplitSummary] = []  # one for each split that was read
         self.sets: list[CheckedSet] = []  # the datasets that could be read
 
     def read(self, splits: Sequence[str]) -> Iterator[Finding]:
-        """Reads the annotations of the ``splits`` that the config has.
-
-        Yields:
-            What is wrong with the annotations, and what does not agree with them.
-        """
+        """Reads the annotations of those ``splits`` that the config has, and compares them."""
         seen: list[tuple[Any, SplitSummary]] = []
         for split in splits:
             dataset = (self.cfg.get(f'{split}_dataloader') or {}).get('dataset')
@@ -126,7 +122,7 @@ class Survey:
                 seen.append((data, summary))
                 self.summaries.append(summary)
                 yield from of_split(split, self._read_split(summary, nodes, annotated))
-            for part in self.sets if split in self.asked else ():
+            for part in self.sets:
                 if part.split == (twin.split if twin else split):
                     part.masks |= any('segm' in (m.get('metric') or ()) for m in metrics)
                     part.ignored |= agreement.ignored_labels(self.model, evaluators)
@@ -149,9 +145,6 @@ class Survey:
             except DataError as fault:
                 yield error('classes', fault.where, fault.what, fault.remedy)
                 continue
-            for group in alike(classes):
-                what = f'{listed(map(repr, group))} differ only in case, blanks or Unicode form'
-                yield warning('classes alike', node.classes_key, what)
             options = {'annotated': annotated} if node.kind == 'coco' else {}
             reading = _READERS[node.kind](node, classes, **options)
             images = yield from guarded('files', reading)
@@ -160,7 +153,7 @@ class Survey:
             used, masks = _used(images, node, left_out), loads_masks(node.pipeline)
             parts.append(CheckedSet(summary.split, node, classes, images, used, masks))
             self.sets.append(parts[-1])
-            yield from check_annotations(parts[-1])
+            yield from check_borders(parts[-1])
             yield from agreement.check_same_classes(self.sets[0], parts[-1])
         if not parts:
             return

@@ -172,37 +172,25 @@ def _number(values: Mapping | Sequence, key: Any) -> float:
 def _check_categories(
     node: Node, classes: Sequence[str], names: list[str], file: str
 ) -> Iterator[Finding]:
-    key, used = node.classes_key, [name for name in names if name in classes]
+    what, used = '', [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
     twice = [name for name, count in Counter(used).items() if count > 1]
     if missing:
-        what = f'{len(missing)} of {len(classes)} classes'
-        if node.given_classes is None:
-            what = f"it is not set, and {len(missing)} of {node.name}'s own classes"
-        unused = [str(name) for name in names if name not in classes]
-        likely = {name: nearest(name, unused) for name in missing}
-        shown = listed(
-            f'{name!r} (did you mean {other!r}?)' if other else repr(name)
-            for name, other in likely.items()
+        whose = f"{node.name}'s own" if node.given_classes is None else len(classes)
+        likely = nearest(missing[0], map(str, names))
+        hint = f' (did you mean {likely!r}?)' if likely else ''
+        what = (
+            f'{len(missing)} of {whose} classes are not among its categories: {missing[0]!r}{hint}'
         )
-        yield error(
-            'classes',
-            file,
-            f'{key}: {what} are not among its categories: {shown}; it has {listed(names, 10)}',
-            'write the names in metainfo.classes as the file does',
-        )
+        what += f', {listed(missing[1:])}; it has {listed(names, 10)}'
     elif twice:
         what = f'more than one category is named {listed(twice)}'
-        yield error('classes', file, what, 'keep one')
     elif used != list(classes):
-        yield error(
-            'classes',
-            file,
-            f'{key} is in another order than its categories, whose order numbers the labels, so '
-            'names would be swapped',
-            f'write classes={tuple(used)} (test.py maps the labels of a checkpoint to that by '
-            'name), and for training give all annotation files the same order of categories',
-        )
+        what = 'its categories, whose order numbers the labels, are in another order'
+    if what:
+        remedy = f'write classes={tuple(used)}' if used and not twice else 'make them the same'
+        remedy += ', and give all annotation files the same order of categories'
+        yield error('classes', file, f'{node.classes_key}: {what}', remedy)
 
 
 def _check_format(boxes: np.ndarray, file: str) -> Iterator[Finding]:

@@ -13,15 +13,11 @@ from .records import Image
 
 
 def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None, list[Image]]:
-    """The images that mmpretrain's ``CustomDataset`` lists, with their classes.
-
-    Raises:
-        DataError: The folders are not those of the classes, or there is no image.
-    """
+    """The images that mmpretrain's ``CustomDataset`` lists, with their classes."""
     folders = node.class_folders()
     names, suffixes = [*folders], tuple(suffix.lower() for suffix in node.option('extensions'))
-    moved = any(name in folders and name != there for name, there in zip(classes, names))  # noqa: B905
-    if len(classes) != len(names) or moved:
+    pairs = zip(classes, names, strict=False)
+    if len(classes) != len(names) or any(n in folders and n != there for n, there in pairs):
         raise DataError(
             f'it is {listed(classes, 10)}, but labels are numbered by the folders, in the order of '
             f'their names: {listed(names, 10)}',
@@ -36,8 +32,4 @@ def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
         if not files:
             yield warning('class without images', folder, 'it holds no image')
         images += [Image(file, label=label) for file in files]
-    if not images:
-        what = f'its {len(folders)} folders hold no image ({listed(suffixes, 10)})'
-        remedy = 'put the images of each class into a folder of its name'
-        raise DataError(what, f'{node.key}.data_prefix', remedy)
     return images

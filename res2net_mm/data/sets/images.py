@@ -74,19 +74,12 @@ def read_header(source: bytes | str | os.PathLike) -> Header:
 def check_pixels(source: bytes | str | os.PathLike, where: str) -> None:
     """Raises a DataError if an image has more pixels than RES2NET_MM_MAX_PIXELS, or 2**29.
 
-    A file that is no image passes; its decoder says what is wrong.
-
-    Args:
-        source: The whole file, or its path.
-        where: Its name in the error.
+    ``source`` is the whole file, or its path. A file that is no image passes.
     """
-    header, given = read_header(source), os.environ.get(MAX_PIXELS) or str(_MOST)
+    pixels, given = read_header(source).pixels, os.environ.get(MAX_PIXELS) or str(_MOST)
     if not given.replace('_', '').isdecimal():
-        what = f'it must be a number of pixels, but is {given!r}'
-        raise DataError(what, MAX_PIXELS, 'set it to a number, or unset it')
-    if header.pixels > int(given):
-        raise DataError(
-            f'it has {header.pixels:,} px, more than the limit of {int(given):,}',
-            where,
-            f'cut it into parts, or set {MAX_PIXELS} if the machine has the memory for it',
-        )
+        raise DataError(f'it is {given!r}', MAX_PIXELS, 'set it to a number of pixels')
+    if pixels > int(given):
+        what = f'it has {pixels:,} px, more than the limit of {int(given):,}'
+        remedy = f'cut it into parts, or set {MAX_PIXELS} if there is memory for it'
+        raise DataError(what, where, remedy)

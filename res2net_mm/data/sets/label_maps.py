@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 from mmengine.fileio import list_dir_or_file
@@ -21,11 +20,7 @@ from .records import Image, check_missing
 
 
 def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None, list[Image]]:
-    """The images that mmseg's ``BaseSegDataset`` lists, and their label maps.
-
-    Raises:
-        DataError: A file or folder is missing, or there is no image.
-    """
+    """The images that mmseg's ``BaseSegDataset`` lists, and their label maps."""
     own = node.own_classes or classes
     unknown = [repr(name) for name in classes if name not in own]
     if unknown:
@@ -61,61 +56,6 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None
     return [Image(file, label_map=map_) for file, map_ in zip(files, maps, strict=True)]
 
 
-def values_are_labels(node: Node, classes: Sequence[str]) -> bool:
-    """Whether the values in the label maps can be compared with the numbers of ``classes``."""
-    # with a single class, only the loss knows what stands for the background
-    return len(classes) > 1 and list(node.own_classes or classes) == list(classes)
-
-
-def check_variety(
-    key: str, maps: int, seen: set[int], classes: Sequence[str], ignored: Mapping[str, Any]
-) -> Iterator[Finding]:
-    """An error unless more than one class was ``seen`` in the ``maps`` of a dataset."""
-    if len(seen) < 2:
-        only = [f'only class {classes[label]!r}' for label in seen if label < len(classes)]
-        yield error(
-            'a single class',
-            key,
-            f'the {maps:,} label maps hold {listed(only) or "no class"}; all else is ignored '
-            f'({_shown(ignored)})',
-            f'write them with values 0 to {len(classes) - 1}, one for each class',
-        )
-
-
-def check_map(
-    file: str, counts: np.ndarray, classes: Sequence[str], ignored: Mapping[str, Any]
-) -> Iterator[Finding]:
-    """An error if a label map holds a value that is neither a class nor ignored.
-
-    Args:
-        file: The label map.
-        counts: (256,) number of pixels with each value.
-        classes: Names; value i of the map is class i.
-        ignored: Config key -> the value that the model or a metric ignores. If they differ, none
-            counts as ignored.
-    """
-    skipped = {*ignored.values()}
-    agreed = len(skipped) == 1
-    values = set(np.flatnonzero(counts).tolist()) - (skipped if agreed else set())
-    wrong = {value for value in values if value >= len(classes)}
-    if not wrong:
-        return
-    value = max(wrong, key=lambda value: counts[value])
-    remedy = 'write the map again, name the class, or ignore the value'
-    if value in skipped:
-        remedy = f'set all of these to {value}'
-    elif wrong == {len(classes)}:
-        remedy += ', or set reduce_zero_label=True if classes count from 1 and 0 is none'
-    yield error(
-        'value that is no class',
-        file,
-        f'it holds the value {value} ({counts[value] / counts.sum():.1%} of it), but the '
-        f'{len(classes)} classes are 0 to {len(classes) - 1} and what is ignored is '
-        f'{_shown(ignored)}',
-        remedy,
-    )
-
-
 def map_reader(node: Node) -> Callable[[str], np.ndarray]:
     """What gives the labels in a file, (H, W) of uint8, as the pipeline of a dataset loads them."""
     if any(type_name(step).endswith('LoadMaskAnnotations') for step in node.pipeline):
@@ -124,39 +64,31 @@ def map_reader(node: Node) -> Callable[[str], np.ndarray]:
 
 
 def read_map(file: str, reduce_zero_label: bool) -> np.ndarray:
-    """(H, W) of uint8: the labels in a file, as mmseg loads them.
-
-    Raises:
-        DataError: The map does not decode, or has more than one value per pixel.
-    """
+    """(H, W) of uint8: the labels in a file, as mmseg loads them; a DataError if it has none."""
     values = np.array(_open(file)).squeeze()
     if values.ndim != 2:
         what = f'the label map has shape {values.shape}, like a coloured picture'
         raise DataError(what, file, 'write one value per pixel, the number of its class')
     values = values.astype(np.uint8)
-    if reduce_zero_label:  # 0 and 255 become 255, every other value one less
-        values = np.where(values == 0, np.uint8(255), values - (values < 255))
-    return values
+    # 0 and 255 become 255, every other value one less
+    return np.where(values == 255, values, values - 1) if reduce_zero_label else values
 
 
 def read_binary_mask(file: str) -> np.ndarray:
-    """(H, W) of uint8: 1 where a picture shows the object, 0 elsewhere.
+    """(H, W) of uint8: 1 where a picture shows the object, 0 elsewhere; a DataError if it is none.
 
     The picture has the values 0 and 1, or grey levels: those above 128 are the object, as for
     PySODMetrics.
-
-    Raises:
-        DataError: It does not decode, or is neither.
     """
-    image = _open(file)
-    grey, what = np.array(image), ''
+    image, what = _open(file), ''
+    grey = np.array(image)
     if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):  # 8 bits
         what = f'its mode is {image.mode}'
     elif image.mode != 'P' or grey.max() > 1:  # a palette may show 0 and 1 in any colours
         grey, green, blue, alpha = np.moveaxis(np.array(image.convert('RGBA')), 2, 0)
         if (grey != green).any() or (grey != blue).any() or alpha.min() < 255:
             what = 'it is coloured or transparent'
-    values = set(np.unique(grey).tolist())
+    values = {*np.unique(grey).tolist()}
     if not what and 1 < max(values) <= 128:
         what = f'its largest value is {max(values)}'
     elif {1, 255} <= values <= {0, 1, 255}:
@@ -175,7 +107,3 @@ def _open(file: str) -> PillowImage.Image:
     except (OSError, SyntaxError, PillowImage.DecompressionBombError) as fault:
         raise DataError(f'the label map does not decode ({fault})', file, 'replace it') from fault
     return image
-
-
-def _shown(ignored: Mapping[str, Any]) -> str:
-    return listed(f'{key}={value}' for key, value in ignored.items()) or 'nothing'

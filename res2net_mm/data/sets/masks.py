@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
 from ..errors import DataError
@@ -19,12 +19,9 @@ _SLACK, _SLACK_SHARE = 3, 0.1
 
 
 def read_rle(segmentation: dict, width: int, height: int) -> dict:
-    """Run lengths, numbers or COCO's text, as a mask that can be decoded.
+    """Run lengths, numbers or COCO's text, as a mask that can be decoded; else a DataError.
 
     pycocotools takes run lengths that do not fill the image, or overflow it, without a word.
-
-    Raises:
-        DataError: They are not for an image of this ``width`` and ``height`` in px.
     """
     size, wanted = segmentation.get('size'), [height, width]
     if size != wanted:
@@ -39,47 +36,35 @@ def read_rle(segmentation: dict, width: int, height: int) -> dict:
 
 
 def read_mask(segmentation: Any, width: int, height: int) -> tuple[dict, str]:
-    """The part of a segmentation that mmdet uses.
-
-    Args:
-        segmentation: Polygons or run lengths, as COCO writes them.
-        width: Of the image, in px.
-        height: Likewise.
+    """The part of a segmentation, polygons or run lengths, that mmdet uses.
 
     Returns:
         The mask as pycocotools decodes it; what is wrong with the polygons that mmdet drops.
 
     Raises:
-        DataError: Nothing of it can be used.
+        DataError: Nothing of it can be used in an image of this ``width`` and ``height`` in px.
     """
     if isinstance(segmentation, dict):
         return read_rle(segmentation, width, height), ''
-    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
-        raise DataError('it is neither a list of polygons [x, y, x, y, ...] nor an RLE')
-    farthest = FARTHEST * (width + height)  # drawing what is farther takes the memory
-    values = [value for polygon in segmentation for value in polygon]
-    if not all(
-        isinstance(v, int | float) and math.isfinite(v) and abs(v) <= farthest for v in values
-    ):
-        raise DataError('a coordinate is no finite number, or far outside the image')
-    good = [polygon for polygon in segmentation if len(polygon) % 2 == 0 and len(polygon) >= 6]
-    dropped = (
-        f'{len(segmentation) - len(good)} of its {len(segmentation)} polygons cannot be used: '
-    )
-    dropped += 'one needs an even number of coordinates, at least 6'
+    try:
+        farthest = max(np.abs(polygon).max() for polygon in segmentation)
+        good = [part for part in segmentation if len(part) % 2 == 0 and len(part) >= 6]
+    except (TypeError, ValueError) as fault:
+        what = f'it is neither polygons [[x, y, x, y, ...], ...] nor run lengths ({fault})'
+        raise DataError(what) from fault
+    if not farthest <= FARTHEST * (width + height):  # nor is NaN; drawing it takes the memory
+        raise DataError('a coordinate is no number, or far outside the image')
+    bad = len(segmentation) - len(good)
+    dropped = f'{bad} of its {len(segmentation)} polygons do not have 6, 8, 10, ... coordinates'
     if not good:
         raise DataError(dropped)
-    mask = coco_mask.merge(coco_mask.frPyObjects(good, height, width))
-    return mask, dropped if len(good) < len(segmentation) else ''
+    return coco_mask.merge(coco_mask.frPyObjects(good, height, width)), dropped if bad else ''
 
 
 def mask_fault(
     segmentation: Any, box: Sequence[float], width: int, height: int
 ) -> tuple[str, str] | None:
-    """The kind of finding and what is wrong with a mask; None if nothing is.
-
-    Takes what :func:`read_mask` does, and the corners of the object's ``box`` in px.
-    """
+    """The kind of finding and what is wrong with the mask of an object with ``box`` (corners)."""
     try:
         rle, dropped = read_mask(segmentation, width, height)
     except DataError as fault:

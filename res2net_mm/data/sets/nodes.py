@@ -39,7 +39,6 @@ class Node:
 
     @property
     def name(self) -> str:
-        """The dataset's type, for people."""
         return self.cls.__name__ if self.cls else str(self.config.get('type'))
 
     @property
@@ -53,26 +52,19 @@ class Node:
         return (self.config.get('metainfo') or {}).get('classes')
 
     @property
-    def named_by_folders(self) -> bool:
-        """Whether the classes are the names of the folders that hold their images."""
-        return self.kind == 'folders' and self.given_classes is None
-
-    @property
     def classes_key(self) -> str:
-        """Where the config sets its classes."""
-        return f'{self.key}.{"data_prefix" if self.named_by_folders else "metainfo.classes"}'
+        """Where the config sets its classes, or the folders that they are the names of."""
+        folders = self.kind == 'folders' and self.given_classes is None
+        return f'{self.key}.{"data_prefix" if folders else "metainfo.classes"}'
 
     @property
     def pipeline(self) -> Any:
-        """The configs of its transforms."""
         return self.config.get('pipeline') or ()
 
     @property
     def family(self) -> str | None:
-        """``coco``, ``voc`` or ``semantic``, by what its class inherits from; else None.
-
-        ``folders`` is mmpretrain's ``CustomDataset`` itself, without a list of files.
-        """
+        """``coco``, ``voc`` or ``semantic``, by what its class inherits from; ``folders`` for
+        mmpretrain's ``CustomDataset`` itself, without a list of files; else None."""
         if self.cls and self.name == 'CustomDataset' and not self.config.get('ann_file'):
             return 'folders'
         names = [cls.__name__ for cls in self.cls.__mro__] if self.cls else []
@@ -105,10 +97,7 @@ class Node:
     def existing(self, key: str, value: str, root: str | None = None, folder: bool = True) -> str:
         """The path of the folder, or else file, that the option ``key`` names by ``value``.
 
-        Relative paths start at ``root``; by default at ``data_root``, as in mmengine.
-
-        Raises:
-            DataError: It does not exist.
+        Relative paths start at ``root``, else at ``data_root``. A DataError if it does not exist.
         """
         where, thing = f'{self.key}.{key}', 'folder' if folder else 'file'
         root = self.config.get('data_root') if root is None else root
@@ -149,7 +138,7 @@ class Node:
         """The class names that it is used with; a DataError if they are none, or name one twice."""
         key, given = self.classes_key, self.given_classes
         names = self.own_classes if given is None else given
-        if self.named_by_folders:
+        if self.kind == 'folders' and given is None:
             names = [*self.class_folders()]
         if isinstance(names, str):
             if not os.path.isfile(names):

@@ -76,20 +76,15 @@ def count_others(images: Sequence[Image]) -> Counter[str]:
 
 def check_missing(files: Sequence[str], what: str, source: str, key: str) -> Iterator[Finding]:
     """Every file that does not exist is an error; ``source`` is what lists them."""
-    folders = {os.path.dirname(file) for file in files}
+    there: set[str] = set()
     # listing the folders is much faster than asking for every file, above all over a network
-    there = {
-        entry.path
-        for folder in filter(os.path.isdir, folders)
-        for entry in os.scandir(folder)
-        if entry.is_file(follow_symlinks=False)
-    }
+    for folder in filter(os.path.isdir, {os.path.dirname(file) for file in files}):
+        entries = os.scandir(folder)
+        there.update(entry.path for entry in entries if entry.is_file(follow_symlinks=False))
     missing = [file for file in files if file not in there and not os.path.isfile(file)]
     names = listed(map(os.path.basename, missing), 3)
-    share, remedy = f'{len(missing):,} of the', 'add them, or remove them from the list'
-    if len(missing) == len(files):
-        share = 'all'
-        remedy = f'correct data_root or data_prefix, such as --cfg-options {key}.data_root=FOLDER'
+    share = 'all' if len(missing) == len(files) else f'{len(missing):,} of the'
+    remedy = f'add or unlist them, or correct folders, such as --cfg-options {key}.data_root=FOLDER'
     for file in missing:
         reason = f'it is missing ({share} {len(files):,} {what} listed by {source}: {names})'
         yield error(f'{what} missing', file, reason + _likely(file), remedy)
@@ -99,10 +94,8 @@ def _likely(file: str) -> str:
     """Why a file may be missing: it is there under another name."""
     if os.path.lexists(file):
         return ', though something of that name is there, but no file'
-    if '\\' in file:
-        return ': \\ separates no folders here, write /'
     folder, name = os.path.split(file)
     stem = folded(os.path.splitext(name)[0])
     there = os.listdir(folder) if os.path.isdir(folder) else ()
-    found = next((other for other in there if folded(os.path.splitext(other)[0]) == stem), None)
-    return f', but {found} is there' if found else ''
+    found = [other for other in there if folded(os.path.splitext(other)[0]) == stem]
+    return f', but {found[0]} is there' if found else ''

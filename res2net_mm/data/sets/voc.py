@@ -42,13 +42,8 @@ def read_voc(
     """Parses one annotation file.
 
     An empty ``<difficult/>`` means no, coordinates may be fractions, elements may have any order.
-    Encodings that Python's parser lacks, such as GB2312 and Shift JIS, are read too.
-
-    Args:
-        content: The xml text.
-        file: Its name in errors.
-        leave_out: Gets the error of an object without name, box or numbers, which is then left out;
-            without it, the error is raised.
+    Encodings that Python's parser lacks, such as GB2312 and Shift JIS, are read too. The DataError
+    of an object without name or numbers goes to ``leave_out``, if that is given.
 
     Returns:
         (width, height) in px, or None if the file does not say; the objects.
@@ -152,24 +147,21 @@ def _read_objects(
 def _check_names(
     node: Node, classes: Sequence[str], images: Sequence[Image], file: str
 ) -> Iterator[Finding]:
-    """Objects that have none of the classes, and classes that seem misspelt."""
+    """An error if objects have none of the classes, or a class seems misspelt."""
     found = {item.name for image in images for item in image.objects}
     others = count_others(images)
-    shown = listed((f'{name} ({count:,})' for name, count in others.most_common()), 10)
     likeness = _LIKENESS if node.config.get('test_mode') else _LIKENESS_IN_TRAINING
-    faults = []
-    if others and not found:
-        faults = [f'no object has a name of {node.classes_key}={tuple(classes)}']
-    for name in [name for name in classes if found and name not in found]:
-        likely = nearest(name, others, likeness)
-        if likely:
-            faults.append(
-                f'no object is named {name!r}, as {node.classes_key} has it, but '
-                f'{others[likely]:,} are named {likely!r} (did you mean that?)'
-            )
-    for what in faults:
-        what = f'{what}; names of its objects that are no class: {shown}'
-        yield error('classes', file, what, 'write the names as the files do')
+    lacking = {name: nearest(name, others, likeness) for name in classes if name not in found}
+    likely = [f'{name!r} (did you mean {other!r}?)' for name, other in lacking.items() if other]
+    if likely or (others and not found):
+        shown = listed((f'{name} ({count:,})' for name, count in others.most_common()), 10)
+        yield error(
+            'classes',
+            file,
+            f'no object of its files is named {listed(likely or classes)}, as {node.classes_key} '
+            f'has it; names that are no class: {shown}',
+            'write the names as the files do',
+        )
 
 
 def _number(element: ElementTree.Element, tag: str, default: int | None = None) -> float:
