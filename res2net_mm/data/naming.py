@@ -10,14 +10,10 @@ from .errors import DataError
 
 
 class NamingCompose(Compose):
-    """mmengine's ``Compose``, except that an error of a transform names the image.
-
-    Raises:
-        DataError: A transform failed. It names the file, the image's size, the transform and why.
-    """
+    """mmengine's ``Compose``, except that an error of a transform is a DataError that names the
+    image, its size and the transform."""
 
     def __call__(self, data: dict) -> dict | None:
-        """See mmengine's."""
         for transform in self.transforms:
             given = data
             try:

@@ -19,10 +19,9 @@ from mmengine import fileio
 from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
 from .findings import WARNING
-from .sets.images import Size, check_pixels, read_header
+from .sets.images import Size, check_pixels, read_header, size_fault
 from .sets.label_maps import read_binary_mask
 from .sets.nodes import type_name
-from .sets.sizes import size_fault
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 _PNG_END = b'IEND\xaeB`\x82'  # the last chunk's name and checksum, the same in every file
@@ -34,10 +33,12 @@ _REPLACE = 'replace the file or remove it from the annotations'
 
 _LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
 _LOADERS |= {'LoadImage', 'mmpose.LoadImage'}
-# all but to_float32
 _LOADER_OPTIONS = (
-    'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty',
-)  # fmt: skip
+    'color_type',
+    'imdecode_backend',
+    'backend_args',
+    'ignore_empty',
+)  # no to_float32
 # transforms that choose from a list: one more would be another choice
 _ALTERNATIVES = ('TestTimeAug', 'RandomChoice')
 _OF_EACH_BOX = {
@@ -57,8 +58,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     ``ignore_empty``, a file that is missing or not whole gives None.
 
     Raises:
-        DataError: The image cannot be used, or is larger than :func:`check_pixels` allows; or its
-            label map is.
+        DataError: The image cannot be used, or it or its label map is too large.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -118,8 +118,6 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         if os.path.exists(file) and not os.path.isfile(file):  # reading a pipe may never end
             raise DataError('the image cannot be read (it is no regular file)', file, _REPLACE)
         try:
-            if self.file_client_args is not None:
-                return fileio.FileClient.infer_client(self.file_client_args, file).get(file)
             return fileio.get(file, backend_args=self.backend_args)
         except OSError as error:
             raise DataError(f'the image cannot be read ({_flat(error)})', file, _REPLACE) from error
@@ -129,8 +127,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
 class CheckLabelMap(mmcv.transforms.BaseTransform):
     """Raises a DataError if a label map has another size than its image as loaded.
 
-    Resizing both to one size would hide that, and train on labels of other places. Comes after the
-    step that loads the map, which in mmseg's test pipelines comes after ``Resize``.
+    Resizing both to one size would hide that, and train on labels of other places.
     """
 
     def transform(self, results: dict) -> dict:
@@ -148,11 +145,7 @@ class CheckLabelMap(mmcv.transforms.BaseTransform):
 
 @TRANSFORMS.register_module()
 class LoadMaskAnnotations(mmcv.transforms.BaseTransform):
-    """Loads the mask of an image of mmseg's ``BaseSegDataset`` as labels 0 and 1.
-
-    Raises a DataError as :func:`~res2net_mm.data.sets.label_maps.read_binary_mask` and
-    :class:`CheckLabelMap` do.
-    """
+    """Loads the mask of an image of mmseg's ``BaseSegDataset`` as labels 0 and 1, and checks it."""
 
     def transform(self, results: dict) -> dict:
         """Adds ``gt_seg_map`` (H, W)."""
@@ -167,7 +160,7 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
 
     These are boxes without width or height (their regression target is -inf, and the loss NaN),
     with a coordinate that is not finite, or completely outside the image (``Resize`` clips these to
-    no size). Comes after ``LoadAnnotations``; results without boxes pass.
+    no size).
     """
 
     def transform(self, results: dict) -> dict:
@@ -204,8 +197,8 @@ def loader_of(pipeline: Sequence) -> LoadImageFromFile:
 def truncation(content: bytes) -> str | None:
     """Why an image file's bytes are not a whole file, as far as JPEG and PNG show it; else None.
 
-    The segments of a JPEG are followed from the start of the file, so that neither a thumbnail's
-    end marker nor bytes after the image count.
+    The segments of a JPEG are followed from its start, so that neither a thumbnail's end marker nor
+    bytes after the image count.
     """
     if not content:
         return 'empty (0 bytes)'

@@ -12,7 +12,7 @@ from faster_coco_eval import mask as coco_mask
 
 from ..checks import check_choice
 from ..data.errors import DataError
-from ..data.sets.sizes import COCO_SIZES
+from ..data.sets.images import COCO_SIZES
 
 MAX_DETS = (1, 10, 100)
 # kind of result -> the key that holds its shape

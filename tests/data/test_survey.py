@@ -83,8 +83,7 @@ def random_coco(seed: int) -> dict:
 FILTERS = [None, {'filter_empty_gt': True, 'min_size': 32}, {'min_size': 32}]
 
 
-@pytest.mark.parametrize('filter_cfg', FILTERS, ids=str)
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed, filter_cfg', enumerate(FILTERS), ids=str)
 def test_coco_counts_are_those_of_mmdet(tmp_path, seed, filter_cfg):
     content = random_coco(seed)
     write_coco(tmp_path, content)
@@ -118,8 +117,7 @@ def random_voc(seed: int) -> dict[str, str]:
 VOC_FILTERS = [*FILTERS, {'filter_empty_gt': True, 'bbox_min_size': 6}]
 
 
-@pytest.mark.parametrize('filter_cfg', VOC_FILTERS, ids=str)
-@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('seed, filter_cfg', enumerate(VOC_FILTERS), ids=str)
 def test_voc_counts_are_those_of_mmdet(tmp_path, seed, filter_cfg):
     write_voc(tmp_path, random_voc(seed))
     dataset = voc_dataset(tmp_path, filter_cfg=filter_cfg, pipeline=LOADING)

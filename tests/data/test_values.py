@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from res2net_mm.data.errors import DataError
+from res2net_mm.data.sets.images import value_notes
 from res2net_mm.data.transforms import LoadImageFromFile
-from res2net_mm.data.values import value_notes
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
 DEEP = np.random.default_rng(1).integers(0, 65536, (9, 7, 3), np.uint16)

@@ -110,8 +110,10 @@ def test_what_cannot_be_read(text, said):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.XMLDataset'])
-@pytest.mark.parametrize('filter_cfg', [None, {'filter_empty_gt': True, 'bbox_min_size': 20}])
+@pytest.mark.parametrize(
+    'kind, filter_cfg',
+    [('VOCDataset', None), ('mmdet.XMLDataset', {'filter_empty_gt': True, 'bbox_min_size': 20})],
+)
 def test_the_dataset_equals_that_of_mmdet(voc, kind, filter_cfg):
     odd = [('cat', (5, 5, 5, 9)), ('zebra', (1, 1, 9, 9)), ('dog', (2.5, 2, 40, 30.5))]
     hard = voc_object('horse', (1, 2, 30, 30), '<difficult>1</difficult>')
@@ -201,6 +203,7 @@ def test_empty_boxes_do_not_reach_training(voc, split):
 
 
 @real_data
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'split, name', [('train', 'BloodImage_00343'), ('val', 'BloodImage_00338')]
 )
@@ -265,7 +268,7 @@ def test_a_misspelt_voc_class(voc):
         where=voc / 'train.txt',
     )
     dataset['metainfo'] = {'classes': ('apple', 'pear')}
-    check_fails(config(dataset), "('apple', 'pear')", 'cat (3), dog (3), horse (3)')
+    check_fails(config(dataset), 'apple, pear', 'cat (3), dog (3), horse (3)')
 
 
 def test_a_voc_class_without_objects(voc):
@@ -289,7 +292,7 @@ def test_no_usable_voc_box(voc):
     check_fails(config(voc_dataset(voc)), f'{TRAIN}', 'no usable image')
 
 
-@pytest.mark.parametrize('suffix', ['.tif', '.tiff', '.webp', '.TIF', '.png', '.JPEG'])
+@pytest.mark.parametrize('suffix', ['.tiff', '.webp', '.JPEG'])
 def test_voc_images_of_any_suffix(tmp_path, suffix):
     write_voc(tmp_path, voc_annotations(2))
     for file in sorted((tmp_path / 'JPEGImages').iterdir()):

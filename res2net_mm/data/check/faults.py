@@ -11,10 +11,9 @@ from tqdm import tqdm
 
 from ...checks import listed
 from ..findings import Finding, error, warning
-from ..sets.images import IMAGE_SUFFIXES
+from ..sets.images import IMAGE_SUFFIXES, size_fault, unseen_turn
 from ..sets.masks import MASK_ERRORS, mask_fault
 from ..sets.records import BORDER, IGNORED, ZERO_SIZE, Image, check_missing, places
-from ..sets.sizes import size_fault, unseen_turn
 from .pixels import CheckedSet
 
 _LOOKED_AT = (None, *IGNORED)
@@ -34,8 +33,7 @@ def check_files(part: CheckedSet) -> Iterator[Finding]:
         what = f'{len(same)} images of the set are this file, by its list or by a link to a folder'
         if any(Counter(image.boxes) != Counter(same[0].boxes) for image in same):
             what += ', and what is annotated in one is background in another'
-            remedy = 'give all annotations of the file one image_id, and remove the other images'
-            yield error('image listed twice', same[-1].file, what, remedy)
+            yield error('image listed twice', same[-1].file, what, 'keep one, with all annotations')
         elif len(same) > 1:
             yield warning('image listed twice', same[-1].file, what)
     for image in part.used:

@@ -18,10 +18,10 @@ from ...columns import aligned, side_by_side
 from ...files import check_writable, writing
 from ..errors import DataError
 from ..findings import ERROR
+from ..sets.images import COCO_SIDES
 from ..sets.label_maps import map_reader
 from ..sets.masks import read_mask
 from ..sets.records import Image
-from ..sets.sizes import COCO_SIDES
 from .faults import count_classes
 from .inspection import Inspection
 from .pixels import CheckedSet, spread

@@ -115,15 +115,15 @@ class Survey:
             nodes = list(find_nodes(dataset, key, scope))
             data = dataset, split == 'train', annotated
             twin = next((summary for other, summary in seen if other == data), None)
-            if twin:
-                self.summaries.append(replace(twin, split=split, same_as=twin.split))
-            else:
-                summary = SplitSummary(split)
+            summary = (
+                replace(twin, split=split, same_as=twin.split) if twin else SplitSummary(split)
+            )
+            self.summaries.append(summary)
+            if not twin:
                 seen.append((data, summary))
-                self.summaries.append(summary)
                 yield from of_split(split, self._read_split(summary, nodes, annotated))
             for part in self.sets:
-                if part.split == (twin.split if twin else split):
+                if part.split == (summary.same_as or split):
                     part.masks |= any('segm' in (m.get('metric') or ()) for m in metrics)
                     part.ignored |= agreement.ignored_labels(self.model, evaluators)
             fits = agreement.check_evaluators(nodes, evaluators)
@@ -132,7 +132,7 @@ class Survey:
             yield from agreement.check_num_classes(self.model, self.sets[0])
 
     def _read_split(
-        self, summary: SplitSummary, nodes: list[Node], annotated: bool
+        self, summary: SplitSummary, nodes: Sequence[Node], annotated: bool
     ) -> Iterator[Finding]:
         left_out: Counter[str] = Counter()
         parts = []
@@ -146,8 +146,7 @@ class Survey:
                 yield error('classes', fault.where, fault.what, fault.remedy)
                 continue
             options = {'annotated': annotated} if node.kind == 'coco' else {}
-            reading = _READERS[node.kind](node, classes, **options)
-            images = yield from guarded('files', reading)
+            images = yield from guarded('files', _READERS[node.kind](node, classes, **options))
             if images is None:
                 continue
             used, masks = _used(images, node, left_out), loads_masks(node.pipeline)
@@ -165,14 +164,11 @@ class Survey:
             summary.count(images)
         if not images or (kinds & {'coco', 'voc'} and annotated and not summary.boxes):
             files = ', '.join(repr(part.node.config.get('ann_file')) for part in parts)
-            yield error(
-                'nothing usable',
-                ', '.join(f'{part.node.key}.ann_file' for part in parts),
-                f'no usable {"box" if images else "image"} in {files} (boxes: '
-                f'{_counted(summary.dropped) or "none"}; images left out by filter_cfg: '
-                f'{_counted(summary.left_out) or "none"})',
-                'give it annotations with boxes of some size, of the classes of the config',
-            )
+            what = f'no usable {"box" if images else "image"} in {files} (boxes: '
+            what += f'{_counted(summary.dropped) or "none"}; images left out by filter_cfg: '
+            what += f'{_counted(summary.left_out) or "none"})'
+            where = ', '.join(f'{part.node.key}.ann_file' for part in parts)
+            yield error('nothing usable', where, what, 'annotate boxes of the classes')
 
 
 def _used(images: list[Image], node: Node, left_out: Counter[str]) -> list[Image]:
