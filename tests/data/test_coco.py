@@ -150,9 +150,9 @@ def test_annotation_file_missing(coco):
         where=f'{TRAIN}.ann_file',
     )
     assert 'Errno' not in message
-    check_fails(config(coco_dataset(coco, ann_file='')), 'not set', where=f'{TRAIN}.ann_file')
+    check_fails(config(coco_dataset(coco, ann_file='')), 'be a file', where=f'{TRAIN}.ann_file')
     several = config(coco_dataset(coco, ann_file=['a.json', 'b.json']))
-    check_fails(several, 'one path', "['a.json', 'b.json']", where=f'{TRAIN}.ann_file')
+    check_fails(several, 'be a file', "['a.json', 'b.json']", where=f'{TRAIN}.ann_file')
     val = coco_dataset(coco, 'val', ann_file='gone.json')
     check_fails(config(coco_dataset(coco), val), 'gone.json', where=f'{VAL}.ann_file')
 
@@ -172,7 +172,7 @@ def test_image_folder_missing(coco):
         where=f'{TRAIN}.data_prefix.img',
     )
     cfg = config(coco_dataset(coco, data_prefix={}))
-    check_fails(cfg, "has no 'img'", where=f'{TRAIN}.data_prefix')
+    check_fails(cfg, 'be a folder', where=f'{TRAIN}.data_prefix.img')
 
 
 def test_images_missing(coco):

@@ -83,7 +83,7 @@ def random_coco(seed: int) -> dict:
 FILTERS = [None, {'filter_empty_gt': True, 'min_size': 32}, {'min_size': 32}]
 
 
-@pytest.mark.parametrize('seed, filter_cfg', enumerate(FILTERS), ids=str)
+@pytest.mark.parametrize('seed, filter_cfg', [*enumerate(FILTERS)], ids=str)
 def test_coco_counts_are_those_of_mmdet(tmp_path, seed, filter_cfg):
     content = random_coco(seed)
     write_coco(tmp_path, content)
@@ -117,7 +117,7 @@ def random_voc(seed: int) -> dict[str, str]:
 VOC_FILTERS = [*FILTERS, {'filter_empty_gt': True, 'bbox_min_size': 6}]
 
 
-@pytest.mark.parametrize('seed, filter_cfg', enumerate(VOC_FILTERS), ids=str)
+@pytest.mark.parametrize('seed, filter_cfg', [*enumerate(VOC_FILTERS)], ids=str)
 def test_voc_counts_are_those_of_mmdet(tmp_path, seed, filter_cfg):
     write_voc(tmp_path, random_voc(seed))
     dataset = voc_dataset(tmp_path, filter_cfg=filter_cfg, pipeline=LOADING)
@@ -164,7 +164,15 @@ def test_every_reason_is_counted_and_told(tmp_path):
     first, *warnings = text.split('\n')
     assert first.endswith('; objects of other classes: zebra 1')
     assert [line.split(': ')[:3] for line in warnings] == [
-        ['WARNING', 'train', 'annotation of no image']
+        ['WARNING', 'train', kind]
+        for kind in (
+            'annotation of no image',
+            'zero-size box',
+            'box outside the image',
+            'box under 1 px',
+            'box not finite',
+            'box without area',
+        )
     ]
 
 
@@ -174,11 +182,17 @@ def test_the_lines_of_all_splits(voc):
     write_voc(voc, {**voc_annotations(2), 'odd': empty}, 'val')
     summaries = check_data(config(voc_dataset(voc), voc_dataset(voc, 'val')))
     assert [summary.split for summary in summaries] == ['train', 'val', 'test']
+    photo = (
+        f'{voc}/JPEGImages/odd.jpg: object 1 (cat), box 4, 4, 4, 4: it is not trained on; annotate '
+        'the object again, or remove it'
+    )
     assert format_summary(summaries).split('\n') == [
         'train: 4 images, 10 boxes (cat 3, dog 4, horse 3); boxes that are not trained on: '
         '1 zero-size',
+        f'WARNING: train: zero-size box: {photo}',
         'val: 3 images, 7 boxes (cat 2, dog 3, horse 2); boxes that are not trained on: '
         '1 zero-size',
+        f'WARNING: val: zero-size box: {photo}',
         f'WARNING: val: split overlap: {voc}/JPEGImages/photo.0.jpg: it is trained on: what is '
         'measured on it says nothing, and 2 more; remove it from one of the two splits',
         'test: the same as val',

@@ -16,7 +16,6 @@ from ..sets.masks import MASK_ERRORS, mask_fault
 from ..sets.records import BORDER, IGNORED, ZERO_SIZE, Image, check_missing, places
 from .pixels import CheckedSet
 
-_LOOKED_AT = (None, *IGNORED)
 # why an object is not trained on, where that is a fault
 _REASONS = ('not finite', ZERO_SIZE, 'outside the image', 'under 1 px', 'without area')
 
@@ -153,19 +152,8 @@ def check_left_over(part: CheckedSet, everything: Sequence[CheckedSet]) -> Itera
                 yield warning('label map without image', file, 'it is not used')
 
 
-def check_borders(part: CheckedSet) -> Iterator[Finding]:
-    """Objects that go beyond their image."""
-    for image in part.listed:
-        for item in image.objects if image.width else ():
-            x1, y1, x2, y2 = item.box
-            beyond = max(-x1, -y1, x2 - image.width, y2 - image.height)
-            if item.reason in _LOOKED_AT and beyond > BORDER:
-                what = f'{item}: {beyond:g} px beyond the {image.width} x {image.height} px of it'
-                yield warning('box beyond the border', image.file, what)
-
-
-def check_objects(part: CheckedSet) -> Iterator[Finding]:
-    """Boxes and masks that are wrong, and objects annotated twice."""
+def check_objects(part: CheckedSet, masks: bool) -> Iterator[Finding]:
+    """Boxes and, if wanted and used, ``masks`` that are wrong, and objects annotated twice."""
     for image in tqdm(part.used, f'{part.split} objects', leave=False, disable=None):
         titles: dict[tuple, str] = {}
         for item in image.objects:
@@ -175,9 +163,13 @@ def check_objects(part: CheckedSet) -> Iterator[Finding]:
                 if item.reason == ZERO_SIZE:
                     kind = 'swapped corners' if x2 < x1 or y2 < y1 else 'zero-size box'
                 yield warning(kind, image.file, f'{item}: it is not trained on')
-            if item.reason not in _LOOKED_AT:
+            if item.reason not in (None, *IGNORED):
                 continue
-            if part.masks and item.segmentation and image.width:
+            beyond = max(-x1, -y1, x2 - image.width, y2 - image.height)
+            if beyond > BORDER and image.width:
+                what = f'{item}: {beyond:g} px beyond the {image.width} x {image.height} px of it'
+                yield warning('box beyond the border', image.file, what)
+            if masks and part.masks and item.segmentation and image.width:
                 size = int(image.width), int(image.height)
                 kind, what = mask_fault(item.segmentation, item.box, *size) or ('', '')
                 make = error if kind in MASK_ERRORS else warning

@@ -36,11 +36,6 @@ class Inspection:
     summaries: list[SplitSummary]  # one for each split
     sets: list[CheckedSet]  # the datasets that were read; only one of two that are the same
 
-    @property
-    def splits(self) -> list[str]:
-        """The splits of its sets."""
-        return list(dict.fromkeys(part.split for part in self.sets))
-
 
 def inspect_data(
     cfg: Config, splits: Sequence[str] = SPLITS, workers: int | None = None
@@ -67,7 +62,7 @@ def inspect_data(
     for part in parts:
         part.look(part.used, threads=workers)
         left_over, limit = check_left_over(part, survey.sets), check_limit(part, survey.model)
-        found = chain(check_files(part), check_objects(part), left_over, limit)
+        found = chain(check_files(part), check_objects(part, masks=True), left_over, limit)
         findings.extend(of_split(part.split, found))
     findings.extend(check_copies(parts))
     unread = {s.split: s.unchecked for s in summaries if s.unchecked and not s.same_as}
@@ -110,5 +105,6 @@ def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
         part.look(spread(part.used, SAMPLE), loads)
         if part.ignored and len(part.labels()) < 2:  # perhaps the other label maps have more
             part.look(part.used, loads=False)
-        yield from of_split(part.split, check_files(part))
+        found = chain(check_files(part), check_objects(part, masks=False))
+        yield from of_split(part.split, found)
     yield from (f for f in check_copies(survey.sets) if f.kind == 'split overlap')

@@ -18,7 +18,7 @@ from ..sets.images import IMAGE_SUFFIXES, Header, Size, read_header
 from ..sets.label_maps import map_reader
 from ..sets.nodes import Node
 from ..sets.records import Image
-from ..transforms import LoadImageFromFile, loader_of
+from ..transforms import loader_of
 
 
 @dataclass
@@ -52,10 +52,6 @@ class CheckedSet:
         own = tuple(self.node.own_classes or self.classes)
         return bool(self.ignored) and len(own) > 1 and own == self.classes
 
-    @property
-    def loader(self) -> LoadImageFromFile:
-        return loader_of(self.node.pipeline)
-
     def count_values(self) -> np.ndarray:
         """(256,) pixels with each value in the label maps that were looked at."""
         maps = [self.pictures.get(image.label_map) for image in self.used if image.label_map]
@@ -81,7 +77,7 @@ class CheckedSet:
             self.pictures |= zip(there, shown, strict=True)
 
     def _read_image(self, file: str) -> tuple[Size | None, str]:
-        image = (self.loader.transform({'img_path': file}) or {}).get('img')
+        image = (loader_of(self.node.pipeline).transform({'img_path': file}) or {}).get('img')
         if image is None:  # the pipeline leaves it out
             return None, ''
         hashed = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)

@@ -22,6 +22,7 @@ from ..sets.images import COCO_SIDES
 from ..sets.label_maps import map_reader
 from ..sets.masks import read_mask
 from ..sets.records import Image
+from ..transforms import loader_of
 from .faults import count_classes
 from .inspection import Inspection
 from .pixels import CheckedSet, spread
@@ -38,9 +39,10 @@ _MOST_NAMES = 15  # objects in an image, up to which each gets its class's name
 def format_inspection(inspection: Inspection) -> str:
     """The splits and their classes as tables, then the findings, errors first."""
     detection = any(part.node.kind in ('coco', 'voc') for part in inspection.sets)
-    splits = [_describe(inspection, split, detection) for split in inspection.splits]
-    blocks = ['\n'.join(aligned([[*splits[0]], *map(dict.values, splits)]))] if splits else []
-    counts = {split: count_classes(inspection.sets, split) for split in inspection.splits}
+    splits = dict.fromkeys(part.split for part in inspection.sets)
+    rows = [_describe(inspection, split, detection) for split in splits]
+    blocks = ['\n'.join(aligned([[*rows[0]], *map(dict.values, rows)]))] if rows else []
+    counts = {split: count_classes(inspection.sets, split) for split in splits}
     names = list(dict.fromkeys(name for found in counts.values() for name in found))
     if names:
         rows = [['class', *counts]]
@@ -159,7 +161,7 @@ def _write(picture: np.ndarray, text: str, place: tuple[int, int]) -> None:
 def _draw_image(tile: np.ndarray, part: CheckedSet, image: Image) -> None:
     """Draws an image into the upper left corner of ``tile``, with its labels."""
     try:
-        picture = part.loader.picture(image.file)
+        picture = loader_of(part.node.pipeline).picture(image.file)
         labels = map_reader(part.node)(image.label_map) if image.label_map else None
     except (OSError, DataError):
         _write(tile, 'cannot be shown', (8, 20))

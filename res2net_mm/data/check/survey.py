@@ -19,7 +19,6 @@ from ..sets.nodes import Node, find_nodes
 from ..sets.records import Image, count_others
 from ..sets.voc import read_voc_set
 from . import agreement
-from .faults import check_borders
 from .pixels import CheckedSet
 
 _READERS = {
@@ -152,7 +151,6 @@ class Survey:
             used, masks = _used(images, node, left_out), loads_masks(node.pipeline)
             parts.append(CheckedSet(summary.split, node, classes, images, used, masks))
             self.sets.append(parts[-1])
-            yield from check_borders(parts[-1])
             yield from agreement.check_same_classes(self.sets[0], parts[-1])
         if not parts:
             return

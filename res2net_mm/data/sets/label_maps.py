@@ -34,11 +34,7 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None
         source = node.annotation_file()
         names = [line.strip() for line in read_list(source)]
     else:
-        try:
-            files = [*list_dir_or_file(folder, list_dir=False, recursive=True)]
-        except OSError as fault:  # a link to itself
-            what = f'it cannot be listed ({fault})'
-            raise DataError(what, folder, 'remove what is broken') from fault
+        files = [*list_dir_or_file(folder, list_dir=False, recursive=True)]
         names = sorted(file.removesuffix(suffix) for file in files if file.endswith(suffix))
         if not names:
             suffixes = Counter(os.path.splitext(file)[1] for file in files).most_common()

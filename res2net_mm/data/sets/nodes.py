@@ -11,7 +11,6 @@ from typing import Any
 
 from mmengine.fileio import list_from_file
 from mmengine.registry import DATASETS
-from mmengine.utils import is_abs
 
 from ...checks import listed
 from ..errors import DataError
@@ -94,16 +93,16 @@ class Node:
                 return parameters[name].default
         return None
 
-    def existing(self, key: str, value: str, root: str | None = None, folder: bool = True) -> str:
+    def existing(self, key: str, value: Any, root: str | None = None, folder: bool = True) -> str:
         """The path of the folder, or else file, that the option ``key`` names by ``value``.
 
         Relative paths start at ``root``, else at ``data_root``. A DataError if it does not exist.
         """
         where, thing = f'{self.key}.{key}', 'folder' if folder else 'file'
+        if not isinstance(value, str | os.PathLike) or not (value or folder):
+            raise DataError(f'it must be a {thing}, but is {value!r}', where, 'name one')
         root = self.config.get('data_root') if root is None else root
-        if not isinstance(value, str | os.PathLike):
-            raise DataError(f'it must be one path, but is {value!r}', where, 'name one')
-        path = os.path.join(root, value) if root and not is_abs(value) else value
+        path = os.path.join(root or '', value)
         if (os.path.isdir if folder else os.path.isfile)(path or os.curdir):
             return path
         raise DataError(
@@ -114,11 +113,11 @@ class Node:
 
     def prefix(self, key: str) -> str:
         """The existing folder that ``data_prefix`` gives for ``key``."""
-        value = (self.option('data_prefix') or {}).get(key)
-        where = f'{self.key}.data_prefix'
-        if value is None:
-            raise DataError(f'it has no {key!r}', where, f'set --cfg-options {where}.{key}=FOLDER')
-        return self.existing(f'data_prefix.{key}', value)
+        return self.existing(f'data_prefix.{key}', (self.option('data_prefix') or {}).get(key))
+
+    def annotation_file(self) -> str:
+        """The existing file that ``ann_file`` names."""
+        return self.existing('ann_file', self.config.get('ann_file'), folder=False)
 
     def class_folders(self) -> dict[str, str]:
         """Name -> path of the folders, hidden ones too, that ``CustomDataset`` numbers."""
@@ -126,13 +125,6 @@ class Node:
         folder = given['img_path'] if isinstance(given, Mapping) else given
         entries = os.scandir(self.existing('data_prefix', folder))
         return dict(sorted((entry.name, entry.path) for entry in entries if entry.is_dir()))
-
-    def annotation_file(self) -> str:
-        """The existing file that ``ann_file`` names."""
-        where, value = f'{self.key}.ann_file', self.config.get('ann_file')
-        if not value:
-            raise DataError('it is not set', where, f'set --cfg-options {where}=FILE')
-        return self.existing('ann_file', value, folder=False)
 
     def classes(self) -> tuple[str, ...]:
         """The class names that it is used with; a DataError if they are none, or name one twice."""

@@ -106,12 +106,7 @@ def read_voc_set(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
     names = [name.strip() for name in lines if name.strip()]
     xml_files = [os.path.join(xml_folder, f'{name}.xml') for name in names]
     yield from check_missing(xml_files, 'annotation files', file, node.key)
-    present = set(os.listdir(folder))
-
-    def exists(path: str) -> bool:
-        return os.path.basename(path) in present or os.path.isfile(path)
-
-    images = [Image(find_image(os.path.join(folder, name), exists)) for name in names]
+    images = [Image(find_image(os.path.join(folder, name), os.path.isfile)) for name in names]
     least = (node.config.get('filter_cfg') or {}).get('bbox_min_size')
     for image, xml_file in zip(images, xml_files, strict=True):
         if os.path.isfile(xml_file):
