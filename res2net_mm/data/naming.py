@@ -10,14 +10,10 @@ from .errors import DataError
 
 
 class NamingCompose(Compose):
-    """mmengine's ``Compose``, except that an error of a transform names the image.
-
-    Raises:
-        DataError: A transform failed. It names the file, the image's size, the transform and why.
-    """
+    """mmengine's ``Compose``, except that an error of a transform is a DataError that names the
+    image, its size and the transform."""
 
     def __call__(self, data: dict) -> dict | None:
-        """See mmengine's."""
         for transform in self.transforms:
             given = data
             try:
@@ -25,7 +21,7 @@ class NamingCompose(Compose):
             except (DataError, MemoryError):
                 raise
             except Exception as error:
-                raise _named(error, transform, given) from error
+                raise _named(error, type(transform).__name__, given) from error
             if data is None:
                 return None
         return data
@@ -41,18 +37,16 @@ def name_failures(dataset: Any) -> None:
         dataset.pipeline = NamingCompose(pipeline.transforms)
 
 
-def _named(error: Exception, transform: Any, data: Any) -> DataError:
-    data = data if isinstance(data, dict) else {}
-    name = getattr(type(transform), '__name__', str(transform))
+def _named(error: Exception, transform: str, data: dict) -> DataError:
     where = f'image {data.get("img_path", "without a path")}'
-    if 'Annotations' in name and data.get('seg_map_path'):
+    if 'Annotations' in transform and data.get('seg_map_path'):
         where = f'label map {data["seg_map_path"]} of {where}'
-    shape = getattr(data.get('img'), 'shape', None)
-    size = f' ({shape[1]} x {shape[0]} px)' if shape else ''
+    if shape := getattr(data.get('img'), 'shape', None):
+        where += f' ({shape[1]} x {shape[0]} px)'
     reason = ' '.join(str(error).split()) or 'no reason given'
     return DataError(
-        f'{name} fails with {type(error).__name__}: {reason}',
-        where + size,
+        f'{transform} fails with {type(error).__name__}: {reason}',
+        where,
         'correct the file or remove it from the annotations (check_data.py looks at every file); '
         'if all files fail, correct the pipeline',
     )

@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from numbers import Real
+from itertools import compress
 from typing import Any
 
 import cv2
@@ -19,10 +19,9 @@ from mmengine import fileio
 from ..registry import SCOPE, TRANSFORMS
 from .errors import DataError
 from .findings import WARNING
-from .sets.images import check_pixels, read_header
+from .sets.images import Size, check_pixels, read_header, size_fault
 from .sets.label_maps import read_binary_mask
 from .sets.nodes import type_name
-from .sets.sizes import size_fault
 
 _JPEG_START, _PNG_START = b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n'
 _PNG_END = b'IEND\xaeB`\x82'  # the last chunk's name and checksum, the same in every file
@@ -34,21 +33,18 @@ _REPLACE = 'replace the file or remove it from the annotations'
 
 _LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
 _LOADERS |= {'LoadImage', 'mmpose.LoadImage'}
-# all but to_float32
 _LOADER_OPTIONS = (
-    'color_type', 'imdecode_backend', 'backend_args', 'file_client_args', 'ignore_empty',
-)  # fmt: skip
-_TOLERANT_DATASETS = {
-    f'{scope}{name}': f'{SCOPE}.data.voc_dataset.{name}'
-    for scope in ('', 'mmdet.')
-    for name in ('VOCDataset', 'XMLDataset')
-}
+    'color_type',
+    'imdecode_backend',
+    'backend_args',
+    'ignore_empty',
+)  # no to_float32
 # transforms that choose from a list: one more would be another choice
 _ALTERNATIVES = ('TestTimeAug', 'RandomChoice')
-_OF_EACH_BOX = (
+_OF_EACH_BOX = {
     'gt_bboxes', 'gt_bboxes_labels', 'gt_ignore_flags', 'gt_masks', 'gt_keypoints',
     'gt_instances_ids',
-)  # fmt: skip
+}  # fmt: skip
 
 
 @TRANSFORMS.register_module()
@@ -57,14 +53,12 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     one, is an error that names it.
 
     Many releases of OpenCV silently fill the missing part of a truncated file with grey. Here a
-    JPEG must reach its end-of-image marker and a PNG its IEND chunk; for other formats the decoder
-    decides. If the annotations have ``width`` and ``height``, the image must have them. Arguments
-    and results are mmcv's; with ``ignore_empty``, a file that is missing or not whole gives None.
+    JPEG must reach its end-of-image marker and a PNG its IEND chunk. If the annotations have
+    ``width`` and ``height``, the image must have them. Arguments and results are mmcv's; with
+    ``ignore_empty``, a file that is missing or not whole gives None.
 
     Raises:
-        DataError: The file is missing, unreadable, not an image, truncated, of another size than
-            its annotations are for, or larger than :func:`check_pixels` allows; or its label map
-            is.
+        DataError: The image cannot be used, or it or its label map is too large.
     """
 
     def transform(self, results: dict) -> dict | None:
@@ -77,7 +71,9 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             if self.ignore_empty:
                 return None
             raise
-        self._check_size(results, image)
+        annotated = results.get('width'), results.get('height')
+        if all(annotated) and annotated != image.shape[1::-1]:
+            self._refuse_size(results, annotated, image.shape[1::-1])
         results['img'] = image.astype(np.float32) if self.to_float32 else image
         results['img_shape'] = results['ori_shape'] = image.shape[:2]
         return results
@@ -94,11 +90,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         scaled = (image - low) * (255 / (high - low or 1))
         return np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
 
-    def _check_size(self, results: dict, image: np.ndarray) -> None:
-        annotated = results.get('width'), results.get('height')
-        loaded = image.shape[1::-1]
-        if annotated == loaded or not all(isinstance(v, Real) and v for v in annotated):
-            return
+    def _refuse_size(self, results: dict, annotated: Size, loaded: Size) -> None:
         file, boxes = results['img_path'], None
         if 'xml_path' in results:
             boxes = [instance['bbox'] for instance in results.get('instances') or ()]
@@ -109,52 +101,33 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
 
     def _load(self, file: str) -> np.ndarray:
         content = self._read(file)
-        if not content:
-            raise DataError('the image is empty (0 bytes)', file, _REPLACE)
         reason = truncation(content)
         if reason:
-            raise DataError(f'the image is truncated: {reason}', file, _REPLACE)
+            raise DataError(f'the image is {reason}', file, _REPLACE)
         check_pixels(content, file)
+        reason = f'it is no image that can be decoded to {self.color_type} with 8 bits'
         try:
             image = mmcv.imfrombytes(content, flag=self.color_type, backend=self.imdecode_backend)
         except (OSError, SyntaxError, cv2.error) as error:
-            raise DataError(
-                f'the image does not decode ({_flat(error)})', file, _REPLACE
-            ) from error
-        if image is not None:
-            return image
-        raw = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
-        if raw is None:
-            raise DataError('it is not an image that can be decoded', file, _REPLACE)
-        raise DataError(
-            f'the image has {raw.dtype} values, which OpenCV does not turn into {self.color_type} '
-            'ones',
-            file,
-            'write it with 8 bits per channel',
-        )
+            raise DataError(f'{reason} ({_flat(error)})', file, _REPLACE) from error
+        if image is None:
+            raise DataError(reason, file, _REPLACE)
+        return image
 
     def _read(self, file: str) -> bytes:
         if os.path.exists(file) and not os.path.isfile(file):  # reading a pipe may never end
             raise DataError('the image cannot be read (it is no regular file)', file, _REPLACE)
         try:
-            if self.file_client_args is not None:
-                return fileio.FileClient.infer_client(self.file_client_args, file).get(file)
             return fileio.get(file, backend_args=self.backend_args)
-        except FileNotFoundError as error:
-            raise DataError('the image does not exist', file, _REPLACE) from error
         except OSError as error:
             raise DataError(f'the image cannot be read ({_flat(error)})', file, _REPLACE) from error
 
 
 @TRANSFORMS.register_module()
 class CheckLabelMap(mmcv.transforms.BaseTransform):
-    """Raises an error if a label map has another size than its image as loaded.
+    """Raises a DataError if a label map has another size than its image as loaded.
 
-    Resizing both to one size would hide that, and train on labels of other places. Comes after the
-    step that loads the map, which in mmseg's test pipelines comes after ``Resize``.
-
-    Raises:
-        DataError: The sizes differ.
+    Resizing both to one size would hide that, and train on labels of other places.
     """
 
     def transform(self, results: dict) -> dict:
@@ -163,25 +136,16 @@ class CheckLabelMap(mmcv.transforms.BaseTransform):
         if label_map is not None and shape is not None and label_map.shape[:2] != tuple(shape):
             size, wanted = (f'{side[1]} x {side[0]} px' for side in (label_map.shape, shape))
             raise DataError(
-                f'the label map has {size}, but its image {results.get("img_path")} {wanted} as '
-                'loaded',
+                f'the label map has {size}, but its image {results.get("img_path")} {wanted}',
                 results.get('seg_map_path') or '',
                 'write the map for the image, turned as its EXIF tag turns it',
             )
         return results
 
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
-
 
 @TRANSFORMS.register_module()
 class LoadMaskAnnotations(mmcv.transforms.BaseTransform):
-    """Loads the mask of an image of mmseg's ``BaseSegDataset`` as labels 0 and 1.
-
-    Raises:
-        DataError: It is no mask, or has another size than its image: see
-            :func:`~res2net_mm.data.sets.label_maps.read_binary_mask` and :class:`CheckLabelMap`.
-    """
+    """Loads the mask of an image of mmseg's ``BaseSegDataset`` as labels 0 and 1, and checks it."""
 
     def transform(self, results: dict) -> dict:
         """Adds ``gt_seg_map`` (H, W)."""
@@ -196,7 +160,7 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
 
     These are boxes without width or height (their regression target is -inf, and the loss NaN),
     with a coordinate that is not finite, or completely outside the image (``Resize`` clips these to
-    no size). Comes after ``LoadAnnotations``; results without boxes pass.
+    no size).
     """
 
     def transform(self, results: dict) -> dict:
@@ -204,20 +168,19 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
         boxes = results.get('gt_bboxes')
         if boxes is None:
             return results
-        keep = _usable(boxes, results.get('ori_shape'))
+        corners = boxes if isinstance(boxes, np.ndarray) else boxes.tensor.numpy()
+        corners = corners.reshape(-1, 4)
+        x1, y1, x2, y2 = corners.T
+        height, width = results.get('ori_shape') or (np.inf, np.inf)
+        keep = np.isfinite(corners).all(1) & (x2 > x1) & (y2 > y1)
+        keep &= (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0)
         if keep.all():
             return results
-        indices = np.flatnonzero(keep)
-        for key in _OF_EACH_BOX:
-            if key in results:
-                results[key] = results[key][indices]
-        instances = results.get('instances')
-        if instances and len(instances) == len(keep):
-            results['instances'] = [instances[i] for i in indices]
+        for key in _OF_EACH_BOX & results.keys():
+            results[key] = results[key][np.flatnonzero(keep)]
+        if len(results.get('instances') or ()) == len(keep):
+            results['instances'] = [*compress(results['instances'], keep)]
         return results
-
-    def __repr__(self) -> str:
-        return f'{type(self).__name__}()'
 
 
 def is_known_loader(step: Any) -> bool:
@@ -234,14 +197,22 @@ def loader_of(pipeline: Sequence) -> LoadImageFromFile:
 def truncation(content: bytes) -> str | None:
     """Why an image file's bytes are not a whole file, as far as JPEG and PNG show it; else None.
 
-    The segments of a JPEG are followed from the start of the file, so that neither a thumbnail's
-    end marker nor bytes after the image count.
+    The segments of a JPEG are followed from its start, so that neither a thumbnail's end marker nor
+    bytes after the image count.
     """
-    if content.startswith(_JPEG_START):
-        return None if _jpeg_ends(content) else 'its JPEG data has no end-of-image marker'
-    if content.startswith(_PNG_START):
-        return None if _PNG_END in content else 'its PNG data has no IEND chunk'
-    return None
+    if not content:
+        return 'empty (0 bytes)'
+    if content.startswith(_PNG_START) and _PNG_END not in content:
+        return 'truncated: its PNG data has no IEND chunk'
+    if not content.startswith(_JPEG_START):
+        return None
+    position = 2
+    while marker := _JPEG_MARKER.search(content, position):
+        kind, position = marker[1][0], marker.end()
+        if kind == _JPEG_END:
+            return None
+        position += int.from_bytes(content[position : position + 2], 'big')  # the segment's length
+    return 'truncated: its JPEG data has no end-of-image marker'
 
 
 def harden_pipeline(
@@ -258,34 +229,34 @@ def harden_pipeline(
         drop_empty: False if the boxes are ground truth to be measured by.
         alternatives: Whether only one of them is used, so that one more would be another choice.
     """
-    detection, segmentation = (
-        any(type_name(step).endswith(pack) for step in pipeline)
-        for pack in ('PackDetInputs', 'PackSegInputs')
-    )
-    drops = any(type_name(step).endswith('DropEmptyBoxes') for step in pipeline)
-    compares = any(type_name(step).endswith('CheckLabelMap') for step in pipeline)
+    present = {type_name(step).rpartition('.')[2] for step in pipeline}
     hardened = []
     for step in pipeline:
+        scope, _, name = type_name(step).rpartition('.')
         if isinstance(step, list | tuple):
-            hardened.append(harden_pipeline(step, drop_empty, alternatives))
+            step = type(step)(harden_pipeline(step, drop_empty, alternatives))
+        elif isinstance(step, Mapping):
+            step = copy.deepcopy(step)
+            for key, value in step.items():
+                if isinstance(value, list | tuple):
+                    parts = harden_pipeline(value, drop_empty, name in _ALTERNATIVES)
+                    step[key] = type(value)(parts)
+            if type_name(step) in _LOADERS:
+                step['type'] = f'{SCOPE}.LoadImageFromFile'
+        hardened.append(step)
+        if alternatives or name not in ('LoadAnnotations', 'LoadPanopticAnnotations'):
             continue
-        if not isinstance(step, Mapping):
-            hardened.append(step)
-            continue
-        new = copy.deepcopy(step)
-        choice = type_name(step).endswith(_ALTERNATIVES)
-        for key, value in step.items():
-            if isinstance(value, list | tuple) and _holds_transforms(value):
-                new[key] = harden_pipeline(value, drop_empty, choice)
-        if type_name(step) in _LOADERS:
-            new['type'] = f'{SCOPE}.LoadImageFromFile'
-        hardened.append(new)
-        if drop_empty and not (drops or alternatives) and _loads_boxes(step, detection):
+        detection = scope == 'mmdet' or (not scope and 'PackDetInputs' in present)
+        segmentation = scope == 'mmseg' or (not scope and 'PackSegInputs' in present)
+        panoptic = name == 'LoadPanopticAnnotations'
+        boxes = drop_empty and not panoptic and step.get('with_bbox', detection)
+        if boxes and 'DropEmptyBoxes' not in present:
             hardened.append({'type': f'{SCOPE}.DropEmptyBoxes'})
-            drops = True
-        if not (compares or alternatives) and _loads_map(step, segmentation):
+            present.add('DropEmptyBoxes')
+        maps = panoptic or step.get('with_seg', segmentation)
+        if maps and 'CheckLabelMap' not in present:
             hardened.append({'type': f'{SCOPE}.CheckLabelMap'})
-            compares = True
+            present.add('CheckLabelMap')
     return hardened
 
 
@@ -298,66 +269,15 @@ def harden_dataset(dataset: Mapping) -> dict:
     new = copy.deepcopy(dataset)
     if 'pipeline' in dataset:
         new['pipeline'] = harden_pipeline(dataset['pipeline'], not dataset.get('test_mode', False))
-    if isinstance(dataset.get('dataset'), Mapping):
+    if 'dataset' in dataset:
         new['dataset'] = harden_dataset(dataset['dataset'])
     if 'datasets' in dataset:
-        new['datasets'] = [
-            harden_dataset(part) if isinstance(part, Mapping) else part
-            for part in dataset['datasets']
-        ]
-    name = type_name(dataset)
-    if name in _TOLERANT_DATASETS:
-        new['type'] = _TOLERANT_DATASETS[name]
+        new['datasets'] = [harden_dataset(part) for part in dataset['datasets']]
+    scope, _, name = type_name(dataset).rpartition('.')
+    if name in ('VOCDataset', 'XMLDataset') and scope in ('', 'mmdet'):
+        new['type'] = f'{SCOPE}.data.voc_dataset.{name}'
     return new
 
 
 def _flat(error: Exception) -> str:
     return ' '.join(str(error).split())
-
-
-def _jpeg_ends(content: bytes) -> bool:
-    position = 2
-    while marker := _JPEG_MARKER.search(content, position):
-        kind, position = marker[1][0], marker.end()
-        if kind == _JPEG_END:
-            return True
-        position += int.from_bytes(content[position : position + 2], 'big')  # the segment's length
-    return False
-
-
-def _usable(boxes: Any, shape: tuple[int, int] | None) -> np.ndarray:
-    """(N,) of bool, for an array (N, 4) of corners or one of mmdet's box types."""
-    if isinstance(boxes, np.ndarray):
-        corners = boxes.reshape(-1, 4)
-    elif boxes.tensor.shape[-1] == 4:
-        corners = boxes.tensor.cpu().numpy()
-    else:  # rotated boxes and quadrangles know their size
-        finite = boxes.tensor.isfinite().flatten(1).all(1)
-        return (finite & (boxes.widths > 0) & (boxes.heights > 0)).cpu().numpy()
-    x1, y1, x2, y2 = corners.T
-    keep = np.isfinite(corners).all(1) & (x2 > x1) & (y2 > y1)
-    if shape is not None:
-        keep &= (x1 < shape[1]) & (y1 < shape[0]) & (x2 > 0) & (y2 > 0)
-    return keep
-
-
-def _loads_boxes(step: Mapping, detection: bool) -> bool:
-    name = type_name(step)
-    if name not in ('LoadAnnotations', 'mmdet.LoadAnnotations', 'mmcv.LoadAnnotations'):
-        return False
-    return bool(step.get('with_bbox', detection or name == 'mmdet.LoadAnnotations'))
-
-
-def _loads_map(step: Mapping, segmentation: bool) -> bool:
-    scope, _, name = type_name(step).rpartition('.')
-    if name == 'LoadPanopticAnnotations':
-        return True
-    return name == 'LoadAnnotations' and bool(
-        step.get('with_seg', scope == 'mmseg' or (segmentation and not scope))
-    )
-
-
-def _holds_transforms(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return any(_holds_transforms(part) for part in value)
-    return isinstance(value, Mapping) and 'type' in value

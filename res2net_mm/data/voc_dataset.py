@@ -6,6 +6,7 @@ and only then is mmdet imported.
 
 from __future__ import annotations
 
+import math
 import os.path
 
 import mmcv
@@ -29,26 +30,21 @@ class _LooseFiles:
         )
         if size is None:
             size = mmcv.imfrombytes(fileio.get(image, backend), backend='cv2').shape[1::-1]
-        return {
-            'img_path': image,
-            'img_id': img_info['img_id'],
-            'xml_path': img_info['xml_path'],
-            'width': size[0],
-            'height': size[1],
-            'instances': [
-                {
-                    'bbox': [side - 1 for side in obj.box],  # VOC counts pixels from 1
-                    'bbox_label': self.cat2label[obj.name],
-                    'ignore_flag': int(obj.difficult or self._too_small(obj.box)),
-                }
-                for obj in objects
-                if obj.name in self.cat2label
-            ],
-        }
-
-    def _too_small(self, box: tuple[int, int, int, int]) -> bool:
-        least = self.bbox_min_size
-        return least is not None and min(box[2] - box[0], box[3] - box[1]) < least
+        instances = []
+        for obj in objects:
+            if obj.name in self.cat2label:
+                x1, y1, x2, y2 = obj.box
+                small = min(x2 - x1, y2 - y1) < (self.bbox_min_size or -math.inf)
+                instances.append(
+                    {
+                        'bbox': [side - 1 for side in obj.box],  # VOC counts pixels from 1
+                        'bbox_label': self.cat2label[obj.name],
+                        'ignore_flag': int(obj.difficult or small),
+                    }
+                )
+        width, height = size
+        found = {'img_path': image, 'width': width, 'height': height, 'instances': instances}
+        return {'img_id': img_info['img_id'], 'xml_path': img_info['xml_path'], **found}
 
 
 class VOCDataset(_LooseFiles, MMDetVOCDataset):

@@ -27,8 +27,8 @@ from mmengine.runner import load_state_dict
 from torch import nn
 
 from ..data.errors import DataError
+from ..data.sets.images import value_notes
 from ..data.transforms import harden_pipeline, loader_of
-from ..data.values import value_notes
 from ..deploy import optimize_for_inference
 from ..files import write_text, writing
 from ..weights import constants, read_source

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.dist import get_world_size
 
 from ..checks import check_positive
-from ..data.check.quick import SplitSummary, format_summary
+from ..data.check.survey import SplitSummary, format_summary
 from ..ops.memory import keep_freed_memory
 from ..ops.mmcv_ext import describe_ops
 from ..registry import MODELS

@@ -20,7 +20,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from tqdm import tqdm
 
 from ..checks import check_positive
-from ..data.check.quick import SplitSummary
+from ..data.check.survey import SplitSummary
 from ..data.sets.nodes import type_name
 from ..evaluation import main_metric
 from ..registry import HOOKS, SCOPE

@@ -11,8 +11,8 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval import mask as coco_mask
 
 from ..data.errors import DataError
+from ..data.sets.images import COCO_SIZES
 from ..data.sets.masks import read_mask
-from ..data.sets.sizes import COCO_SIZES
 
 MAX_DETS = (1, 10, 100)
 # kind of result -> the key that holds its shape

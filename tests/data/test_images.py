@@ -92,16 +92,16 @@ def test_label_maps_and_masks(tmp_path):
 
 def test_large_images_of_all_kinds_are_loaded(tmp_path, monkeypatch):
     path = tmp_path / 'aerial.png'
-    path.write_bytes(png(14_000))  # 196 million px, beyond what Pillow decodes
+    path.write_bytes(png(13_400))  # 180 million px, beyond what Pillow decodes
     load = LoadImageFromFile(color_type='grayscale').transform
     with memory_for(800):
-        assert load({'img_path': str(path)})['img'].size == 14_000**2
+        assert load({'img_path': str(path)})['img'].size == 13_400**2
     monkeypatch.setenv('RES2NET_MM_MAX_PIXELS', '100_000_000')
-    with pytest.raises(DataError, match='196,?000,?000|14000 x 14000'):
+    with pytest.raises(DataError, match='179,560,000 px'):
         check_pixels(path, 'aerial')
     check_pixels(b'no image', 'text')
     monkeypatch.setenv('RES2NET_MM_MAX_PIXELS', '10 GB')
-    with pytest.raises(DataError, match="RES2NET_MM_MAX_PIXELS: .*must be .* '10 GB'"):
+    with pytest.raises(DataError, match="RES2NET_MM_MAX_PIXELS: .* '10 GB'; .* number"):
         check_pixels(path, 'aerial')
     monkeypatch.delenv('RES2NET_MM_MAX_PIXELS')
 

@@ -20,7 +20,8 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
-from res2net_mm.data.check.quick import SAMPLE, check_data, format_summary
+from res2net_mm.data import check_data, format_summary
+from res2net_mm.data.check.inspection import SAMPLE
 from res2net_mm.data.sets.label_maps import read_map
 
 TRAIN = 'train_dataloader.dataset'
@@ -59,7 +60,7 @@ def test_a_set_without_mistakes(maps):
     summaries = check_data(semantic(semantic_dataset(maps), val))
     assert format_summary(summaries) == (
         'train: 4 images with label maps, 3 classes\n'
-        'val: 1 image with label maps, 3 classes\n'
+        'val: 1 images with label maps, 3 classes\n'
         'test: the same as val'
     )
     (summary,) = check_data(semantic(semantic_dataset(maps, type='mmseg.BaseSegDataset')))
@@ -121,7 +122,7 @@ def test_classes_and_heads(maps):
     dataset = semantic_dataset(
         maps, type='CityscapesDataset', metainfo={'classes': ('road', 'trian')}
     )
-    check_fails(semantic(dataset), "CityscapesDataset has no class 'trian' (did you mean 'train'?)")
+    check_fails(semantic(dataset), "CityscapesDataset has no class 'trian'", 'train')
 
 
 def test_a_value_that_is_no_class(maps):

@@ -20,8 +20,7 @@ from written_sets import (
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
 from res2net_mm.data.check.inspection import inspect_data
-from res2net_mm.data.check.pictures import draw_inspection
-from res2net_mm.data.check.report import format_inspection
+from res2net_mm.data.check.report import draw_inspection, format_inspection
 from res2net_mm.data.findings import Finding
 
 

@@ -155,9 +155,9 @@ def test_bytes_after_the_end_do_no_harm(tmp_path, name):
 @pytest.mark.parametrize(
     'content, reason',
     [
-        (None, 'does not exist'),
+        (None, 'No such file'),
         (b'', 'is empty'),
-        (b'<html>not found</html>', 'not an image'),
+        (b'<html>not found</html>', 'it is no image'),
         (b'\xff\xd8\xff' + bytes(500), 'is truncated'),
         (encoded(noise(3), 'JPEG')[:-100] + bytes(100), 'is truncated'),
         (encoded(noise(3), 'PNG')[:-12], 'is truncated'),

@@ -25,8 +25,8 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
+from res2net_mm.data import check_data
 from res2net_mm.data.check.inspection import inspect_data
-from res2net_mm.data.check.quick import check_data
 from res2net_mm.data.errors import DataError
 from res2net_mm.data.sets.voc import VocObject, read_voc
 from res2net_mm.data.transforms import harden_dataset
@@ -89,15 +89,18 @@ def test_a_size_that_is_not_told(size):
 @pytest.mark.parametrize(
     'text, said',
     [
-        ('<annotation>', 'not valid XML'),
-        ('', 'not valid XML'),
-        (voc_xml('<object><name>cat</name></object>'), 'object 1 (cat): it has no <bndbox/xmin>'),
+        ('<annotation>', 'not valid VOC xml'),
+        ('', 'not valid VOC xml'),
+        (voc_xml('<object><name>cat</name></object>'), "object 1 (cat): <bndbox/xmin> is ''"),
         (voc_xml(voc_object('cat', (1, 2, 3, 'x'))), "<bndbox/ymax> is 'x', not a number"),
         (voc_xml(voc_object('cat', (1, 'nan', 3, 4))), "<bndbox/ymin> is 'nan'"),
-        (voc_xml(voc_object('cat', (1, '9' * 5000, 3, 4))), '... (5,000 characters)'),
+        (voc_xml(voc_object('cat', (1, '9' * 5000, 3, 4))), "is '9999"),
         (voc_xml(voc_object('cat', (1, 2, 'inf', 4))), "<bndbox/xmax> is 'inf'"),
         (voc_xml(voc_object('cat', (1, 2, 3, 4), '<difficult>no</difficult>')), "is 'no'"),
-        (voc_xml(voc_object('cat', (1, 2, 3, 4)), voc_object(' ', (1, 2, 3, 4))), 'object 2 has'),
+        (
+            voc_xml(voc_object('cat', (1, 2, 3, 4)), voc_object(' ', (1, 2, 3, 4))),
+            'it has no <name>',
+        ),
     ],
 )
 def test_what_cannot_be_read(text, said):
@@ -107,8 +110,10 @@ def test_what_cannot_be_read(text, said):
     assert '\n' not in str(caught.value)
 
 
-@pytest.mark.parametrize('kind', ['VOCDataset', 'mmdet.XMLDataset'])
-@pytest.mark.parametrize('filter_cfg', [None, {'filter_empty_gt': True, 'bbox_min_size': 20}])
+@pytest.mark.parametrize(
+    'kind, filter_cfg',
+    [('VOCDataset', None), ('mmdet.XMLDataset', {'filter_empty_gt': True, 'bbox_min_size': 20})],
+)
 def test_the_dataset_equals_that_of_mmdet(voc, kind, filter_cfg):
     odd = [('cat', (5, 5, 5, 9)), ('zebra', (1, 1, 9, 9)), ('dog', (2.5, 2, 40, 30.5))]
     hard = voc_object('horse', (1, 2, 30, 30), '<difficult>1</difficult>')
@@ -163,7 +168,7 @@ def test_loose_files_are_trained_on_and_counted_alike(voc):
     for checked in (dataset, hardened):
         (summary,) = check_data(config(checked))
         assert summary.per_class == {'cat': 1, 'dog': 0, 'horse': 2}
-        assert summary.dropped == {'zero-size': 1} and summary.examples == ['loose']
+        assert summary.dropped == {'zero-size': 1}
 
 
 def pipeline_boxes(dataset: dict) -> dict[str, np.ndarray]:
@@ -187,7 +192,7 @@ def check_empty_boxes(dataset: dict, split: str, name: str) -> None:
     else:  # ground truth is left alone
         assert {image for image, count in empty.items() if count} == {name}
         assert sum(map(len, boxes.values())) == summary.boxes + 1
-    assert summary.dropped == {'zero-size': 1} and summary.examples == [name]
+    assert summary.dropped == {'zero-size': 1}
 
 
 @pytest.mark.parametrize('split', ['train', 'val'])
@@ -198,6 +203,7 @@ def test_empty_boxes_do_not_reach_training(voc, split):
 
 
 @real_data
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'split, name', [('train', 'BloodImage_00343'), ('val', 'BloodImage_00338')]
 )
@@ -257,11 +263,12 @@ def test_a_misspelt_voc_class(voc):
         config(dataset),
         f'{TRAIN}.metainfo.classes',
         "'Dogs'",
-        "3 are named 'dog' (did you mean that?)",
+        "(did you mean 'dog'?)",
+        'dog (3)',
         where=voc / 'train.txt',
     )
     dataset['metainfo'] = {'classes': ('apple', 'pear')}
-    check_fails(config(dataset), "('apple', 'pear')", 'cat (3), dog (3), horse (3)')
+    check_fails(config(dataset), 'apple, pear', 'cat (3), dog (3), horse (3)')
 
 
 def test_a_voc_class_without_objects(voc):
@@ -271,7 +278,7 @@ def test_a_voc_class_without_objects(voc):
     train, val, _ = check_data(config(voc_dataset(voc), voc_dataset(voc, 'val')))
     assert val.per_class == {'cat': 1, 'dog': 0, 'horse': 0} and val.other_classes == {'doc': 1}
     write_voc(voc, few)
-    check_fails(config(voc_dataset(voc)), "'dog'", "1 are named 'doc'")
+    check_fails(config(voc_dataset(voc)), "'dog' (did you mean 'doc'?)", 'doc (1)')
     few = {'two': voc_xml(voc_object('cat', (1, 1, 9, 9)), voc_object('Dog', (1, 1, 9, 9)))}
     write_voc(voc, few, 'val')
     write_voc(voc, voc_annotations())
@@ -285,7 +292,7 @@ def test_no_usable_voc_box(voc):
     check_fails(config(voc_dataset(voc)), f'{TRAIN}', 'no usable image')
 
 
-@pytest.mark.parametrize('suffix', ['.tif', '.tiff', '.webp', '.TIF', '.png', '.JPEG'])
+@pytest.mark.parametrize('suffix', ['.tiff', '.webp', '.JPEG'])
 def test_voc_images_of_any_suffix(tmp_path, suffix):
     write_voc(tmp_path, voc_annotations(2))
     for file in sorted((tmp_path / 'JPEGImages').iterdir()):
@@ -299,12 +306,11 @@ def test_voc_images_of_any_suffix(tmp_path, suffix):
     assert sample['img'].shape == (HEIGHT, WIDTH, 3) and sample['img_path'].endswith(suffix)
 
 
-def test_another_spelling_of_a_class_is_told_before_training(tmp_path):
+def test_another_spelling_of_a_class_is_told(tmp_path):
     other = voc_xml(voc_object('Cat', (3, 4, 20, 30)))
     write_voc(tmp_path, {**voc_annotations(2), 'a': other, 'b': other})
     (summary,) = check_data(config(voc_dataset(tmp_path)))
-    (line,) = summary.warnings
-    assert line.startswith('name like a class: ') and "2 objects are named 'Cat'" in line
+    assert 'objects of other classes: Cat 2' in str(summary)
     assert summary.per_class['cat'] == 2 and summary.other_classes == {'Cat': 2}
 
 

@@ -18,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
 
 from res2net_mm.data import check_data
-from res2net_mm.data.check.quick import SplitSummary
+from res2net_mm.data.check.survey import SplitSummary
 from res2net_mm.engine.checkpoints import check_new_run
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError

@@ -169,7 +169,7 @@ def test_other_mistakes_are_one_line(written, monkeypatch, capsys):
         ),
         (
             (written / 'small.json', truth, '--metric', 'segm'),
-            'entries[3]: the mask cannot be used: it is for 20 x 10 px, the image has 320 x 320',
+            'the mask cannot be used: the mask has size [10, 20], but the image has [320, 320]',
         ),
         ((boxes, written / 'gone.json'), 'gone.json'),
         ((boxes, boxes), "no list 'images'"),
@@ -198,12 +198,12 @@ WRONG_TRUTH = {
         'categories[0]: name must be a number or a text, but is None',
     ),
     'images': (lambda truth: truth['images'].clear(), 'it has no image'),
-    'polygon': (odd, 'an even number of coordinates, at least 6'),
+    'polygon': (odd, 'do not have 6, 8, 10, ... coordinates'),
     'none': (alter('annotations', segmentation=None), 'annotations[0]: it has no segmentation'),
-    'number': (alter('annotations', segmentation=5), 'it is neither a list of polygons'),
+    'number': (alter('annotations', segmentation=5), 'it is neither polygons'),
     'size': (
         alter('annotations', segmentation=dict(size=[3, 3], counts=[9])),
-        'annotations[0]: the mask cannot be used: it is for 3 x 3 px',
+        'annotations[0]: the mask cannot be used: the mask has size [3, 3]',
     ),
     'no size': (alter('images', height=None), 'images[0]: height must be a number above 0'),
 }

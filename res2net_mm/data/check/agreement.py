@@ -9,7 +9,7 @@ from typing import Any
 from mmengine import Config
 
 from ...checks import listed
-from ..errors import DataError
+from ..findings import Finding, error
 from ..sets.coco import load_coco
 from ..sets.nodes import Node, type_name
 from .pixels import CheckedSet
@@ -20,36 +20,29 @@ _OTHER_CLASSES = {
 }  # fmt: skip
 
 
-def check_same_classes(first: CheckedSet, other: CheckedSet) -> None:
-    """Raises a DataError unless two datasets have the same classes."""
-    if first.classes == other.classes:
-        return
-    only = [name for name in other.classes if name not in first.classes]
-    lacking = [name for name in first.classes if name not in other.classes]
-    parts = [f'has {listed(map(repr, only))}'] if only else []
-    parts += [f'lacks {listed(map(repr, lacking))}'] if lacking else []
-    remedy = 'give both the same'
-    if not parts:
-        parts = ['is in another order']
-        remedy += ' (the categories of COCO files too, whose order numbers the labels)'
-    raise DataError(
-        f'it differs from {first.node.classes_key}: it {" and ".join(parts)}',
-        other.node.classes_key,
-        remedy,
-    )
+def check_same_classes(first: CheckedSet, other: CheckedSet) -> Iterator[Finding]:
+    """An error unless two datasets have the same classes."""
+    if first.classes != other.classes:
+        lacking = [repr(name) for name in first.classes if name not in other.classes]
+        only = [repr(name) for name in other.classes if name not in first.classes]
+        how = f'it lacks {listed(lacking) or "none"} and adds {listed(only) or "none"}'
+        how = how if lacking or only else 'it is in another order'
+        what = f'it differs from {first.node.classes_key}: {how}'
+        remedy = 'give both the same (the categories of COCO files too, whose order is the labels)'
+        yield error('classes', other.node.classes_key, what, remedy)
 
 
-def check_num_classes(model: Mapping, part: CheckedSet) -> None:
-    """Raises a DataError unless a model's heads are for as many classes as a dataset has."""
+def check_num_classes(model: Mapping, part: CheckedSet) -> Iterator[Finding]:
+    """An error unless a model's heads are for as many classes as a dataset has."""
     names = part.classes
-    wrong = [(at, count) for at, count in class_counts(model, 'model') if count != len(names)]
+    wrong = {at: count for at, count in class_counts(model, 'model') if count != len(names)}
     if wrong:
-        options = ' '.join(f'{at}={len(names)}' for at, _ in wrong)
-        raise DataError(
-            f'{listed(f"{at}={count}" for at, count in wrong)}, but {part.node.key} has '
-            f'{len(names)} class{"es" if len(names) > 1 else ""} ({listed(names, 10)})',
+        yield error(
+            'classes',
             'model',
-            f'set --cfg-options {options}',
+            f'{listed(f"{at}={count}" for at, count in wrong.items())}, but {part.node.key} has '
+            f'{len(names)} class{"es" if len(names) > 1 else ""} ({listed(names, 10)})',
+            f'set --cfg-options {" ".join(f"{at}={len(names)}" for at in wrong)}',
         )
 
 
@@ -72,97 +65,65 @@ def class_counts(part: Any, key: str) -> Iterator[tuple[str, int]]:
             yield from class_counts(value, f'{key}.{name}')
 
 
-def ignored_labels(
-    model: Mapping, evaluators: Sequence[tuple[str, Mapping]]
-) -> Iterator[tuple[str, int]]:
-    """Where a segmentor's heads and metrics set the label that they ignore, and the label.
+def ignored_labels(model: Mapping, evaluators: Mapping[str, Mapping]) -> dict[str, int]:
+    """Where a segmentor's heads and metrics set the label that they ignore -> the label.
 
     Nothing without a segmentor.
     """
     if not model.get('decode_head'):
-        return
+        return {}
+    heads = {}
     for name in ('decode_head', 'auxiliary_head'):
-        heads = model.get(name) or []
-        several = isinstance(heads, list | tuple)
-        for i, head in enumerate(heads if several else [heads]):
-            key = f'model.{name}.{i}' if several else f'model.{name}'
-            if isinstance(head, Mapping):
-                yield f'{key}.ignore_index', head.get('ignore_index', 255)
-    for key, config in evaluators:
-        if isinstance(config.get('ignore_index'), int):
-            yield f'{key}.ignore_index', config['ignore_index']
+        heads |= _configs(model.get(name), f'model.{name}')
+    ignored = {key: head.get('ignore_index', 255) for key, head in heads.items()}
+    ignored |= {key: config.get('ignore_index') for key, config in evaluators.items()}
+    return {f'{key}.ignore_index': v for key, v in ignored.items() if isinstance(v, int)}
 
 
-def measures_masks(evaluators: Sequence[tuple[str, Mapping]]) -> bool:
-    """Whether a metric compares masks."""
-    metrics = (config.get('metric') or () for _, config in evaluators)
-    return any('segm' in ([metric] if isinstance(metric, str) else metric) for metric in metrics)
+def evaluators_of(cfg: Config, split: str) -> list[tuple[str, Mapping]]:
+    """The places and configs of a split's metrics."""
+    return [*_configs(cfg.get(f'{split}_evaluator'), f'{split}_evaluator').items()]
 
 
-def model_of(cfg: Config) -> Mapping:
-    """The model's config, empty if there is none; raises a DataError if it is no config."""
-    model = cfg.get('model') or {}
-    if not isinstance(model, Mapping):
-        raise DataError(f'{model!r} is no config of a model', 'model', 'write a dict with its type')
-    return model
-
-
-def evaluators_of(cfg: Config, split: str) -> Iterator[tuple[str, Mapping]]:
-    """The configs of a split's metrics, and their places."""
-    evaluator = cfg.get(f'{split}_evaluator') or []
-    several = isinstance(evaluator, list | tuple)
-    for i, config in enumerate(evaluator if several else [evaluator]):
-        if isinstance(config, Mapping):
-            yield f'{split}_evaluator.{i}' if several else f'{split}_evaluator', config
-
-
-def check_evaluators(nodes: Sequence[Node], evaluators: Sequence[tuple[str, Mapping]]) -> None:
-    """Raises a DataError unless the annotation file of every metric fits the datasets."""
-    for key, config in evaluators:
-        file = config.get('ann_file')
+def check_evaluators(nodes: Sequence[Node], evaluators: Mapping[str, Mapping]) -> Iterator[Finding]:
+    """Errors unless the annotation file of every metric fits the datasets."""
+    for key, config in evaluators.items():
+        file, where = config.get('ann_file'), f'{key}.ann_file'
         if not isinstance(file, str) or '://' in file:
             continue
         if not os.path.isfile(file):
-            raise DataError(
-                f'{file!r} does not exist: no file {os.path.abspath(file)}',
-                f'{key}.ann_file',
-                'set it to the annotation file of the dataset, for example --cfg-options '
-                f'{key}.ann_file=FILE',
-            )
-        if type_name(config).endswith('CocoMetric'):
+            what = f'{file!r} does not exist: no file {os.path.abspath(file)}'
+            yield error('metric', where, what, f'set it, such as --cfg-options {where}=FILE')
+        elif type_name(config).endswith('CocoMetric'):
             for node in nodes:
-                if node.kind == 'coco' and not node.remote:
-                    _compare_files(f'{key}.ann_file', file, node)
+                if node.kind == 'coco':
+                    yield from _compare_files(where, file, node)
 
 
-def _compare_files(key: str, file: str, node: Node) -> None:
-    """Raises a DataError unless a metric's ``file`` holds the images and labels of a dataset."""
+def _configs(value: Any, key: str) -> dict[str, Mapping]:
+    """Place -> config, for a value of ``key`` that is one config or a list of them."""
+    if isinstance(value, list | tuple):
+        return {f'{key}.{i}': part for i, part in enumerate(value) if isinstance(part, Mapping)}
+    return {key: value} if isinstance(value, Mapping) else {}
+
+
+def _compare_files(key: str, file: str, node: Node) -> Iterator[Finding]:
+    """Errors unless a metric's ``file`` holds the images and labels of a dataset."""
     own = node.annotation_file()
     if os.path.samefile(own, file):
         return
-    remedy = f'set --cfg-options {key}={own}'
-    images, names = _images_and_categories(file)
-    foreign = _images_and_categories(own)[0] - images
-    if foreign:
-        raise DataError(
-            f'{file!r} does not hold {len(foreign):,} of the images of {node.key}.ann_file '
-            f'({listed(sorted(name for _, name in foreign))})',
-            key,
-            remedy,
-        )
-    classes = node.classes()
-    labels = [name for name in names if name in classes]
-    if labels != list(classes):
-        raise DataError(
-            f'{file!r} has the categories {listed(labels, 10)}, but the labels of {node.key} are '
-            f'{listed(classes, 10)}, so predictions would count as other classes',
-            key,
-            remedy,
-        )
-
-
-def _images_and_categories(file: str) -> tuple[set[tuple[str, str]], list[str]]:
-    """Ids and names of images, and names of categories, as texts: their reader checks the rest."""
-    content = load_coco(file, False)
-    images = {(repr(image.get('id')), str(image.get('file_name'))) for image in content['images']}
-    return images, [str(category.get('name')) for category in content['categories']]
+    classes = list(node.classes())
+    content, wanted = load_coco(file, False), load_coco(own, False)
+    images, foreign = (
+        {(repr(image.get('id')), str(image.get('file_name'))) for image in part['images']}
+        for part in (content, wanted)
+    )
+    labels = [c['name'] for c in content['categories'] if c.get('name') in classes]
+    what = ''
+    if foreign - images:
+        names = listed(sorted(name for _, name in foreign - images))
+        what = f'it does not hold {len(foreign - images):,} images of {node.key}.ann_file ({names})'
+    elif labels != classes:
+        what = f'it numbers the classes {listed(labels, 10)}, but {node.key} {listed(classes, 10)}'
+    if what:
+        yield error('metric', key, f'{file!r}: {what}', f'set --cfg-options {key}={own}')

@@ -1,20 +1,31 @@
-"""The full check of a config's data before anyone trains: every fault, not only the first."""
+"""The checks of a config's data: a quick look before a run, and one at everything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from mmengine import Config
 
+from ...checks import listed
 from ..errors import DataError
-from ..findings import Findings, of_split, warning
-from .files import check_copies, check_files, check_left_over, check_splits
-from .objects import check_classes, check_most_objects, check_objects
-from .pixels import CheckedSet, look_at_pixels
+from ..findings import ERROR, Finding, Findings, of_split, warning
+from ..transforms import is_known_loader
+from .faults import (
+    check_classes,
+    check_copies,
+    check_files,
+    check_left_over,
+    check_limit,
+    check_objects,
+)
+from .pixels import CheckedSet, spread
 from .survey import SplitSummary, Survey
 
 SPLITS = ('train', 'val', 'test')
+#: Images and label maps of a dataset that the quick look decodes, spread over it.
+SAMPLE = 16
 
 
 @dataclass
@@ -25,59 +36,75 @@ class Inspection:
     summaries: list[SplitSummary]  # one for each split
     sets: list[CheckedSet]  # the datasets that were read; only one of two that are the same
 
-    @property
-    def splits(self) -> list[str]:
-        """The splits of its sets."""
-        return list(dict.fromkeys(part.split for part in self.sets))
-
 
 def inspect_data(
     cfg: Config, splits: Sequence[str] = SPLITS, workers: int | None = None
 ) -> Inspection:
     """Looks at all data of an mmdet or mmseg config: annotations, images, masks and label maps.
 
-    Covers what the quick :func:`~res2net_mm.data.check.quick.check_data` covers, decodes every
-    image and label map, and finds what only the whole set shows. A fault that ends training or
-    teaches it something wrong is an error; one that training survives is a warning.
-
-    Args:
-        cfg: The config.
-        splits: Which of its dataloaders to check.
-        workers: Threads that decode; by default one per processor, but at most 16.
+    A fault that ends training or teaches it something wrong is an error; one that training survives
+    is a warning. ``workers`` threads decode; by default one per processor, but at most 16.
 
     Raises:
-        DataError: The config has none of the dataloaders, or its model is no config.
+        DataError: The config has none of the dataloaders that ``splits`` names.
     """
-    if not any((cfg.get(f'{split}_dataloader') or {}).get('dataset') for split in splits):
-        wanted = ', '.join(f'{split}_dataloader' for split in splits)
-        raise DataError(
-            f'the config has no data to check ({wanted})', remedy='name splits that it has'
-        )
-    survey = Survey(cfg, splits)
+    survey = Survey(cfg)
     # all splits: an image that another split lists is not left over
     found = list(survey.read(SPLITS))
     summaries = [summary for summary in survey.summaries if summary.split in splits]
+    if not summaries:
+        what = f'the config has no data to check ({listed(f"{s}_dataloader" for s in splits)})'
+        raise DataError(what, remedy='name splits that it has')
     # if two splits are the same, the first is looked at, whichever was asked for
     asked = {*splits, *(summary.same_as for summary in summaries)}
     findings = Findings(finding for finding in found if finding.split in {'', *asked})
     parts = [part for part in survey.sets if part.split in asked]
     for part in parts:
-        images = [image.file for image in part.used]
-        maps = [image.label_map for image in part.used if image.label_map]
-        look_at_pixels(part, images, maps, workers, bar=True)
-        for check in (check_files, check_copies, check_objects):
-            findings.extend(of_split(part.split, check(part)))
-        findings.extend(of_split(part.split, check_left_over(part, survey.sets)))
-        findings.extend(of_split(part.split, check_most_objects(part, survey.model)))
-    findings.extend(check_splits(parts))
-    for summary in summaries:
-        for name in dict.fromkeys(summary.unchecked if not summary.same_as else ()):
-            unread = warning(
-                'not checked',
-                f'{summary.split}_dataloader.dataset',
-                f'{name} reads its annotations in its own way, or not from local files',
-            )
-            findings.extend(of_split(summary.split, [unread]))
-    if not any(summary.unchecked for summary in summaries if summary.split == 'train'):
+        part.look(part.used, threads=workers)
+        left_over, limit = check_left_over(part, survey.sets), check_limit(part, survey.model)
+        found = chain(check_files(part), check_objects(part, masks=True), left_over, limit)
+        findings.extend(of_split(part.split, found))
+    findings.extend(check_copies(parts))
+    unread = {s.split: s.unchecked for s in summaries if s.unchecked and not s.same_as}
+    for split, names in unread.items():
+        what = f'{listed(names)} reads annotations in its own way, or not from local files'
+        unchecked = warning('not checked', f'{split}_dataloader.dataset', what)
+        findings.append(unchecked._replace(split=split))
+    if 'train' not in unread:
         findings.extend(check_classes(parts))
     return Inspection(findings.once(), summaries, parts)
+
+
+def check_data(cfg: Config, splits: Sequence[str] = SPLITS) -> list[SplitSummary]:
+    """Checks the data of a config of mmdet, mmseg or mmpretrain without building its datasets.
+
+    Reads annotation files and lists image folders; of images and label maps, it decodes a sample.
+    Counts boxes as training uses them with pipelines from
+    :func:`~res2net_mm.data.transforms.harden_dataset`.
+
+    Returns:
+        A summary for each of ``splits`` that the config has.
+
+    Raises:
+        DataError: The first error that is found.
+    """
+    survey, warnings = Survey(cfg), Findings()
+    for finding in _look(survey, splits):
+        if finding.severity == ERROR:
+            raise finding.as_error()
+        warnings.append(finding)
+    for summary in survey.summaries:
+        summary.warnings = [g.line for g in warnings.groups() if g[0].split == summary.split]
+    return survey.summaries
+
+
+def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
+    yield from survey.read(splits)
+    for part in survey.sets:
+        loads = any(map(is_known_loader, part.node.pipeline))  # else the user has their own loader
+        part.look(spread(part.used, SAMPLE), loads)
+        if part.ignored and len(part.labels()) < 2:  # perhaps the other label maps have more
+            part.look(part.used, loads=False)
+        found = chain(check_files(part), check_objects(part, masks=False))
+        yield from of_split(part.split, found)
+    yield from (f for f in check_copies(survey.sets) if f.kind == 'split overlap')

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..sets.images import Header, read_header
+from ..sets.images import IMAGE_SUFFIXES, Header, Size, read_header
 from ..sets.label_maps import map_reader
 from ..sets.nodes import Node
-from ..sets.records import Image, missing_files
-from ..transforms import LoadImageFromFile, loader_of
+from ..sets.records import Image
+from ..transforms import loader_of
 
 
 @dataclass
 class Picture:
     """What a file of pixels turned out to be."""
 
-    file: str
     header: Header
-    size: tuple[int, int] | None = None  # width and height as loaded; None if it does not load
-    pixels: str = ''  # hash of the decoded image; empty for a label map
-    counts: np.ndarray | None = None  # (256,) pixels with each value, for a label map
+    size: Size | None = None  # as loaded; None if it does not load
+    content: Any = None  # hash of a decoded image; (256,) pixels with each value in a label map
     fault: DataError | None = None  # why it is not usable
 
 
@@ -45,85 +43,50 @@ class CheckedSet:
     masks: bool  # whether the run uses the masks of objects
     # where a segmentor or its metrics set the label that they ignore -> the label
     ignored: dict[str, int] = field(default_factory=dict)
-    pictures: dict[str, Picture] = field(default_factory=dict)  # the images that exist, by path
-    maps: dict[str, Picture] = field(default_factory=dict)  # the label maps, likewise
+    pictures: dict[str, Picture] = field(default_factory=dict)  # path -> image or label map
 
     @property
-    def loader(self) -> LoadImageFromFile:
-        """Loads images as its pipeline does."""
-        return loader_of(self.node.pipeline)
+    def compared(self) -> bool:
+        """Whether the values in its label maps can be compared with the numbers of its classes."""
+        # with a single class, only the loss knows what stands for the background
+        own = tuple(self.node.own_classes or self.classes)
+        return bool(self.ignored) and len(own) > 1 and own == self.classes
 
     def count_values(self) -> np.ndarray:
         """(256,) pixels with each value in the label maps that were looked at."""
-        counts = [picture.counts for picture in self.maps.values() if picture.counts is not None]
+        maps = [self.pictures.get(image.label_map) for image in self.used if image.label_map]
+        counts = [map_.content for map_ in maps if map_ and not map_.fault]
         return np.sum([np.zeros(256, np.int64), *counts], axis=0)
 
     def labels(self) -> set[int]:
         """The values in these label maps that are not ignored."""
-        return set(np.flatnonzero(self.count_values()).tolist()) - set(self.ignored.values())
+        return set(np.flatnonzero(self.count_values()).tolist()) - {*self.ignored.values()}
 
+    def look(self, images: Iterable[Image], loads: bool = True, threads: int | None = None) -> None:
+        """Decodes label maps and, if it ``loads`` them, images, and sets their ``pictures``."""
+        read = {image.file: self._read_image for image in images if loads}
+        maps = [image.label_map for image in images if image.label_map]
+        # other suffixes need a loader of the user's own
+        read |= {file: self._read_map for file in maps if file.lower().endswith(IMAGE_SUFFIXES)}
+        there = [file for file in read if os.path.isfile(file)]
+        # threads are enough: decoding and hashing happen outside of Python
+        pool = ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1))
+        found = pool.map(lambda file: _look(file, read[file]), there)
+        with pool, closing(found):  # closing drops what is not yet done
+            shown = tqdm(found, f'{self.split} files', len(there), leave=False, disable=None)
+            self.pictures |= zip(there, shown, strict=True)
 
-def look_at_image(file: str, load: LoadImageFromFile) -> Picture:
-    """Decodes an image with ``load``; one that ``load`` leaves out has neither size nor fault."""
-    picture = _look(file)
-    try:
-        results = load.transform({'img_path': file})
-    except DataError as fault:
-        picture.fault = fault
-        return picture
-    if results:
-        image = results['img']
-        picture.size = image.shape[1::-1]
+    def _read_image(self, file: str) -> tuple[Size | None, str]:
+        image = (loader_of(self.node.pipeline).transform({'img_path': file}) or {}).get('img')
+        if image is None:  # the pipeline leaves it out
+            return None, ''
         hashed = hashlib.blake2b(np.ascontiguousarray(image), digest_size=16)
         hashed.update(repr(image.shape).encode())
-        picture.pixels = hashed.hexdigest()
-    return picture
+        return image.shape[1::-1], hashed.hexdigest()
 
-
-def look_at_map(file: str, read: Callable[[str], np.ndarray]) -> Picture:
-    """Decodes a label map with ``read``, and counts its values."""
-    picture = _look(file)
-    try:
-        picture.counts = np.bincount(read(file).ravel(), minlength=256)
-        picture.size = picture.header.size
-    except DataError as fault:
-        picture.fault = fault
-    return picture
-
-
-def look_at_pixels(
-    part: CheckedSet,
-    images: Sequence[str],
-    maps: Sequence[str],
-    workers: int | None = None,
-    bar: bool = False,
-) -> None:
-    """Decodes images and label maps of a dataset, and sets its ``pictures`` and ``maps``.
-
-    Files that do not exist are passed over.
-
-    Args:
-        part: The dataset.
-        images: Files.
-        maps: Likewise.
-        workers: Threads; by default one per processor, but at most 16.
-        bar: Whether to show the progress.
-    """
-    load, read = part.loader, map_reader(part.node)
-
-    def look_at_all(
-        what: str, files: Sequence[str], look: Callable[[str], Picture]
-    ) -> dict[str, Picture]:
-        absent = set(missing_files(files))
-        there = [file for file in dict.fromkeys(files) if file not in absent]
-        # threads are enough: decoding and hashing happen outside of Python
-        pool = ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1))
-        with pool, closing(pool.map(look, there)) as pictures:  # closing drops what is not yet done
-            shown = progress(pictures, f'{part.split} {what}', len(there)) if bar else pictures
-            return {picture.file: picture for picture in shown}
-
-    part.pictures = look_at_all('images', images, lambda file: look_at_image(file, load))
-    part.maps = look_at_all('label maps', maps, lambda file: look_at_map(file, read))
+    def _read_map(self, file: str) -> tuple[Size, np.ndarray]:
+        labels = map_reader(self.node)(file)
+        return labels.shape[::-1], np.bincount(labels.ravel(), minlength=256)
 
 
 def spread(items: Sequence, most: int) -> list:
@@ -132,12 +95,10 @@ def spread(items: Sequence, most: int) -> list:
     return [items[int(i * step)] for i in range(min(most, len(items)))]
 
 
-def progress(items: Iterable, title: str, total: int) -> Iterable:
-    """``items``, with a bar if there are any."""
-    # without a terminal: a line every ten seconds
-    interval = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(items, title, total, leave=False, mininterval=interval, disable=not total)
-
-
-def _look(file: str) -> Picture:
-    return Picture(file, read_header(file))
+def _look(file: str, read: Callable) -> Picture:
+    picture = Picture(read_header(file))
+    try:
+        picture.size, picture.content = read(file)
+    except DataError as fault:
+        picture.fault = fault
+    return picture

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmengine import Config
 
-from ...checks import alike, listed
+from ...checks import listed
 from ..errors import DataError
-from ..findings import Finding, caught, error, of_split, raised, warning
+from ..findings import Finding, error, guarded, of_split
 from ..sets.coco import loads_masks, read_coco
 from ..sets.folders import read_folders
 from ..sets.label_maps import read_semantic
 from ..sets.nodes import Node, find_nodes
-from ..sets.records import IGNORED, ZERO_SIZE, Image, Reading, count_others
+from ..sets.records import Image, count_others
 from ..sets.voc import read_voc_set
 from . import agreement
 from .pixels import CheckedSet
 
-_OTHER_CLASSES = 'other classes'
+_READERS = {
+    'coco': read_coco, 'voc': read_voc_set, 'folders': read_folders, 'semantic': read_semantic,
+}  # fmt: skip
 _MOST_CLASSES = 12  # that are listed
-_MOST_EXAMPLES = 3
 
 
 @dataclass
@@ -32,193 +32,141 @@ class SplitSummary:
     """What the data of one split amounts to."""
 
     split: str  # train, val or test
-    dataset: str = ''  # the dataset's type
     images: int = 0  # that the run uses, after filter_cfg and indices
-    boxes: int = 0  # usable ones in these images
-    dropped: dict[str, int] = field(default_factory=dict)  # why a box is not usable -> how many
-    kept: bool = False  # whether these boxes still are in the ground truth that is measured by
-    # names that are no class -> objects; these are in no ground truth, and in dropped as well
-    other_classes: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)  # why filter_cfg does it -> images
     classes: tuple[str, ...] = ()  # in the order of the labels
     per_class: dict[str, int] = field(default_factory=dict)  # usable boxes; empty for label maps
     whole: bool = False  # whether an image has one class and no boxes; per_class counts images
-    examples: list[str] = field(default_factory=list)  # first images with a box of no size
+    dropped: dict[str, int] = field(default_factory=dict)  # why a box is not usable -> how many
+    # names that are no class -> objects; these are in no ground truth
+    other_classes: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)  # why filter_cfg does it -> images
     unchecked: list[str] = field(default_factory=list)  # types of datasets that were not read
     same_as: str | None = None  # an earlier split that has the same data
     warnings: list[str] = field(default_factory=list)
 
-    def count(self, images: Sequence[Image], stray: int, detection: bool) -> None:
-        """Counts the images that the run uses and, for ``detection``, the boxes in them.
+    @property
+    def boxes(self) -> int:
+        """Usable ones in these images."""
+        return sum(self.per_class.values())
 
-        ``stray`` objects belong to images that are not listed.
-        """
-        self.images = len(images)
-        if not detection:
-            return
-        dropped, per_class = Counter(), Counter(dict.fromkeys(self.classes, 0))
-        for image in images:
-            reasons = Counter(item.reason for item in image.objects if item.reason)
-            dropped.update(reasons)
-            per_class.update(image.boxes)
-            if reasons[ZERO_SIZE] and len(self.examples) < _MOST_EXAMPLES:
-                self.examples.append(os.path.splitext(os.path.basename(image.file))[0])
-        others = count_others(images)
-        dropped.update({'of images not listed': stray, _OTHER_CLASSES: others.total()})
-        self.dropped, self.per_class = dict(+dropped), dict(per_class)
-        self.other_classes = dict(others.most_common())
-        self.boxes = per_class.total()
+    def count(self, images: Sequence[Image]) -> None:
+        """Counts the objects, or classes, of the images that the run uses."""
+        names = Counter(name for image in images for name in image.boxes)
+        self.per_class = {name: names[name] for name in self.classes}
+        reasons = (item.reason for image in images for item in image.objects if item.reason)
+        self.dropped = dict(Counter(reasons))
+        self.other_classes = dict(count_others(images).most_common())
 
     def __str__(self) -> str:
-        own_way = f'{", ".join(dict.fromkeys(self.unchecked))} not checked'
+        own_way = [f'{", ".join(self.unchecked)} not checked'] if self.unchecked else []
         if not self.images:
-            return own_way if self.unchecked else 'could not be read'
-        text = f'{self.images:,} image{"s" * (self.images != 1)}'
-        if self.whole:
-            text += f' ({_class_text(self.per_class)})'
-        elif self.per_class:
-            boxes = f'{self.boxes:,} box{"es" * (self.boxes != 1)}'
-            text += f', {boxes} ({_class_text(self.per_class)})'
-        else:
+            return own_way[0] if own_way else 'could not be read'
+        text = f'{self.images:,} images'
+        if not self.per_class:
             text += f' with label maps, {len(self.classes)} classes'
-        parts = [text]
-        dropped = ', '.join(
-            self._dropped_text(reason, count)
-            for reason, count in self.dropped.items()
-            if reason != _OTHER_CLASSES
-        )
-        if dropped:
-            kept = f'{dropped} kept in the ground truth'
-            parts.append(kept if self.kept else f'dropped {dropped}')
-        if self.other_classes:
-            names = listed(f'{name} {count:,}' for name, count in self.other_classes.items())
-            parts.append(f'ignored objects of other classes ({names})')
-        if self.left_out:
-            parts.append(f'left out images: {_counted(self.left_out)}')
-        if self.unchecked:
-            parts.append(own_way)
-        return '; '.join(parts)
+        elif not self.whole:
+            text += f', {self.boxes:,} boxes'
+        if len(self.per_class) > _MOST_CLASSES:
+            empty = list(self.per_class.values()).count(0)
+            text += f' ({len(self.per_class)} classes, {empty} of them without a box)'
+        elif self.per_class:
+            text += f' ({", ".join(f"{name} {n:,}" for name, n in self.per_class.items())})'
+        others = [f'{name} {count:,}' for name, count in self.other_classes.items()]
+        parts = {
+            'boxes that are not trained on': _counted(self.dropped),
+            'objects of other classes': listed(others),
+            'images left out': _counted(self.left_out),
+        }
+        return '; '.join([text, *(f'{k}: {v}' for k, v in parts.items() if v), *own_way])
 
-    def _dropped_text(self, reason: str, count: int) -> str:
-        boxes = 'box' if count == 1 else 'boxes'
-        if reason == ZERO_SIZE:
-            more = ', ...' * (count > len(self.examples))
-            return f'{count:,} {reason} {boxes} ({listed(self.examples)}{more})'
-        return f'{count:,} {reason} {boxes}' if reason in IGNORED else f'{count:,} {boxes} {reason}'
+
+def format_summary(summaries: Sequence[SplitSummary]) -> str:
+    """The summaries as text: a line for each split, and for each of its warnings."""
+    lines, splits = [], {summary.split for summary in summaries}
+    for summary in summaries:
+        twin = summary.same_as in splits
+        lines.append(f'{summary.split}: {f"the same as {summary.same_as}" if twin else summary}')
+        lines += [f'WARNING: {summary.split}: {warning}' for warning in summary.warnings]
+    return '\n'.join(lines)
 
 
 class Survey:
-    """The data of a config, as its annotations describe it.
+    """The data of a config, as its annotations describe it."""
 
-    Args:
-        cfg: The config.
-        asked: The splits whose metrics count.
-    """
-
-    def __init__(self, cfg: Config, asked: Sequence[str]) -> None:
-        self.cfg, self.asked = cfg, asked
-        self.model = agreement.model_of(cfg)
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.model = cfg.get('model') if isinstance(cfg.get('model'), Mapping) else {}
         self.summaries: list[SplitSummary] = []  # one for each split that was read
         self.sets: list[CheckedSet] = []  # the datasets that could be read
 
     def read(self, splits: Sequence[str]) -> Iterator[Finding]:
-        """Reads the annotations of the ``splits`` that the config has.
-
-        Yields:
-            What is wrong with the annotations, and what does not agree with them.
-        """
+        """Reads the annotations of those ``splits`` that the config has, and compares them."""
         seen: list[tuple[Any, SplitSummary]] = []
         for split in splits:
             dataset = (self.cfg.get(f'{split}_dataloader') or {}).get('dataset')
             if dataset is None:
                 continue
-            evaluators = list(agreement.evaluators_of(self.cfg, split))
+            evaluators = dict(agreement.evaluators_of(self.cfg, split))
+            metrics = evaluators.values()
             # results that are only written, not measured, need no ground truth
-            annotated = split == 'train' or not any(e.get('format_only') for _, e in evaluators)
-            # whether the ground truth that is measured by comes from a file, not from the dataset
-            by_file = any(config.get('ann_file') for _, config in evaluators)
+            annotated = split == 'train' or not any(m.get('format_only') for m in metrics)
             key, scope = f'{split}_dataloader.dataset', self.cfg.get('default_scope')
             nodes = list(find_nodes(dataset, key, scope))
-            data = dataset, split == 'train', annotated, by_file
+            data = dataset, split == 'train', annotated
             twin = next((summary for other, summary in seen if other == data), None)
-            if twin:
-                self.summaries.append(replace(twin, split=split, same_as=twin.split))
-            else:
-                summary = SplitSummary(split)
-                seen.append((data, summary))
-                self.summaries.append(summary)
-                yield from of_split(split, self._read_split(summary, nodes, annotated, by_file))
-            if split in self.asked:
-                for part in self.sets:
-                    if part.split == (twin.split if twin else split):
-                        part.masks |= agreement.measures_masks(evaluators)
-                        part.ignored |= dict(agreement.ignored_labels(self.model, evaluators))
-            yield from of_split(
-                split, raised('metric', agreement.check_evaluators, nodes, evaluators)
+            summary = (
+                replace(twin, split=split, same_as=twin.split) if twin else SplitSummary(split)
             )
+            self.summaries.append(summary)
+            if not twin:
+                seen.append((data, summary))
+                yield from of_split(split, self._read_split(summary, nodes, annotated))
+            for part in self.sets:
+                if part.split == (summary.same_as or split):
+                    part.masks |= any('segm' in (m.get('metric') or ()) for m in metrics)
+                    part.ignored |= agreement.ignored_labels(self.model, evaluators)
+            fits = agreement.check_evaluators(nodes, evaluators)
+            yield from of_split(split, guarded('metric', fits))
         if self.sets:
-            yield from raised('classes', agreement.check_num_classes, self.model, self.sets[0])
+            yield from agreement.check_num_classes(self.model, self.sets[0])
 
     def _read_split(
-        self, summary: SplitSummary, nodes: list[Node], annotated: bool, by_file: bool
+        self, summary: SplitSummary, nodes: Sequence[Node], annotated: bool
     ) -> Iterator[Finding]:
-        split = summary.split
-        summary.dataset = ', '.join(dict.fromkeys(node.name for node in nodes))
         left_out: Counter[str] = Counter()
-        used: list[Image] = []
-        stray = read = 0
+        parts = []
         for node in nodes:
-            if node.kind is None or node.remote:
-                summary.unchecked.append(node.name)
-                if node.family in ('coco', 'voc') and not node.remote:
-                    yield from raised('files', node.annotation_file)
+            if node.kind is None:
+                summary.unchecked = list(dict.fromkeys([*summary.unchecked, node.name]))
                 continue
             try:
-                summary.classes = node.classes()
+                classes = node.classes()
             except DataError as fault:
-                yield caught('classes', fault)
+                yield error('classes', fault.where, fault.what, fault.remedy)
                 continue
-            for group in alike(summary.classes):
-                yield warning(
-                    'classes alike',
-                    node.classes_key,
-                    f'{listed(map(repr, group))} differ only in case, blanks or Unicode form',
-                )
-            try:
-                reading = yield from _read(node, summary.classes, annotated, split == 'train')
-            except DataError as fault:
-                yield caught('files', fault)
+            options = {'annotated': annotated} if node.kind == 'coco' else {}
+            images = yield from guarded('files', _READERS[node.kind](node, classes, **options))
+            if images is None:
                 continue
-            read += 1
-            stray += reading.stray
-            images = _used(reading.images, node, left_out)
-            used += images
-            masks = loads_masks(node.pipeline)
-            part = CheckedSet(split, node, summary.classes, reading.images, images, masks)
-            self.sets.append(part)
-            yield from raised('classes', agreement.check_same_classes, self.sets[0], part)
-        if read:
-            detection = any(node.kind in ('coco', 'voc') for node in nodes)
-            summary.whole = any(node.kind == 'folders' for node in nodes)
-            summary.left_out = dict(left_out)
-            summary.count(used, stray, detection or summary.whole)
-            summary.kept = any(
-                node.config.get('test_mode') and (node.kind == 'voc' or by_file) for node in nodes
-            )
-            if not used or (detection and annotated and not summary.boxes):
-                yield _unusable(summary, nodes)
-
-
-def _read(
-    node: Node, classes: tuple[str, ...], annotated: bool, training: bool
-) -> Generator[Finding, None, Reading]:
-    if node.kind == 'coco':
-        return (yield from read_coco(node, classes, annotated))
-    if node.kind == 'voc':
-        return (yield from read_voc_set(node, classes, training))
-    if node.kind == 'folders':
-        return (yield from read_folders(node, classes))
-    return (yield from read_semantic(node, classes))
+            used, masks = _used(images, node, left_out), loads_masks(node.pipeline)
+            parts.append(CheckedSet(summary.split, node, classes, images, used, masks))
+            self.sets.append(parts[-1])
+            yield from agreement.check_same_classes(self.sets[0], parts[-1])
+        if not parts:
+            return
+        images = [image for part in parts for image in part.used]
+        kinds = {part.node.kind for part in parts}
+        summary.classes, summary.images = parts[-1].classes, len(images)
+        summary.whole, summary.left_out = 'folders' in kinds, dict(left_out)
+        if kinds != {'semantic'}:
+            summary.count(images)
+        if not images or (kinds & {'coco', 'voc'} and annotated and not summary.boxes):
+            files = ', '.join(repr(part.node.config.get('ann_file')) for part in parts)
+            what = f'no usable {"box" if images else "image"} in {files} (boxes: '
+            what += f'{_counted(summary.dropped) or "none"}; images left out by filter_cfg: '
+            what += f'{_counted(summary.left_out) or "none"})'
+            where = ', '.join(f'{part.node.key}.ann_file' for part in parts)
+            yield error('nothing usable', where, what, 'annotate boxes of the classes')
 
 
 def _used(images: list[Image], node: Node, left_out: Counter[str]) -> list[Image]:
@@ -240,26 +188,6 @@ def _used(images: list[Image], node: Node, left_out: Counter[str]) -> list[Image
     return images if indices is None else [images[i] for i in indices if i < len(images)]
 
 
-def _unusable(summary: SplitSummary, nodes: list[Node]) -> Finding:
-    read = [node for node in nodes if node.kind]
-    files = ', '.join(repr(node.config.get('ann_file')) for node in read)
-    return error(
-        'nothing usable',
-        ', '.join(f'{node.key}.ann_file' for node in read),
-        f'no usable {"box" if summary.images else "image"} in {files} (boxes: '
-        f'{_counted(summary.dropped) or "none"}; images left out by filter_cfg: '
-        f'{_counted(summary.left_out) or "none"})',
-        'give it annotations with boxes of some size, of the classes of the config',
-    )
-
-
 def _counted(counts: Mapping[str, int]) -> str:
     """``'3 without objects, 1 under 32 px'``."""
     return ', '.join(f'{count:,} {what}' for what, count in counts.items())
-
-
-def _class_text(per_class: Mapping[str, int]) -> str:
-    if len(per_class) <= _MOST_CLASSES:
-        return ', '.join(f'{name} {count:,}' for name, count in per_class.items())
-    empty = sum(1 for count in per_class.values() if not count)
-    return f'{len(per_class)} classes' + (f', {empty} of them without a box' if empty else '')

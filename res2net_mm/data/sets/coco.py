@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from reprlib import repr as brief  # what a file holds may be long
 from typing import Any
 
+import numpy as np
+
 from ...checks import listed, nearest
 from ..errors import DataError
-from ..findings import Finding, error, raised, warning
-from . import records
+from ..findings import Finding, error, warning
 from .nodes import Node
-from .records import Image, Object, Reading
+from .records import BORDER, Image, Object
 
 _MOST_SIDE = 10_000_000  # px of an image
 _MOST_AREA = 1.1  # share of its box that an object may cover: rounding
 _FAR = 0.04  # of the image's longer side: a box beyond the border by more is no slip
 _FEWEST = 5  # boxes that show how boxes are written
+_NEEDED = {
+    'category': 'id and name',
+    'image': 'id, file_name, width and height',
+    'annotation': 'id, image_id, category_id, bbox [x, y, width, height] and area',
+}
 
 
 def read_coco(
     node: Node, classes: Sequence[str], annotated: bool = True
-) -> Generator[Finding, None, Reading]:
+) -> Generator[Finding, None, list[Image]]:
     """A dataset that mmdet's ``CocoDataset`` reads; ``classes`` are those it is used with.
 
     Without ``annotated``, the file may lack annotations.
@@ -35,62 +40,13 @@ def read_coco(
     """
     file = node.annotation_file()
     content = load_coco(file, annotated)
-    names = yield from _by_id(
-        content['categories'], 'category', file, lambda item: _get(item, 'name')
-    )
-    yield from raised('classes', _match_categories, node, classes, list(names.values()), file)
-    folder = node.prefix('img')
-    images = yield from _by_id(
-        content['images'], 'image entry', file, lambda item: _image(item, folder)
-    )
-    annotations = yield from _by_id(
-        content.get('annotations') or [], 'annotation', file, lambda item: item
-    )
-    masks = loads_masks(node.pipeline)
-    stray = 0
-    formats: Counter[str] = Counter()
-    for number, annotation in annotations.items():
-        title = f'annotation {number}'
-        try:
-            image = _find(annotation, 'image_id', images)
-            name = _find(annotation, 'category_id', names)
-            if image is None:
-                stray += 1
-                yield warning(
-                    'annotation of no image', file, f'{title} is of an image that is not listed'
-                )
-                continue
-            if annotation['category_id'] not in names:
-                yield warning(
-                    'annotation of no category',
-                    file,
-                    f'{title} has category_id {brief(annotation["category_id"])}, which no '
-                    'category has',
-                )
-            if name not in classes:
-                image.other_classes[str(name)] += 1
-                continue
-            item = _object(annotation, name, title, image, masks)
-        except DataError as fault:
-            yield _broken('annotation', file, title, fault)
-            continue
-        image.objects.append(item)
-        if item.reason is None:
-            yield from _check_area(annotation, image, title)
-        if item.reason != 'marked ignore':
-            _count_formats(formats, annotation['bbox'], image)
-            yield from records.check_border(image, item)
-    if written_as_corners(formats):
-        yield error(
-            'boxes written as corners',
-            file,
-            f'all of its {formats["boxes"]:,} boxes would be inside their images as '
-            f'[x1, y1, x2, y2], but as [x, y, width, height] {formats["beyond"]:,} go beyond them',
-        )
-    found = list(images.values())
-    yield from _check_doubled(found, file)
-    yield from records.check_names(found, classes, records.count_others(found), likeness=1)
-    return Reading(found, stray)
+    reader = _Reader(node, classes, file)
+    yield from reader.each(content['categories'], 'category', reader.category)
+    yield from _check_categories(node, classes, list(reader.names.values()), file)
+    yield from reader.each(content['images'], 'image', reader.image)
+    yield from reader.each(content.get('annotations') or (), 'annotation', reader.annotation)
+    yield from _check_format(np.array(reader.boxes, float).reshape(-1, 6), file)
+    return list(reader.images.values())
 
 
 def load_coco(file: str, annotated: bool = True) -> dict:
@@ -99,9 +55,8 @@ def load_coco(file: str, annotated: bool = True) -> dict:
         with open(file, encoding='utf-8') as stream:
             content = json.load(stream)
     except (ValueError, RecursionError) as fault:  # RecursionError: lists in lists in lists
-        raise DataError(
-            f'it is not valid JSON ({fault})', file, 'write or copy it again'
-        ) from fault
+        what = f'it is not valid JSON ({fault})'
+        raise DataError(what, file, 'write or copy it again') from fault
     for part in ('images', 'annotations', 'categories') if annotated else ('images', 'categories'):
         values = content.get(part) if isinstance(content, dict) else None
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
@@ -130,185 +85,127 @@ def written_as_corners(formats: Mapping[str, int]) -> bool:
     return boxes == formats['corners'] and boxes >= _FEWEST and 4 * formats['beyond'] > boxes
 
 
-def _by_id(
-    items: Sequence[dict], what: str, file: str, make: Callable[[dict], Any]
-) -> Generator[Finding, None, dict]:
-    """Id -> what ``make`` makes of the item; items that it refuses are left out."""
-    made = {}
-    counts: Counter[Any] = Counter()
-    name = what.split()[0]
-    for i, item in enumerate(items):
-        title = f'{name} number {i}'
-        try:
-            number = _key(item, 'id')
-            title = f'{name} {number}'
-            counts[number] += 1
-            made[number] = make(item)
-        except DataError as fault:
-            yield _broken(what, file, title, fault)
-    for number in (number for number, count in counts.items() if count > 1):
-        yield error('doubled id', file, f'{name} id {number} occurs twice')
-    return made
+class _Reader:
+    """Takes up the items of a file one by one, and yields what is wrong with them."""
+
+    def __init__(self, node: Node, classes: Sequence[str], file: str) -> None:
+        self.classes, self.file = classes, file
+        self.folder, self.masks = node.prefix('img'), loads_masks(node.pipeline)
+        self.names: dict[Any, str] = {}
+        self.images: dict[Any, Image] = {}
+        self.boxes: list[tuple] = []  # as written, with the sizes of their images
+
+    def each(self, items: Sequence[dict], what: str, read: Callable) -> Iterator[Finding]:
+        """Whatever ``read`` yields for the items, and those that it cannot read."""
+        ids = set()
+        for i, item in enumerate(items):
+            title = f'{what} {brief(item.get("id", f"number {i}"))}'
+            try:
+                if item['id'] in ids:
+                    yield error('doubled id', self.file, f'{title} occurs twice')
+                ids.add(item['id'])
+                yield from read(item, title)
+            except (KeyError, TypeError, ValueError, OverflowError) as fault:
+                lacks = isinstance(fault, KeyError)
+                said = f'it has no {fault}' if lacks else f'{fault}, in {str(item):.150}'
+                yield error(f'broken {what}', self.file, f'{title}: {said}', _NEEDED[what])
+
+    def category(self, item: dict, title: str) -> Sequence[Finding]:
+        self.names[item['id']] = item['name']
+        return ()
+
+    def image(self, item: dict, title: str) -> Sequence[Finding]:
+        width, height = _number(item, 'width'), _number(item, 'height')
+        if not (1 <= width <= _MOST_SIDE and 1 <= height <= _MOST_SIDE):
+            raise ValueError(f'no image has {width:g} x {height:g} px')
+        file = os.path.join(self.folder, item['file_name'])
+        self.images[item['id']] = Image(file, width, height)
+        return ()
+
+    def annotation(self, item: dict, title: str) -> Iterator[Finding]:
+        for key, known in (('image_id', self.images), ('category_id', self.names)):
+            if item[key] not in known:
+                what = key.removesuffix('_id')
+                said = f'{title} has {key} {brief(item[key])}, which no {what} has'
+                if str(item[key]).isdecimal() and {int(item[key]), str(item[key])} & known.keys():
+                    raise TypeError(f'{said}: numbers and texts are mixed')
+                yield warning(f'annotation of no {what}', self.file, said)
+        image, name = self.images.get(item['image_id']), self.names.get(item['category_id'])
+        if image is None:
+            return
+        if name not in self.classes:
+            image.other_classes[str(name)] += 1
+            return
+        x, y, width, height = (_number(item['bbox'], i) for i in range(len(item['bbox'])))
+        crowd, area = _number({'iscrowd': 0, **item}, 'iscrowd'), _number(item, 'area')
+        box, mask = (x, y, x + width, y + height), item.get('segmentation')
+        reason = 'marked ignore' if item.get('ignore') else image.box_fault(box)
+        if reason is None and (width < 1 or height < 1):
+            reason = 'under 1 px'
+        if reason is None and area <= 0:
+            reason = 'without area'
+        if reason is None and crowd:
+            reason = 'crowd'
+        if self.masks and reason in (None, 'crowd'):
+            size = [image.height, image.width]
+            if not (mask.get('size') == size if isinstance(mask, dict) else mask):
+                raise ValueError(
+                    f'it has no segmentation for size {size}, but {brief(mask)}, and the pipeline '
+                    'loads masks (with_mask=True)'
+                )
+        image.objects.append(Object(name, box, title, reason, mask))
+        if reason != 'marked ignore':
+            self.boxes.append((x, y, width, height, image.width, image.height))
+        if reason is None and not area <= _MOST_AREA * width * height:  # nor is NaN
+            what = f'{title} has area {area:g}, its box {width * height:g} px'
+            yield warning('area beyond its box', image.file, what)
 
 
-def _broken(what: str, file: str, title: str, fault: DataError) -> Finding:
-    return error(f'broken {what}', file, f'{title}: {fault.what}', fault.remedy)
+def _number(values: Mapping | Sequence, key: Any) -> float:
+    value = values[key]
+    if isinstance(value, str | bool):  # True is a number to Python
+        raise TypeError(f'{key} is {value!r}')
+    float(value)  # raises if it is no number, or an integer with hundreds of digits
+    return value
 
 
-def _image(entry: dict, folder: str) -> Image:
-    width, height = _number(entry, 'width'), _number(entry, 'height')
-    if not (1 <= width <= _MOST_SIDE and 1 <= height <= _MOST_SIDE):
-        raise DataError(
-            f'it is {brief(width)} x {brief(height)} px, which no image is',
-            remedy='write its width and height',
-        )
-    name = _get(entry, 'file_name')
-    if not isinstance(name, str) or '\0' in name:
-        raise DataError(f'file_name is {brief(name)}', remedy='write the name of its file')
-    return Image(os.path.join(folder, name), width, height)
-
-
-def _object(annotation: dict, name: str, title: str, image: Image, masks: bool) -> Object:
-    """An object, with the reason why mmdet does not train on it."""
-    if annotation.get('ignore'):
-        return Object(name, (math.nan,) * 4, title, 'marked ignore')
-    crowd = annotation.get('iscrowd', 0)
-    if not isinstance(crowd, int | float):
-        raise DataError(f'iscrowd is {brief(crowd)}', remedy='write 0 or 1')
-    box = _get(annotation, 'bbox')
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
-        raise DataError(f'bbox is {brief(box)}', remedy='write it as [x, y, width, height]')
-    x, y, width, height = box
-    corners = (x, y, x + width, y + height)
-    reason = records.box_fault(corners, image)
-    if reason is None and (width < 1 or height < 1):
-        reason = 'under 1 px'
-    if reason is None and _number(annotation, 'area') <= 0:
-        reason = 'without area'
-    reason = reason or ('crowd' if crowd else None)
-    mask = annotation.get('segmentation')
-    if masks and reason in (None, 'crowd') and not mask:
-        raise DataError(
-            'it has no segmentation, but the pipeline loads masks (with_mask=True)',
-            remedy='add it, or use a detector without masks',
-        )
-    if masks and isinstance(mask, dict) and mask.get('size') != [image.height, image.width]:
-        raise DataError(
-            f'its mask is for size {mask.get("size")}, but its image has '
-            f'[{image.height}, {image.width}]',
-            remedy='write the mask again',
-        )
-    return Object(name, corners, title, reason, mask)
-
-
-def _count_formats(formats: Counter[str], bbox: Sequence[float], image: Image) -> None:
-    """Whether a box fits its image as [x, y, width, height], and whether as [x1, y1, x2, y2]."""
-    if all(map(math.isfinite, bbox)):
-        x, y, width, height = bbox
-        formats['boxes'] += 1
-        # corners taken for sizes go far beyond the image; objects near its size a little
-        far = image.beyond((x, y, x + width, y + height))
-        formats['beyond'] += far > max(records.BORDER, _FAR * max(image.width, image.height))
-        formats['corners'] += width > x and height > y and image.beyond(bbox) <= records.BORDER
-
-
-def _check_area(annotation: dict, image: Image, title: str) -> Iterator[Finding]:
-    _, _, width, height = annotation['bbox']
-    if not annotation['area'] <= _MOST_AREA * width * height:  # nor is NaN
-        yield warning(
-            'area beyond its box',
-            image.file,
-            f'{title} has area {brief(annotation["area"])}, its box {width * height:g} px',
-        )
-
-
-def _check_doubled(images: Sequence[Image], file: str) -> Iterator[Finding]:
-    """Files that are more than one image; if their objects differ, they contradict each other."""
-    by_file: dict[str, list[Image]] = {}
-    for image in images:
-        by_file.setdefault(os.path.normpath(image.file), []).append(image)
-    for name, same in by_file.items():
-        if len(same) == 1:
-            continue
-        kind, what = 'image listed twice', f'{len(same)} images of {file} are this file'
-        if all(Counter(image.boxes) == Counter(same[0].boxes) for image in same):
-            yield warning(kind, name, what)
-        else:
-            what += ': what is annotated in one is background in the other'
-            remedy = 'give all annotations of the file one image_id, and remove the other images'
-            yield error(kind, name, what, remedy)
-
-
-def _match_categories(node: Node, classes: Sequence[str], names: list[str], file: str) -> None:
+def _check_categories(
+    node: Node, classes: Sequence[str], names: list[str], file: str
+) -> Iterator[Finding]:
+    what, used = '', [name for name in names if name in classes]
     missing = [name for name in classes if name not in names]
-    if missing:
-        what = f'{len(missing)} of {len(classes)} classes'
-        if node.own_classes:
-            what = f"it is not set, and {len(missing)} of {node.name}'s own classes"
-        unused = [str(name) for name in names if name not in classes]
-        likely = {name: nearest(name, unused) for name in missing}
-        shown = listed(
-            repr(name) + (f' (did you mean {likely[name]!r}?)' if likely[name] else '')
-            for name in missing
-        )
-        raise DataError(
-            f'{node.classes_key}: {what} are not among its categories: {shown}; it has '
-            f'{listed(names, 10)}',
-            file,
-            'write the names in metainfo.classes as the file does',
-        )
-    used = [name for name in names if name in classes]
     twice = [name for name, count in Counter(used).items() if count > 1]
-    if twice:
-        raise DataError(f'more than one category is named {listed(twice)}', file, 'keep one')
-    if used != list(classes):
-        raise DataError(
-            f'{node.classes_key} is in another order than its categories, whose order numbers the '
-            'labels, so names would be swapped',
+    if missing:
+        whose = f"{node.name}'s own" if node.given_classes is None else len(classes)
+        likely = nearest(missing[0], map(str, names))
+        hint = f' (did you mean {likely!r}?)' if likely else ''
+        what = (
+            f'{len(missing)} of {whose} classes are not among its categories: {missing[0]!r}{hint}'
+        )
+        what += f', {listed(missing[1:])}; it has {listed(names, 10)}'
+    elif twice:
+        what = f'more than one category is named {listed(twice)}'
+    elif used != list(classes):
+        what = 'its categories, whose order numbers the labels, are in another order'
+    if what:
+        remedy = f'write classes={tuple(used)}' if used and not twice else 'make them the same'
+        remedy += ', and give all annotation files the same order of categories'
+        yield error('classes', file, f'{node.classes_key}: {what}', remedy)
+
+
+def _check_format(boxes: np.ndarray, file: str) -> Iterator[Finding]:
+    """Takes boxes as written, with the sizes of their images: (N, 6)."""
+    boxes = boxes[np.isfinite(boxes).all(1)]
+    corner, extent, size = np.split(boxes, 3, axis=1)
+    # corners taken for sizes go far beyond the image; objects near its size a little
+    beyond = np.maximum(corner + extent - size, -corner).max(1)
+    far = beyond > np.maximum(BORDER, _FAR * size.max(1))
+    corners = (extent > corner) & (corner >= -BORDER) & (extent <= size + BORDER)
+    counts = {'boxes': len(boxes), 'beyond': far.sum(), 'corners': corners.all(1).sum()}
+    if written_as_corners(counts):
+        yield error(
+            'boxes written as corners',
             file,
-            f'write classes={tuple(used)} (test.py maps the labels of a checkpoint to that by '
-            'name), and for training give all annotation files the same order of categories',
+            f'all of its {len(boxes):,} boxes would be inside their images as [x1, y1, x2, y2], '
+            f'but as [x, y, width, height] {far.sum():,} go beyond them',
         )
-
-
-def _get(item: dict, key: str) -> Any:
-    if key not in item:
-        raise DataError(f'it has no {key!r}', remedy='add it')
-    return item[key]
-
-
-def _key(item: dict, key: str) -> Any:
-    """A value that other items refer to."""
-    value = _get(item, key)
-    if isinstance(value, list | dict):
-        raise DataError(f'{key} is {brief(value)}', remedy='write a number')
-    return value
-
-
-def _find(annotation: dict, key: str, known: Mapping) -> Any:
-    """What an id refers to, or None; raises if it is a text for what is known by a number."""
-    value = _key(annotation, key)
-    if value in known:
-        return known[value]
-    try:
-        twin = int(value) if isinstance(value, str) else str(value)
-    except ValueError:
-        return None
-    if twin in known:
-        raise DataError(
-            f'{key} is {brief(value)}, but what it refers to has the id {brief(twin)}',
-            remedy='write both as numbers',
-        )
-    return None
-
-
-def _is_number(value: Any) -> bool:
-    # True is no number, nor is an integer beyond the range of a float
-    return type(value) is float or (type(value) is int and abs(value) < 1e300)
-
-
-def _number(item: dict, key: str) -> float:
-    value = _get(item, key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise DataError(f'{key} is {brief(value)}', remedy='write a number')
-    return value

@@ -9,21 +9,15 @@ from ...checks import listed
 from ..errors import DataError
 from ..findings import Finding, warning
 from .nodes import Node
-from .records import Image, Reading
+from .records import Image
 
 
-def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None, Reading]:
-    """The images that mmpretrain's ``CustomDataset`` lists, with their classes.
-
-    Raises:
-        DataError: The folders are not those of the classes, or there is no image.
-    """
+def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None, list[Image]]:
+    """The images that mmpretrain's ``CustomDataset`` lists, with their classes."""
     folders = node.class_folders()
     names, suffixes = [*folders], tuple(suffix.lower() for suffix in node.option('extensions'))
-    moved = any(
-        name in folders and names[i] != name for i, name in enumerate(classes[: len(names)])
-    )
-    if len(classes) != len(names) or moved:
+    pairs = zip(classes, names, strict=False)
+    if len(classes) != len(names) or any(n in folders and n != there for n, there in pairs):
         raise DataError(
             f'it is {listed(classes, 10)}, but labels are numbered by the folders, in the order of '
             f'their names: {listed(names, 10)}',
@@ -38,10 +32,4 @@ def read_folders(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
         if not files:
             yield warning('class without images', folder, 'it holds no image')
         images += [Image(file, label=label) for file in files]
-    if not images:
-        raise DataError(
-            f'its {len(folders)} folders hold no image ({listed(suffixes, 10)})',
-            f'{node.key}.data_prefix',
-            'put the images of each class into a folder of its name',
-        )
-    return Reading(images)
+    return images

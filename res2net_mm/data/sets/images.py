@@ -1,16 +1,22 @@
-"""Image files: their suffixes, what their headers say, and how many pixels may be decoded."""
+"""Image files: what their headers say, whether that fits the annotations, what decoding changes."""
 
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import Image as PillowImage
 
 from ..errors import DataError
+from ..findings import Finding, error, warning
 
 #: Suffixes of image files, in lower case, in the order in which they are looked for.
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -18,10 +24,15 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 ORIENTATION, TURNED = 0x0112, 5
 #: The environment variable that limits the pixels of an image.
 MAX_PIXELS = 'RES2NET_MM_MAX_PIXELS'
+#: COCO's ranges of an object's area in square pixels: lower bound in, upper bound out.
+COCO_SIZES = {'small': (0, 32**2), 'medium': (32**2, 96**2), 'large': (96**2, 1e10)}
+#: Square roots, in px, of the areas that divide them.
+COCO_SIDES = tuple(math.isqrt(low) for low, _ in COCO_SIZES.values() if low)
 
 _MOST = 1 << 29  # 1.6 GB of colours; OpenCV's own limit is twice that, Pillow's a third
 _PNG_DEPTH = 24  # the byte of a PNG that holds its bits per sample
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
+_DARK = 15  # 16-bit values of fewer bits become at most 63 of 255
 
 Size = tuple[int, int]  # width and height in px
 
@@ -38,16 +49,14 @@ class Header:
     alpha: bool = False  # whether it is partly transparent
     pages: int = 1  # images in the file
 
+    @property
+    def swaps(self) -> bool:
+        """Whether EXIF swaps width and height."""
+        return self.orientation >= TURNED
+
 
 def read_header(source: bytes | str | os.PathLike) -> Header:
-    """Reads the header of an image.
-
-    Args:
-        source: The whole file, or its path.
-
-    Returns:
-        As much as Pillow can read, which is nothing if the file is no image.
-    """
+    """What Pillow reads of an image (the whole file, or its path); nothing if it is none."""
     header = Header()
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb')
@@ -67,32 +76,88 @@ def read_header(source: bytes | str | os.PathLike) -> Header:
             orientation = image.getexif().get(ORIENTATION)
             header.orientation = orientation if isinstance(orientation, int) else 1
     except PillowImage.DecompressionBombError as error:  # its limit is for its own decoder
-        number = re.search(r'\d+', str(error))
-        header.pixels = int(number[0]) if number else 0
+        header.pixels = int(re.search(r'\d+', str(error))[0])
     except (OSError, SyntaxError, ValueError, struct.error):
         pass
     return header
 
 
 def check_pixels(source: bytes | str | os.PathLike, where: str) -> None:
-    """Raises if an image has more pixels than RES2NET_MM_MAX_PIXELS, or 2**29 if that is not set.
+    """Raises a DataError if an image has more pixels than RES2NET_MM_MAX_PIXELS, or 2**29.
 
-    Args:
-        source: The whole file, or its path.
-        where: Its name in the error.
-
-    Raises:
-        DataError: It has too many. A file that is no image passes; its decoder says what is wrong.
+    ``source`` is the whole file, or its path. A file that is no image passes.
     """
-    header = read_header(source)
-    given = os.environ.get(MAX_PIXELS) or str(_MOST)
+    pixels, given = read_header(source).pixels, os.environ.get(MAX_PIXELS) or str(_MOST)
     if not given.replace('_', '').isdecimal():
-        what = f'it must be a number of pixels, but is {given!r}'
-        raise DataError(what, MAX_PIXELS, 'set it to a number, or unset it')
-    if header.pixels > int(given):
-        size = '{} x {}'.format(*header.size) if header.size else f'{header.pixels:,}'
-        raise DataError(
-            f'it has {size} px, more than the limit of {int(given):,}',
-            where,
-            f'cut it into parts, or set {MAX_PIXELS} if the machine has the memory for it',
+        raise DataError(f'it is {given!r}', MAX_PIXELS, 'set it to a number of pixels')
+    if pixels > int(given):
+        what = f'it has {pixels:,} px, more than the limit of {int(given):,}'
+        remedy = f'cut it into parts, or set {MAX_PIXELS} if there is memory for it'
+        raise DataError(what, where, remedy)
+
+
+def size_fault(
+    file: str, annotated: Size, loaded: Size, header: Header, voc_boxes: Sequence | None = None
+) -> Finding:
+    """What is wrong with an image that loads with another size than its annotations are for.
+
+    A VOC file that only has width and height swapped, as VOC2012's own 2011_003353 does, is a
+    warning: no EXIF tag turns the image, and all boxes (corners, ``voc_boxes``) are inside it.
+    """
+    size, wanted = (f'{width} x {height} px' for width, height in (loaded, annotated))
+    what, turned = f'it has {size}, its annotations are for {wanted}', annotated == loaded[::-1]
+    if turned and header.swaps:
+        return error(
+            'image turned by EXIF',
+            file,
+            f'{what}; its EXIF tag turns it',
+            "load images as they were annotated, in all pipelines: LoadImageFromFile's color_type="
+            "'color' turns them, 'color_ignore_orientation' does not",
         )
+    inside = all(x2 <= loaded[0] and y2 <= loaded[1] for _, _, x2, y2 in voc_boxes or ())
+    if turned and inside and voc_boxes is not None:
+        return warning('width and height swapped', file, f'{what}; its boxes are used as they are')
+    return error('image of another size', file, what)
+
+
+def unseen_turn(file: str, header: Header, loaded: Size) -> Iterator[Finding]:
+    """Warns of an EXIF tag that may turn the image without changing its size."""
+    shows = header.swaps and loaded[0] != loaded[1]
+    if header.orientation > 1 and header.size == loaded and not shows:
+        what = f'its EXIF tag ({header.orientation}) may turn it without changing its size'
+        yield warning('image turned by EXIF', file, what)
+
+
+def value_notes(file: str | Path) -> list[str]:
+    """What OpenCV's ``IMREAD_COLOR``, mmcv's default, changes; nothing for 8-bit RGB and grey.
+
+    The phrases, such as ``'16-bit values were divided by 256'``, are the same for all images that
+    are treated in the same way.
+    """
+    header, tiff = read_header(file), Path(file).suffix.lower() in ('.tif', '.tiff')
+    notes = []
+    if header.deep or tiff:
+        pixels = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_UNCHANGED)
+        kind = np.uint8 if pixels is None else pixels.dtype
+        if kind == np.uint16:
+            # libtiff reads colours, OpenCV the rest, and cuts off the lower 8 bits
+            by, used = 257 if tiff and pixels.ndim == 3 else 256, int(pixels.max()).bit_length()
+            notes.append(f'16-bit values were divided by {by}')
+            if 0 < used < _DARK:
+                notes.append(
+                    f'its values need {used} of 16 bits, so the image came out dark: if {used} '
+                    f'bits are its range, multiply the values by {1 << 16 - used} first'
+                )
+        elif kind != np.uint8:
+            notes.append(f'{kind} values were turned into 8-bit ones by libtiff')
+    if header.mode == 'P':
+        notes.append("the palette's colours were used")
+    if header.alpha:
+        notes.append(
+            f'the alpha channel was {"multiplied into the colours" if tiff else "dropped"}'
+        )
+    if header.mode == 'CMYK':
+        notes.append('CMYK was turned into RGB without a colour profile')
+    if header.pages > 1:
+        notes.append(f'only the first of {header.pages} pages was read')
+    return notes

@@ -2,89 +2,69 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from faster_coco_eval.core import mask as coco_mask
 
 from ..errors import DataError
 
+#: Kinds of faults with which training ends, or learns something wrong.
+MASK_ERRORS = ('mask broken', 'mask empty')
 #: How far outside the image a polygon may go, as a multiple of the image's width + height.
 FARTHEST = 10
-_FEWEST = 6  # coordinates of a polygon
 # how far a mask's own box may be from the annotated one: px, or a share of the box's longer side
 _SLACK, _SLACK_SHARE = 3, 0.1
-_POLYGON = 'one needs an even number of coordinates, at least 6'
-_TEXT = 'its run lengths are no text that COCO writes'
 
 
-def mask_runs(counts: str | bytes | Sequence[int]) -> np.ndarray:
-    """Lengths of the alternating runs of background and object in either of COCO's RLE forms.
+def read_rle(segmentation: dict, width: int, height: int) -> dict:
+    """Run lengths, numbers or COCO's text, as a mask that can be decoded; else a DataError.
 
-    Args:
-        counts: The numbers themselves, or COCO's text: a number is characters of five bits each,
-            least first, whose sixth bit says that another follows; from the fourth number on, it is
-            the difference to the last but one.
-
-    Raises:
-        DataError: It is neither.
+    pycocotools takes run lengths that do not fill the image, or overflow it, without a word.
     """
-    if isinstance(counts, list | tuple):
-        if not all(isinstance(run, int) and run >= 0 for run in counts):
-            raise DataError('its run lengths are not all whole numbers from 0')
-        return np.array(counts, np.int64)
-    text = counts.encode() if isinstance(counts, str) else counts
-    codes = np.frombuffer(text, np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise DataError(_TEXT)
-    last = np.flatnonzero(codes & 32 == 0)
-    first = np.append(0, last[:-1] + 1)
-    if (last - first).max() > 11:  # more than 60 bits
-        raise DataError(_TEXT)
-    places = np.arange(len(codes)) - np.repeat(first, last - first + 1)
-    values = np.add.reduceat((codes & 31) << (5 * places), first)
-    negative = codes[last] & 16 > 0
-    values[negative] -= np.int64(1) << (5 * (last - first + 1)[negative])
-    values[3::2] = np.cumsum(values[1::2])[1:]
-    values[4::2] = np.cumsum(values[2::2])[1:]
-    return values
+    size, wanted = segmentation.get('size'), [height, width]
+    if size != wanted:
+        raise DataError(f'the mask has size {size}, but the image has {wanted}')
+    try:
+        plain = isinstance(segmentation['counts'], list)
+        rle = coco_mask.frPyObjects(segmentation, height, width) if plain else segmentation
+        coco_mask.decode(rle)
+    except (KeyError, ValueError, RuntimeError) as fault:
+        raise DataError(f'its run lengths do not decode ({str(fault):.100})') from fault
+    return rle
 
 
 def read_mask(segmentation: Any, width: int, height: int) -> tuple[dict, str]:
-    """The part of a segmentation that mmdet uses.
-
-    Args:
-        segmentation: Polygons or run lengths, as COCO writes them.
-        width: Of the image, in px.
-        height: Likewise.
+    """The part of a segmentation, polygons or run lengths, that mmdet uses.
 
     Returns:
         The mask as pycocotools decodes it; what is wrong with the polygons that mmdet drops.
 
     Raises:
-        DataError: Nothing of it can be used.
+        DataError: Nothing of it can be used in an image of this ``width`` and ``height`` in px.
     """
-    from pycocotools import mask as coco_mask
-
     if isinstance(segmentation, dict):
-        _check_rle(segmentation, width, height)
-        plain = isinstance(segmentation['counts'], list)
-        rle = coco_mask.frPyObjects(segmentation, height, width) if plain else segmentation
-        return rle, ''
-    good, faults = _usable_polygons(segmentation, width + height)
-    return coco_mask.merge(coco_mask.frPyObjects(good, height, width)), faults
+        return read_rle(segmentation, width, height), ''
+    try:
+        farthest = max(np.abs(polygon).max() for polygon in segmentation)
+        good = [part for part in segmentation if len(part) % 2 == 0 and len(part) >= 6]
+    except (TypeError, ValueError) as fault:
+        what = f'it is neither polygons [[x, y, x, y, ...], ...] nor run lengths ({fault})'
+        raise DataError(what) from fault
+    if not farthest <= FARTHEST * (width + height):  # nor is NaN; drawing it takes the memory
+        raise DataError('a coordinate is no number, or far outside the image')
+    bad = len(segmentation) - len(good)
+    dropped = f'{bad} of its {len(segmentation)} polygons do not have 6, 8, 10, ... coordinates'
+    if not good:
+        raise DataError(dropped)
+    return coco_mask.merge(coco_mask.frPyObjects(good, height, width)), dropped if bad else ''
 
 
 def mask_fault(
     segmentation: Any, box: Sequence[float], width: int, height: int
 ) -> tuple[str, str] | None:
-    """The kind of finding and what is wrong with a mask; None if nothing is.
-
-    Takes what :func:`read_mask` does, and the corners of the object's ``box`` in px.
-    """
-    from pycocotools import mask as coco_mask
-
+    """The kind of finding and what is wrong with the mask of an object with ``box`` (corners)."""
     try:
         rle, dropped = read_mask(segmentation, width, height)
     except DataError as fault:
@@ -94,42 +74,9 @@ def mask_fault(
         thin = not isinstance(segmentation, dict) and min(x2 - x1, y2 - y1) < 2
         return 'thin mask' if thin else 'mask empty', 'it covers no pixel'
     x, y, w, h = (float(side) for side in coco_mask.toBbox(rle))
-    wanted = (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
-    away = max(abs(a - b) for a, b in zip(wanted, (x, y, x + w, y + h), strict=True))
+    own, wanted = (x, y, x + w, y + h), (max(x1, 0), max(y1, 0), min(x2, width), min(y2, height))
+    away = max(abs(a - b) for a, b in zip(wanted, own, strict=True))
     if away > max(_SLACK, _SLACK_SHARE * max(x2 - x1, y2 - y1)):
-        corners = ', '.join(f'{side:g}' for side in (x, y, x + w, y + h))
-        said = ', '.join(f'{side:g}' for side in box)
+        corners, said = (', '.join(f'{side:g}' for side in sides) for sides in (own, box))
         return 'mask unlike its box', f'its corners are {corners}, those of the box {said}'
     return ('polygon dropped', dropped) if dropped else None
-
-
-#: The kinds with which training ends, or learns something wrong.
-MASK_ERRORS = ('mask broken', 'mask empty')
-
-
-def _check_rle(rle: dict, width: int, height: int) -> None:
-    size, counts = rle.get('size'), rle.get('counts')
-    if not isinstance(counts, str | bytes | list) or not isinstance(size, list) or len(size) != 2:
-        raise DataError("it has no 'size' [height, width] with 'counts'")
-    if size != [height, width]:
-        raise DataError(f'it is for {size[1]} x {size[0]} px, the image has {width} x {height}')
-    runs = mask_runs(counts)
-    total = int(runs.sum())
-    if total != width * height or runs.min() < 0:
-        raise DataError(
-            f'its run lengths add up to {total:,}, not to {width} x {height} = {width * height:,}'
-        )
-
-
-def _usable_polygons(polygons: Any, sides: int) -> tuple[list, str]:
-    if not isinstance(polygons, list) or not all(isinstance(part, list) for part in polygons):
-        raise DataError('it is neither a list of polygons [x, y, x, y, ...] nor an RLE')
-    if not all(isinstance(v, int | float) and math.isfinite(v) for p in polygons for v in p):
-        raise DataError('a coordinate is no finite number')
-    if any(abs(value) > FARTHEST * sides for part in polygons for value in part):
-        raise DataError('a coordinate is far outside the image')  # drawing it takes the memory
-    good = [part for part in polygons if len(part) % 2 == 0 and len(part) >= _FEWEST]
-    if not good:
-        raise DataError(f'none of its {len(polygons)} polygons can be used: {_POLYGON}')
-    bad = len(polygons) - len(good)
-    return good, f'{bad} of its {len(polygons)} polygons cannot be used: {_POLYGON}' if bad else ''

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from ..sets.sizes import COCO_SIZES as SIZE_BINS
+from ..sets.images import COCO_SIZES as SIZE_BINS
 
 CLASSES = ('disc', 'square', 'triangle', 'star')
 SIDES = (12, 200)
