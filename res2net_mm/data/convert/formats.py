@@ -11,9 +11,9 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,13 +22,13 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from ...checks import check_choice
 from ..errors import DataError
 from ..sets.coco import written_as_corners
 from ..sets.images import check_pixels
 from ..sets.voc import find_image, read_voc
 from .writer import CocoWriter, ConversionReport, image_files
 
-KINDS = ('instances', 'binary', 'labels')
 _FARTHEST_SHARE = 2  # YOLO coordinates beyond this many image sides are taken for pixels
 _FAR_OUTSIDE = 0.04  # of the image's longer side by which a box must leave it to be suspicious
 
@@ -58,19 +58,15 @@ def voc2coco(
         out: The json to write.
         names: A file of image names, one per line, such as ``ImageSets/Main/train.txt``, below
             ``root`` or anywhere; by default all annotation files, sorted by name.
-        classes: See :class:`CocoWriter`; objects of other classes are left out.
+        classes: Names in the order of the categories; objects of others are left out.
         images: The folder of the images below ``root``; the json's file names are relative to it.
         annotations: The folder of the xml files below ``root``.
         merge: Treat names that differ only in case, blanks and Unicode form as one class: the name
             in ``classes``, or else the most frequent one. Without it they are reported.
         force: Replace ``out`` if it exists.
 
-    Returns:
-        What was written and what was left out.
-
     Raises:
-        DataError: A file or folder is missing, a file is no xml, or nothing can be used. An object
-            that cannot be read is left out.
+        DataError: A file or folder is missing, or nothing can be used.
     """
     root = Path(root)
     writer = CocoWriter(out, force, classes, merge)
@@ -78,56 +74,26 @@ def voc2coco(
     for folder in (image_folder, xml_folder):
         if not folder.is_dir():
             raise DataError(f'there is no folder {folder}; name it with --images, --annotations')
-
-    seen = set()
-    for name in _voc_names(root, names, xml_folder):
-        xml = xml_folder / f'{name}.xml'
-        image = Path(find_image(str(image_folder / name), os.path.isfile))
-        if name in seen:
-            writer.left_out.add('image that is listed before', name)
+    if names is None:
+        stems = sorted(path.stem for path in xml_folder.glob('*.xml'))
+    else:
+        file = next((path for path in (root / names, Path(names)) if path.is_file()), None)
+        if file is None:
+            raise DataError(f'there is no list of images {root / names}, nor {names}')
+        stems = _lines(file)
+    pairs = {}
+    for stem in stems:
+        xml = xml_folder / f'{stem}.xml'
+        image = Path(find_image(str(image_folder / stem), os.path.isfile))
+        if image in pairs:
+            writer.left_out.add('image that is listed before', stem)
         elif not xml.is_file():
             writer.left_out.add('image without annotation file', xml)
         elif not image.is_file():
             writer.left_out.add('annotation file without image', image)
-        elif size := writer.image(image, image_folder):
-            _read_voc(writer, xml, size)
-        seen.add(name)
-    return writer.write(f'voc2coco of {root}')
-
-
-def _read_voc(writer: CocoWriter, xml: Path, size: tuple[int, int]) -> None:
-    def leave_out(error: DataError) -> None:
-        what = ': '.join(filter(None, (error.where, error.what)))
-        writer.left_out.add('object without a name, or whose numbers are none', what)
-
-    written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
-    if written_size not in (None, size):
-        writer.notes.add('size in the annotation file that is not of the image', xml)
-    for obj in objects:
-        x1, y1, x2, y2 = obj.corners
-        width, height = x2 - x1, y2 - y1
-        box, crowd = [x1 - 1, y1 - 1, width, height], int(obj.difficult)
-        writer.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
-
-
-def _voc_names(root: Path, names: str | Path | None, xml_folder: Path) -> list[str]:
-    if names is None:
-        return sorted(path.stem for path in xml_folder.glob('*.xml'))
-    file = next((path for path in (root / names, Path(names)) if path.is_file()), None)
-    if file is None:
-        raise DataError(f'there is no list of images {root / names}, nor {names}')
-    return _lines(file)
-
-
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in _text(file).splitlines() if line.strip()]
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise DataError(f'it is no text in UTF-8 ({error})', str(file), 'write it again') from error
+        else:
+            pairs[image] = xml
+    return _write(writer, 'voc', pairs.items(), image_folder, f'voc2coco of {root}')
 
 
 def yolo2coco(
@@ -155,9 +121,6 @@ def yolo2coco(
         labels: The folder of the label files below ``root``, with the same subfolders.
         force: Replace ``out`` if it exists.
 
-    Returns:
-        What was written and what was left out.
-
     Raises:
         DataError: A folder is missing, there are no class names, or nothing can be used.
     """
@@ -165,109 +128,15 @@ def yolo2coco(
     image_folder, label_folder = root / images, root / labels
     if not label_folder.is_dir():
         raise DataError(f'there is no folder {label_folder}; name it with --labels')
-    names = list(classes) if classes else yolo_classes(root, label_folder)
-    writer = CocoWriter(out, force, names)
-    read = {label_folder / 'classes.txt'}
-    formats: Counter[str] = Counter()
-    for image in image_files(image_folder):
-        file = (label_folder / image.relative_to(image_folder)).with_suffix('.txt')
-        size = writer.image(image, image_folder)
-        read.add(file)
-        if size and file.is_file():
-            _read_yolo(writer, file, names, size, formats)
-    _refuse_corners(formats, label_folder)
-    for file in sorted(set(label_folder.rglob('*.txt')) - read):
+    writer = CocoWriter(out, force, list(classes or yolo_classes(root, label_folder)))
+    pairs = {
+        image: (label_folder / image.relative_to(image_folder)).with_suffix('.txt')
+        for image in image_files(image_folder)
+    }
+    unused = {*label_folder.rglob('*.txt')} - {*pairs.values(), label_folder / 'classes.txt'}
+    for file in sorted(unused):
         writer.left_out.add('label file without image', file)
-    return writer.write(f'yolo2coco of {root}')
-
-
-def _read_yolo(
-    writer: CocoWriter, file: Path, names: list[str], size: tuple[int, int], formats: Counter
-) -> None:
-    for where, (label, *shares) in _yolo_lines(writer, file):
-        if max(map(abs, shares)) > _FARTHEST_SHARE:
-            reason = 'coordinates in pixels, where YOLO has shares of the image from 0 to 1'
-            writer.left_out.add(f'object with {reason}', where)
-            continue
-        if label not in range(len(names)):
-            writer.left_out.add(f'object of class {label:g}, of {len(names)} from 0', where)
-            continue
-        points = np.reshape(shares, (-1, 2)) * size  # (N, 2) px: of a polygon, or centre and size
-        is_box = len(points) == 2
-        if is_box:
-            centre, extent = points
-            formats['boxes'] += 1
-            within = min(shares) >= 0 and max(shares) <= 1
-            formats['corners'] += bool(within and (extent > centre).all())
-            points = np.stack([centre - extent / 2, centre + extent / 2])
-        cut = points.clip(0, size)
-        beyond = np.abs(points - cut).max()
-        if beyond >= 1:
-            writer.notes.add('object that reached over the border of its image', where)
-            formats['beyond'] += bool(is_box and beyond > _FAR_OUTSIDE * max(size))
-        width, height = np.ptp(cut, 0).tolist()
-        if is_box:
-            if (points[0] >= points[1]).any():
-                width = height = 0  # a negative width or height
-            area, more = width * height, {}
-        else:
-            area = _polygon_area(cut)
-            more = dict(segmentation=[cut.ravel().tolist()])
-        writer.add(names[int(label)], [*cut.min(0).tolist(), width, height], area, where, **more)
-
-
-def _yolo_lines(writer: CocoWriter, file: Path) -> Iterator[tuple[str, list[float]]]:
-    seen = set()
-    lines = file.read_text(encoding='utf-8-sig', errors='replace').splitlines()
-    for i, line in enumerate(lines, 1):
-        words = tuple(line.split())
-        where = f'{file} line {i}'
-        try:
-            numbers = [float(word) for word in words]
-        except ValueError:
-            numbers = []
-        if not words:
-            continue
-        if words in seen:
-            writer.left_out.add('line that is there before', where)
-        elif len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
-            writer.left_out.add('line that is no class with a box or polygon', where)
-        elif not all(map(math.isfinite, numbers)):
-            writer.left_out.add('box that is not finite', where)
-        else:
-            yield where, numbers
-        seen.add(words)
-
-
-def yolo_classes(root: Path, label_folder: Path) -> list[str]:
-    for name in ('data.yaml', 'data.yml'):
-        if (root / name).is_file():
-            return yaml_classes(root / name)
-    for file in (root / 'classes.txt', label_folder / 'classes.txt'):
-        if file.is_file():
-            return _lines(file)
-    raise DataError(
-        'it has no data.yaml and no classes.txt',
-        str(root),
-        'name the classes with --classes, in the order of their numbers',
-    )
-
-
-def yaml_classes(file: Path) -> list[str]:
-    try:
-        names = yaml.safe_load(_text(file))['names']
-        if isinstance(names, dict):
-            names = [names[i] for i in range(len(names))]
-    except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(
-            f'it is not valid YAML ({" ".join(str(error).split())})', str(file)
-        ) from error
-    except (KeyError, TypeError) as error:
-        raise DataError('it has no names of classes, numbered from 0', str(file)) from error
-    # writing out nested lists that refer to each other could take more than all memory
-    if not isinstance(names, list) or not names or any(isinstance(n, list | dict) for n in names):
-        raise DataError('it has no list of names of classes', str(file))
-    return [str(name) for name in names]
+    return _write(writer, 'yolo', pairs.items(), image_folder, f'yolo2coco of {root}')
 
 
 def files2coco(
@@ -291,40 +160,153 @@ def files2coco(
         classes: Names in the order of the categories; YOLO needs them.
         force: Replace ``out`` if it exists.
 
-    Returns:
-        What was written, and what was left out: a file that cannot be read, with its image, too.
-
     Raises:
         DataError: Nothing can be used, or YOLO's boxes are written as corners.
     """
-    root, writer = Path(root), CocoWriter(out, force, classes)
-    formats: Counter[str] = Counter()
-    for image, file in tqdm([*files], kind, leave=False, disable=None):
+    writer = CocoWriter(out, force, classes)
+    return _write(writer, kind, files, Path(root), f'{kind} files of {root}')
+
+
+def _write(
+    writer: CocoWriter, kind: str, files: Iterable[tuple[Path, Path]], root: Path, title: str
+) -> ConversionReport:
+    """Reads annotation files and writes the json; a file that cannot be read takes its image out.
+
+    Without that, training would take the image for one without objects.
+    """
+    files, formats = [*files], Counter()
+    readers = dict(voc=_read_voc, labelme=_read_labelme, yolo=partial(_read_yolo, formats=formats))
+    for image, file in tqdm(files, kind, leave=False, disable=None):
         size = writer.image(image, root)
         if not (size and file.is_file()):
             continue
-        objects = len(writer.annotations)
+        before = len(writer.annotations)
         try:
-            if kind == 'yolo':
-                _read_yolo(writer, file, list(classes or ()), size, formats)
-            else:
-                dict(voc=_read_voc, labelme=_read_labelme)[kind](writer, file, size)
+            readers[kind](writer, file, size)
         except (DataError, OSError) as error:
             writer.left_out.add('annotation file that cannot be read', str(error))
-            writer.images.pop()  # it is not known to be without objects
-            del writer.annotations[objects:]
-    _refuse_corners(formats, root)
-    return writer.write(f'{kind} files of {root}')
-
-
-def _refuse_corners(formats: Counter[str], folder: Path) -> None:
+            writer.images.pop()
+            del writer.annotations[before:]
     if written_as_corners(formats):
         raise DataError(
             f'all of its {formats["boxes"]:,} boxes would be in their images as x1 y1 x2 y2, but '
             f'as centre and size {formats["beyond"]:,} go beyond them',
-            str(folder),
+            os.path.commonpath([file.parent for _, file in files]),
             'write them as YOLO does',
         )
+    return writer.write(title)
+
+
+def _read_voc(writer: CocoWriter, xml: Path, size: tuple[int, int]) -> None:
+    def leave_out(error: DataError) -> None:
+        writer.left_out.add('object without a name, or whose numbers are none', str(error))
+
+    written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
+    if written_size not in (None, size):
+        writer.notes.add('size in the annotation file that is not of the image', xml)
+    for obj in objects:
+        x1, y1, x2, y2 = obj.corners
+        width, height = x2 - x1, y2 - y1
+        box, crowd = [x1 - 1, y1 - 1, width, height], int(obj.difficult)
+        writer.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
+
+
+def _read_yolo(writer: CocoWriter, file: Path, size: tuple[int, int], formats: Counter) -> None:
+    for where, (label, *shares) in _yolo_lines(writer, file):
+        points = np.reshape(shares, (-1, 2)) * size  # (N, 2) px: of a polygon, or centre and size
+        is_box, more = len(points) == 2, {}
+        if max(map(abs, shares)) > _FARTHEST_SHARE:
+            reason = 'coordinates in pixels, where YOLO has shares of the image from 0 to 1'
+            writer.left_out.add(f'object with {reason}', where)
+            continue
+        if label not in range(len(writer.classes)):
+            reason = f'object of class {label:g}, of {len(writer.classes)} from 0'
+            writer.left_out.add(reason, where)
+            continue
+        if is_box:
+            centre, extent = points
+            formats['boxes'] += 1
+            within = min(shares) >= 0 and max(shares) <= 1
+            formats['corners'] += bool(within and (extent > centre).all())
+            points = np.stack([centre - extent / 2, centre + extent / 2])
+        cut = points.clip(0, size)
+        beyond = np.abs(points - cut).max()
+        if beyond >= 1:
+            writer.notes.add('object that reached over the border of its image', where)
+            formats['beyond'] += bool(is_box and beyond > _FAR_OUTSIDE * max(size))
+        width, height = np.ptp(cut, 0).tolist()
+        if is_box and (points[0] >= points[1]).any():
+            width = height = 0  # a negative width or height
+        area = width * height
+        if not is_box:
+            area, more = _polygon_area(cut), dict(segmentation=[cut.ravel().tolist()])
+        box = [*cut.min(0).tolist(), width, height]
+        writer.add(writer.classes[int(label)], box, area, where, **more)
+
+
+def _yolo_lines(writer: CocoWriter, file: Path) -> Iterator[tuple[str, list[float]]]:
+    """Where each object is, and its numbers."""
+    seen = set()
+    lines = file.read_text(encoding='utf-8-sig', errors='replace').splitlines()
+    for i, line in enumerate(lines, 1):
+        words = tuple(line.split())
+        where = f'{file} line {i}'
+        try:
+            numbers = [float(word) for word in words]
+        except ValueError:
+            numbers = [0]
+        if words in seen:
+            writer.left_out.add('line that is there before', where)
+        elif words and len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
+            writer.left_out.add('line that is no class with a box or polygon', where)
+        elif not all(map(math.isfinite, numbers)):
+            writer.left_out.add('box that is not finite', where)
+        elif words:
+            seen.add(words)
+            yield where, numbers
+
+
+def yolo_classes(root: Path, label_folder: Path) -> list[str]:
+    """The class names of a YOLO set."""
+    for name in ('data.yaml', 'data.yml'):
+        if (root / name).is_file():
+            return yaml_classes(root / name)
+    for file in (root / 'classes.txt', label_folder / 'classes.txt'):
+        if file.is_file():
+            return _lines(file)
+    raise DataError(
+        'it has no data.yaml and no classes.txt',
+        str(root),
+        'name the classes with --classes, in the order of their numbers',
+    )
+
+
+def yaml_classes(file: Path) -> list[str]:
+    """The class names in a YOLO set's yaml."""
+    try:
+        names = yaml.safe_load(_text(file))['names']
+        if isinstance(names, dict):
+            names = [names[i] for i in range(len(names))]
+    except (yaml.YAMLError, RecursionError) as error:
+        what = f'it is not valid YAML ({" ".join(str(error).split())})'
+        raise DataError(what, str(file)) from error
+    except (KeyError, TypeError) as error:
+        raise DataError('it has no names of classes, numbered from 0', str(file)) from error
+    # writing out nested lists that refer to each other could take more than all memory
+    if not isinstance(names, list) or not names or any(isinstance(n, list | dict) for n in names):
+        raise DataError('it has no list of names of classes', str(file))
+    return [str(name) for name in names]
+
+
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in _text(file).splitlines() if line.strip()]
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DataError(f'it is no text in UTF-8 ({error})', str(file), 'write it again') from error
 
 
 def _read_labelme(writer: CocoWriter, file: Path, size: tuple[int, int]) -> None:
@@ -346,15 +328,14 @@ def _read_labelme(writer: CocoWriter, file: Path, size: tuple[int, int]) -> None
         if part is None:
             writer.left_out.add(f'{shape.get("shape_type")} without area', where)
         elif isinstance(part, np.ndarray):
-            _add(writer, label, part, where)
+            _add_mask(writer, label, part, where)
         else:
             key = (label, group) if group is not None else (where,)
             objects.setdefault(key, []).append((label, where, *part))
     for parts in objects.values():
         (label, *_), (where, *_), corners, areas, outlines = zip(*parts, strict=True)
         low, high = np.min(corners, 0)[:2], np.max(corners, 0)[2:]
-        masked = all(outline is not None for outline in outlines)
-        more = dict(segmentation=list(outlines)) if masked else {}
+        more = {} if None in outlines else dict(segmentation=list(outlines))
         writer.add(label, [*low.tolist(), *(high - low).tolist()], sum(areas), where, **more)
 
 
@@ -414,22 +395,15 @@ def masks2coco(
         ignore: For ``labels``, values that belong to no class.
         force: Replace ``out`` if it exists.
 
-    Returns:
-        What was written and what was left out.
-
     Raises:
-        DataError: A folder is missing, a mask cannot be read, an argument is invalid, or nothing
-            can be used.
+        DataError: A folder is missing, a mask cannot be read, or nothing can be used.
+        ValueError: An argument is invalid.
     """
     images, masks = Path(images), Path(masks)
-    if kind not in KINDS:
-        raise DataError(f'kind must be one of {", ".join(KINDS)}, but got {kind!r}')
-    if kind != 'labels' and len(classes) != 1:
-        raise DataError(
-            f'classes must be one name, that of all objects, for {kind}, but got {len(classes)}'
-        )
-    if not classes:
-        raise DataError('classes must have a name or more')
+    check_choice('kind', kind, ('instances', 'binary', 'labels'))
+    if not classes or (kind != 'labels' and len(classes) > 1):
+        number = 'a name or more' if kind == 'labels' else 'one name, that of all objects'
+        raise ValueError(f'for {kind}, classes must be {number}, but got {len(classes)}')
     if not masks.is_dir():
         raise DataError(f'there is no folder {masks}')
     writer = CocoWriter(out, force, classes)
@@ -439,28 +413,17 @@ def masks2coco(
         if not (file.is_dir() if kind == 'binary' else file.is_file()):
             writer.left_out.add('image without mask', file)
         elif size := writer.image(image, images):
-            pngs = sorted(p for p in file.glob('*.png') if p.is_file())
-            for png in pngs if kind == 'binary' else [file]:
-                values = _values(writer, png, size)
-                if values is None:
-                    continue
-                if kind == 'labels':
-                    _add_classes(writer, png, values, classes, first, ignore)
+            for png in sorted(file.glob('*.png')) if kind == 'binary' else [file]:
+                values = mask_values(png)
+                if values.shape[1::-1] != size:
+                    writer.left_out.add('mask of another size than its image', png)
+                elif kind == 'labels':
+                    _add_classes(writer, png, values, first, ignore)
                 elif kind == 'binary':
-                    _add(writer, classes[0], values > 0, str(png))
+                    _add_mask(writer, classes[0], values > 0, png)
                 else:
-                    for number, mask in _each(values):
-                        _add(writer, classes[0], mask, f'{png} object {number}')
+                    _add_each(writer, classes[0], values, f'{png} object')
     return writer.write(f'masks2coco of {masks}')
-
-
-def _values(writer: CocoWriter, file: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """The values of a mask (H, W), or None if it has another size than its image."""
-    values = mask_values(file)
-    if values.shape[1::-1] != size:
-        writer.left_out.add('mask of another size than its image', file)
-        return None
-    return values
 
 
 def mask_values(file: Path) -> np.ndarray:
@@ -479,34 +442,27 @@ def mask_values(file: Path) -> np.ndarray:
     return values
 
 
-def _each(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Every value above 0 and where it is."""
-    for number in np.unique(values[values > 0]).tolist():
-        yield number, values == number
-
-
 def _add_classes(
-    writer: CocoWriter,
-    file: Path,
-    values: np.ndarray,
-    classes: Sequence[str],
-    first: int,
-    ignore: Sequence[int],
+    writer: CocoWriter, file: Path, values: np.ndarray, first: int, ignore: Sequence[int]
 ) -> None:
-    for value in np.unique(values).tolist():
-        if value < first or value in ignore:
-            continue
-        if value >= first + len(classes):
-            last = first + len(classes) - 1
+    """Adds the connected pieces of each class in a label map."""
+    last = first + len(writer.classes) - 1
+    for value in np.unique(values[values >= first]).tolist():
+        if value > last and value not in ignore:
             writer.left_out.add(f'class of value {value}, of {first} to {last}', file)
-            continue
-        _, pieces = cv2.connectedComponents((values == value).astype(np.uint8), connectivity=8)
-        for number, mask in _each(pieces):
-            _add(writer, classes[value - first], mask, f'{file} value {value} piece {number}')
+        elif value not in ignore:
+            _, pieces = cv2.connectedComponents((values == value).astype(np.uint8), connectivity=8)
+            _add_each(writer, writer.classes[value - first], pieces, f'{file} value {value} piece')
 
 
-def _add(writer: CocoWriter, name: str, mask: np.ndarray, where: str) -> None:
-    code: dict[str, Any] = rle.encode(np.asfortranarray(mask, np.uint8))
+def _add_each(writer: CocoWriter, name: str, values: np.ndarray, where: str) -> None:
+    """Adds the pixels of each value above 0 as an object."""
+    for number in np.unique(values[values > 0]).tolist():
+        _add_mask(writer, name, values == number, f'{where} {number}')
+
+
+def _add_mask(writer: CocoWriter, name: str, mask: np.ndarray, where: str | Path) -> None:
+    code = rle.encode(np.asfortranarray(mask, np.uint8))
     code['counts'] = code['counts'].decode('ascii')
     # The box of an empty mask is 0 0 0 0, and the writer leaves it out.
     writer.add(name, rle.toBbox(code).tolist(), int(rle.area(code)), where, segmentation=code)
