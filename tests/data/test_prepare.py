@@ -349,8 +349,9 @@ def test_cityscapes_says_where_to_get_its_archives(tmp_path):
 
 def test_wrong_names_and_missing_archives(coco, server, tmp_path):
     fails("'Cityscape'", 'did you mean cityscapes?', dataset='Cityscape')
-    fails("no part 'panoptics'", 'mean panoptic?', dataset='coco', parts=['val', 'panoptics'])
-    fails(f'--from {tmp_path / "none"}: there is no', dataset=coco, source=tmp_path / 'none')
+    said = ("no part of coco named 'panoptics'", 'mean panoptic?')
+    fails(*said, dataset='coco', parts=['val', 'panoptics'])
+    fails(f'--from {tmp_path / "none"}: it has no', dataset=coco, source=tmp_path / 'none')
     (server.folder / 'val2017.zip').unlink()
     (server.folder / 'train2017.zip').unlink()
     fails(
@@ -645,8 +646,8 @@ def test_the_tool(coco, server, tmp_path, monkeypatch, capsys):
         1,
         '',
         [
-            "error: data set 'coca' is not known; "
-            'there are coco, voc, ade20k, cityscapes; did you mean coco?'
+            "error: there is no data set named 'coca'; "
+            'choose from coco, voc, ade20k, cityscapes; did you mean coco?'
         ],
     )
     monkeypatch.setitem(DATA_SETS, 'coco', coco)
