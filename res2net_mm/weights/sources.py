@@ -42,30 +42,23 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
         ValueError: The name is unknown, the download fails, or a published file was changed.
     """
     text = os.fspath(source)
-    for scheme, addresses in OPEN_MMLAB.items():
-        if text.startswith(scheme):
-            models = addresses()
-            name = text.removeprefix(scheme)
-            if name not in models:
-                raise ValueError(f'{text}: mmengine knows no such name{did_you_mean(name, models)}')
-            text = models[name]
-    name = text.removeprefix(SCHEME)
-    if text.startswith(SCHEME) and name not in ZOO:
-        raise ValueError(
-            f'{text}: no published weights of this name in res2net_mm.weights.ZOO'
-            f'{did_you_mean(name, ZOO)}'
-        )
-    if text.startswith(SCHEME) or (name in ZOO and not Path(text).exists()):
+    scheme = next((scheme for scheme in (SCHEME, *OPEN_MMLAB) if text.startswith(scheme)), '')
+    name = text.removeprefix(scheme)
+    if scheme:
+        known = ZOO if scheme == SCHEME else OPEN_MMLAB[scheme]()
+        if name not in known:
+            likely = did_you_mean(name, known)
+            raise ValueError(f'{text}: no published weights of this name{likely}')
+        text = text if scheme == SCHEME else known[name]
+    if scheme == SCHEME or (name in ZOO and not (scheme or Path(text).exists())):
         return _fetch_published(name), ZOO[name]
     files = {entry.filename: entry for entry in ZOO.values()}
     if text.startswith(HTTP):
         entry = files.get(text.split('?')[0].rpartition('/')[2])
         return fetch(text, entry and entry.sha256), entry
     if '://' in text:
-        raise ValueError(
-            f'{text}: weights come from a file, an http address, {SCHEME}name or '
-            f'{next(iter(OPEN_MMLAB))}name'
-        )
+        known = f'a file, an http address, {SCHEME}name or {next(iter(OPEN_MMLAB))}name'
+        raise ValueError(f'{text}: weights come from {known}')
     path = Path(text).expanduser()
     entry = files.get(path.name) if path.is_file() else None
     if entry is not None and (problem := file_problem(path, entry.sha256)):
@@ -85,15 +78,7 @@ def read_backbone(
 ) -> tuple[Converted, Published | None]:
     """The backbone in a source, with this package's names, and its entry in :data:`ZOO`.
 
-    Args:
-        source: As for :func:`locate`, or a state dict.
-        prefix: What the backbone's names begin with; None finds ``backbone.``.
-        map_location: Device to which the file is read.
-        trust: Read the file with pickle, which runs code that is in it.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`locate`, :func:`read_checkpoint` and
-            :func:`convert_state_dict`.
+    The arguments and errors are those of :func:`load_weights`.
     """
     if isinstance(source, Mapping):
         converted, entry = convert(source, prefix), None
@@ -105,9 +90,8 @@ def read_backbone(
     if not convention and entry is not None:  # mmdet's names do not show it
         convention = _convention(entry)
     if not convention and architecture_of(converted.state).get('first_block') == 'grouped':
-        convention = dict(
-            first_block='grouped', style='pytorch'
-        )  # its first blocks have more convs
+        # its first blocks have more convs
+        convention = dict(first_block='grouped', style='pytorch')
     if convention != converted.convention:
         converted = replace(converted, convention=convention)
         write_convention(converted.state, convention)
@@ -120,17 +104,10 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
     mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that key is removed
     unless the file is trusted. ``cfg``, which mmengine writes itself, stays: nothing runs it.
 
-    Args:
-        filename: As for :func:`locate`.
-        map_location: Device to which the file is read.
-        trust: Read the file with pickle, which runs code that is in it.
+    Published backbones, and those of ``mmcls://``, get this package's names, their classification
+    layer a place of its own (``CLASSIFIER``); a whole model keeps its own.
 
-    Returns:
-        The checkpoint. Published backbones, and those of ``mmcls://``, get this package's names,
-        their classification layer a place of its own (``CLASSIFIER``); a whole model keeps its own.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`locate` and :func:`read_checkpoint`.
+    The arguments and errors are those of :func:`locate` and :func:`read_checkpoint`.
     """
     path, entry = locate(filename)
     checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
@@ -193,24 +170,23 @@ def _fetch_published(name: str) -> Path:
     """
     entry = ZOO[name]
     first = dict(url=entry.url, checksum=entry.sha256)
+    if not entry.second_url:
+        return fetch(**first)
     second = dict(url=entry.second_url, name=f'{name}.timm.safetensors')
-    sources = [first, second] if entry.second_url else [first]
-    if entry.second_url and is_cached(**second) and not is_cached(**first):
-        sources.reverse()
-    failures = []
-    for source in sources:
+    failure = ''
+    if is_cached(**first) or not is_cached(**second):
         try:
-            path = fetch(**source, verified=source is second)
+            return fetch(**first)
         except DownloadError as error:
-            failures.append(str(error))
-            continue
-        if source is second:
-            why = f'; {failures[0]}' if failures else ''
-            MMLogger.get_current_instance().warning(
-                f"{SCHEME}{name}: timm's copy of these weights is used, {entry.second_url}{why}"
-            )
-        return path
-    raise DownloadError('; '.join(dict.fromkeys(failures)))
+            failure = f'; {error}'
+    try:
+        path = fetch(**second, verified=True)
+    except DownloadError as error:
+        raise DownloadError(f'{error}{failure}') from error
+    MMLogger.get_current_instance().warning(
+        f"{SCHEME}{name}: timm's copy of these weights is used, {entry.second_url}{failure}"
+    )
+    return path
 
 
 def _convert(checkpoint: Mapping[str, Any], prefix: str | None, source: str | Path) -> Converted:
