@@ -14,8 +14,9 @@ from mmengine.config import Config, ConfigDict
 
 from ..checks import did_you_mean, listed
 from ..data.check.agreement import class_counts
-from ..data.convert.formats import files2coco
+from ..data.convert.formats import convert_files
 from ..data.convert.maps import IGNORED, label_rule, place_maps
+from ..data.convert.writer import Conversion
 from ..data.errors import DataError
 from ..data.folders import ALL, Pair, recognise
 from ..data.sets.coco import load_coco, loads_masks
@@ -141,8 +142,8 @@ class OwnData:
             pairs = [*dict.fromkeys(p for pairs in self.folder.splits.values() for p in pairs)]
             root = Path(os.path.commonpath([image.parent for image, _ in pairs]))
             self.out.mkdir(parents=True, exist_ok=True)
-            report = files2coco(self.folder.format, pairs, root, self.out / 'all.json',
-                                classes=names or None, force=True)  # fmt: skip
+            report = Conversion(self.out / 'all.json', names or None, force=True)
+            convert_files(report, self.folder.format, pairs, root)
             for tally in (report.left_out, report.notes):
                 self.notes += [line.strip() for line in tally.lines()]
             splits = self._split(self.folder.splits)

@@ -7,16 +7,16 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urldefrag, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
@@ -28,6 +28,7 @@ TIMEOUT = 30.0  # seconds without a byte after which a connection is given up
 RETRIES = 5  # in a row, without a new byte
 RETRY_WAIT = 0.5  # seconds before the first retry; doubled for each further one
 
+_NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
 _CHUNK = 1 << 20
 _MAX_SIZE = 1 << 34  # bytes of a file of weights
 
@@ -63,8 +64,7 @@ def fetch(
 
     A transfer that breaks off is continued. If several processes or threads ask for the same file,
     one downloads it and the others wait. RES2NET_MM_MIRROR may list folders and http(s) addresses,
-    separated by commas; they are asked for a file of this name before ``url`` is. A file found in
-    such a folder is used in place.
+    separated by commas, that are asked for the file first; one in such a folder is used in place.
 
     Args:
         url: An http or https address that ends in a file name.
@@ -84,7 +84,6 @@ def fetch(
     """
     path, checksum = _target(url, checksum, name, folder)
     failures = []
-    # Network errors become _Failed where they occur, so an OSError here comes from the disk.
     try:
         problem = file_problem(path, checksum)
         if not problem:
@@ -101,7 +100,7 @@ def fetch(
                 return source
             except _Failed as failure:
                 failures.append(f'{source}: {failure}')
-    except OSError as error:
+    except OSError as error:  # of the disk: those of the network are _Failed
         raise DownloadError(
             f'cannot keep {path.name} in {path.parent}: {error.strerror or error}; make the folder '
             f'writable and its disk large enough, or set {CACHE} to another folder'
@@ -119,15 +118,17 @@ def file_problem(path: Path, checksum: str | None) -> str:
     """What is wrong with a file, or ``''`` if it is the one with this checksum of :func:`fetch`."""
     if not path.is_file():
         return 'there is no such file'
-    kind, _, digits = (checksum or '').rpartition(':')
-    kind = kind or 'sha256'
-    digest = hashlib.new(kind, usedforsecurity=False)
-    with open(path, 'rb') as file:
-        while digits and (data := file.read(_CHUNK)):
-            digest.update(data)
-    if not digits or digest.hexdigest().startswith(digits):
+    if not checksum:
         return ''
-    return f'its {kind} should begin with {digits}, but it is {digest.hexdigest()}'
+    kind, _, digits = checksum.rpartition(':')
+    digest = hashlib.new(kind or 'sha256', usedforsecurity=False)
+    with open(path, 'rb') as file:
+        while data := file.read(_CHUNK):
+            digest.update(data)
+    found = digest.hexdigest()
+    if found.startswith(digits):
+        return ''
+    return f'its {digest.name} should begin with {digits}, but it is {found}'
 
 
 def _target(
@@ -139,9 +140,8 @@ def _target(
     if not _is_address(url) or name in ('', '.', '..') or re.search(r'[/\\\0]', name):
         rule = 'url must be an http or https address that ends in a file name'
         raise DownloadError(f'{rule}, but got {url!r}')
-    if checksum is None:
-        found = re.search(r'-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+$', name)
-        checksum = found[1] if found else None
+    in_name = re.search(r'-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+$', name)
+    checksum = checksum or (in_name and in_name[1])
     folder = cache_folder() if folder is None else Path(folder)
     if checksum is None:  # only the address distinguishes it from other files of this name
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:10]
@@ -172,16 +172,10 @@ def _log(message: str) -> None:
 def _download_once(url: str, path: Path, checksum: str | None, most: int, verified: bool) -> None:
     """Downloads a file, or waits for the process that is downloading it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f'{path}.lock')
-    try:
-        held = lock.acquire(timeout=1)
-    except Timeout:
-        _log(f'waiting for another process, which is downloading {path}')
-        held = lock.acquire()
-    with held:
+    _log(f'downloading {url} to {path}')
+    with FileLock(f'{path}.lock'):
         if not file_problem(path, checksum):  # another process has just downloaded it
             return
-        _log(f'downloading {url} to {path}')
         part = Path(f'{path}.part')
         try:
             _download(url, part, checksum, most, verified)
@@ -201,13 +195,11 @@ def _download(url: str, part: Path, checksum: str | None, most: int, verified: b
         try:
             sent = _receive(url, part, most)
             break
-        except _Dropped as error:
+        except _Dropped:
             failures = 0 if _size(part) > best else failures + 1
             best = max(best, _size(part))
-            if best == left:  # not a byte: the next source may be better
+            if best == left or failures > RETRIES:  # without a byte, the next source may be better
                 raise
-            if failures > RETRIES:
-                raise _Failed(f'{error}, and {RETRIES} further attempts brought no more') from error
             time.sleep(RETRY_WAIT * 2**failures)
     if verified and not (checksum or sent):
         raise _Failed('it sends no checksum to verify the file by')
@@ -225,38 +217,33 @@ def _size(part: Path) -> int:
 
 def _receive(url: str, part: Path, most: int) -> str | None:
     """Adds the bytes that are missing. Returns the file's sha256 if the server sent it."""
-    start = _size(part)
+    start, host = _size(part), urlsplit(url).netloc
     headers = {'User-Agent': 'res2net_mm', 'Accept-Encoding': 'identity'}
-    if start:
-        headers['Range'] = f'bytes={start}-'
+    headers |= {'Range': f'bytes={start}-'} if start else {}
     request = Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
     redirects = _Redirects()
     try:
-        with _network(f'{urlsplit(url).netloc} could not be reached'):
-            response = build_opener(redirects).open(request, timeout=TIMEOUT)
+        with build_opener(redirects).open(request, timeout=TIMEOUT) as response:
+            start = start if response.status == 206 else 0
+            total = None if response.length is None else start + response.length
+            # disable=None: shown on a terminal only
+            shown = dict(unit='B', unit_scale=True, disable=None)
+            bar = tqdm(desc=part.stem, total=total, initial=start, **shown)
+            with bar, open(part, 'ab' if start else 'wb') as file:
+                while data := response.read1(_CHUNK):  # what has arrived: the rest may never come
+                    if file.tell() + len(data) > most:
+                        file.truncate(0)  # there is nothing to continue
+                        raise _Failed(f'it is larger than the {most} bytes expected')
+                    file.write(data)
+                    bar.update(len(data))
     except HTTPError as error:
         error.close()
         if error.code == 416 and start:
             return None  # nothing is left to ask for: the checksum tells whether it is whole
         reason = ' '.join(str(error.reason).split())
         raise _Failed(f'the server answered {error.code} ({reason})') from error
-    with response:
-        start = start if response.status == 206 else 0
-        total = None if response.length is None else start + response.length
-        # disable=None: shown on a terminal only
-        shown = dict(unit='B', unit_scale=True, disable=None)
-        bar = tqdm(desc=part.stem, total=total, initial=start, **shown)
-        with bar, open(part, 'ab' if start else 'wb') as file:
-            while True:
-                with _network('the connection broke off'):
-                    data = response.read1(_CHUNK)  # what has arrived: the rest may never come
-                if not data:
-                    break
-                if file.tell() + len(data) > most:
-                    file.truncate(0)  # there is nothing to continue
-                    raise _Failed(f'it is larger than the {most} bytes expected')
-                file.write(data)
-                bar.update(len(data))
+    except _NETWORK as error:
+        raise _Dropped(f'no connection to {host}: {getattr(error, "reason", error)}') from error
     if total is not None and _size(part) != total:
         raise _Dropped(f'the connection broke off after {_size(part)} of {total} bytes')
     return redirects.sha256
@@ -273,16 +260,3 @@ class _Redirects(HTTPRedirectHandler):
         found = re.fullmatch('"?([0-9a-f]{64})"?', headers.get('X-Linked-Etag', ''))
         self.sha256 = found[1] if found else self.sha256
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-@contextmanager
-def _network(what: str) -> Iterator[None]:
-    """Context in which errors, except an answer of the server, mean that the transfer stopped."""
-    try:
-        yield
-    except HTTPError:
-        raise
-    except (OSError, HTTPException) as error:
-        cause = getattr(error, 'reason', error)  # URLError wraps the system's error
-        reason = getattr(cause, 'strerror', None) or str(cause) or type(cause).__name__
-        raise _Dropped(f'{what}: {reason}') from error

@@ -119,16 +119,6 @@ def test_archives_of_a_folder_are_used_and_stay(coco, server, tmp_path):
     assert not server.asked
 
 
-def test_downloaded_archives_can_be_kept(coco, server, tmp_path):
-    prepare_data(coco, tmp_path, parts=('val',), keep_archives=True)
-    kept = tmp_path / 'coco/.prepare'
-    assert files_below(kept) == {'val2017.zip': (server.folder / 'val2017.zip').read_bytes()}
-    shutil.rmtree(tmp_path / 'coco/val2017')
-    prepare_data(coco, tmp_path, parts=('val',))
-    assert len(server.ranges('val2017.zip')) == 1
-    assert files_below(tmp_path / 'coco') == {'val2017/3.jpg': b'three'}
-
-
 def test_a_mirror_is_asked_first(coco, server, tmp_path, monkeypatch):
     mirror = tmp_path / 'mirror'
     mirror.mkdir()
@@ -553,8 +543,6 @@ def test_a_disk_that_is_too_small(coco, server, tmp_path, monkeypatch):
     fails('too small', dataset=coco, root=tmp_path / 'more', source=server.folder)
     free = sum(sizes)
     prepare_data(coco, tmp_path / 'more', source=server.folder)
-    free = 2 * sum(sizes) - 1
-    fails('too small', dataset=coco, root=tmp_path / 'keep', keep_archives=True)
     free = 0  # nothing is to be done
     prepare_data(coco, tmp_path / 'more')
 

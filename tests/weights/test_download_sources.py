@@ -166,7 +166,7 @@ def test_redirect_to_another_scheme_is_refused(server, target):
 
 def test_unreachable_target_of_a_redirect_is_an_error(server):
     server.behave(NAME, status=302, location=f'http://127.0.0.1:1/{NAME}')
-    assert 'could not be reached: Connection refused' in fails(server.address(NAME))
+    assert 'Connection refused' in fails(server.address(NAME))
 
 
 def test_sha256_that_the_hub_sends_with_a_redirect_is_verified(server, cache):
@@ -230,7 +230,7 @@ def test_each_attempt_is_listed(server, cache, folder, mirrors):
         f'{folder / NAME}: {NOT_IT}',
         f'{server.folder / NAME}: there is no such file',
         f'{server.address("copies")}/{NAME}: the server answered 404 (Not Found)',
-        f'http://127.0.0.1:1/{NAME}: 127.0.0.1:1 could not be reached: Connection refused',
+        f'http://127.0.0.1:1/{NAME}: no connection to 127.0.0.1:1: [Errno 111] Connection refused',
         f'{url}: the server answered 503 (Service Unavailable)',
         f'put the file at {cache / NAME}, or set RES2NET_MM_MIRROR to a folder that has it',
     ]

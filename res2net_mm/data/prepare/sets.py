@@ -53,21 +53,18 @@ def prepare_data(
     *,
     source: str | Path | None = None,
     parts: Sequence[str] = (),
-    keep_archives: bool = False,
 ) -> Prepared:
     """Fetches a published data set, unpacks it and checks that all of its files are there.
 
     The next call continues what an interrupted one downloaded. Archives are verified by their
     published checksum, if there is one. RES2NET_MM_MIRROR may name folders and addresses to be
-    asked for them first.
+    asked for them first. Downloaded archives are removed once they are unpacked.
 
     Args:
         dataset: ``coco``, ``voc``, ``ade20k``, ``cityscapes``, or the description of another set.
         root: The folder of all sets, in which the set gets its own.
         source: A folder that has the archives already; nothing is downloaded then.
         parts: The parts of the set to prepare; by default those that most configs read.
-        keep_archives: Keep downloaded archives in the set's ``.prepare`` instead of removing each
-            after unpacking. The archives in ``source`` always stay.
 
     Raises:
         DataError: A name is unknown, an archive is missing, damaged or not the published one, the
@@ -87,13 +84,13 @@ def prepare_data(
         part
         for part in chosen
         if not _complete(home, part.counts)
-        or any(_stage(work, archive).exists() for archive in part.archives)
+        or any((work / f'{archive.name}.files').exists() for archive in part.archives)
     ]
     unmade = [part for part in chosen if not _complete(home, part.made)]
     if packed or unmade:
         archives = [archive for part in packed for archive in part.archives]
         _check_archives(dataset, archives, source, root)
-        _check_space(home, archives, source is None, keep_archives)
+        _check_space(home, archives, source is None)
         work.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(work / 'lock').acquire(timeout=0)
@@ -106,8 +103,8 @@ def prepare_data(
                 if part in packed:
                     files = [_unpack_archive(home, archive, source) for archive in part.archives]
                     _complete(home, part.counts, again)
-                    for file in files:  # neither in the user's folder nor in a mirror
-                        if work in file.parents and not keep_archives:
+                    for file in files:
+                        if work in file.parents:  # neither in the user's folder nor in a mirror
                             file.unlink()
                 if part in unmade:
                     _FINISHES[part.finish](home)
@@ -115,7 +112,7 @@ def prepare_data(
             for lock in work.rglob('*lock'):
                 lock.unlink()
         for folder in (*filter(Path.is_dir, work.iterdir()), work):
-            with suppress(OSError):  # an archive that is kept, or not needed yet
+            with suppress(OSError):  # an archive of another part
                 folder.rmdir()
     rows = [
         (str(home / pattern), number, part in news)
@@ -146,22 +143,17 @@ def _complete(home: Path, counts: Mapping[str, int], remedy: str = '') -> bool:
     return complete
 
 
-def _stage(work: Path, archive: Archive) -> Path:
-    """The folder in which an archive is unpacked before its files are moved."""
-    return work / f'{archive.name}.files'
-
-
 def _check_archives(
     dataset: DataSet, archives: Sequence[Archive], source: Path | None, root: str | Path
 ) -> None:
     """Raises if an archive is missing in ``source``, or can only be fetched with an account."""
-    closed = [archive.name for archive in archives if archive.url is None]
+    closed = ' and '.join(archive.name for archive in archives if archive.url is None)
     if source is None and closed:
+        command = f'python tools/prepare_data.py {dataset.name} --root {root} --from FOLDER'
         raise DataError(
             f'{dataset.name} is given out to accounts only ({dataset.licence})',
-            remedy=f'get {" and ".join(closed)} at {dataset.site}, put them into one folder, and '
-            f'call again with it: python tools/prepare_data.py {dataset.name} --root {root} '
-            '--from FOLDER',
+            remedy=f'get {closed} at {dataset.site}, put them into one folder, and call again '
+            f'with it: {command}',
         )
     missing = [a.name for a in archives if source and not (source / a.name).is_file()]
     if missing:
@@ -169,20 +161,14 @@ def _check_archives(
         raise DataError(what, f'--from {source}', 'put them there')
 
 
-def _check_space(home: Path, archives: Sequence[Archive], download: bool, keep: bool) -> None:
-    """Raises if the disk cannot hold what is to be fetched and unpacked.
-
-    An archive takes about as much room again when it is unpacked.
-    """
+def _check_space(home: Path, archives: Sequence[Archive], download: bool) -> None:
+    """Raises if the disk cannot hold what is to be fetched and unpacked."""
     sizes = [archive.size for archive in archives]
-    needed = sum(sizes)
-    if download:  # each part's archives are removed once they are unpacked
-        needed += sum(sizes) if keep else max(sizes, default=0)
+    # An archive takes about as much room again when it is unpacked, and is then removed.
+    needed = sum(sizes) + (max(sizes, default=0) if download else 0)
     # what an interrupted call has already stored
     needed -= sum(path.stat().st_size for path in (home / _WORK).rglob('*') if path.is_file())
-    disk = home.resolve()
-    while not disk.exists():
-        disk = disk.parent
+    disk = next(folder for folder in (home, *home.parents) if folder.exists()).resolve()
     free = shutil.disk_usage(disk).free
     if free < needed:
         room = f'{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free'
@@ -200,9 +186,8 @@ def _unpack_archive(home: Path, archive: Archive, source: Path | None) -> Path:
         file = source / archive.name
         if problem := file_problem(file, archive.checksum):
             what = f'it is damaged, or not the published file: {problem}'
-            remedy = 'fetch it again' + (f' from {archive.url}' if archive.url else '')
-            raise DataError(what, str(file), remedy)
-    stage = _stage(work, archive)
+            raise DataError(what, str(file), f'fetch it again from {archive.url or "its site"}')
+    stage = work / f'{archive.name}.files'  # from here, its files are moved
     unpack(file, stage, tuple(archive.moves), most=10 * archive.size + (1 << 30))
     for name, place in archive.moves.items():
         if (stage / name).exists():
