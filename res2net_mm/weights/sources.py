@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -117,20 +118,20 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
         state = checkpoint.get('state_dict', checkpoint)
         inner = [key for key in state if key.startswith('backbone.')]
         return dict(state_dict={key.removeprefix('backbone.'): state[key] for key in inner})
+    if entry is None and not isinstance(checkpoint.get('state_dict'), Mapping):
+        return _marked(checkpoint, {})
     if entry is None:
-        if not isinstance(checkpoint.get('state_dict'), Mapping):
-            return _bare(checkpoint)
         meta = checkpoint.get('meta')
         paths = meta.get(CONVENTION) if isinstance(meta, Mapping) else None
         paths = map(str, paths) if isinstance(paths, Mapping) else ()
         conventions = {path: read_convention(checkpoint, path) for path in paths}
-        checkpoint['state_dict'] = _with_conventions(_bare(checkpoint['state_dict']), conventions)
+        checkpoint['state_dict'] = _marked(checkpoint['state_dict'], conventions)
         return checkpoint
     state, path, classifier = unwrap(checkpoint), 'backbone', {}
     if entry.layout != 'mmdet' or not any(key.startswith('backbone.') for key in state):
         converted = _convert(checkpoint, None, filename)
         state, path, classifier = converted.state, '', converted.classifier
-    state = _with_conventions(state, {path: _convention(entry)})
+    state = _marked(state, {path: _convention(entry)})
     return {'meta': checkpoint.get('meta') or {}, 'state_dict': state, CLASSIFIER: classifier}
 
 
@@ -200,24 +201,19 @@ def _convention(entry: Published) -> dict[str, str]:
     return dict(first_block=entry.rule, style='pytorch')
 
 
-def _with_conventions(
-    state: Mapping[str, Any], conventions: Mapping[str, Mapping[str, str]]
-) -> OrderedDict[str, Any]:
-    written = OrderedDict(state)
-    written._metadata = getattr(state, '_metadata', None)
-    for path, convention in conventions.items():
-        write_convention(written, convention, path)
-    return written
+def _marked(state: Mapping[str, Any], conventions: Mapping[str, Mapping[str, str]]) -> OrderedDict:
+    """A state dict with the conventions of its backbones, and without ``module.``.
 
-
-def _bare(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without ``module.``, which mmengine removes from the names but not from the metadata."""
-    if not state or not all(str(key).startswith('module.') for key in state):
-        return state
-    bare = OrderedDict((key.removeprefix('module.'), value) for key, value in state.items())
+    mmengine removes that from the names, but not from the metadata.
+    """
+    wrapped = all(str(key).startswith('module.') for key in state)
     metadata = getattr(state, '_metadata', None)
-    if isinstance(metadata, Mapping):
-        bare._metadata = OrderedDict(
-            (path.removeprefix('module').removeprefix('.'), kept) for path, kept in metadata.items()
-        )
-    return bare
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    if wrapped:
+        state = {key.removeprefix('module.'): value for key, value in state.items()}
+        metadata = {re.sub(r'^module\.?', '', path): kept for path, kept in metadata.items()}
+    marked = OrderedDict(state)
+    marked._metadata = OrderedDict(metadata)
+    for path, convention in conventions.items():
+        write_convention(marked, convention, path)
+    return marked

@@ -692,7 +692,7 @@ def test_label_maps_by_hand(tmp_path):
     ]
     assert counts(report.left_out) == {'class of value 9, of 1 to 2': 1}
 
-    masks2coco(*arguments, classes=['dog'], first=2, ignore=(255, 9), force=True)
+    masks2coco(*arguments, classes=['dog'], first=2, force=True)
     content = written(tmp_path / 'out.json')
     assert [one['bbox'] for one in content['annotations']] == [[3, 0, 1, 1], [0, 2, 1, 1]]
 

@@ -27,6 +27,7 @@ from ..sets.images import check_pixels
 from ..sets.voc import find_image, read_voc
 from .writer import Conversion, image_files
 
+IGNORED = 255  # the value in label maps that mmseg ignores by default
 _FARTHEST_SHARE = 2  # YOLO coordinates beyond this many image sides are taken for pixels
 _FAR_OUTSIDE = 0.04  # of the image's longer side by which a box must leave it to be suspicious
 
@@ -342,7 +343,6 @@ def masks2coco(
     *,
     classes: Sequence[str],
     first: int = 1,
-    ignore: Sequence[int] = (255,),
     force: bool = False,
 ) -> Conversion:
     """Writes masks as COCO json: compressed run-length code, area and box for every object.
@@ -357,8 +357,8 @@ def masks2coco(
             every connected piece (also by a corner) is an object.
         classes: The names. For ``labels``, those of the value ``first`` and the following ones;
             otherwise a single name, for all objects.
-        first: For ``labels``, the value of the first class; lower values are background.
-        ignore: For ``labels``, values that belong to no class.
+        first: For ``labels``, the value of the first class; lower values are background, and 255
+            is ignored.
 
     Raises:
         DataError: A folder is missing, a mask cannot be read, or nothing can be used.
@@ -383,7 +383,7 @@ def masks2coco(
                 if values.shape[1::-1] != size:
                     coco.left_out.add('mask of another size than its image', png)
                 elif kind == 'labels':
-                    _add_classes(coco, png, values, first, ignore)
+                    _add_classes(coco, png, values, first)
                 elif kind == 'binary':
                     _add_mask(coco, classes[0], values > 0, png)
                 else:
@@ -407,15 +407,13 @@ def mask_values(file: Path) -> np.ndarray:
     return values
 
 
-def _add_classes(
-    coco: Conversion, file: Path, values: np.ndarray, first: int, ignore: Sequence[int]
-) -> None:
+def _add_classes(coco: Conversion, file: Path, values: np.ndarray, first: int) -> None:
     """Adds the connected pieces of each class in a label map."""
     last = first + len(coco.classes) - 1
-    for value in np.unique(values[values >= first]).tolist():
-        if value > last and value not in ignore:
+    for value in np.unique(values[(values >= first) & (values != IGNORED)]).tolist():
+        if value > last:
             coco.left_out.add(f'class of value {value}, of {first} to {last}', file)
-        elif value not in ignore:
+        else:
             _, pieces = cv2.connectedComponents((values == value).astype(np.uint8), connectivity=8)
             _add_each(coco, coco.classes[value - first], pieces, f'{file} value {value} piece')
 

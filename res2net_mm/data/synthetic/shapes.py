@@ -123,9 +123,8 @@ def make_shapes(
 
 def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> str:
     """Draws the scenes of a split and writes them in every layout; returns its list for VOC."""
-    layout = (split, 'annotations', f'semseg/{split}')
-    layout += ('voc/JPEGImages', 'voc/Annotations', 'voc/ImageSets/Main')
-    for folder in layout:
+    layout = f'{split} annotations semseg/{split} voc/JPEGImages voc/Annotations voc/ImageSets/Main'
+    for folder in layout.split():
         (root / folder).mkdir(parents=True, exist_ok=True)
     images, annotations, bins = [], [], list(SIZE_BINS)
     number = SPLITS.index(split)
