@@ -53,10 +53,8 @@ def main() -> None:
         'per object; labels: a pixel is its class, and every connected piece is an object',
     )
     masks.add_argument('--classes', nargs='+', metavar='NAME', required=True)
-    masks.add_argument('--first', type=int, default=1, help='value of the first class in labels')
-    masks.add_argument(
-        '--ignore', type=int, nargs='*', default=(255,), help='values in labels that are no class'
-    )
+    help_first = 'value of the first class in labels, in which 255 is ignored'
+    masks.add_argument('--first', type=int, default=1, help=help_first)
 
     args = vars(parser.parse_args())
 

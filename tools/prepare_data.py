@@ -35,22 +35,11 @@ def main() -> None:
         '--from', dest='source', metavar='DIR', help='folder that has the archives already'
     )
     parser.add_argument('--parts', nargs='+', default=(), metavar='PART', help='see below')
-    parser.add_argument(
-        '--keep-archives', action='store_true', help='do not remove downloaded archives'
-    )
     args = parser.parse_args()
 
     from res2net_mm.data.prepare.sets import prepare_data
 
-    print(
-        prepare_data(
-            args.dataset,
-            args.root,
-            source=args.source,
-            parts=args.parts,
-            keep_archives=args.keep_archives,
-        )
-    )
+    print(prepare_data(args.dataset, args.root, source=args.source, parts=args.parts))
 
 
 if __name__ == '__main__':

@@ -13,8 +13,9 @@ from mmengine.config import Config, ConfigDict
 
 from ..checks import listed
 from ..data.check.agreement import class_counts
-from ..data.convert.formats import files2coco
+from ..data.convert.formats import convert_files
 from ..data.convert.maps import IGNORED, label_rule, place_maps
+from ..data.convert.writer import Conversion
 from ..data.errors import DataError
 from ..data.folders import ALL, TITLES, Pair, recognise
 from ..data.sets.coco import load_coco, loads_masks
@@ -161,7 +162,8 @@ class OwnData:
                 raise DataError('nothing names its classes', where, 'name them with --classes')
         self.out.mkdir(parents=True, exist_ok=True)
         out = self.out / 'all.json'
-        report = files2coco(kind, pairs, root, out, classes=names or None, force=True)
+        report = Conversion(out, names or None, force=True)
+        convert_files(report, kind, pairs, root)
         self.notes += [line.strip() for line in report.left_out.lines() + report.notes.lines()]
         return root, out, load_coco(str(out))
 

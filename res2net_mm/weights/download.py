@@ -6,16 +6,17 @@ import hashlib
 import os
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urldefrag, urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from mmengine.logging import MMLogger
 from tqdm import tqdm
 
@@ -23,9 +24,11 @@ from .reading import CheckpointError
 
 CACHE = 'RES2NET_MM_CACHE'
 MIRROR = 'RES2NET_MM_MIRROR'
+TIMEOUT = 30.0  # seconds without a byte after which a connection is given up
 RETRIES = 5  # in a row, without a new byte
 RETRY_WAIT = 0.5  # seconds before the first retry; doubled for each further one
 
+_NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
 _CHUNK = 1 << 20
 _MAX_SIZE = 1 << 34  # bytes of a file of weights
 
@@ -54,15 +57,14 @@ def fetch(
     *,
     name: str | None = None,
     folder: Path | None = None,
-    timeout: float = 30.0,
     most: int = _MAX_SIZE,
     verified: bool = False,
 ) -> Path:
     """Returns the local path of a published file, downloading the file if it is not there yet.
 
-    If several processes or threads ask for the same file, one downloads it and the others wait.
-    RES2NET_MM_MIRROR may list folders and http(s) addresses, separated by commas; they are asked
-    for a file of this name before ``url`` is. A file found in such a folder is used in place.
+    A transfer that breaks off is continued. If several processes or threads ask for the same file,
+    one downloads it and the others wait. RES2NET_MM_MIRROR may list folders and http(s) addresses,
+    separated by commas, that are asked for the file first; one in such a folder is used in place.
 
     Args:
         url: An http or https address that ends in a file name.
@@ -73,22 +75,15 @@ def fetch(
             as the Hugging Face hub does.
         name: Name of the local file; by default the last part of ``url``.
         folder: Where to keep the file; by default ``cache_folder()``.
-        timeout: Seconds without a byte after which a connection is given up. A transfer that
-            breaks off is retried.
         most: Largest accepted file size in bytes.
         verified: Refuse a download that no checksum verifies, the server's included.
 
-    Returns:
-        The path of the complete file, verified if its checksum is known.
-
     Raises:
         DownloadError: No source has the file or can be reached, the file has another checksum or
-            is larger than ``most``, the folder cannot be written to, or an argument or
-            RES2NET_MM_MIRROR is invalid.
+            is larger than ``most``, the folder cannot be written to, or an address is invalid.
     """
     path, checksum = _target(url, checksum, name, folder)
     failures = []
-    # Network errors become _Failed where they occur, so an OSError here comes from the disk.
     try:
         problem = file_problem(path, checksum)
         if not problem:
@@ -98,13 +93,14 @@ def fetch(
         for source in [*_mirrors(path.name), urldefrag(url).url]:
             try:
                 if isinstance(source, str):
-                    return _download_once(source, path, checksum, timeout, most, verified)
+                    _download_once(source, path, checksum, most, verified)
+                    return path
                 if problem := file_problem(source, checksum):
                     raise _Failed(problem)
                 return source
             except _Failed as failure:
                 failures.append(f'{source}: {failure}')
-    except OSError as error:
+    except OSError as error:  # of the disk: those of the network are _Failed
         raise DownloadError(
             f'cannot keep {path.name} in {path.parent}: {error.strerror or error}; make the folder '
             f'writable and its disk large enough, or set {CACHE} to another folder'
@@ -122,39 +118,30 @@ def file_problem(path: Path, checksum: str | None) -> str:
     """What is wrong with a file, or ``''`` if it is the one with this checksum of :func:`fetch`."""
     if not path.is_file():
         return 'there is no such file'
-    kind, _, digits = (checksum or '').rpartition(':')
-    if not digits:
+    if not checksum:
         return ''
-    kind = kind or 'sha256'
-    digest = hashlib.new(kind, usedforsecurity=False)
-    try:
-        with open(path, 'rb') as file:
-            while data := file.read(_CHUNK):
-                digest.update(data)
-    except OSError as error:
-        return f'it cannot be read ({error.strerror})'
-    if digest.hexdigest().startswith(digits):
+    kind, _, digits = checksum.rpartition(':')
+    digest = hashlib.new(kind or 'sha256', usedforsecurity=False)
+    with open(path, 'rb') as file:
+        while data := file.read(_CHUNK):
+            digest.update(data)
+    found = digest.hexdigest()
+    if found.startswith(digits):
         return ''
-    return f'its {kind} should begin with {digits}, but it is {digest.hexdigest()}'
+    return f'its {digest.name} should begin with {digits}, but it is {found}'
 
 
 def _target(
     url: str, checksum: str | None, name: str | None, folder: Path | None
 ) -> tuple[Path, str | None]:
     """Where a file is kept, and its checksum if that is known."""
-    if not _is_address(url):
-        raise DownloadError(f'url must be an http or https address, but got {url!r}')
     url = urldefrag(url).url
     name = name or unquote(urlsplit(url).path.rpartition('/')[2])
-    if name in ('', '.', '..') or re.search(r'[/\\\0]', name):
-        raise DownloadError(f'url must end in a file name, but got {url!r}')
-    if checksum is None:
-        found = re.search(r'-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+$', name)
-        checksum = found[1] if found else None
-    elif not re.fullmatch('[0-9a-f]{8,64}|md5:[0-9a-f]{32}', checksum):
-        raise DownloadError(
-            f"checksum must be 8 to 64 hex digits, or 'md5:' and 32, but got {checksum!r}"
-        )
+    if not _is_address(url) or name in ('', '.', '..') or re.search(r'[/\\\0]', name):
+        rule = 'url must be an http or https address that ends in a file name'
+        raise DownloadError(f'{rule}, but got {url!r}')
+    in_name = re.search(r'-(?=[0-9]*[a-f])([0-9a-f]{8,64})\.\w+$', name)
+    checksum = checksum or (in_name and in_name[1])
     folder = cache_folder() if folder is None else Path(folder)
     if checksum is None:  # only the address distinguishes it from other files of this name
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:10]
@@ -168,146 +155,108 @@ def _is_address(text: str) -> bool:
 def _mirrors(name: str) -> Iterator[str | Path]:
     """Where each mirror would have the file of this name."""
     for mirror in filter(None, map(str.strip, os.environ.get(MIRROR, '').split(','))):
+        folder = Path(mirror).expanduser()
         if _is_address(mirror):
             yield f'{mirror.rstrip("/")}/{quote(name)}'
-        elif os.path.isdir(os.path.expanduser(mirror)):
-            yield Path(mirror, name).expanduser()
+        elif folder.is_dir():
+            yield folder / name
         else:
-            raise DownloadError(
-                f'{MIRROR} must name http(s) addresses and existing folders, separated by commas, '
-                f'but has {mirror!r}'
-            )
+            rule = f'{MIRROR} must name http(s) addresses and existing folders, separated by commas'
+            raise DownloadError(f'{rule}, but has {mirror!r}')
 
 
 def _log(message: str) -> None:
     MMLogger.get_current_instance().info(message)
 
 
-def _download_once(
-    url: str, path: Path, checksum: str | None, timeout: float, most: int, verified: bool
-) -> Path:
+def _download_once(url: str, path: Path, checksum: str | None, most: int, verified: bool) -> None:
     """Downloads a file, or waits for the process that is downloading it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f'{path}.lock')
-    try:
-        held = lock.acquire(timeout=1)
-    except Timeout:
-        _log(f'waiting for another process, which is downloading {path}')
-        held = lock.acquire()
-    with held:
-        if file_problem(path, checksum):  # otherwise another process has just downloaded it
-            _log(f'downloading {url} to {path}')
-            part = Path(f'{path}.part')
-            try:
-                _download(url, part, checksum, timeout, most, verified)
-                os.replace(part, path)
-            finally:
-                if not checksum:  # it cannot be continued
-                    part.unlink(missing_ok=True)
-    return path
+    _log(f'downloading {url} to {path}')
+    with FileLock(f'{path}.lock'):
+        if not file_problem(path, checksum):  # another process has just downloaded it
+            return
+        part = Path(f'{path}.part')
+        try:
+            _download(url, part, checksum, most, verified)
+            os.replace(part, path)
+        finally:
+            if not checksum:  # it cannot be continued
+                part.unlink(missing_ok=True)
 
 
-def _download(
-    url: str, part: Path, checksum: str | None, timeout: float, most: int, verified: bool
-) -> None:
+def _download(url: str, part: Path, checksum: str | None, most: int, verified: bool) -> None:
     """Makes ``part`` the whole file, and verifies it."""
-    left = _size(part) if checksum else 0
-    best, failures = left, 0
+    left = best = _size(part) if checksum else 0
+    failures = 0
     while True:
         if not checksum:  # nothing would show that the content changed meanwhile
             part.unlink(missing_ok=True)
         try:
-            sent = _receive(url, part, timeout, most)
-        except _Dropped as error:
-            size = _size(part)
-            failures = 0 if size > best else failures + 1
-            best = max(best, size)
-            if best == left:  # not a byte: the next source may be better
+            sent = _receive(url, part, most)
+            break
+        except _Dropped:
+            failures = 0 if _size(part) > best else failures + 1
+            best = max(best, _size(part))
+            if best == left or failures > RETRIES:  # without a byte, the next source may be better
                 raise
-            if failures > RETRIES:
-                raise _Failed(f'{error}, and {RETRIES} further attempts brought no more') from error
             time.sleep(RETRY_WAIT * 2**failures)
-            continue
-        if verified and not (checksum or sent):
-            raise _Failed('it sends no checksum to verify the file by')
-        problem = file_problem(part, checksum or sent)
-        if not problem:
-            return
+    if verified and not (checksum or sent):
+        raise _Failed('it sends no checksum to verify the file by')
+    if problem := file_problem(part, checksum or sent):
         part.unlink()
         if not left:
             raise _Failed(problem)
         _log(f'{part.stem}: what an earlier download left does not fit, downloading it anew')
-        left = best = 0
+        _download(url, part, checksum, most, verified)
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _receive(url: str, part: Path, timeout: float, most: int) -> str | None:
+def _receive(url: str, part: Path, most: int) -> str | None:
     """Adds the bytes that are missing. Returns the file's sha256 if the server sent it."""
-    start = _size(part)
+    start, host = _size(part), urlsplit(url).netloc
     headers = {'User-Agent': 'res2net_mm', 'Accept-Encoding': 'identity'}
-    if start:
-        headers['Range'] = f'bytes={start}-'
-    request = urllib.request.Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
+    headers |= {'Range': f'bytes={start}-'} if start else {}
+    request = Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
     redirects = _Redirects()
     try:
-        response = urllib.request.build_opener(redirects).open(request, timeout=timeout)
+        with build_opener(redirects).open(request, timeout=TIMEOUT) as response:
+            start = start if response.status == 206 else 0
+            total = None if response.length is None else start + response.length
+            # disable=None: shown on a terminal only
+            shown = dict(unit='B', unit_scale=True, disable=None)
+            bar = tqdm(desc=part.stem, total=total, initial=start, **shown)
+            with bar, open(part, 'ab' if start else 'wb') as file:
+                while data := response.read1(_CHUNK):  # what has arrived: the rest may never come
+                    if file.tell() + len(data) > most:
+                        file.truncate(0)  # there is nothing to continue
+                        raise _Failed(f'it is larger than the {most} bytes expected')
+                    file.write(data)
+                    bar.update(len(data))
     except HTTPError as error:
         error.close()
         if error.code == 416 and start:
             return None  # nothing is left to ask for: the checksum tells whether it is whole
         reason = ' '.join(str(error.reason).split())
         raise _Failed(f'the server answered {error.code} ({reason})') from error
-    except (OSError, HTTPException) as error:
-        host = urlsplit(url).netloc
-        raise _Dropped(f'{host} could not be reached: {_reason(error)}') from error
-    with response:
-        if response.status not in (200, 206):
-            raise _Failed(f'the server answered {response.status} ({response.reason})')
-        start = start if response.status == 206 else 0
-        total = None if response.length is None else start + response.length
-        # disable=None: shown on a terminal only
-        bar = tqdm(
-            desc=part.stem, total=total, initial=start, unit='B', unit_scale=True, disable=None
-        )
-        with bar, open(part, 'ab' if start else 'wb') as file:
-            while data := _read(response):
-                if file.tell() + len(data) > most:
-                    file.truncate(0)  # there is nothing to continue
-                    raise _Failed(f'it is larger than the {most} bytes expected')
-                file.write(data)
-                bar.update(len(data))
+    except _NETWORK as error:
+        raise _Dropped(f'no connection to {host}: {getattr(error, "reason", error)}') from error
     if total is not None and _size(part) != total:
         raise _Dropped(f'the connection broke off after {_size(part)} of {total} bytes')
-    return redirects.sha256 or _linked_sha256(response.headers)
+    return redirects.sha256
 
 
-def _linked_sha256(headers: Any) -> str | None:
-    found = re.fullmatch('"?([0-9a-f]{64})"?', headers.get('X-Linked-Etag', ''))
-    return found[1] if found else None
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
+class _Redirects(HTTPRedirectHandler):
     """Keeps the sha256 that the Hugging Face hub sends with the redirect to a large file."""
 
     sha256: str | None = None
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        self.sha256 = _linked_sha256(headers) or self.sha256
+    ) -> Request | None:
+        found = re.fullmatch('"?([0-9a-f]{64})"?', headers.get('X-Linked-Etag', ''))
+        self.sha256 = found[1] if found else self.sha256
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _read(response: HTTPResponse) -> bytes:
-    try:
-        return response.read1(_CHUNK)  # what has arrived: the rest may never come
-    except (OSError, HTTPException) as error:
-        raise _Dropped(f'the connection broke off: {_reason(error)}') from error
-
-
-def _reason(error: Exception) -> str:
-    error = getattr(error, 'reason', error)  # URLError wraps the system's error
-    return getattr(error, 'strerror', None) or str(error) or type(error).__name__

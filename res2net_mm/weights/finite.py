@@ -13,14 +13,9 @@ from .layouts import listing
 
 
 def not_finite(values: Any, known: Collection[str] = ()) -> list[str]:
-    """Names of the tensors that have NaN or infinite values.
+    """Names of the tensors that have NaN or infinite values, except those that are ``known``.
 
-    Args:
-        values: A state dict, or nested dicts and lists of tensors.
-        known: Names to leave out, such as those of :func:`constants`.
-
-    Returns:
-        The names; keys of inner dicts and lists are joined by dots.
+    In nested dicts and lists of tensors, a name is the keys joined by dots.
     """
     found: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in _tensors(values, ''):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backbones import VARIANTS, Backbone
+from ..backbones import VARIANTS, Backbone, Res2Net
 from ..backbones.base import CONVENTION
 from ..backbones.bottle2neck import FIRST_BLOCK_RULES
 from ..checks import check_choice
@@ -48,13 +48,10 @@ def convert_weights(
     Args:
         source: As for :func:`load_weights`.
         out: File to write, .safetensors or .pth; the first digits of its sha256 are added to its
-            name.
+            name. It is loaded again and compared.
         first_block: The rule, if neither the layout nor a convention says it.
         prefix: What the backbone's names begin with; None finds ``backbone.``.
         trust: Read the source with pickle, which runs code that is in it.
-
-    Returns:
-        What was written, after loading it again and comparing it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -65,8 +62,7 @@ def convert_weights(
     out = Path(out).expanduser()
     if out.suffix not in SUFFIXES:
         raise ValueError(f'OUT must end in {" or ".join(SUFFIXES)}, but is {out}')
-    if first_block is not None:
-        check_choice('first_block', first_block, FIRST_BLOCK_RULES)
+    check_choice('first_block', first_block, (None, *FIRST_BLOCK_RULES))
     converted, entry = read_backbone(source, prefix, trust=trust)
     convention = converted.convention
     if first_block is not None:
@@ -77,8 +73,8 @@ def convert_weights(
             )
         convention = {'style': 'pytorch', **convention, 'first_block': first_block}
     state = OrderedDict((key, value.clone().contiguous()) for key, value in converted.state.items())
-    variants = [name for name, args in VARIANTS.items() if _fits(args, convention, state)]
     arch = architecture_of(state)
+    variants = _variants(arch, convention, state)
     args = VARIANTS[variants[0]] if variants else _buildable(arch)
     if not variants and not _fits(args, {}, state):
         raise CheckpointError(
@@ -88,16 +84,12 @@ def convert_weights(
     net = _build(args, convention)
     if first_block is not None and 'first_block' not in net.convention:
         raise ValueError(f'{source} is of a kind that has no first-block rule: leave it out')
-    licence = entry.licence if entry else converted.licence
     check_fit(net, state, convention, str(source), converted.layout)
 
-    content = _serialised(
-        out.suffix,
-        state,
-        convention,
-        dict(source=Path(source).name, layout=converted.layout)
-        | (dict(licence=licence) if licence else {}),
-    )
+    licence = entry.licence if entry else converted.licence
+    origin = dict(source=Path(source).name, layout=converted.layout)
+    origin |= dict(licence=licence) if licence else {}
+    content = _serialised(out.suffix, state, convention, origin)
     final = out.with_name(f'{out.stem}-{hashlib.sha256(content).hexdigest()[:8]}{out.suffix}')
     out.parent.mkdir(parents=True, exist_ok=True)
     with writing(final) as partial:
@@ -106,19 +98,19 @@ def convert_weights(
         written = net.state_dict()
         if not all(written[key].equal(value.to(written[key])) for key, value in state.items()):
             raise CheckpointError(f'{final} does not hold what was written: is the disk failing?')
-    arguments = {key: value for key, value in arch.items() if key != 'type'}
+    unknown = 'first_block' in net.convention and 'first_block' not in convention
     if 'first_block' in net.convention:
-        arguments['first_block'] = convention.get('first_block', 'not known')
+        arch['first_block'] = convention.get('first_block', 'not known')
+    arguments = ', '.join(f'{key}={value!r}' for key, value in arch.items() if key != 'type')
     millions = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     lines = [
-        f'{" or ".join(variants) or "no published variant"}: {arch["type"]}, '
-        + ', '.join(f'{key}={value!r}' for key, value in arguments.items()),
+        f'{" or ".join(variants) or "no published variant"}: {arch["type"]}, {arguments}',
         f'from layout {converted.layout}: {len(state)} tensors, {millions:.2f} M parameters',
         *(f'left out, {rule}: {listing(keys)}' for rule, keys in converted.dropped.items()),
         *([f'licence of these weights: {licence}'] if licence else []),
         f'written, and verified by loading: {final}',
     ]
-    if arguments.get('first_block') == 'not known':
+    if unknown:
         lines.append(
             'its first-block rule is not known, and the file does not say one; --first-block says '
             "it: 'mmdet' for what mmdet's own Res2Net trained, 'official' for the authors'"
@@ -130,23 +122,35 @@ def _serialised(
     suffix: str, state: OrderedDict[str, Tensor], convention: dict[str, str], origin: dict[str, str]
 ) -> bytes:
     conventions = {'': convention} if convention else {}
-    if suffix == '.safetensors':
-        from safetensors.torch import save
+    if suffix == '.pth':
+        write_convention(state, convention)
+        buffer = BytesIO()
+        torch.save(dict(meta={CONVENTION: conventions, **origin}, state_dict=state), buffer)
+        return buffer.getvalue()
+    from safetensors.torch import save
 
-        content = save(
-            dict(state), metadata={'format': 'pt', CONVENTION: json.dumps(conventions), **origin}
-        )
-        # safetensors writes the metadata in random order, which would change the file's sha256
-        end = 8 + int.from_bytes(content[:8], 'little')
-        header = json.loads(content[8:end])
-        header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
-        text = json.dumps(header, separators=(',', ':')).encode()
-        text += b' ' * (-len(text) % 8)  # tensors start at multiples of 8 bytes
-        return len(text).to_bytes(8, 'little') + text + content[end:]
-    write_convention(state, convention)
-    buffer = BytesIO()
-    torch.save(dict(meta={CONVENTION: conventions, **origin}, state_dict=state), buffer)
-    return buffer.getvalue()
+    metadata = {'format': 'pt', CONVENTION: json.dumps(conventions), **origin}
+    content = save(dict(state), metadata)
+    # safetensors writes the metadata in random order, which would change the file's sha256
+    end = 8 + int.from_bytes(content[:8], 'little')
+    header = json.loads(content[8:end]) | {'__metadata__': dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)  # tensors start at multiples of 8 bytes
+    return len(text).to_bytes(8, 'little') + text + content[end:]
+
+
+def _variants(
+    arch: Mapping[str, Any], convention: Mapping[str, str], state: Mapping[str, Tensor]
+) -> list[str]:
+    """Names of the variants that the weights fit."""
+    found = []
+    for name, args in VARIANTS.items():
+        full = {'type': 'Res2Net', **Res2Net.arguments(), **args}
+        shown = ('type', 'depth', 'scales', 'groups', 'base_width')  # quicker than to build it
+        alike = all(arch.get(key, full[key]) == full[key] for key in shown)
+        if alike and _fits(args, convention, state):
+            found.append(name)
+    return found
 
 
 def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,10 +161,10 @@ def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _build(args: Mapping[str, Any], convention: Mapping[str, str]) -> Backbone:
-    args = dict(args)
-    backbone = MODELS.get(args.pop('type', 'Res2Net'))
-    accepted = backbone.arguments()  # DLA, which has only one form, takes none
-    return backbone(**{**args, **{k: v for k, v in convention.items() if k in accepted}})
+    cls = MODELS.get(args.get('type', 'Res2Net'))
+    accepted = cls.arguments()  # DLA, which has only one form, takes none of the convention
+    args = {**args, **{k: v for k, v in convention.items() if k in accepted}}
+    return cls(**{key: value for key, value in args.items() if key != 'type'})
 
 
 def _fits(

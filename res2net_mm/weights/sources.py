@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
@@ -42,30 +43,23 @@ def locate(source: str | Path) -> tuple[Path, Published | None]:
         ValueError: The name is unknown, the download fails, or a published file was changed.
     """
     text = os.fspath(source)
-    for scheme, addresses in OPEN_MMLAB.items():
-        if text.startswith(scheme):
-            models = addresses()
-            name = text.removeprefix(scheme)
-            if name not in models:
-                raise ValueError(f'{text}: mmengine knows no such name{did_you_mean(name, models)}')
-            text = models[name]
-    name = text.removeprefix(SCHEME)
-    if text.startswith(SCHEME) and name not in ZOO:
-        raise ValueError(
-            f'{text}: no published weights of this name in res2net_mm.weights.ZOO'
-            f'{did_you_mean(name, ZOO)}'
-        )
-    if text.startswith(SCHEME) or (name in ZOO and not Path(text).exists()):
+    scheme = next((scheme for scheme in (SCHEME, *OPEN_MMLAB) if text.startswith(scheme)), '')
+    name = text.removeprefix(scheme)
+    if scheme:
+        known = ZOO if scheme == SCHEME else OPEN_MMLAB[scheme]()
+        if name not in known:
+            likely = did_you_mean(name, known)
+            raise ValueError(f'{text}: no published weights of this name{likely}')
+        text = text if scheme == SCHEME else known[name]
+    if scheme == SCHEME or (name in ZOO and not (scheme or Path(text).exists())):
         return _fetch_published(name), ZOO[name]
     files = {entry.filename: entry for entry in ZOO.values()}
     if text.startswith(HTTP):
         entry = files.get(text.split('?')[0].rpartition('/')[2])
         return fetch(text, entry and entry.sha256), entry
     if '://' in text:
-        raise ValueError(
-            f'{text}: weights come from a file, an http address, {SCHEME}name or '
-            f'{next(iter(OPEN_MMLAB))}name'
-        )
+        known = f'a file, an http address, {SCHEME}name or {next(iter(OPEN_MMLAB))}name'
+        raise ValueError(f'{text}: weights come from {known}')
     path = Path(text).expanduser()
     entry = files.get(path.name) if path.is_file() else None
     if entry is not None and (problem := file_problem(path, entry.sha256)):
@@ -85,15 +79,7 @@ def read_backbone(
 ) -> tuple[Converted, Published | None]:
     """The backbone in a source, with this package's names, and its entry in :data:`ZOO`.
 
-    Args:
-        source: As for :func:`locate`, or a state dict.
-        prefix: What the backbone's names begin with; None finds ``backbone.``.
-        map_location: Device to which the file is read.
-        trust: Read the file with pickle, which runs code that is in it.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`locate`, :func:`read_checkpoint` and
-            :func:`convert_state_dict`.
+    The arguments and errors are those of :func:`load_weights`.
     """
     if isinstance(source, Mapping):
         converted, entry = convert(source, prefix), None
@@ -105,9 +91,8 @@ def read_backbone(
     if not convention and entry is not None:  # mmdet's names do not show it
         convention = _convention(entry)
     if not convention and architecture_of(converted.state).get('first_block') == 'grouped':
-        convention = dict(
-            first_block='grouped', style='pytorch'
-        )  # its first blocks have more convs
+        # its first blocks have more convs
+        convention = dict(first_block='grouped', style='pytorch')
     if convention != converted.convention:
         converted = replace(converted, convention=convention)
         write_convention(converted.state, convention)
@@ -120,17 +105,10 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
     mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that key is removed
     unless the file is trusted. ``cfg``, which mmengine writes itself, stays: nothing runs it.
 
-    Args:
-        filename: As for :func:`locate`.
-        map_location: Device to which the file is read.
-        trust: Read the file with pickle, which runs code that is in it.
+    Published backbones, and those of ``mmcls://``, get this package's names, their classification
+    layer a place of its own (``CLASSIFIER``); a whole model keeps its own.
 
-    Returns:
-        The checkpoint. Published backbones, and those of ``mmcls://``, get this package's names,
-        their classification layer a place of its own (``CLASSIFIER``); a whole model keeps its own.
-
-    Raises:
-        FileNotFoundError, ValueError: As :func:`locate` and :func:`read_checkpoint`.
+    The arguments and errors are those of :func:`locate` and :func:`read_checkpoint`.
     """
     path, entry = locate(filename)
     checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
@@ -140,20 +118,20 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
         state = checkpoint.get('state_dict', checkpoint)
         inner = [key for key in state if key.startswith('backbone.')]
         return dict(state_dict={key.removeprefix('backbone.'): state[key] for key in inner})
+    if entry is None and not isinstance(checkpoint.get('state_dict'), Mapping):
+        return _marked(checkpoint, {})
     if entry is None:
-        if not isinstance(checkpoint.get('state_dict'), Mapping):
-            return _bare(checkpoint)
         meta = checkpoint.get('meta')
         paths = meta.get(CONVENTION) if isinstance(meta, Mapping) else None
         paths = map(str, paths) if isinstance(paths, Mapping) else ()
         conventions = {path: read_convention(checkpoint, path) for path in paths}
-        checkpoint['state_dict'] = _with_conventions(_bare(checkpoint['state_dict']), conventions)
+        checkpoint['state_dict'] = _marked(checkpoint['state_dict'], conventions)
         return checkpoint
     state, path, classifier = unwrap(checkpoint), 'backbone', {}
     if entry.layout != 'mmdet' or not any(key.startswith('backbone.') for key in state):
         converted = _convert(checkpoint, None, filename)
         state, path, classifier = converted.state, '', converted.classifier
-    state = _with_conventions(state, {path: _convention(entry)})
+    state = _marked(state, {path: _convention(entry)})
     return {'meta': checkpoint.get('meta') or {}, 'state_dict': state, CLASSIFIER: classifier}
 
 
@@ -193,24 +171,23 @@ def _fetch_published(name: str) -> Path:
     """
     entry = ZOO[name]
     first = dict(url=entry.url, checksum=entry.sha256)
+    if not entry.second_url:
+        return fetch(**first)
     second = dict(url=entry.second_url, name=f'{name}.timm.safetensors')
-    sources = [first, second] if entry.second_url else [first]
-    if entry.second_url and is_cached(**second) and not is_cached(**first):
-        sources.reverse()
-    failures = []
-    for source in sources:
+    failure = ''
+    if is_cached(**first) or not is_cached(**second):
         try:
-            path = fetch(**source, verified=source is second)
+            return fetch(**first)
         except DownloadError as error:
-            failures.append(str(error))
-            continue
-        if source is second:
-            why = f'; {failures[0]}' if failures else ''
-            MMLogger.get_current_instance().warning(
-                f"{SCHEME}{name}: timm's copy of these weights is used, {entry.second_url}{why}"
-            )
-        return path
-    raise DownloadError('; '.join(dict.fromkeys(failures)))
+            failure = f'; {error}'
+    try:
+        path = fetch(**second, verified=True)
+    except DownloadError as error:
+        raise DownloadError(f'{error}{failure}') from error
+    MMLogger.get_current_instance().warning(
+        f"{SCHEME}{name}: timm's copy of these weights is used, {entry.second_url}{failure}"
+    )
+    return path
 
 
 def _convert(checkpoint: Mapping[str, Any], prefix: str | None, source: str | Path) -> Converted:
@@ -224,24 +201,19 @@ def _convention(entry: Published) -> dict[str, str]:
     return dict(first_block=entry.rule, style='pytorch')
 
 
-def _with_conventions(
-    state: Mapping[str, Any], conventions: Mapping[str, Mapping[str, str]]
-) -> OrderedDict[str, Any]:
-    written = OrderedDict(state)
-    written._metadata = getattr(state, '_metadata', None)
-    for path, convention in conventions.items():
-        write_convention(written, convention, path)
-    return written
+def _marked(state: Mapping[str, Any], conventions: Mapping[str, Mapping[str, str]]) -> OrderedDict:
+    """A state dict with the conventions of its backbones, and without ``module.``.
 
-
-def _bare(state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Without ``module.``, which mmengine removes from the names but not from the metadata."""
-    if not state or not all(str(key).startswith('module.') for key in state):
-        return state
-    bare = OrderedDict((key.removeprefix('module.'), value) for key, value in state.items())
+    mmengine removes that from the names, but not from the metadata.
+    """
+    wrapped = all(str(key).startswith('module.') for key in state)
     metadata = getattr(state, '_metadata', None)
-    if isinstance(metadata, Mapping):
-        bare._metadata = OrderedDict(
-            (path.removeprefix('module').removeprefix('.'), kept) for path, kept in metadata.items()
-        )
-    return bare
+    metadata = metadata if isinstance(metadata, Mapping) else {}
+    if wrapped:
+        state = {key.removeprefix('module.'): value for key, value in state.items()}
+        metadata = {re.sub(r'^module\.?', '', path): kept for path, kept in metadata.items()}
+    marked = OrderedDict(state)
+    marked._metadata = OrderedDict(metadata)
+    for path, convention in conventions.items():
+        write_convention(marked, convention, path)
+    return marked

@@ -123,28 +123,14 @@ def test_queries_escapes_and_fragments(server, cache):
 
 
 @pytest.mark.parametrize(
-    'url, message',
-    [
-        ('http://x.test/', 'url must end in a file name'),
-        ('http://x.test', 'url must end in a file name'),
-        ('http://x.test/a/?file=net.pth', 'url must end in a file name'),
-        ('http://x.test/%2e%2e', 'url must end in a file name'),
-        ('http://x.test/..%2Fnet.pth', 'url must end in a file name'),
-        ('ftp://x.test/net.pth', 'url must be an http or https address'),
-        ('file:///net.pth', 'url must be an http or https address'),
-        ('http:///net.pth', 'url must be an http or https address'),
-        ('net.pth', 'url must be an http or https address'),
-    ],
-)
-def test_address_that_makes_no_sense(url, message):
-    assert fails(url) == f'{message}, but got {url!r}'
-
-
-@pytest.mark.parametrize('checksum', ['', 'abc', 'abcdefgh', 'a' * 65, 'md5:12', f'md5:{"x" * 32}'])
-def test_checksum_that_makes_no_sense(checksum):
-    message = fails('http://x.test/net.pth', checksum)
-    assert message.startswith("checksum must be 8 to 64 hex digits, or 'md5:' and 32, but got ")
-    assert message.endswith(repr(checksum))
+    'url',
+    ['http://x.test/', 'http://x.test', 'http://x.test/a/?file=net.pth', 'http://x.test/%2e%2e',
+     'http://x.test/..%2Fnet.pth', 'ftp://x.test/net.pth', 'file:///net.pth', 'http:///net.pth',
+     'net.pth'],
+)  # fmt: skip
+def test_address_that_makes_no_sense(url):
+    rule = 'url must be an http or https address that ends in a file name'
+    assert fails(url) == f'{rule}, but got {url!r}'
 
 
 def test_md5_is_verified(server):
@@ -180,7 +166,7 @@ def test_redirect_to_another_scheme_is_refused(server, target):
 
 def test_unreachable_target_of_a_redirect_is_an_error(server):
     server.behave(NAME, status=302, location=f'http://127.0.0.1:1/{NAME}')
-    assert 'could not be reached: Connection refused' in fails(server.address(NAME))
+    assert 'Connection refused' in fails(server.address(NAME))
 
 
 def test_sha256_that_the_hub_sends_with_a_redirect_is_verified(server, cache):
@@ -244,7 +230,7 @@ def test_each_attempt_is_listed(server, cache, folder, mirrors):
         f'{folder / NAME}: {NOT_IT}',
         f'{server.folder / NAME}: there is no such file',
         f'{server.address("copies")}/{NAME}: the server answered 404 (Not Found)',
-        f'http://127.0.0.1:1/{NAME}: 127.0.0.1:1 could not be reached: Connection refused',
+        f'http://127.0.0.1:1/{NAME}: no connection to 127.0.0.1:1: [Errno 111] Connection refused',
         f'{url}: the server answered 503 (Service Unavailable)',
         f'put the file at {cache / NAME}, or set RES2NET_MM_MIRROR to a folder that has it',
     ]

@@ -9,11 +9,9 @@ import base64
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,13 +20,14 @@ from PIL import Image
 from pycocotools import mask as rle
 from tqdm import tqdm
 
+from ...checks import check_choice
 from ..errors import DataError
 from ..sets.coco import written_as_corners
 from ..sets.images import check_pixels
 from ..sets.voc import find_image, read_voc
-from .writer import CocoWriter, ConversionReport, image_files
+from .writer import Conversion, image_files
 
-KINDS = ('instances', 'binary', 'labels')
+IGNORED = 255  # the value in label maps that mmseg ignores by default
 _FARTHEST_SHARE = 2  # YOLO coordinates beyond this many image sides are taken for pixels
 _FAR_OUTSIDE = 0.04  # of the image's longer side by which a box must leave it to be suspicious
 
@@ -43,7 +42,7 @@ def voc2coco(
     annotations: str = 'Annotations',
     merge: bool = False,
     force: bool = False,
-) -> ConversionReport:
+) -> Conversion:
     """Writes a Pascal VOC set as COCO json.
 
     The boxes are the ones that mmdet makes from the xml, except that fractions stay: the corner is
@@ -54,80 +53,36 @@ def voc2coco(
     ``ignore: 1``).
 
     Args:
-        root: The folder of the set.
-        out: The json to write.
+        root: The folder of the set, with the folders ``images`` and ``annotations``.
+        out, classes, merge, force: See :class:`Conversion`.
         names: A file of image names, one per line, such as ``ImageSets/Main/train.txt``, below
             ``root`` or anywhere; by default all annotation files, sorted by name.
-        classes: See :class:`CocoWriter`; objects of other classes are left out.
-        images: The folder of the images below ``root``; the json's file names are relative to it.
-        annotations: The folder of the xml files below ``root``.
-        merge: Treat names that differ only in case, blanks and Unicode form as one class: the name
-            in ``classes``, or else the most frequent one. Without it they are reported.
-        force: Replace ``out`` if it exists.
-
-    Returns:
-        What was written and what was left out.
 
     Raises:
-        DataError: A file or folder is missing, a file is no xml, or nothing can be used. An object
-            that cannot be read is left out.
+        DataError: A file or folder is missing, or nothing can be used.
     """
     root = Path(root)
-    writer = CocoWriter(out, force, classes, merge)
+    coco = Conversion(out, classes, force, merge)
     image_folder, xml_folder = root / images, root / annotations
     for folder in (image_folder, xml_folder):
         if not folder.is_dir():
             raise DataError(f'there is no folder {folder}; name it with --images, --annotations')
-
-    seen = set()
-    for name in _voc_names(root, names, xml_folder):
-        xml = xml_folder / f'{name}.xml'
-        image = Path(find_image(str(image_folder / name), os.path.isfile))
-        if name in seen:
-            writer.left_out.add('image that is listed before', name)
+    stems = sorted(path.stem for path in xml_folder.glob('*.xml'))
+    if names is not None:
+        stems = _lines(root / names if (root / names).is_file() else Path(names))
+    pairs = {}
+    for stem in stems:
+        xml = xml_folder / f'{stem}.xml'
+        image = Path(find_image(str(image_folder / stem), os.path.isfile))
+        if image in pairs:
+            coco.left_out.add('image that is listed before', stem)
         elif not xml.is_file():
-            writer.left_out.add('image without annotation file', xml)
+            coco.left_out.add('image without annotation file', xml)
         elif not image.is_file():
-            writer.left_out.add('annotation file without image', image)
-        elif size := writer.image(image, image_folder):
-            _read_voc(writer, xml, size)
-        seen.add(name)
-    return writer.write(f'voc2coco of {root}')
-
-
-def _read_voc(writer: CocoWriter, xml: Path, size: tuple[int, int]) -> None:
-    def leave_out(error: DataError) -> None:
-        what = ': '.join(filter(None, (error.where, error.what)))
-        writer.left_out.add('object without a name, or whose numbers are none', what)
-
-    written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
-    if written_size not in (None, size):
-        writer.notes.add('size in the annotation file that is not of the image', xml)
-    for obj in objects:
-        x1, y1, x2, y2 = obj.corners
-        width, height = x2 - x1, y2 - y1
-        box, crowd = [x1 - 1, y1 - 1, width, height], int(obj.difficult)
-        writer.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
-
-
-def _voc_names(root: Path, names: str | Path | None, xml_folder: Path) -> list[str]:
-    if names is None:
-        return sorted(path.stem for path in xml_folder.glob('*.xml'))
-    file = next((path for path in (root / names, Path(names)) if path.is_file()), None)
-    if file is None:
-        raise DataError(f'there is no list of images {root / names}, nor {names}')
-    return _lines(file)
-
-
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in _text(file).splitlines() if line.strip()]
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise DataError(f'it is no text in UTF-8 ({error})', str(file), 'write it again') from error
+            coco.left_out.add('annotation file without image', image)
+        else:
+            pairs[image] = xml
+    return convert_files(coco, 'voc', pairs.items(), image_folder, f'voc2coco of {root}')
 
 
 def yolo2coco(
@@ -138,7 +93,7 @@ def yolo2coco(
     images: str = 'images',
     labels: str = 'labels',
     force: bool = False,
-) -> ConversionReport:
+) -> Conversion:
     """Writes a set of YOLO label files as COCO json.
 
     A line of a label file is a class number starting at 0, and either a box (centre x and y,
@@ -146,17 +101,10 @@ def yolo2coco(
     height. Objects are cut at the image's border. An image without a label file has no objects.
 
     Args:
-        root: The folder of the set.
-        out: The json to write.
+        root: The folder of the set. Its folders ``images`` and ``labels`` may have subfolders.
+        out, force: See :class:`Conversion`.
         classes: The names; by default those in ``data.yaml``, or else in ``classes.txt``, in
             ``root`` or in the folder of the labels.
-        images: The folder of the images below ``root``, with or without subfolders; the json's
-            file names are relative to it.
-        labels: The folder of the label files below ``root``, with the same subfolders.
-        force: Replace ``out`` if it exists.
-
-    Returns:
-        What was written and what was left out.
 
     Raises:
         DataError: A folder is missing, there are no class names, or nothing can be used.
@@ -165,58 +113,107 @@ def yolo2coco(
     image_folder, label_folder = root / images, root / labels
     if not label_folder.is_dir():
         raise DataError(f'there is no folder {label_folder}; name it with --labels')
-    names = list(classes) if classes else yolo_classes(root, label_folder)
-    writer = CocoWriter(out, force, names)
-    read = {label_folder / 'classes.txt'}
-    formats: Counter[str] = Counter()
-    for image in image_files(image_folder):
-        file = (label_folder / image.relative_to(image_folder)).with_suffix('.txt')
-        size = writer.image(image, image_folder)
-        read.add(file)
-        if size and file.is_file():
-            _read_yolo(writer, file, names, size, formats)
-    _refuse_corners(formats, label_folder)
-    for file in sorted(set(label_folder.rglob('*.txt')) - read):
-        writer.left_out.add('label file without image', file)
-    return writer.write(f'yolo2coco of {root}')
+    coco = Conversion(out, list(classes or yolo_classes(root, label_folder)), force)
+    pairs = {
+        image: (label_folder / image.relative_to(image_folder)).with_suffix('.txt')
+        for image in image_files(image_folder)
+    }
+    unused = {*label_folder.rglob('*.txt')} - {*pairs.values(), label_folder / 'classes.txt'}
+    for file in sorted(unused):
+        coco.left_out.add('label file without image', file)
+    return convert_files(coco, 'yolo', pairs.items(), image_folder, f'yolo2coco of {root}')
 
 
-def _read_yolo(
-    writer: CocoWriter, file: Path, names: list[str], size: tuple[int, int], formats: Counter
-) -> None:
-    for where, (label, *shares) in _yolo_lines(writer, file):
+def convert_files(
+    coco: Conversion, kind: str, files: Iterable[tuple[Path, Path]], root: Path, title: str = ''
+) -> Conversion:
+    """Writes images with an annotation file each as COCO json.
+
+    A file that cannot be read takes its image out, which would seem to have no objects.
+
+    Args:
+        coco: The json to write. For YOLO, it needs classes.
+        kind: ``voc`` or ``yolo``, as :func:`voc2coco` and :func:`yolo2coco` read them, or
+            ``labelme``: rectangles, circles, polygons and masks are objects, shapes of one label
+            and ``group_id`` are one object, lines and points are left out.
+        files: Images below ``root`` and their files; a missing one is an image without objects.
+        root: The json's file names are relative to it.
+        title: Its description.
+
+    Raises:
+        DataError: Nothing can be used, or YOLO's boxes are written as corners.
+    """
+    files, readers = [*files], dict(voc=_read_voc, labelme=_read_labelme, yolo=_read_yolo)
+    for image, file in tqdm(files, kind, leave=False, disable=None):
+        size = coco.image(image, root)
+        if not (size and file.is_file()):
+            continue
+        before = len(coco.annotations)
+        try:
+            readers[kind](coco, file, size)
+        except (DataError, OSError) as error:
+            coco.left_out.add('annotation file that cannot be read', str(error))
+            coco.images.pop()
+            del coco.annotations[before:]
+    if written_as_corners(coco.yolo):
+        raise DataError(
+            f'all of its {coco.yolo["boxes"]:,} boxes would be in their images as x1 y1 x2 y2, but '
+            f'as centre and size {coco.yolo["beyond"]:,} go beyond them',
+            os.path.commonpath([file.parent for _, file in files]),
+            'write them as YOLO does',
+        )
+    return coco.write(title or f'{kind} files of {root}')
+
+
+def _read_voc(coco: Conversion, xml: Path, size: tuple[int, int]) -> None:
+    def leave_out(error: DataError) -> None:
+        coco.left_out.add('object without a name, or whose numbers are none', str(error))
+
+    written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
+    if written_size not in (None, size):
+        coco.notes.add('size in the annotation file that is not of the image', xml)
+    for obj in objects:
+        x1, y1, x2, y2 = obj.corners
+        width, height = x2 - x1, y2 - y1
+        box, crowd = [x1 - 1, y1 - 1, width, height], int(obj.difficult)
+        coco.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
+
+
+def _read_yolo(coco: Conversion, file: Path, size: tuple[int, int]) -> None:
+    for where, (label, *shares) in _yolo_lines(coco, file):
+        points = np.reshape(shares, (-1, 2)) * size  # (N, 2) px: of a polygon, or centre and size
+        is_box, more = len(points) == 2, {}
         if max(map(abs, shares)) > _FARTHEST_SHARE:
             reason = 'coordinates in pixels, where YOLO has shares of the image from 0 to 1'
-            writer.left_out.add(f'object with {reason}', where)
+            coco.left_out.add(f'object with {reason}', where)
             continue
-        if label not in range(len(names)):
-            writer.left_out.add(f'object of class {label:g}, of {len(names)} from 0', where)
+        if label not in range(len(coco.classes)):
+            reason = f'object of class {label:g}, of {len(coco.classes)} from 0'
+            coco.left_out.add(reason, where)
             continue
-        points = np.reshape(shares, (-1, 2)) * size  # (N, 2) px: of a polygon, or centre and size
-        is_box = len(points) == 2
         if is_box:
             centre, extent = points
-            formats['boxes'] += 1
+            coco.yolo['boxes'] += 1
             within = min(shares) >= 0 and max(shares) <= 1
-            formats['corners'] += bool(within and (extent > centre).all())
+            coco.yolo['corners'] += bool(within and (extent > centre).all())
             points = np.stack([centre - extent / 2, centre + extent / 2])
         cut = points.clip(0, size)
         beyond = np.abs(points - cut).max()
         if beyond >= 1:
-            writer.notes.add('object that reached over the border of its image', where)
-            formats['beyond'] += bool(is_box and beyond > _FAR_OUTSIDE * max(size))
+            coco.notes.add('object that reached over the border of its image', where)
+            coco.yolo['beyond'] += bool(is_box and beyond > _FAR_OUTSIDE * max(size))
         width, height = np.ptp(cut, 0).tolist()
-        if is_box:
-            if (points[0] >= points[1]).any():
-                width = height = 0  # a negative width or height
-            area, more = width * height, {}
-        else:
-            area = _polygon_area(cut)
-            more = dict(segmentation=[cut.ravel().tolist()])
-        writer.add(names[int(label)], [*cut.min(0).tolist(), width, height], area, where, **more)
+        if is_box and (points[0] >= points[1]).any():
+            width = height = 0  # a negative width or height
+        area = width * height
+        if not is_box:
+            area, more = _polygon_area(cut), dict(segmentation=[cut.ravel().tolist()])
+        box = [*cut.min(0).tolist(), width, height]
+        coco.add(coco.classes[int(label)], box, area, where, **more)
 
 
-def _yolo_lines(writer: CocoWriter, file: Path) -> Iterator[tuple[str, list[float]]]:
+def _yolo_lines(coco: Conversion, file: Path) -> Iterator[tuple[str, list[float]]]:
+    """Where each object is, and its numbers."""
     seen = set()
     lines = file.read_text(encoding='utf-8-sig', errors='replace').splitlines()
     for i, line in enumerate(lines, 1):
@@ -225,21 +222,20 @@ def _yolo_lines(writer: CocoWriter, file: Path) -> Iterator[tuple[str, list[floa
         try:
             numbers = [float(word) for word in words]
         except ValueError:
-            numbers = []
-        if not words:
-            continue
+            numbers = [0]
         if words in seen:
-            writer.left_out.add('line that is there before', where)
-        elif len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
-            writer.left_out.add('line that is no class with a box or polygon', where)
+            coco.left_out.add('line that is there before', where)
+        elif words and len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
+            coco.left_out.add('line that is no class with a box or polygon', where)
         elif not all(map(math.isfinite, numbers)):
-            writer.left_out.add('box that is not finite', where)
-        else:
+            coco.left_out.add('box that is not finite', where)
+        elif words:
+            seen.add(words)
             yield where, numbers
-        seen.add(words)
 
 
 def yolo_classes(root: Path, label_folder: Path) -> list[str]:
+    """The class names of a YOLO set."""
     for name in ('data.yaml', 'data.yml'):
         if (root / name).is_file():
             return yaml_classes(root / name)
@@ -254,108 +250,60 @@ def yolo_classes(root: Path, label_folder: Path) -> list[str]:
 
 
 def yaml_classes(file: Path) -> list[str]:
+    """The class names in a YOLO set's yaml."""
     try:
         names = yaml.safe_load(_text(file))['names']
-        if isinstance(names, dict):
-            names = [names[i] for i in range(len(names))]
+        names = [] if isinstance(names, str) else [names[i] for i in range(len(names))]
     except (yaml.YAMLError, RecursionError) as error:
-        raise DataError(
-            f'it is not valid YAML ({" ".join(str(error).split())})', str(file)
-        ) from error
-    except (KeyError, TypeError) as error:
-        raise DataError('it has no names of classes, numbered from 0', str(file)) from error
+        what = f'it is not valid YAML ({" ".join(str(error).split())})'
+        raise DataError(what, str(file)) from error
+    except (KeyError, TypeError):
+        names = []
     # writing out nested lists that refer to each other could take more than all memory
-    if not isinstance(names, list) or not names or any(isinstance(n, list | dict) for n in names):
-        raise DataError('it has no list of names of classes', str(file))
+    if not names or any(isinstance(name, list | dict) for name in names):
+        raise DataError('it has no names of classes, numbered from 0', str(file))
     return [str(name) for name in names]
 
 
-def files2coco(
-    kind: str,
-    files: Iterable[tuple[Path, Path]],
-    root: str | Path,
-    out: str | Path,
-    *,
-    classes: Sequence[str] | None = None,
-    force: bool = False,
-) -> ConversionReport:
-    """Writes images with an annotation file each as COCO json.
-
-    Args:
-        kind: ``voc`` or ``yolo``, as :func:`voc2coco` and :func:`yolo2coco` read them, or
-            ``labelme``: rectangles, circles, polygons and masks are objects, shapes of one label
-            and ``group_id`` are one object, lines and points are left out.
-        files: Images below ``root`` and their files; a missing one is an image without objects.
-        root: The json's file names are relative to it.
-        out: The json to write.
-        classes: Names in the order of the categories; YOLO needs them.
-        force: Replace ``out`` if it exists.
-
-    Returns:
-        What was written, and what was left out: a file that cannot be read, with its image, too.
-
-    Raises:
-        DataError: Nothing can be used, or YOLO's boxes are written as corners.
-    """
-    root, writer = Path(root), CocoWriter(out, force, classes)
-    formats: Counter[str] = Counter()
-    for image, file in tqdm([*files], kind, leave=False, disable=None):
-        size = writer.image(image, root)
-        if not (size and file.is_file()):
-            continue
-        objects = len(writer.annotations)
-        try:
-            if kind == 'yolo':
-                _read_yolo(writer, file, list(classes or ()), size, formats)
-            else:
-                dict(voc=_read_voc, labelme=_read_labelme)[kind](writer, file, size)
-        except (DataError, OSError) as error:
-            writer.left_out.add('annotation file that cannot be read', str(error))
-            writer.images.pop()  # it is not known to be without objects
-            del writer.annotations[objects:]
-    _refuse_corners(formats, root)
-    return writer.write(f'{kind} files of {root}')
+def _lines(file: Path) -> list[str]:
+    return [line.strip() for line in _text(file).splitlines() if line.strip()]
 
 
-def _refuse_corners(formats: Counter[str], folder: Path) -> None:
-    if written_as_corners(formats):
-        raise DataError(
-            f'all of its {formats["boxes"]:,} boxes would be in their images as x1 y1 x2 y2, but '
-            f'as centre and size {formats["beyond"]:,} go beyond them',
-            str(folder),
-            'write them as YOLO does',
-        )
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise DataError(f'it is no text in UTF-8 ({error})', str(file), 'write it again') from error
 
 
-def _read_labelme(writer: CocoWriter, file: Path, size: tuple[int, int]) -> None:
+def _read_labelme(coco: Conversion, file: Path, size: tuple[int, int]) -> None:
     try:
         content = json.loads(_text(file))
         shapes = [(shape['label'], shape.get('group_id'), shape) for shape in content['shapes']]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError('it is no labelme file', str(file), 'write it again') from error
     if (content.get('imageWidth'), content.get('imageHeight')) not in ((None, None), size):
-        writer.notes.add('size in the annotation file that is not of the image', file)
+        coco.notes.add('size in the annotation file that is not of the image', file)
     objects: dict[tuple, list[tuple]] = {}
     for i, (label, group, shape) in enumerate(shapes, 1):
         where = f'{file} shape {i} ({label})'
         try:
             part = _labelme_shape(shape, size)
         except (ValueError, KeyError, TypeError, IndexError, OSError, SyntaxError) as error:
-            writer.left_out.add('shape whose points or mask cannot be read', f'{where}: {error}')
+            coco.left_out.add('shape whose points or mask cannot be read', f'{where}: {error}')
             continue
         if part is None:
-            writer.left_out.add(f'{shape.get("shape_type")} without area', where)
+            coco.left_out.add(f'{shape.get("shape_type")} without area', where)
         elif isinstance(part, np.ndarray):
-            _add(writer, label, part, where)
+            _add_mask(coco, label, part, where)
         else:
             key = (label, group) if group is not None else (where,)
             objects.setdefault(key, []).append((label, where, *part))
     for parts in objects.values():
         (label, *_), (where, *_), corners, areas, outlines = zip(*parts, strict=True)
         low, high = np.min(corners, 0)[:2], np.max(corners, 0)[2:]
-        masked = all(outline is not None for outline in outlines)
-        more = dict(segmentation=list(outlines)) if masked else {}
-        writer.add(label, [*low.tolist(), *(high - low).tolist()], sum(areas), where, **more)
+        more = {} if None in outlines else dict(segmentation=list(outlines))
+        coco.add(label, [*low.tolist(), *(high - low).tolist()], sum(areas), where, **more)
 
 
 def _labelme_shape(shape: dict, size: tuple[int, int]) -> np.ndarray | tuple | None:
@@ -395,72 +343,52 @@ def masks2coco(
     *,
     classes: Sequence[str],
     first: int = 1,
-    ignore: Sequence[int] = (255,),
     force: bool = False,
-) -> ConversionReport:
+) -> Conversion:
     """Writes masks as COCO json: compressed run-length code, area and box for every object.
 
     Args:
         images: The folder of the images, with or without subfolders.
         masks: The folder of the masks, which have the images' names and the same subfolders.
-        out: The json to write.
+        out, force: See :class:`Conversion`.
         kind: What a mask is. ``instances``: one png per image, whose pixels are 0 or the number of
             their object. ``binary``: one folder per image with one png per object, whose pixels
             are 0 outside the object. ``labels``: one png per image, whose pixels are their class;
             every connected piece (also by a corner) is an object.
         classes: The names. For ``labels``, those of the value ``first`` and the following ones;
             otherwise a single name, for all objects.
-        first: For ``labels``, the value of the first class; lower values are background.
-        ignore: For ``labels``, values that belong to no class.
-        force: Replace ``out`` if it exists.
-
-    Returns:
-        What was written and what was left out.
+        first: For ``labels``, the value of the first class; lower values are background, and 255
+            is ignored.
 
     Raises:
-        DataError: A folder is missing, a mask cannot be read, an argument is invalid, or nothing
-            can be used.
+        DataError: A folder is missing, a mask cannot be read, or nothing can be used.
+        ValueError: An argument is invalid.
     """
     images, masks = Path(images), Path(masks)
-    if kind not in KINDS:
-        raise DataError(f'kind must be one of {", ".join(KINDS)}, but got {kind!r}')
-    if kind != 'labels' and len(classes) != 1:
-        raise DataError(
-            f'classes must be one name, that of all objects, for {kind}, but got {len(classes)}'
-        )
-    if not classes:
-        raise DataError('classes must have a name or more')
+    check_choice('kind', kind, ('instances', 'binary', 'labels'))
+    if not classes or (kind != 'labels' and len(classes) > 1):
+        number = 'a name or more' if kind == 'labels' else 'one name, that of all objects'
+        raise ValueError(f'for {kind}, classes must be {number}, but got {len(classes)}')
     if not masks.is_dir():
         raise DataError(f'there is no folder {masks}')
-    writer = CocoWriter(out, force, classes)
+    coco = Conversion(out, classes, force)
     for image in image_files(images):
         stem = masks / image.relative_to(images).with_suffix('')
         file = stem if kind == 'binary' else stem.with_name(f'{stem.name}.png')
         if not (file.is_dir() if kind == 'binary' else file.is_file()):
-            writer.left_out.add('image without mask', file)
-        elif size := writer.image(image, images):
-            pngs = sorted(p for p in file.glob('*.png') if p.is_file())
-            for png in pngs if kind == 'binary' else [file]:
-                values = _values(writer, png, size)
-                if values is None:
-                    continue
-                if kind == 'labels':
-                    _add_classes(writer, png, values, classes, first, ignore)
+            coco.left_out.add('image without mask', file)
+        elif size := coco.image(image, images):
+            for png in sorted(file.glob('*.png')) if kind == 'binary' else [file]:
+                values = mask_values(png)
+                if values.shape[1::-1] != size:
+                    coco.left_out.add('mask of another size than its image', png)
+                elif kind == 'labels':
+                    _add_classes(coco, png, values, first)
                 elif kind == 'binary':
-                    _add(writer, classes[0], values > 0, str(png))
+                    _add_mask(coco, classes[0], values > 0, png)
                 else:
-                    for number, mask in _each(values):
-                        _add(writer, classes[0], mask, f'{png} object {number}')
-    return writer.write(f'masks2coco of {masks}')
-
-
-def _values(writer: CocoWriter, file: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """The values of a mask (H, W), or None if it has another size than its image."""
-    values = mask_values(file)
-    if values.shape[1::-1] != size:
-        writer.left_out.add('mask of another size than its image', file)
-        return None
-    return values
+                    _add_each(coco, classes[0], values, f'{png} object')
+    return coco.write(f'masks2coco of {masks}')
 
 
 def mask_values(file: Path) -> np.ndarray:
@@ -479,34 +407,25 @@ def mask_values(file: Path) -> np.ndarray:
     return values
 
 
-def _each(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Every value above 0 and where it is."""
+def _add_classes(coco: Conversion, file: Path, values: np.ndarray, first: int) -> None:
+    """Adds the connected pieces of each class in a label map."""
+    last = first + len(coco.classes) - 1
+    for value in np.unique(values[(values >= first) & (values != IGNORED)]).tolist():
+        if value > last:
+            coco.left_out.add(f'class of value {value}, of {first} to {last}', file)
+        else:
+            _, pieces = cv2.connectedComponents((values == value).astype(np.uint8), connectivity=8)
+            _add_each(coco, coco.classes[value - first], pieces, f'{file} value {value} piece')
+
+
+def _add_each(coco: Conversion, name: str, values: np.ndarray, where: str) -> None:
+    """Adds the pixels of each value above 0 as an object."""
     for number in np.unique(values[values > 0]).tolist():
-        yield number, values == number
+        _add_mask(coco, name, values == number, f'{where} {number}')
 
 
-def _add_classes(
-    writer: CocoWriter,
-    file: Path,
-    values: np.ndarray,
-    classes: Sequence[str],
-    first: int,
-    ignore: Sequence[int],
-) -> None:
-    for value in np.unique(values).tolist():
-        if value < first or value in ignore:
-            continue
-        if value >= first + len(classes):
-            last = first + len(classes) - 1
-            writer.left_out.add(f'class of value {value}, of {first} to {last}', file)
-            continue
-        _, pieces = cv2.connectedComponents((values == value).astype(np.uint8), connectivity=8)
-        for number, mask in _each(pieces):
-            _add(writer, classes[value - first], mask, f'{file} value {value} piece {number}')
-
-
-def _add(writer: CocoWriter, name: str, mask: np.ndarray, where: str) -> None:
-    code: dict[str, Any] = rle.encode(np.asfortranarray(mask, np.uint8))
+def _add_mask(coco: Conversion, name: str, mask: np.ndarray, where: str | Path) -> None:
+    code = rle.encode(np.asfortranarray(mask, np.uint8))
     code['counts'] = code['counts'].decode('ascii')
     # The box of an empty mask is 0 0 0 0, and the writer leaves it out.
-    writer.add(name, rle.toBbox(code).tolist(), int(rle.area(code)), where, segmentation=code)
+    coco.add(name, rle.toBbox(code).tolist(), int(rle.area(code)), where, segmentation=code)

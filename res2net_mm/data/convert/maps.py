@@ -13,9 +13,8 @@ from tqdm import tqdm
 from ...checks import listed
 from ...files import writing
 from ..errors import DataError
-from .formats import mask_values
+from .formats import IGNORED, mask_values
 
-IGNORED = 255  # the value that mmseg ignores by default
 _SAMPLE = 64
 
 Rule = Callable[[np.ndarray], np.ndarray]
@@ -26,13 +25,8 @@ def label_rule(
 ) -> tuple[Rule | None, str]:
     """How the values of masks become 0 to ``len(classes) - 1``, and 255 where nothing counts.
 
-    Args:
-        masks: Files.
-        classes: The name of every value, from 0.
-        ignored: A value that is no class.
-
-    Returns:
-        What to do with the values (None: nothing), and what that is in words.
+    Returns what to do with the values (None: nothing), and what that is in words. ``ignored`` is a
+    value that is no class.
 
     Raises:
         DataError: The classes are not named, or values that were seen have no name.
@@ -76,7 +70,8 @@ def place_maps(
     suffixes = {os.path.splitext(name)[1] for name in names}
     suffix = suffixes.pop() if len(suffixes) == 1 else ''
     names = [name.removesuffix(suffix) for name in names]
-    endings = {m.removeprefix(n) if m.startswith(n) else '' for n, m in zip(names, maps, strict=True)}  # fmt: skip  # noqa: E501
+    matched = zip(names, maps, strict=True)
+    endings = {file.removeprefix(name) if file.startswith(name) else '' for name, file in matched}
     if rule or len(endings) > 1 or '' in endings:
         roots[1], endings = folder, {'.png'}
         shown = tqdm(names, 'label maps', leave=False, disable=None)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,67 +16,40 @@ from ...files import check_writable, write_text
 from ..errors import DataError
 from ..sets.images import IMAGE_SUFFIXES, ORIENTATION, TURNED
 
-_EXAMPLES = 3
+_ALIKE = 'classes that differ only in case, blanks or Unicode form (voc2coco --merge joins them)'
 _BORDER = 1  # px by which a box may reach over the border: rounding, and counting from 0 or 1
-_TURNED = 'image that EXIF turns: its annotations must be of the turned one'
 
 
-class Tally:
-    """Counts by reason, with the first places where each arose."""
+class Tally(defaultdict[str, list[str]]):
+    """Reason -> the places where it arose."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.examples: defaultdict[str, list[str]] = defaultdict(list)
+        super().__init__(list)
 
-    def add(self, reason: str, where: str | os.PathLike) -> None:
-        self.counts[reason] += 1
-        if len(self.examples[reason]) < _EXAMPLES:
-            self.examples[reason].append(os.fspath(where))
+    def add(self, reason: str, where: str | Path) -> None:
+        self[reason].append(str(where))
 
     def lines(self) -> list[str]:
-        return [
-            f'  {count:,} x {reason}: {", ".join(self.examples[reason])}'
-            f'{", ..." if count > _EXAMPLES else ""}'
-            for reason, count in self.counts.most_common()
-        ]
+        ordered = sorted(self.items(), key=lambda item: -len(item[1]))
+        return [f'  {len(places):,} x {reason}: {listed(places, 3)}' for reason, places in ordered]
 
 
-@dataclass(frozen=True)
-class ConversionReport:
-    """What was written; as text, a report."""
-
-    file: Path  # the json
-    images: int  # in it
-    without_objects: int  # images that have none
-    objects: dict[str, int]  # class -> number of objects, in the order of the categories
-    crowds: int  # objects that are neither trained on nor evaluated
-    left_out: Tally  # what is not in it
-    notes: Tally  # what is in it but deserves a look
-
-    def __str__(self) -> str:
-        total = sum(self.objects.values())
-        lines = [
-            f'{self.file}: {self.images:,} images ({self.without_objects:,} without objects), '
-            f'{total:,} objects ({self.crowds:,} to ignore)',
-            *(f'  {count:,} {name}' for name, count in self.objects.items()),
-            f'for a config: classes={tuple(self.objects)!r}',
-        ]
-        for title, tally in (('left out:', self.left_out), ('to look at:', self.notes)):
-            if tally.counts:
-                lines += [title, *tally.lines()]
-        return '\n'.join(lines)
-
-
-class CocoWriter:
-    """Collects images and objects, and writes them as COCO json.
+class Conversion:
+    """A COCO json in the making; once it is written, as text a report.
 
     Args:
         out: The json to write.
-        force: Replace it if it exists.
-        classes: Names in the order of the categories, whose ids start at 1; without them, the
-            sorted names of the objects.
-        merge: Whether names that differ only in case, blanks and Unicode form are one class. None
-            means no, and that the caller offers no such option.
+        classes: Names in the order of the categories, whose ids start at 1; by default, the sorted
+            names of the objects.
+        force: Replace ``out`` if it exists.
+        merge: Give names that differ only in case, blanks and Unicode form the spelling in
+            ``classes``, or else the first one.
+
+    Attributes:
+        images, annotations: The entries of the json.
+        objects: Class -> number of objects, in the order of the categories.
+        left_out: What is not in the json.
+        notes: What is in it but deserves a look.
 
     Raises:
         DataError: ``out`` exists, or a class is named twice.
@@ -88,23 +59,23 @@ class CocoWriter:
     def __init__(
         self,
         out: str | Path,
-        force: bool,
-        classes: Sequence[str] | None,
-        merge: bool | None = None,
+        classes: Sequence[str] | None = None,
+        force: bool = False,
+        merge: bool = False,
     ) -> None:
-        self.out = Path(out)
-        if self.out.exists() and not force:
+        self.file = Path(out)
+        if self.file.exists() and not force:
             raise DataError(f'{out} exists; give another name, or replace it with --force')
         check_writable(out, 'OUT')
-        twice = [name for name, count in Counter(classes or ()).items() if count > 1]
-        if twice:
+        if twice := [name for name, count in Counter(classes or ()).items() if count > 1]:
             raise DataError(f'classes name {listed(twice)} more than once')
         self.classes, self.merge = classes, merge
-        self.hint = '' if merge is None else ' (--merge makes them one)'
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
+        self.objects: dict[str, int] = {}
         self.left_out, self.notes = Tally(), Tally()
-        self.folded = {folded(known): known for known in reversed(self.classes or ())}
+        self.yolo: Counter[str] = Counter()  # YOLO's boxes, for written_as_corners
+        self.spellings = {folded(name): name for name in reversed(classes or ())}
 
     def image(self, file: Path, folder: Path) -> tuple[int, int] | None:
         """Adds an image below ``folder``. Returns its width and height, or None if unreadable."""
@@ -114,12 +85,14 @@ class CocoWriter:
             self.left_out.add('image that cannot be read', file)
             return None
         if turned:
-            self.notes.add(_TURNED, file)
+            self.notes.add('image that EXIF turns: its annotations must be of the turned one', file)
         name, number = file.relative_to(folder).as_posix(), len(self.images) + 1
         self.images.append({'id': number, 'file_name': name, 'width': width, 'height': height})
         return width, height
 
-    def add(self, name: str, box: Sequence[float], area: float, where: str, **more: Any) -> None:
+    def add(
+        self, name: str, box: Sequence[float], area: float, where: str | Path, **more: Any
+    ) -> None:
         """Adds an object of the latest image, or reports why it is useless.
 
         Args:
@@ -131,46 +104,42 @@ class CocoWriter:
         """
         x, y, width, height = box
         image = self.images[-1]
-        likely = None
+        if self.merge and name not in (self.classes or ()):
+            name = self.spellings.setdefault(folded(name), name)
         if self.classes is not None and name not in self.classes:
-            likely = self.folded.get(folded(name))
-            if self.merge and likely:
-                name = likely
-        if self.classes is not None and name not in self.classes:
-            reason = f'object of class {name!r}, which is not asked for'
-            reason += f', as {likely!r} is{self.hint}' if likely else ''
+            self.left_out.add(f'object of class {name!r}, which is not asked for', where)
         elif not all(map(math.isfinite, (*box, area))):
-            reason = 'box that is not finite'
-        elif width <= 0 or height <= 0 or area <= 0:
-            reason = 'box of no size'
+            self.left_out.add('box that is not finite', where)
+        elif min(width, height, area) <= 0:
+            self.left_out.add('box of no size', where)
         elif x >= image['width'] or y >= image['height'] or x + width <= 0 or y + height <= 0:
-            reason = 'box outside of its image'
+            self.left_out.add('box outside of its image', where)
         else:
             if max(-x, -y, x + width - image['width'], y + height - image['height']) > _BORDER:
                 self.notes.add('box that reaches over the border of its image', where)
             annotation = {'id': len(self.annotations) + 1, 'image_id': image['id']}
             annotation |= {'category_id': name, 'bbox': list(box), 'area': area, 'iscrowd': 0}
             self.annotations.append(annotation | more)
-            return
-        self.left_out.add(reason, where)
 
-    def write(self, description: str) -> ConversionReport:
+    def write(self, description: str) -> Conversion:
         """Writes the json, whole or not at all.
 
         Raises:
             DataError: It would have no image, or all objects were left out.
         """
-        if not self.images or (self.left_out.counts and not self.annotations):
+        if not self.images or (self.left_out and not self.annotations):
             what = 'object' if self.images else 'image'
             why = ';'.join(self.left_out.lines()) or ' nothing was found'
             raise DataError(f'{description}: no {what} can be used:{why}')
-        self._join_names()
         found = Counter(annotation['category_id'] for annotation in self.annotations)
-        names = list(self.classes or sorted(found))
-        for name in names:
-            if name not in found:
+        self.objects = {name: found[name] for name in self.classes or sorted(found)}
+        for name, count in self.objects.items():
+            if not count:
                 self.notes.add('class without objects', name)
-        numbers = {name: i for i, name in enumerate(names, 1)}
+        for group in alike(sorted(found)):
+            pair = ' and '.join(f'{name!r} ({found[name]:,})' for name in group)
+            self.notes.add(_ALIKE, pair)
+        numbers = {name: i for i, name in enumerate(self.objects, 1)}
         for annotation in self.annotations:
             annotation['category_id'] = numbers[annotation['category_id']]
         content = {
@@ -178,45 +147,28 @@ class CocoWriter:
             'licenses': [],
             'images': self.images,
             'annotations': self.annotations,
-            'categories': [
-                {'id': number, 'name': name, 'supercategory': ''}
-                for name, number in numbers.items()
-            ],
+            'categories': [{'id': i, 'name': n, 'supercategory': ''} for n, i in numbers.items()],
         }
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(self.out, json.dumps(content, ensure_ascii=False))
-        occupied = {annotation['image_id'] for annotation in self.annotations}
-        return ConversionReport(
-            file=self.out,
-            images=len(self.images),
-            without_objects=len(self.images) - len(occupied),
-            objects={name: found[name] for name in names},
-            crowds=sum(annotation['iscrowd'] for annotation in self.annotations),
-            left_out=self.left_out,
-            notes=self.notes,
-        )
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(self.file, json.dumps(content, ensure_ascii=False))
+        return self
 
-    def _join_names(self) -> None:
-        """Makes spellings of one class the most frequent of them, or reports them."""
-        found = Counter(annotation['category_id'] for annotation in self.annotations)
-        for group in alike(sorted(found)):
-            if not self.merge:
-                self.notes.add(
-                    f'classes that differ only in case, blanks or Unicode form{self.hint}',
-                    ' and '.join(f'{name!r} ({found[name]:,})' for name in group),
-                )
-                continue
-            kept = max(group, key=found.__getitem__)
-            for annotation in self.annotations:
-                if annotation['category_id'] in group:
-                    annotation['category_id'] = kept
+    def __str__(self) -> str:
+        without = len(self.images) - len({one['image_id'] for one in self.annotations})
+        crowds = sum(one['iscrowd'] for one in self.annotations)
+        lines = [
+            f'{self.file}: {len(self.images):,} images ({without:,} without objects), '
+            f'{len(self.annotations):,} objects ({crowds:,} to ignore)',
+            *(f'  {count:,} {name}' for name, count in self.objects.items()),
+            f'for a config: classes={tuple(self.objects)!r}',
+        ]
+        for title, tally in (('left out:', self.left_out), ('to look at:', self.notes)):
+            lines += [title, *tally.lines()] if tally else []
+        return '\n'.join(lines)
 
 
 def image_size(file: Path) -> tuple[tuple[int, int], bool]:
-    """Width and height of an image as mmcv loads it, and whether EXIF turns it.
-
-    Only the header is read.
-    """
+    """Width and height of an image as mmcv loads it, and whether EXIF turns it, by its header."""
     if not file.is_file():  # opening a pipe may block forever
         raise OSError(f'{file} is no regular file')
     with Image.open(file) as image:
@@ -229,11 +181,7 @@ def image_size(file: Path) -> tuple[tuple[int, int], bool]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images in a folder and below it, sorted.
-
-    Raises:
-        DataError: There is no such folder, or no image in it.
-    """
+    """The images in a folder and below it, sorted; raises DataError if there is none."""
     if not folder.is_dir():
         raise DataError(f'there is no folder {folder}')
     files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES)

@@ -65,47 +65,33 @@ _CHECKSUMS = {
 }
 
 
-def _archive(url: str, size: int, *moves: str) -> Archive:
-    """An archive with its checksum; a move is ``'from -> to'``, or a folder that keeps its name."""
+def _archive(url: str, size: int, *moves: str) -> tuple[Archive]:
+    """One archive; a move is ``'from -> to'``, or a folder that keeps its name."""
     name = url.rpartition('/')[2]
     pairs = {move.split(' -> ')[0]: move.split(' -> ')[-1] for move in moves}
-    return Archive(name, url, size, pairs, _CHECKSUMS.get(name))
+    return (Archive(name, url, size, pairs, _CHECKSUMS.get(name)),)
 
 
-_COCO = 'http://images.cocodataset.org'
+def _coco(path: str, size: int) -> tuple[Archive]:
+    kind, name = path.split('/')
+    folder = f'{name}/' if kind == 'zips' else 'annotations/'
+    return _archive(f'http://images.cocodataset.org/{path}.zip', size, folder)
 
 
-def _coco_images(split: str, size: int, number: int) -> SetPart:
-    archive = _archive(f'{_COCO}/zips/{split}.zip', size, f'{split}/')
-    return SetPart((archive,), {f'{split}/*.jpg': number})
-
-
-def _coco_json(name: str, size: int) -> Archive:
-    return _archive(f'{_COCO}/annotations/{name}.zip', size, 'annotations/')
-
-
-_TEST = _coco_images('test2017', 6_646_970_404, 40_670)
-_STUFF = _archive(
-    'http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/'
-    'stuffthingmaps_trainval2017.zip',
-    700_000_000,
-    'train2017/ -> stuffthingmaps/train2017/',
-    'val2017/ -> stuffthingmaps/val2017/',
-)
 COCO = DataSet(
     name='coco',
     folder='coco',
     licence='annotations CC BY 4.0; images by the terms of use of Flickr, each of its own licence',
     site='https://cocodataset.org/#download',
     parts={
-        'train': _coco_images('train2017', 19_336_861_798, 118_287),
-        'val': _coco_images('val2017', 815_585_330, 5_000),
+        'train': SetPart(_coco('zips/train2017', 19_336_861_798), {'train2017/*.jpg': 118_287}),
+        'val': SetPart(_coco('zips/val2017', 815_585_330), {'val2017/*.jpg': 5_000}),
         'annotations': SetPart(
-            (_coco_json('annotations_trainval2017', 252_907_541),),
+            _coco('annotations/annotations_trainval2017', 252_907_541),
             {f'annotations/instances_{split}2017.json': 1 for split in ('train', 'val')},
         ),
         'panoptic': SetPart(
-            (_coco_json('panoptic_annotations_trainval2017', 860_725_834),),
+            _coco('annotations/panoptic_annotations_trainval2017', 860_725_834),
             {
                 'annotations/panoptic_train2017.json': 1,
                 'annotations/panoptic_val2017.json': 1,
@@ -114,32 +100,31 @@ COCO = DataSet(
             },
         ),
         'stuff': SetPart(
-            (_STUFF,),
+            _archive(
+                'http://calvin.inf.ed.ac.uk/wp-content/uploads/data/cocostuffdataset/'
+                'stuffthingmaps_trainval2017.zip',
+                700_000_000,
+                'train2017/ -> stuffthingmaps/train2017/',
+                'val2017/ -> stuffthingmaps/val2017/',
+            ),
             {'stuffthingmaps/train2017/*.png': 118_287, 'stuffthingmaps/val2017/*.png': 5_000},
         ),
         'test': SetPart(
-            (*_TEST.archives, _coco_json('image_info_test2017', 1_144_034)),
-            {**_TEST.counts, 'annotations/image_info_test-dev2017.json': 1},
+            _coco('zips/test2017', 6_646_970_404)
+            + _coco('annotations/image_info_test2017', 1_144_034),
+            {'test2017/*.jpg': 40_670, 'annotations/image_info_test-dev2017.json': 1},
         ),
     },
     default=('train', 'val', 'annotations'),
 )
 
 
-def _voc_archive(name: str, year: int, size: int) -> Archive:
+def _voc(name: str, size: int) -> tuple[Archive]:
+    year = name[-8:-4]
     url = f'http://host.robots.ox.ac.uk/pascal/VOC/voc{year}/{name}'
     return _archive(url, size, f'VOCdevkit/VOC{year}/ -> VOC{year}/')
 
 
-_SBD = _archive(
-    'https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/'
-    'benchmark.tgz',
-    1_420_000_000,
-    *(
-        f'benchmark_RELEASE/dataset/{name} -> VOCaug/dataset/{name}'
-        for name in ('cls/', 'train.txt', 'val.txt')
-    ),
-)
 VOC = DataSet(
     name='voc',
     folder='VOCdevkit',
@@ -147,10 +132,8 @@ VOC = DataSet(
     site='http://host.robots.ox.ac.uk/pascal/VOC/',
     parts={
         'voc2007': SetPart(
-            (
-                _voc_archive('VOCtrainval_06-Nov-2007.tar', 2007, 460_032_000),
-                _voc_archive('VOCtest_06-Nov-2007.tar', 2007, 451_020_800),
-            ),
+            _voc('VOCtrainval_06-Nov-2007.tar', 460_032_000)
+            + _voc('VOCtest_06-Nov-2007.tar', 451_020_800),
             {
                 'VOC2007/JPEGImages/*.jpg': 9_963,
                 'VOC2007/Annotations/*.xml': 9_963,
@@ -159,7 +142,7 @@ VOC = DataSet(
             },
         ),
         'voc2012': SetPart(
-            (_voc_archive('VOCtrainval_11-May-2012.tar', 2012, 1_999_639_040),),
+            _voc('VOCtrainval_11-May-2012.tar', 1_999_639_040),
             {
                 'VOC2012/JPEGImages/*.jpg': 17_125,
                 'VOC2012/Annotations/*.xml': 17_125,
@@ -169,7 +152,14 @@ VOC = DataSet(
             },
         ),
         'aug': SetPart(
-            (_SBD,),
+            _archive(
+                'https://www2.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/'
+                'semantic_contours/benchmark.tgz',
+                1_420_000_000,
+                'benchmark_RELEASE/dataset/cls/ -> VOCaug/dataset/cls/',
+                'benchmark_RELEASE/dataset/train.txt -> VOCaug/dataset/train.txt',
+                'benchmark_RELEASE/dataset/val.txt -> VOCaug/dataset/val.txt',
+            ),
             {
                 'VOCaug/dataset/cls/*.mat': 11_355,
                 'VOCaug/dataset/train.txt': 1,
@@ -188,11 +178,7 @@ VOC = DataSet(
     default=('voc2007', 'voc2012'),
 )
 
-_ADE = _archive(
-    'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
-    970_000_000,
-    'ADEChallengeData2016/',
-)
+_ADE = 'ADEChallengeData2016'
 ADE20K = DataSet(
     name='ade20k',
     folder='ade',
@@ -200,11 +186,14 @@ ADE20K = DataSet(
     site='http://sceneparsing.csail.mit.edu/',
     parts={
         'challenge2016': SetPart(
-            (_ADE,),
+            _archive(
+                f'http://data.csail.mit.edu/places/ADEchallenge/{_ADE}.zip', 970_000_000, f'{_ADE}/'
+            ),
             {
-                f'ADEChallengeData2016/{kind}/{split}/{pattern}': number
-                for kind, pattern in (('images', '*.jpg'), ('annotations', '*.png'))
-                for split, number in (('training', 20_210), ('validation', 2_000))
+                f'{_ADE}/images/training/*.jpg': 20_210,
+                f'{_ADE}/images/validation/*.jpg': 2_000,
+                f'{_ADE}/annotations/training/*.png': 20_210,
+                f'{_ADE}/annotations/validation/*.png': 2_000,
             },
         ),
     },
@@ -212,7 +201,7 @@ ADE20K = DataSet(
 )
 
 
-def _cityscapes(folder: str, size: int) -> tuple[Archive, ...]:
+def _cityscapes(folder: str, size: int) -> tuple[Archive]:
     return (Archive(f'{folder}_trainvaltest.zip', None, size, {f'{folder}/': f'{folder}/'}),)
 
 

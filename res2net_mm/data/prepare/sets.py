@@ -8,10 +8,9 @@ and a second call does nothing. A part is incomplete, whatever the counts, while
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +22,8 @@ from ...checks import did_you_mean, listed
 from ...columns import aligned
 from ...files import writing
 from ...weights.download import fetch, file_problem
+from ..convert.formats import mask_values
 from ..errors import DataError
-from ..sets.images import check_pixels
 from .archives import DATA_SETS, Archive, DataSet, SetPart
 from .unpack import merge, unpack
 
@@ -54,24 +53,18 @@ def prepare_data(
     *,
     source: str | Path | None = None,
     parts: Sequence[str] = (),
-    keep_archives: bool = False,
 ) -> Prepared:
     """Fetches a published data set, unpacks it and checks that all of its files are there.
 
     The next call continues what an interrupted one downloaded. Archives are verified by their
     published checksum, if there is one. RES2NET_MM_MIRROR may name folders and addresses to be
-    asked for them first.
+    asked for them first. Downloaded archives are removed once they are unpacked.
 
     Args:
         dataset: ``coco``, ``voc``, ``ade20k``, ``cityscapes``, or the description of another set.
         root: The folder of all sets, in which the set gets its own.
         source: A folder that has the archives already; nothing is downloaded then.
         parts: The parts of the set to prepare; by default those that most configs read.
-        keep_archives: Keep downloaded archives in the set's ``.prepare`` instead of removing each
-            after unpacking. The archives in ``source`` always stay.
-
-    Returns:
-        What is there, folder by folder.
 
     Raises:
         DataError: A name is unknown, an archive is missing, damaged or not the published one, the
@@ -79,22 +72,25 @@ def prepare_data(
         DownloadError: An archive cannot be downloaded.
         OSError: The folder cannot be written to.
     """
-    dataset = dataset if isinstance(dataset, DataSet) else _named(dataset)
+    if not isinstance(dataset, DataSet):
+        dataset = _named('data set', dataset, DATA_SETS)
     home = Path(root) / dataset.folder
-    source = None if source is None else Path(source)
-    work = home / _WORK
-    chosen = _chosen(dataset, parts)
+    work, source = home / _WORK, source and Path(source)
+    names = []
+    for name in parts or dataset.default:
+        names += [*_named(f'part of {dataset.name}', name, dataset.parts).needs, name]
+    chosen = [dataset.parts[name] for name in dict.fromkeys(names)]
     packed = [
         part
         for part in chosen
         if not _complete(home, part.counts)
-        or any(_stage(work, archive).exists() for archive in part.archives)
+        or any((work / f'{archive.name}.files').exists() for archive in part.archives)
     ]
     unmade = [part for part in chosen if not _complete(home, part.made)]
     if packed or unmade:
         archives = [archive for part in packed for archive in part.archives]
         _check_archives(dataset, archives, source, root)
-        _check_space(home, archives, source is None, keep_archives)
+        _check_space(home, archives, source is None)
         work.mkdir(parents=True, exist_ok=True)
         try:
             held = FileLock(work / 'lock').acquire(timeout=0)
@@ -102,15 +98,21 @@ def prepare_data(
             raise DataError(f'another process is preparing {home}; wait for it') from error
         with held:
             for part in chosen:
+                again = ' and '.join(archive.name for archive in part.archives)
+                again = f'remove {again} from {source or work} and fetch it again'
                 if part in packed:
-                    _unpack_part(home, part, source, keep_archives)
+                    files = [_unpack_archive(home, archive, source) for archive in part.archives]
+                    _complete(home, part.counts, again)
+                    for file in files:
+                        if work in file.parents:  # neither in the user's folder nor in a mirror
+                            file.unlink()
                 if part in unmade:
                     _FINISHES[part.finish](home)
-                    _check_counts(home, part.made, part.archives, source)
+                    _complete(home, part.made, again)
             for lock in work.rglob('*lock'):
                 lock.unlink()
         for folder in (*filter(Path.is_dir, work.iterdir()), work):
-            with suppress(OSError):  # an archive that is kept, or not needed yet
+            with suppress(OSError):  # an archive of another part
                 folder.rmdir()
     rows = [
         (str(home / pattern), number, part in news)
@@ -121,159 +123,88 @@ def prepare_data(
     return Prepared(dataset.licence, rows)
 
 
-def _named(name: str) -> DataSet:
-    if name not in DATA_SETS:
-        raise DataError(
-            f'data set {name!r} is not known',
-            remedy=f'there are {listed(DATA_SETS)}{did_you_mean(name, DATA_SETS)}',
-        )
-    return DATA_SETS[name]
+def _named(what: str, name: str, known: Mapping[str, DataSet | SetPart]) -> DataSet | SetPart:
+    if name not in known:
+        remedy = f'choose from {listed(known, 10)}{did_you_mean(name, known)}'
+        raise DataError(f'there is no {what} named {name!r}', remedy=remedy)
+    return known[name]
 
 
-def _chosen(dataset: DataSet, names: Sequence[str]) -> list[SetPart]:
-    """The parts of these names, each after those that it needs."""
-    order: list[str] = []
-    for name in names or dataset.default:
-        if name not in dataset.parts:
-            raise DataError(
-                f'{dataset.name} has no part {name!r}',
-                remedy=f'its parts are {listed(dataset.parts, 10)}'
-                f'{did_you_mean(name, dataset.parts)}',
-            )
-        order += [*dataset.parts[name].needs, name]
-    return [dataset.parts[name] for name in dict.fromkeys(order)]
-
-
-def _count(home: Path, pattern: str) -> int:
-    return sum(p.is_file() and not p.name.startswith('.') for p in home.glob(pattern))
-
-
-def _complete(home: Path, counts: Mapping[str, int]) -> bool:
-    """Whether all files are there; raises if there are more, which no download repairs."""
-    found = {pattern: _count(home, pattern) for pattern in counts}
+def _complete(home: Path, counts: Mapping[str, int], remedy: str = '') -> bool:
+    """Whether all files are there; raises if there are too many, or with a remedy, too few."""
+    complete = True
     for pattern, number in counts.items():
-        if found[pattern] > number:
-            remedy = 'remove those that are not of the set'
-            raise _wrong_count(home, pattern, found[pattern], number, remedy)
-    return found == counts
-
-
-def _check_counts(
-    home: Path, counts: Mapping[str, int], archives: Sequence[Archive], source: Path | None
-) -> None:
-    for pattern, number in counts.items():
-        found = _count(home, pattern)
-        if found != number:
-            names = ' and '.join(archive.name for archive in archives)
-            remedy = f'remove {names} from {source or home / _WORK} and fetch it again'
-            raise _wrong_count(home, pattern, found, number, remedy)
-
-
-def _wrong_count(home: Path, pattern: str, found: int, number: int, remedy: str) -> DataError:
-    what = f'{found:,} files are there, but {number:,} are expected'
-    return DataError(what, str(home / pattern), remedy)
-
-
-def _stage(work: Path, archive: Archive) -> Path:
-    """The folder in which an archive is unpacked before its files are moved."""
-    return work / f'{archive.name}.files'
+        found = sum(p.is_file() and not p.name.startswith('.') for p in home.glob(pattern))
+        if found > number or (remedy and found < number):
+            what = f'{found:,} files are there, but {number:,} are expected'
+            remedy = remedy or 'remove those that are not of the set'
+            raise DataError(what, str(home / pattern), remedy)
+        complete = complete and found == number
+    return complete
 
 
 def _check_archives(
     dataset: DataSet, archives: Sequence[Archive], source: Path | None, root: str | Path
 ) -> None:
     """Raises if an archive is missing in ``source``, or can only be fetched with an account."""
-    if source is None:
-        if closed := [archive.name for archive in archives if archive.url is None]:
-            raise DataError(
-                f'{dataset.name} is given out to accounts only ({dataset.licence})',
-                remedy=f'get {" and ".join(closed)} at {dataset.site}, put them into one '
-                'folder, and call again with it: python tools/prepare_data.py '
-                f'{dataset.name} --root {root} --from FOLDER',
-            )
-        return
-    if not source.is_dir():
-        raise DataError('there is no such folder', f'--from {source}')
-    if missing := [a.name for a in archives if not (source / a.name).is_file()]:
+    closed = ' and '.join(archive.name for archive in archives if archive.url is None)
+    if source is None and closed:
+        command = f'python tools/prepare_data.py {dataset.name} --root {root} --from FOLDER'
+        raise DataError(
+            f'{dataset.name} is given out to accounts only ({dataset.licence})',
+            remedy=f'get {closed} at {dataset.site}, put them into one folder, and call again '
+            f'with it: {command}',
+        )
+    missing = [a.name for a in archives if source and not (source / a.name).is_file()]
+    if missing:
         what = f'it has no {" and no ".join(missing)}'
         raise DataError(what, f'--from {source}', 'put them there')
 
 
-def _check_space(home: Path, archives: Sequence[Archive], download: bool, keep: bool) -> None:
-    """Raises if the disk cannot hold what is to be fetched and unpacked.
-
-    An archive takes about as much room again when it is unpacked.
-    """
+def _check_space(home: Path, archives: Sequence[Archive], download: bool) -> None:
+    """Raises if the disk cannot hold what is to be fetched and unpacked."""
     sizes = [archive.size for archive in archives]
-    needed = sum(sizes)
-    if download:  # each part's archives are removed once they are unpacked
-        needed += sum(sizes) if keep else max(sizes, default=0)
+    # An archive takes about as much room again when it is unpacked, and is then removed.
+    needed = sum(sizes) + (max(sizes, default=0) if download else 0)
     # what an interrupted call has already stored
     needed -= sum(path.stat().st_size for path in (home / _WORK).rglob('*') if path.is_file())
-    disk = home.resolve()
-    while not disk.exists():
-        disk = disk.parent
+    disk = next(folder for folder in (home, *home.parents) if folder.exists()).resolve()
     free = shutil.disk_usage(disk).free
     if free < needed:
-        raise DataError(
-            f'its disk is too small: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are '
-            'free',
-            str(disk),
-            'make room, or give another --root',
-        )
+        room = f'{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free'
+        remedy = 'make room, or give another --root'
+        raise DataError(f'its disk is too small: {room}', str(disk), remedy)
 
 
-def _unpack_part(home: Path, part: SetPart, source: Path | None, keep: bool) -> None:
+def _unpack_archive(home: Path, archive: Archive, source: Path | None) -> Path:
+    """Unpacks an archive into its places; returns its verified file."""
     work = home / _WORK
-    files = []
-    for archive in part.archives:
-        file, stage = _archive_file(archive, source, work), _stage(work, archive)
-        unpack(file, stage, tuple(archive.moves), most=10 * archive.size + (1 << 30))
-        for name, place in archive.moves.items():
-            if (stage / name).exists():
-                merge(stage / name, home / place)
-        shutil.rmtree(stage)
-        files.append(file)
-    _check_counts(home, part.counts, part.archives, source)
-    for file in files:
-        if work in file.parents and not keep:  # neither in the user's folder nor in a mirror
-            file.unlink()
-
-
-def _archive_file(archive: Archive, source: Path | None, work: Path) -> Path:
-    """The archive on disk, verified."""
     if source is None:
         most = 2 * archive.size + (1 << 30)
-        return fetch(archive.url, archive.checksum, folder=work, most=most)
-    path = source / archive.name
-    if problem := file_problem(path, archive.checksum):
-        raise DataError(
-            f'it is damaged, or not the published file: {problem}',
-            str(path),
-            'fetch it again' + (f' from {archive.url}' if archive.url else ''),
-        )
-    return path
-
-
-def _write_maps(maps: dict[Path, Callable[[], np.ndarray]], title: str) -> None:
-    """Writes label maps where there are none yet."""
-    missing = [file for file in maps if not file.exists()]
-    for file in tqdm(missing, title, unit=' files', disable=None):
-        with writing(file, durable=False) as unfinished:
-            Image.fromarray(maps[file]()).save(unfinished, 'png')
+        file = fetch(archive.url, archive.checksum, folder=work, most=most)
+    else:
+        file = source / archive.name
+        if problem := file_problem(file, archive.checksum):
+            what = f'it is damaged, or not the published file: {problem}'
+            raise DataError(what, str(file), f'fetch it again from {archive.url or "its site"}')
+    stage = work / f'{archive.name}.files'  # from here, its files are moved
+    unpack(file, stage, tuple(archive.moves), most=10 * archive.size + (1 << 30))
+    for name, place in archive.moves.items():
+        if (stage / name).exists():
+            merge(stage / name, home / place)
+    shutil.rmtree(stage)
+    return file
 
 
 def _make_train_ids(home: Path) -> None:
     """Cityscapes: ``*_labelTrainIds.png`` next to every ``*_labelIds.png``."""
     table = np.full(256, _IGNORE, np.uint8)
     table[list(_TRAIN_IDS)] = range(len(_TRAIN_IDS))
-    maps = {
-        file.with_name(file.name.replace('_labelIds', '_labelTrainIds')): (
-            lambda file=file: table[_read_png(file)]
-        )
-        for file in sorted((home / 'gtFine').glob('*/*/*_gtFine_labelIds.png'))
-    }
-    _write_maps(maps, 'train ids')
+    files = sorted((home / 'gtFine').glob('*/*/*_gtFine_labelIds.png'))
+    for file in tqdm(files, 'train ids', unit=' files', disable=None):
+        target = file.with_name(file.name.replace('_labelIds', '_labelTrainIds'))
+        if not target.exists():
+            _write_map(target, table[mask_values(file)])
 
 
 def _make_voc_aug(home: Path) -> None:
@@ -284,31 +215,27 @@ def _make_voc_aug(home: Path) -> None:
     """
     benchmark, voc = home / 'VOCaug/dataset', home / 'VOC2012'
     lists = voc / 'ImageSets/Segmentation'
-    train, val = (_names(lists / f'{split}.txt') for split in ('train', 'val'))
-    own = {*train, *val}
-    both = {name for split in ('train', 'val') for name in _names(benchmark / f'{split}.txt')}
-    added = sorted(both - own)
+
+    def names(folder: Path) -> list[set[str]]:
+        return [set((folder / f'{split}.txt').read_text().split()) for split in ('train', 'val')]
+
+    train, val = names(lists)
+    added = set.union(*names(benchmark)) - train - val
     out = voc / 'SegmentationClassAug'
     out.mkdir(exist_ok=True)
-    maps = {out / f'{n}.png': partial(_read_mat, benchmark / f'cls/{n}.mat') for n in added}
-    for name in sorted(own):
-        maps[out / f'{name}.png'] = partial(_read_png, voc / f'SegmentationClass/{name}.png')
-    _write_maps(maps, 'label maps')
-    for name, content in (('aug', added), ('trainaug', sorted({*train, *added}))):
-        (lists / f'{name}.txt').write_text(''.join(f'{stem}\n' for stem in content))
+    for name in tqdm(sorted(added | train | val), 'label maps', unit=' files', disable=None):
+        target = out / f'{name}.png'
+        if not target.exists() and name in added:
+            _write_map(target, _read_mat(benchmark / f'cls/{name}.mat'))
+        elif not target.exists():
+            _write_map(target, mask_values(voc / f'SegmentationClass/{name}.png'))
+    for name, stems in (('aug', added), ('trainaug', added | train)):
+        (lists / f'{name}.txt').write_text(''.join(f'{stem}\n' for stem in sorted(stems)))
 
 
-def _names(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()]
-
-
-def _read_png(file: Path) -> np.ndarray:
-    """The values of a png with one channel; for one with a palette, its indices."""
-    check_pixels(file, f'label map {file}')
-    with Image.open(file) as image:
-        if image.mode not in ('L', 'P'):
-            raise DataError(f'it is no label map: its mode is {image.mode}, not L or P', str(file))
-        return np.array(image)
+def _write_map(file: Path, values: np.ndarray) -> None:
+    with writing(file, durable=False) as partial:
+        Image.fromarray(values).save(partial)
 
 
 def _read_mat(file: Path) -> np.ndarray:
@@ -317,9 +244,8 @@ def _read_mat(file: Path) -> np.ndarray:
     try:
         return loadmat(file)['GTcls'][0, 0]['Segmentation'].astype(np.uint8)
     except (KeyError, IndexError, ValueError, TypeError) as error:
-        raise DataError(
-            f'it is no annotation of SBD ({error})', str(file), 'fetch it again'
-        ) from error
+        what = f'it is no annotation of SBD ({error})'
+        raise DataError(what, str(file), 'fetch it again') from error
 
 
 _FINISHES = {'voc_aug': _make_voc_aug, 'train_ids': _make_train_ids}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import lzma
-import os
 import shutil
 import tarfile
 import zipfile
@@ -18,7 +16,7 @@ from ..errors import DataError
 
 _BROKEN = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError,
-    ValueError,
+    ValueError, OSError,
 )  # fmt: skip
 
 
@@ -45,22 +43,20 @@ def unpack(archive: Path, folder: Path, wanted: Sequence[str], most: int) -> Non
             left += inner.stat().st_size  # it is removed
             left -= _extract(inner, inner.parent, ('',), left)
             inner.unlink()
-    except (*_BROKEN, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
+    except _BROKEN as error:
+        if getattr(error, 'errno', None) is not None:
             raise  # from the disk; a decompressor's has no number
         shutil.rmtree(folder)
         why = str(error).partition('\n')[0].rstrip(':') or type(error).__name__
-        raise DataError(
-            f'it is damaged, or not the published archive ({why})',
-            str(archive),
-            'remove it and fetch it again',
-        ) from error
+        what = f'it is damaged, or not the published archive ({why})'
+        raise DataError(what, str(archive), 'remove it and fetch it again') from error
 
 
 def _extract(archive: Path, folder: Path, wanted: tuple[str, ...], most: int) -> int:
     """Unpacks what is wanted, and returns its bytes."""
     zipped = zipfile.is_zipfile(archive)
-    taken = total = 0
+    options = {} if zipped else dict(filter='data')
+    total = None
     # disable=None: shown on a terminal only
     bar = tqdm(desc=archive.name, unit=' files', disable=None)
     with bar, zipfile.ZipFile(archive) if zipped else tarfile.open(archive) as opened:
@@ -68,18 +64,14 @@ def _extract(archive: Path, folder: Path, wanted: tuple[str, ...], most: int) ->
             name = (member.filename if zipped else member.name).removeprefix('./')
             if not name.startswith(wanted) or '__MACOSX' in name:  # which macOS adds to zip files
                 continue
-            total += member.file_size if zipped else member.size
+            total = (total or 0) + (member.file_size if zipped else member.size)
             if total > most:  # a few bytes can unpack to any number
                 raise ValueError(f'it would unpack to more than {most / 1e9:.1f} GB')
-            if zipped:
-                opened.extract(member, folder)
-            else:
-                opened.extract(member, folder, filter='data')
-            taken += 1
+            opened.extract(member, folder, **options)
             bar.update()
         while not zipped and opened.fileobj.read(1 << 20):  # a checksum may come at the end
             pass
-    if not taken:
+    if total is None:
         raise ValueError(f'it has nothing below {", ".join(wanted)}')
     return total
 
@@ -90,7 +82,5 @@ def merge(source: Path, target: Path) -> None:
         for entry in list(source.iterdir()):
             merge(entry, target / entry.name)
         return
-    if target.is_dir():  # the file would be moved into it
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.move(source, target)  # not os.replace: a folder of a set may be a link to another disk

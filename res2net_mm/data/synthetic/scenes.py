@@ -45,9 +45,8 @@ class Scene:
 
 
 def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Smallest box around the true pixels as (x, y, width, height). The mask must not be empty."""
-    xs, ys = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1)
+    """Smallest box around the true pixels as (x, y, width, height)."""
+    return cv2.boundingRect(mask.astype(np.uint8))
 
 
 def size_bin(area: float) -> str:
@@ -61,14 +60,8 @@ def draw_scene(
     """Draws one scene of 1 to ``MAX_OBJECTS`` objects.
 
     At least ``MIN_VISIBLE`` of each object's area and ``SIDES[0]`` px of its longest side are
-    visible. Colours and textures do not depend on the class.
-
-    Args:
-        rng: Source of all randomness.
-        width: Width of the image in px.
-        height: Height of the image in px.
-        label: Class of the first object; the others' classes are random.
-        first_bin: Key of ``SIZE_BINS`` for the visible area of the first object.
+    visible. Colours and textures do not depend on the class. ``label`` and ``first_bin``, a key of
+    ``SIZE_BINS``, are of the first object; the others are random.
     """
     canvas = _background(rng, width, height)
     instances = np.zeros((height, width), np.uint8)
@@ -76,7 +69,7 @@ def draw_scene(
 
     count = int(rng.integers(1, MAX_OBJECTS + 1, 2).max())  # 1 to 8, crowded scenes more often
     shapes = [(label, _draw_shape(rng, label, first_bin))]
-    others = [int(i) for i in rng.integers(0, len(CLASSES), count - 1)]
+    others = rng.integers(0, len(CLASSES), count - 1).tolist()
     rest = [(i, _draw_shape(rng, i, None)) for i in others]
     # Large ones tend to be drawn first: in a random order they would hide small ones, be rejected,
     # and be missing from crowded images.
@@ -85,10 +78,9 @@ def draw_scene(
 
     for cls, alpha in shapes:
         placed = _place(rng, alpha, instances, objects, first_bin)
-        if placed is None:
-            assert objects, 'the first object always finds a place'
+        if placed is None:  # never the first one
             continue
-        inside, (x, y) = placed
+        inside, x, y = placed
         rows, cols = slice(y, y + inside.shape[0]), slice(x, x + inside.shape[1])
         _paint(rng, canvas[rows, cols], inside)
         instances[rows, cols][inside >= 0.5] = len(objects) + 1
@@ -146,12 +138,10 @@ def _place(
     instances: np.ndarray,
     objects: list[SceneObject],
     first_bin: str,
-) -> tuple[np.ndarray, tuple[int, int]] | None:
+) -> tuple[np.ndarray, int, int] | None:
     """Looks for a place where every rule of ``draw_scene`` holds.
 
-    Returns:
-        The part of ``alpha`` inside the image and its upper left corner there, or None if all
-        tries failed.
+    Returns the part of ``alpha`` inside the image and its upper left corner there, or None.
     """
     height, width = instances.shape
     side = alpha.shape[0]
@@ -173,9 +163,8 @@ def _place(
             continue
         if size_bin(areas[0]) != first_bin:
             continue
-        boxes = (tight_box(after == i + 1) for i in range(len(areas)))
-        if all(max(box[2:]) >= SIDES[0] for box in boxes):
-            return inside, (x, y)
+        if all(max(tight_box(after == i + 1)[2:]) >= SIDES[0] for i in range(len(areas))):
+            return inside, x, y
     return None
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from xml.etree import ElementTree
 
@@ -40,10 +39,10 @@ class ShapesSet:
 
     def __str__(self) -> str:
         lines = []
-        for split, count in self.images.items():
-            found = ', '.join(f'{name} {number}' for name, number in self.objects[split].items())
-            total = sum(self.objects[split].values())
-            lines.append(f'{split}: {count} images, {total} objects ({found})')
+        for split, found in self.objects.items():
+            counts = ', '.join(f'{name} {number}' for name, number in found.items())
+            total = sum(found.values())
+            lines.append(f'{split}: {self.images[split]} images, {total} objects ({counts})')
         return '\n'.join(lines)
 
 
@@ -81,9 +80,6 @@ def make_shapes(
         overwrite: Replace a set that was made with other arguments. A folder that has anything
             else in it is never touched.
 
-    Returns:
-        Where the set is and what is in it.
-
     Raises:
         ValueError: An argument is out of range.
         FileExistsError: ``root`` has something else in it.
@@ -98,78 +94,55 @@ def make_shapes(
         if not low <= value <= high:
             raise ValueError(f'{name} must be from {low} to {high}, got {value}')
     root = Path(root).resolve()
-    manifest = {'version': VERSION, 'train': train, 'val': val, 'size': list(size), 'seed': seed}
-    if _is_there(root, manifest, overwrite):
+    counts = {'train': train, 'val': val}
+    manifest = json.dumps({'version': VERSION, **counts, 'size': list(size), 'seed': seed}) + '\n'
+    file = root / MANIFEST
+    found = file.read_text() if file.is_file() else ''
+    if found == manifest and not overwrite:
         return _summarise(root, reused=True)
+    empty = not root.exists() or (root.is_dir() and not any(root.iterdir()))
+    if not empty and not found.startswith('{"version": '):
+        what = f'{root} exists and is not a set of make_shapes'
+        raise FileExistsError(f'{what}: give another folder or remove it')
+    if not empty and not overwrite:
+        what = f'{root} holds a set with {found.strip()}, not {manifest.strip()}'
+        raise FileExistsError(f'{what}: give another folder, or overwrite=True (--force)')
 
-    work = root.with_name(f'.{root.name}.{os.getpid()}.tmp')
-    old = work.with_suffix('.old')
-    work.mkdir(parents=True)
-    try:
-        for split in SPLITS:
-            _write_split(work, split, manifest[split], size, seed)
-        lists = work / 'voc/ImageSets/Main'
-        both = ''.join((lists / f'{split}.txt').read_text() for split in SPLITS)
-        (lists / 'trainval.txt').write_text(both)
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f'.{root.name}.', dir=root.parent) as folder:
+        work = Path(folder, 'new')
+        stems = [_write_split(work, split, counts[split], size, seed) for split in SPLITS]
+        (work / 'voc/ImageSets/Main/trainval.txt').write_text(''.join(stems))
         (work / 'classes.txt').write_text(''.join(f'{name}\n' for name in CLASSES))
-        (work / MANIFEST).write_text(json.dumps(manifest) + '\n')
-        if overwrite and root.exists():
-            root.rename(old)
+        (work / MANIFEST).write_text(manifest)
+        if root.exists():
+            root.rename(Path(folder, 'old'))
         work.rename(root)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return _summarise(root, reused=False)
 
 
-def _is_there(root: Path, manifest: dict[str, Any], overwrite: bool) -> bool:
-    """Whether this set is in ``root``; raises if something else is that must not be replaced."""
-    if not root.exists() or root.is_dir() and not any(root.iterdir()):
-        return False
-    try:
-        found = dict(json.loads((root / MANIFEST).read_text()))
-    except (OSError, TypeError, ValueError):
-        raise FileExistsError(
-            f'{root} exists and is not a set of make_shapes: give another folder or remove it'
-        ) from None
-    if overwrite:
-        return False
-    if found != manifest:
-        remedy = 'give another folder, or overwrite it (overwrite=True, or --force)'
-        differing = [key for key, value in manifest.items() if found.get(key) != value]
-        has = ', '.join(f'{key}={found.get(key)}' for key in differing)
-        asked = ', '.join(f'{key}={manifest[key]}' for key in differing)
-        raise FileExistsError(f'{root} holds a set with {has}, not {asked}: {remedy}')
-    return True
-
-
-def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> None:
-    """Draws the scenes of a split and writes them in every layout."""
-    layout = (split, 'annotations', f'semseg/{split}')
-    layout += ('voc/JPEGImages', 'voc/Annotations', 'voc/ImageSets/Main')
-    for folder in layout:
+def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed: int) -> str:
+    """Draws the scenes of a split and writes them in every layout; returns its list for VOC."""
+    layout = f'{split} annotations semseg/{split} voc/JPEGImages voc/Annotations voc/ImageSets/Main'
+    for folder in layout.split():
         (root / folder).mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images, annotations, bins = [], [], list(SIZE_BINS)
     number = SPLITS.index(split)
-    bins = list(SIZE_BINS)
-    # without a terminal, a line every ten seconds
-    interval = 0.1 if sys.stderr.isatty() else 10
-    for index in tqdm(range(count), split, mininterval=interval, unit='image'):
+    for index in tqdm(range(count), split, unit='image', disable=None):
         rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(number, index)))
         label, first_bin = index % len(CLASSES), bins[index // len(CLASSES) % len(bins)]
         scene = draw_scene(rng, *size, label, first_bin)
 
         image_id = number * _IDS_PER_SPLIT + index + 1
-        stem = f'{image_id:06d}'
-        images.append(dict(id=image_id, file_name=f'{stem}.jpg', width=size[0], height=size[1]))
+        picture = root / split / f'{image_id:06d}.jpg'
+        images.append(dict(id=image_id, file_name=picture.name, width=size[0], height=size[1]))
         found = _annotate(scene, image_id, len(annotations) + 1)
         annotations += found
-        picture = root / split / f'{stem}.jpg'
         _write_image(picture, scene.image)
         shutil.copyfile(picture, root / 'voc/JPEGImages' / picture.name)
-        _write_voc(root / f'voc/Annotations/{stem}.xml', picture.name, scene, found)
+        _write_voc(root / f'voc/Annotations/{picture.stem}.xml', scene, found)
         classes = np.array([0] + [thing.label + 1 for thing in scene.objects], np.uint8)
-        _write_image(root / f'semseg/{split}/{stem}.png', classes[scene.instances])
+        _write_image(root / f'semseg/{split}/{picture.stem}.png', classes[scene.instances])
 
     coco = {
         'info': {'description': f'synthetic shapes, {split}', 'version': str(VERSION)},
@@ -183,26 +156,20 @@ def _write_split(root: Path, split: str, count: int, size: tuple[int, int], seed
     (root / f'annotations/instances_{split}.json').write_text(json.dumps(coco))
     stems = ''.join(f'{info["id"]:06d}\n' for info in images)
     (root / f'voc/ImageSets/Main/{split}.txt').write_text(stems)
+    return stems
 
 
 def _annotate(scene: Scene, image_id: int, first_id: int) -> list[dict[str, Any]]:
     """COCO annotations of the visible parts; ``visibility`` is our own entry."""
     annotations = []
-    for index, thing in enumerate(scene.objects):
-        mask = scene.mask(index)
+    for number, thing in enumerate(scene.objects):
+        mask = scene.mask(number)
         area = int(mask.sum())
-        annotations.append(
-            dict(
-                id=first_id + index,
-                image_id=image_id,
-                category_id=thing.label + 1,
-                bbox=list(tight_box(mask)),
-                area=area,
-                iscrowd=0,
-                segmentation=_segmentation(mask),
-                visibility=round(area / thing.full_area, 4),
-            )
-        )
+        annotation = {'id': first_id + number, 'image_id': image_id}
+        annotation |= {'category_id': thing.label + 1, 'bbox': list(tight_box(mask))}
+        annotation |= {'area': area, 'iscrowd': 0, 'segmentation': _segmentation(mask)}
+        annotation['visibility'] = round(area / thing.full_area, 4)
+        annotations.append(annotation)
     return annotations
 
 
@@ -227,35 +194,35 @@ def _segmentation(mask: np.ndarray) -> list[list[int]] | dict[str, Any]:
     return {'size': list(mask.shape), 'counts': counts}
 
 
-def _write_voc(path: Path, name: str, scene: Scene, annotations: list[dict[str, Any]]) -> None:
+def _write_voc(path: Path, scene: Scene, annotations: list[dict[str, Any]]) -> None:
     """Pascal VOC xml: pixels count from 1, and a box includes its last row and column."""
     height, width = scene.instances.shape
     root = ElementTree.Element('annotation')
-    _add(root, {'folder': 'voc', 'filename': name})
-    _add(ElementTree.SubElement(root, 'size'), {'width': width, 'height': height, 'depth': 3})
-    _add(root, {'segmented': 0})
+    size = {'width': width, 'height': height, 'depth': 3}
+    head = {'folder': 'voc', 'filename': f'{path.stem}.jpg', 'size': size, 'segmented': 0}
+    _add(root, head)
     for thing, ann in zip(scene.objects, annotations, strict=True):
-        node = ElementTree.SubElement(root, 'object')
-        _add(
-            node,
-            {
-                'name': CLASSES[thing.label],
-                'pose': 'Unspecified',
-                'truncated': int(thing.inside_area < thing.full_area),
-                'occluded': int(ann['area'] < thing.inside_area),
-                'difficult': 0,
-            },
-        )
         x, y, w, h = ann['bbox']
-        box = {'xmin': x + 1, 'ymin': y + 1, 'xmax': x + w, 'ymax': y + h}
-        _add(ElementTree.SubElement(node, 'bndbox'), box)
+        fields = {
+            'name': CLASSES[thing.label],
+            'pose': 'Unspecified',
+            'truncated': int(thing.inside_area < thing.full_area),
+            'occluded': int(ann['area'] < thing.inside_area),
+            'difficult': 0,
+            'bndbox': {'xmin': x + 1, 'ymin': y + 1, 'xmax': x + w, 'ymax': y + h},
+        }
+        _add(root, {'object': fields})
     ElementTree.indent(root)
     path.write_text(ElementTree.tostring(root, encoding='unicode') + '\n')
 
 
 def _add(node: ElementTree.Element, fields: dict[str, Any]) -> None:
     for tag, value in fields.items():
-        ElementTree.SubElement(node, tag).text = str(value)
+        child = ElementTree.SubElement(node, tag)
+        if isinstance(value, dict):
+            _add(child, value)
+        else:
+            child.text = str(value)
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
