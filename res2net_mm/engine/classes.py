@@ -20,6 +20,7 @@ from ..data.check.agreement import class_counts
 from ..data.errors import DataError
 from ..data.sets.nodes import Node, find_nodes, type_name
 from ..weights.classifier import name_as_classifier
+from .drawing import class_colours
 from .errors import ToolError
 from .loading import unwrapped
 from .terminal import warn
@@ -150,8 +151,7 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
         warn("the checkpoint does not name the model's classes: the config's names are used")
     palette = chosen.get('palette')
     if palette is None or len(palette) != len(chosen['classes']):
-        colours = np.random.default_rng(0).integers(0, 256, (len(chosen['classes']), 3))
-        palette = [tuple(colour) for colour in colours.tolist()]
+        palette = class_colours(len(chosen['classes']))
     return dict(classes=chosen['classes'], palette=palette)
 
 

@@ -15,14 +15,14 @@ def best_classes(sample: Any, names: Sequence[str]) -> list[dict[str, Any]]:
     """``label``, ``name`` and ``score`` of the five most likely classes, best first."""
     scores, labels = sample.pred_score.topk(min(_MOST, len(sample.pred_score)))
     return [
-        dict(label=label, name=_name(label, names), score=round(score, 6))
+        dict(label=label, name=name_of(label, names), score=round(score, 6))
         for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
     ]
 
 
 def true_class(sample: Any, names: Sequence[str]) -> str:
     """The annotated class of an image; ``''`` if it has none."""
-    return ', '.join(_name(int(label), names) for label in sample.get('gt_label', ()))
+    return ', '.join(name_of(int(label), names) for label in sample.get('gt_label', ()))
 
 
 def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -> Image.Image:
@@ -49,5 +49,5 @@ def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -
     return canvas
 
 
-def _name(label: int, names: Sequence[str]) -> str:
+def name_of(label: int, names: Sequence[str]) -> str:
     return names[label] if label < len(names) else str(label)

@@ -17,8 +17,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from ..files import writing
-from .classification import best_classes, draw_classes, true_class
+from .drawing import draw_sample, write_picture
 from .errors import ToolError
 from .terminal import warn
 
@@ -35,7 +34,7 @@ class PictureHook(Hook):
     Args:
         draw: Draw at all.
         interval: In validation, draw the first image of each so many batches.
-        score_thr: Least score to draw; None for segmentors, which have no scores.
+        score_thr: Least score of an object to draw.
         test_out_dir: Folder for the pictures of a test; None gives them to the visualizer's
             backends, which also get those of validation.
         backend_args: mmengine's way to read the images.
@@ -47,18 +46,18 @@ class PictureHook(Hook):
         self,
         draw: bool = False,
         interval: int = 50,
-        score_thr: float | None = None,
+        score_thr: float = 0.3,
         test_out_dir: str | None = None,
         backend_args: Mapping[str, Any] | None = None,
     ) -> None:
         self.draw = draw
         self.interval = interval
-        self.options = {} if score_thr is None else dict(pred_score_thr=score_thr)
+        self.score_thr = score_thr
         self.folder = test_out_dir and Path(test_out_dir)
         self.backend_args = dict(backend_args) if backend_args else None
         self.failures: list[str] = []
         self._names: dict[str, str] = {}
-        self._drawn = 0
+        self._count = 0
 
     def before_val(self, runner: Runner) -> None:
         self._names = picture_names(runner.val_dataloader.dataset) if self.draw else {}
@@ -86,43 +85,35 @@ class PictureHook(Hook):
         self, runner: Runner, outputs: Sequence[Any] | None = None, **_: Any
     ) -> None:
         for sample in (outputs or ()) if self.draw else ():
-            self._drawn += 1
-            self._draw('test', sample, self._drawn, self.folder)
+            self._count += 1
+            self._draw('test', sample, self._count, self.folder)
 
     def _draw(self, split: str, sample: Any, step: int, folder: Path | None) -> None:
         path = sample.img_path
         name = self._names.get(path, os.path.basename(path))
         try:
+            drawn = self._drawn(sample)
             if folder is None:
-                self._show(f'{split}_{name.replace(os.sep, "_")}', sample, step=step)
+                shown = f'{split}_{name.replace(os.sep, "_")}'
+                Visualizer.get_current_instance().add_image(shown, drawn, step=step)
                 return
             out = folder / (name if cv2.haveImageWriter(name) else f'{name}.png')
             out.parent.mkdir(parents=True, exist_ok=True)
-            with writing(out, durable=False) as partial:
-                self._show(name, sample, out_file=str(partial))
-                if not partial.exists():
-                    raise ValueError('the visualizer of the config draws nothing')
+            write_picture(out, drawn)
         except Exception as error:  # a lost picture must not cost the figures
             self.failures.append(f'{path}: {error}')
             if len(self.failures) == 1:
                 warn(f'no picture of {self.failures[0]}; the run goes on')
 
-    def _show(self, name: str, sample: Any, **options: Any) -> None:
+    def _drawn(self, sample: Any) -> np.ndarray:
+        """(H, W, 3), RGB: the annotations beside the predictions."""
         content = get(sample.img_path, backend_args=self.backend_args)
         image = mmcv.imfrombytes(content, channel_order='rgb')
         size = sample.get('ori_shape')
         if size is not None and image.shape[:2] != tuple(size[:2]):  # loaded without its EXIF turn
             image = mmcv.imfrombytes(content, 'color_ignore_orientation', channel_order='rgb')
-        visualizer = Visualizer.get_current_instance()
-        if 'pred_score' in sample:
-            names = (visualizer.dataset_meta or {}).get('classes') or ()
-            drawn = draw_classes(image, best_classes(sample, names), true_class(sample, names))
-            if 'out_file' in options:
-                drawn.save(options['out_file'])
-            else:
-                visualizer.add_image(name, np.asarray(drawn), **options)
-            return
-        visualizer.add_datasample(name, image, data_sample=sample, **self.options, **options)
+        meta = Visualizer.get_current_instance().dataset_meta or {}
+        return draw_sample(image, sample, meta, self.score_thr, truth=True)
 
 
 def picture_names(dataset: Any) -> dict[str, str]:
@@ -158,8 +149,6 @@ def use_our_pictures(cfg: Config, **changes: Any) -> bool:
         return False
     accepted = inspect.signature(PictureHook).parameters
     arguments = {key: value for key, value in hook.items() if key in accepted}
-    if 'Det' in kind:
-        arguments.setdefault('score_thr', 0.3)  # mmdet's default
     arguments |= dict(type=f'{__name__}.{PictureHook.__name__}', **changes)
     cfg.default_hooks.visualization = arguments
     return True

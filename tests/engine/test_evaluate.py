@@ -22,6 +22,7 @@ from running import ORIGINALS
 
 import res2net_mm  # noqa: F401  (before mmdet)
 from res2net_mm.engine.config import load_config
+from res2net_mm.engine.drawing import draw_sample
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.runner import build_runner, prepare_config
@@ -269,16 +270,14 @@ def test_figures_come_though_files_cannot_be_written(shapes, tmp_path, monkeypat
 
 
 def test_a_picture_that_fails_is_reported_after_the_figures(shapes, tmp_path, monkeypatch):
-    from mmdet.visualization import DetLocalVisualizer
+    reported = []
 
-    draw, reported = DetLocalVisualizer.add_datasample, []
-
-    def fail_once(self, name, *args, **kwargs):
-        if name.startswith('100003'):
+    def fail_once(pixels, sample, *args, **kwargs):
+        if '100003' in sample.img_path:
             raise RuntimeError('no font')
-        draw(self, name, *args, **kwargs)
+        return draw_sample(pixels, sample, *args, **kwargs)
 
-    monkeypatch.setattr(DetLocalVisualizer, 'add_datasample', fail_once)
+    monkeypatch.setattr('res2net_mm.engine.pictures.draw_sample', fail_once)
     shown = tmp_path / 'shown'
     with pytest.raises(ToolError, match=r'1 pictures .*100003.jpg: no font'):
         run_test(
