@@ -118,5 +118,5 @@ def test_pictures_never_replace_images(shapes, tmp_path):
     image = sorted((shapes / 'val').glob('*.jpg'))[0].read_bytes()
     (photos / 'a.jpg').write_bytes(image)
     with pytest.raises(ToolError, match='would replace the image'):
-        predict_images(None, [photos / 'a.jpg'], photos, photos, 0.3)
+        predict_images(None, [photos / 'a.jpg'], photos, 0.3)
     assert (photos / 'a.jpg').read_bytes() == image

@@ -19,6 +19,7 @@ from ..evaluation.receptive_field import fields_by_level
 from .arguments import CAM_METHODS
 from .errors import ToolError, one_line
 from .infer import ConfiguredModel
+from .sources import places
 
 
 class Explainer(nn.Module):
@@ -152,28 +153,26 @@ def prepared(predictor: ConfiguredModel, image: Path) -> tuple[np.ndarray, Tenso
 
 
 def explain_images(
-    explainers: Mapping[str, Explainer], images: Sequence[Path], source: Path, out: Path
+    explainers: Mapping[str, Explainer], images: Sequence[Path], out: Path
 ) -> list[str]:
     """Writes the maps side by side to ``photo.jpg.METHOD.jpg``; a bad image stops no others.
 
     Args:
         explainers: By the name of the model.
         images: Files.
-        source: What the user gave; pictures keep their places below it.
-        out: Folder for the pictures.
+        out: Folder for the pictures, which keep their places below the images' common folder.
 
     Returns:
         One line for each image that could not be explained.
     """
     failures, defects = [], []
     method = next(iter(explainers.values())).method
-    for image in tqdm(images, unit='image'):
-        folder = out / (image.relative_to(source).parent if source.is_dir() else '')
+    for image, place in tqdm(places(images, out).items(), unit='image'):
         try:
             maps = {name: explainer.explain(image) for name, explainer in explainers.items()}
             panels = [(f'{name}: {title}', pixels) for name, (title, pixels) in maps.items()]
-            folder.mkdir(parents=True, exist_ok=True)
-            draw_sheet([panels], folder / f'{image.name}.{method}.jpg')
+            place.parent.mkdir(parents=True, exist_ok=True)
+            draw_sheet([panels], place.with_name(f'{image.name}.{method}.jpg'))
         except DataError as error:
             failures.append(f'image {image}: {error}')
         except Exception as error:

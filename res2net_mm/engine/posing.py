@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
 
 from ..data.errors import DataError
 from ..data.sets.nodes import find_nodes
-from .errors import ToolError, one_line
+from .errors import ToolError, building_config, one_line
 from .infer import ConfiguredModel, test_dataset
 
 
@@ -48,6 +49,8 @@ class PoseModel(ConfiguredModel):
         dataset = test_dataset(args[0])
         (node,) = find_nodes(dataset, 'test_dataloader.dataset', 'mmpose')
         self.meta = parse_pose_metainfo(dataset.get('metainfo') or node.cls.METAINFO)
+        with building_config():
+            self.visualizer = VISUALIZERS.build(dict(args[0].visualizer, vis_backends=[]))
         self.visualizer.set_dataset_meta(self.meta)
         self.classes = ['person']
         self.boxes = None if boxes is None else _read_boxes(Path(boxes))
@@ -56,10 +59,11 @@ class PoseModel(ConfiguredModel):
         """The box (1, 4) of each person, its score, and what the data set says of keypoints."""
         pixels = image if isinstance(image, np.ndarray) else self.loader.picture(str(image))
         rows = [(0, 0, *pixels.shape[1::-1], 1)]
-        if self.boxes is not None and isinstance(image, Path):
-            rows = self.boxes.get(os.path.realpath(image))
+        if self.boxes is not None:
+            name = image if isinstance(image, Path) else 'in a video'
+            rows = self.boxes.get(os.path.realpath(name))
             if rows is None:
-                raise DataError(f'image {image} is not in the file of --boxes')
+                raise DataError(f'image {name} is not in the file of --boxes')
         # a batch needs an input: one of score 0, which `run` drops
         rows = np.array(rows or [(0, 0, 1, 1, 0)], np.float32)[:, None]
         return [dict(self.meta, bbox=row[:, :4], bbox_score=row[:, 4]) for row in rows]
@@ -72,6 +76,12 @@ class PoseModel(ConfiguredModel):
         sample = merge_data_samples(self.model.test_step(batch))
         sample.pred_instances = sample.pred_instances[sample.pred_instances.bbox_scores > 0]
         return sample
+
+    def draw(self, pixels: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
+        """The skeletons, with keypoints of at least this score."""
+        return self.visualizer.add_datasample(
+            'persons', pixels, sample.cpu(), draw_gt=False, draw_bbox=True, kpt_thr=threshold
+        )
 
     def _instances(self, predicted: Any, threshold: float) -> Iterator[dict[str, Any]]:
         """All persons, with x, y and score of all keypoints."""

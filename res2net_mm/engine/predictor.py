@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image, ImageOps
 
+from ..data.errors import DataError
 from ..data.transforms import LoadImageFromFile
 from ..deploy.running import ExportedModel
 from .config import load_config
@@ -19,13 +20,13 @@ from .exported import is_exported
 from .infer import ConfiguredModel
 from .posing import configured_model
 from .saliency import probability
+from .sources import Source, find_sources, frames_of, is_video, local_file
 
-Picture = str | Path | Image.Image | np.ndarray
 Prediction = dict[str, np.ndarray]
 
 
 class Predictor:
-    """Predicts images with a trained model.
+    """Predicts images and videos with a trained model.
 
     Args:
         model: A config (its path, the name of one of this package, or a ``Config``), which takes a
@@ -73,33 +74,65 @@ class Predictor:
             self._model = configured_model(cfg, str(checkpoint), device, trust, fast)
         self.classes = list(self._model.classes)
 
-    def __call__(self, image: Picture | list[Picture]) -> Prediction | list[Prediction]:
-        """Predicts an image, or each image of a list.
+    def __call__(self, source: Any) -> Any:
+        """Predicts an image, each image of a list, or everything in a folder or video.
 
         Args:
-            image: A file, a PIL image, or an array (H, W, 3) of uint8, RGB.
+            source: An image: a file, an http(s) address, a PIL image, or an array (H, W, 3) of
+                uint8, RGB. A list of these. Or a folder, a pattern such as ``'photos/*.jpg'``, a
+                video, an animated GIF, or the number of a camera.
 
         Returns:
-            As far as the model has them, in pixels of the image: ``boxes`` (N, 4) as x1, y1, x2,
-            y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and ``segmentation``
-            (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance;
-            ``probability`` (H, W) of class 1, if the head has one channel. For a pose estimator
-            ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores`` (N, K). Of
-            classifiers ``scores`` (number of classes,), which add up to 1.
+            Of an image, as far as the model has them and in pixels of the image: ``boxes`` (N, 4)
+            as x1, y1, x2, y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and
+            ``segmentation`` (H, W), the class of each pixel, or for panoptic models mmdet's class +
+            1000 * instance; ``probability`` (H, W) of class 1, if the head has one channel. For a
+            pose estimator ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores``
+            (N, K). Of classifiers ``scores`` (number of classes,), which add up to 1.
+
+            Of a list a list. Of folders, patterns, videos and cameras an iterator over the same
+            with ``file``, and for frames ``frame`` and ``time`` in seconds; a file that cannot be
+            predicted, or a video that ends too early, gives ``file`` and ``error``.
 
         Raises:
-            DataError: A file is no image that can be read whole.
-            ValueError: ``image`` is something else.
+            DataError: An image cannot be read whole, or not downloaded.
+            FileNotFoundError: There is no such file.
+            ValueError: ``source`` is something else.
         """
-        if isinstance(image, list | tuple):
-            return [self(one) for one in image]
+        if isinstance(source, list | tuple):
+            return [self(one) for one in source]
+        if isinstance(source, int) and not isinstance(source, bool):
+            source = str(source)
+        if not isinstance(source, str | Path):
+            return self._predict(_pixels(source))
+        found = find_sources(source)
+        if found not in ([source], [Path(source)]) or is_video(found[0]):
+            return self._each(found)
+        with local_file(found[0]) as file:
+            return self._predict(file)
+
+    def _predict(self, image: Path | np.ndarray) -> Prediction:
         if isinstance(self._model, ExportedModel):
             return self._model.predict(_pixels(image))
-        given = Path(image) if isinstance(image, str | Path) else _pixels(image)
-        return _arrays(self._model.predict(given))
+        return _arrays(self._model.predict(image))
+
+    def _each(self, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
+        """Predictions one after the other; one that fails does not stop the others."""
+        for source in sources:
+            named: dict[str, Any] = dict(file=str(source))
+            try:
+                with local_file(source) as file:
+                    if not is_video(source):
+                        yield named | self._predict(file)
+                        continue
+                    for frame in frames_of(source, file):
+                        place = dict(frame=frame.index, time=frame.time)
+                        yield named | place | self._predict(frame.pixels)
+            except DataError as error:
+                yield named | dict(error=str(error))
 
 
-def _pixels(image: Picture) -> np.ndarray:
+def _pixels(image: Any) -> np.ndarray:
     """(H, W, 3), RGB."""
     if isinstance(image, str | Path):
         return np.ascontiguousarray(LoadImageFromFile().picture(str(image))[..., ::-1])

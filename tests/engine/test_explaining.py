@@ -163,7 +163,7 @@ def test_detector(detector, photos, method, tmp_path):
     cfg, checkpoint = detector
     explainer = Explainer(ConfiguredModel(cfg, str(checkpoint), 'cpu'), method, None, 0.05)
     images = sorted(photos.rglob('*.jpg'))
-    failures = explain_images({'small': explainer}, images, photos, tmp_path / 'out')
+    failures = explain_images({'small': explainer}, images, tmp_path / 'out')
     assert len(failures) == 1 and 'cut.jpg' in failures[0] and 'truncated' in failures[0]
     written = sorted(str(f.relative_to(tmp_path / 'out')) for f in (tmp_path / 'out').rglob('*.*'))
     assert written == [f'a.jpg.{method}.jpg', f'more/b.jpg.{method}.jpg']
@@ -176,7 +176,7 @@ def test_detector(detector, photos, method, tmp_path):
 def test_no_detection_is_a_line(detector, photos, tmp_path):
     cfg, checkpoint = detector
     explainer = Explainer(ConfiguredModel(cfg, str(checkpoint), 'cpu'), 'gradcam', 'star', 0.999)
-    failures = explain_images({'small': explainer}, [photos / 'a.jpg'], photos, tmp_path / 'out')
+    failures = explain_images({'small': explainer}, [photos / 'a.jpg'], tmp_path / 'out')
     assert failures == [f'image {photos}/a.jpg: there is nothing to explain: 0 detections star']
 
 

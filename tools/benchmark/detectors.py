@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import FastHook
-from res2net_mm.engine.infer import classes_of, find_images
+from res2net_mm.engine.infer import classes_of
 from res2net_mm.engine.runner import build_runner, prepare_config
+from res2net_mm.engine.sources import find_images
 from res2net_mm.registry import SCOPE
 
 from .contenders import KEPT, check_equal, randomise, require, torchvision_kernels, without_kept

@@ -1,0 +1,294 @@
+"""What can be predicted: image files, folders, patterns, videos, addresses and cameras."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from glob import glob
+from itertools import chain, count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ..data.errors import DataError
+from ..weights.download import DownloadError, fetch
+from .errors import ToolError, one_line
+from .terminal import warn
+
+Source = Path | str  # a file, or an address or the number of a camera
+
+IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+VIDEOS = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
+RESULTS = 'predictions.json'
+_START = b'{\n "classes": ['  # how this file begins
+_LARGEST = 1 << 31  # bytes of a download
+_SAFE = {  # no playlists, which name other files
+    'format_whitelist': 'asf,avi,gif,matroska,mov,mpeg,mpegts',
+    'protocol_whitelist': 'file',
+}
+_TICKS = 90_000  # of a second, for the times of frames
+
+
+class Frame(NamedTuple):
+    """A picture of a video.
+
+    Attributes:
+        index: From 0.
+        time: Seconds since the first frame.
+        pixels: (H, W, 3) of uint8, RGB.
+        total: How many frames the file says it has; None if it does not.
+    """
+
+    index: int
+    time: float
+    pixels: np.ndarray
+    total: int | None = None
+
+
+def find_sources(
+    sources: Source | Iterable[Source],
+    out: str | Path | None = None,
+    suffixes: Sequence[str] = IMAGES + VIDEOS,
+) -> list[Source]:
+    """Files, with those of folders and patterns in order; addresses and cameras as they are.
+
+    Args:
+        sources: One or several.
+        out: Where pictures will be written. Skipped, as is every folder below a given one with the
+            ``predictions.json`` of an earlier run.
+        suffixes: Of the files to take from folders and patterns.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ToolError: A folder holds no such file, or is ``out`` itself.
+    """
+    found: list[Source] = []
+    for source in [sources] if isinstance(sources, str | Path) else sources:
+        text = str(source)
+        if is_address(text) or (text.isdecimal() and not os.path.exists(text)):
+            files: Iterable[Source] = [text]
+        elif os.path.isdir(source):
+            files = _below(Path(source), out, suffixes)
+        elif os.path.lexists(source):
+            files = [Path(source)]
+        elif files := sorted(glob(text, recursive=True)):
+            files = [Path(name) for name in files if name.lower().endswith(tuple(suffixes))]
+        else:
+            raise FileNotFoundError(f'image or folder {source} does not exist')
+        found += files
+    return list(dict.fromkeys(found))
+
+
+def find_images(folder: str | Path, out: str | Path | None = None) -> list[Path]:
+    """The images of :func:`find_sources` only."""
+    return find_sources(folder, out, IMAGES)
+
+
+def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> list[Path]:
+    own = None if out is None else os.path.realpath(out)
+    if own == os.path.realpath(folder):
+        raise ToolError(f'--out {out} is the folder of the images; give another folder')
+    files: list[Path] = []
+    # a folder that cannot be read becomes a file that cannot be predicted, and is named there
+    walk = os.walk(folder, onerror=lambda error: files.append(Path(error.filename)))
+    for name, folders, names in walk:
+        here = Path(name)
+        if os.path.realpath(here) == own or (here != folder and _is_output(here)):
+            warn(f'{here} is skipped: predictions go, or went, there')
+            folders.clear()
+            continue
+        files += [here / n for n in names + folders if Path(n).suffix.lower() in suffixes]
+    if not files:
+        raise ToolError(f'folder {folder} holds no file of {", ".join(suffixes)}')
+    return sorted(files)
+
+
+def _is_output(folder: Path) -> bool:
+    with contextlib.suppress(OSError), open(folder / RESULTS, 'rb') as file:
+        return file.read(len(_START)) == _START
+    return False
+
+
+def is_address(text: str) -> bool:
+    """Whether a source is on the web."""
+    return bool(re.match('https?://', text))
+
+
+def is_video(source: Source) -> bool:
+    """Whether a source has frames: a camera, or a file or address that ends like a video."""
+    return is_camera(source) or _path_of(source).suffix.lower() in VIDEOS
+
+
+def is_camera(source: Source) -> bool:
+    """Whether a source is a number that :func:`find_sources` has left as it is."""
+    return isinstance(source, str) and source.isdecimal()
+
+
+def _path_of(source: Source) -> Path:
+    return source if isinstance(source, Path) else Path(unquote(urlsplit(source).path))
+
+
+def places(sources: Sequence[Source], out: Path) -> dict[Source, Path]:
+    """Where the picture or video of each source goes: as the files are below their common folder.
+
+    Raises:
+        ToolError: It would replace one of the files.
+    """
+    files = {s: os.path.abspath(s) for s in sources if isinstance(s, Path)}
+    root = os.path.commonpath([os.path.dirname(file) for file in files.values()] or ['/'])
+    taken = {os.path.realpath(file) for file in files}
+    targets: dict[Source, Path] = {}
+    used: set[Path] = set()
+    for source in sources:
+        inner = f'camera{source}' if is_camera(source) else _path_of(source).name or 'download'
+        place = out / (os.path.relpath(files[source], root) if source in files else inner)
+        suffix = '.mp4' if is_video(source) else '.jpg'
+        more = (place.with_name(f'{place.name}.{i}{suffix}') for i in count(2))
+        names = chain([place.with_suffix(suffix), place.with_name(place.name + suffix)], more)
+        targets[source] = next(name for name in names if name not in used)
+        used.add(targets[source])
+        if os.path.realpath(targets[source]) in taken:
+            raise ToolError(f'--out {out} would replace the image {source}; give another folder')
+    return targets
+
+
+@contextmanager
+def local_file(source: Source) -> Iterator[Path]:
+    """The file of a source. What an address names is downloaded, and removed after the block.
+
+    Raises:
+        DataError: That fails, or it is larger than 2 GiB.
+    """
+    if isinstance(source, Path) or is_camera(source):
+        yield Path(source)
+        return
+    with TemporaryDirectory() as folder:
+        name = f'download{_path_of(source).suffix}'  # without what looks like a checksum
+        try:
+            file = fetch(source, name=name, folder=Path(folder), most=_LARGEST)
+        except DownloadError as error:  # whose advice is for weights
+            raise DataError(str(error).partition('; put the file at')[0]) from error
+        yield file
+
+
+def frames_of(source: Source, file: Path | None = None) -> Iterator[Frame]:
+    """The frames of a camera, or of a video ``file`` from :func:`local_file`, one at a time.
+
+    Raises:
+        DataError: There is no such camera, or no video, or not all of its frames can be read. It
+            comes after those that can.
+    """
+    return _camera_frames(int(source)) if is_camera(source) else _video_frames(file)
+
+
+def _video_frames(file: Path) -> Iterator[Frame]:
+    import av
+
+    try:
+        with av.open(str(file), options=_SAFE) as container:
+            if not container.streams.video:
+                raise DataError('it has no pictures', str(file))
+            stream = container.streams.video[0]
+            stream.thread_type = 'AUTO'
+            packets = index = 0
+            start, end, damaged = None, 0.0, False
+            for packet in container.demux(stream):
+                packets += packet.size > 0  # the last one is empty
+                damaged |= packet.is_corrupt
+                try:
+                    frames = packet.decode()
+                except av.error.InvalidDataError:
+                    damaged = True
+                    continue
+                for frame in frames:
+                    shown = frame.time  # None in files without times
+                    shown = index / float(stream.average_rate or 25) if shown is None else shown
+                    start = shown if start is None else start
+                    end = shown - start
+                    pixels = np.rot90(frame.to_ndarray(format='rgb24'), frame.rotation // 90)
+                    yield Frame(index, end, np.ascontiguousarray(pixels), stream.frames or None)
+                    index += 1
+            length = _seconds(stream)
+            if damaged or packets < stream.frames or end + 1 < length or not index:
+                whole = f'{stream.frames} frames' if stream.frames else f'{length:.1f} seconds'
+                raise DataError(
+                    f'the video is damaged or cut off: {index} frames ({end:.1f} seconds) of '
+                    f'{whole} could be read', str(file),
+                )  # fmt: skip
+    except av.FFmpegError as error:
+        raise DataError(f'no video that can be read ({one_line(error)})', str(file)) from error
+
+
+def _seconds(stream: Any) -> float:
+    """How long a stream is, as far as its file says."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    parts = stream.metadata.get('DURATION', '0').split(':')  # Matroska's: hours:minutes:seconds
+    return sum(float(part) * 60**i for i, part in enumerate(reversed(parts)))
+
+
+def _camera_frames(number: int) -> Iterator[Frame]:
+    camera = cv2.VideoCapture(number)
+    try:
+        if not camera.isOpened():
+            raise DataError(f'camera {number} cannot be opened')
+        start = time.monotonic()
+        for index in count():
+            read, pixels = camera.read()
+            if not read:
+                raise DataError(f'camera {number} gives no more pictures')
+            moment = time.monotonic() - start
+            yield Frame(index, moment, np.ascontiguousarray(pixels[..., ::-1]))
+    finally:
+        camera.release()
+
+
+class VideoWriter:
+    """Writes an mp4 file of H.264, which browsers play; for ``with``.
+
+    All frames get the size of the first one: larger ones are cut, smaller ones filled up.
+    """
+
+    def __init__(self, path: Path) -> None:
+        import av
+
+        self.container = av.open(str(path), 'w', format='mp4')
+        self.stream: Any = None
+        self.last = -1
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def add(self, pixels: np.ndarray, time: float) -> None:
+        """Adds a picture (H, W, 3) of uint8, RGB, which is shown from ``time`` on, in seconds."""
+        import av
+
+        if self.stream is None:
+            height, width = pixels.shape[:2]
+            self.stream = self.container.add_stream('libx264', rate=30)
+            self.stream.width, self.stream.height = width, height
+            # players want yuv420p, which takes even sizes
+            self.stream.pix_fmt = 'yuv444p' if width % 2 or height % 2 else 'yuv420p'
+            self.stream.codec_context.time_base = Fraction(1, _TICKS)
+            self.stream.options = dict(preset='veryfast')
+        size = self.stream.width, self.stream.height
+        image = Image.fromarray(pixels).crop((0, 0, *size))
+        frame = av.VideoFrame.from_image(image)
+        frame.time_base = Fraction(1, _TICKS)
+        frame.pts = self.last = max(round(time * _TICKS), self.last + 1)
+        self.container.mux(self.stream.encode(frame))
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream is not None:
+            self.container.mux(self.stream.encode())
+        self.container.close()
