@@ -48,7 +48,7 @@ def draw_sample(
     names = meta.get('classes') or ()
     if 'pred_score' in sample:
         annotated = true_class(sample, names) if truth else ''
-        return np.asarray(draw_classes(pixels, best_classes(sample, names), annotated))
+        return draw_classes(pixels, best_classes(sample, names), annotated)
     colours = meta.get('palette')
     if not colours or len(colours) != len(names) or isinstance(colours, str):
         colours = class_colours(len(names))

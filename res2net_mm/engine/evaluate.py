@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from ..weights import read_source
 from .classes import SameClassesHook, class_names
 from .config import drop_timm_weights
 from .errors import ToolError
-from .exported import exported_model, is_exported
+from .exported import exported_model, facts_of, is_exported
 from .loading import unwrapped
 from .pictures import PictureHook, use_our_pictures
 from .runner import Runner, build_runner
+from .terminal import warn
+from .tta import use_tta
 
 _TYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
 
@@ -76,6 +79,8 @@ def run_test(
     show_dir: str | None = None,
     trust: bool = False,
     fast: Mapping[str, Any] | None = None,
+    tta: bool = False,
+    conf: float | None = None,
     report: Callable[[dict[str, float], list[str]], None] | None = None,
 ) -> tuple[dict[str, float], list[str]]:
     """Evaluates a checkpoint.
@@ -87,6 +92,8 @@ def run_test(
         show_dir: Folder for pictures with predictions and ground truth; None draws none.
         trust: Read the checkpoint with pickle.
         fast: Arguments of :func:`optimize_for_inference`; None measures the model itself.
+        tta: Merge the predictions for each image, mirrored and in three sizes.
+        conf: Leave out objects with a lower score, from figures and pictures.
         report: Called in the main process with the result, before anything else can fail.
 
     Returns:
@@ -103,6 +110,13 @@ def run_test(
         if cfg.get(key) is None:
             raise ToolError(f'the config has no {key}, which measuring needs')
     exported = is_exported(checkpoint)
+    merging = None
+    if conf is not None:
+        _check_conf(cfg, conf)
+    if tta and exported:
+        raise ToolError(f'--tta is for checkpoints: {checkpoint} predicts an image in one way')
+    if tta:
+        merging = use_tta(cfg)
     if exported:
         cfg.model = exported_model(cfg, checkpoint, fast)
     else:
@@ -119,7 +133,8 @@ def run_test(
     if show_dir is not None:
         check_writable(show_dir, '--show-dir', folder=True)
         folder = str(Path(show_dir).absolute())
-        if not use_our_pictures(cfg, draw=True, test_out_dir=folder):
+        least = {} if conf is None else dict(score_thr=conf)
+        if not use_our_pictures(cfg, draw=True, test_out_dir=folder, **least):
             hook = cfg.default_hooks.get('visualization')
             if hook is None:
                 raise ToolError('--show-dir needs default_hooks.visualization in the config')
@@ -131,8 +146,12 @@ def run_test(
     runner.loads_exactly = True
     if exported:
         SameClassesHook('test').after_load_checkpoint(runner, dict(meta=runner.model.meta))
+    if conf is not None:
+        unwrapped(runner.model).register_forward_hook(partial(_drop_unsure, conf))
     if fast is not None:
         runner.register_hook(FastHook(fast))
+    if merging is not None:
+        runner.register_hook(merging)
     try:
         metrics = runner.test()
         classes = list(class_names(runner.test_dataloader.dataset))
@@ -152,3 +171,20 @@ def run_test(
                 f'is {hook.failures[0]}'
             )
     return metrics, classes
+
+
+def _check_conf(cfg: Config, conf: float) -> None:
+    if not 0 <= conf <= 1:
+        raise ToolError(f'--conf must be a score from 0 to 1, but is {conf}')
+    task = facts_of(cfg.model)['task']
+    if cfg.get('default_scope', 'mmdet') != 'mmdet' or task not in ('detection', 'instance'):
+        raise ToolError(f'--conf is for detectors, and this {type_name(cfg.model)} is none')
+    warn(f'the figures are those of objects with a score of at least {conf}')
+
+
+def _drop_unsure(least: float, model: Any, inputs: Any, samples: list[Any]) -> list[Any]:
+    """Forward hook of a detector."""
+    for sample in samples:
+        found = sample.pred_instances
+        sample.pred_instances = found[found.scores >= least]
+    return samples

@@ -34,14 +34,14 @@ from ..weights import constants, read_source
 from ..weights.classifier import name_as_classifier
 from .classes import prediction_meta
 from .classification import best_classes, name_of
-from .config import drop_timm_weights
+from .config import drop_timm_weights, walk_dicts
 from .drawing import draw_sample, write_picture
 from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
 from .saliency import probability
-from .sources import RESULTS, Source, VideoWriter, frames_of, is_video, local_file, places
+from .sources import RESULTS, Source, frames_of, is_video, local_file, places, video_writer
 from .terminal import warn
 
 _DISK = {errno.EDQUOT, errno.ENOSPC, errno.EROFS}  # they stop every other picture as well
@@ -52,8 +52,8 @@ class ConfiguredModel:
 
     Args:
         cfg: mmdet, mmseg or mmpretrain config.
-        checkpoint: File with the weights of the whole model, or an exported file.
-        device: Device; None takes the first GPU, else the CPU.
+        checkpoint: Weights of the whole model, or an exported file.
+        device: None takes the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
         fast: Arguments of :func:`optimize_for_inference`; None predicts with the model itself.
 
@@ -73,8 +73,8 @@ class ConfiguredModel:
     ) -> None:
         if not cfg.get('test_dataloader'):
             raise ToolError('the config has no test_dataloader, which predicting needs')
+        init_default_scope(cfg.get('default_scope', 'mmdet'))
         if is_exported(checkpoint):
-            init_default_scope(cfg.get('default_scope', 'mmdet'))
             model: nn.Module = MODELS.build(exported_model(cfg, checkpoint, fast))
             loaded = dict(meta=model.meta)
         else:
@@ -95,10 +95,7 @@ class ConfiguredModel:
         self.loader = loader_of(steps)
 
     def predict(self, image: Path | np.ndarray) -> Any:
-        """The data sample of one image.
-
-        Args:
-            image: A file, or pixels (H, W, 3) of uint8, RGB.
+        """The data sample of a file or of pixels (H, W, 3) of uint8, RGB.
 
         Raises:
             DataError: It is no image that the pipeline can prepare.
@@ -116,7 +113,9 @@ class ConfiguredModel:
         if isinstance(image, np.ndarray):
             loader = mmcv.transforms.LoadImageFromFile
             steps = [step for step in steps if not isinstance(step, loader)]
-            data = dict(img=self._as_loaded(image), img_path='', img_id=0)
+            grey = self.loader.color_type.startswith('gray')
+            pixels = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR)
+            data = dict(img=pixels, img_path='', img_id=0)
             data['img_shape'] = data['ori_shape'] = image.shape[:2]
             image = 'in memory'
         elif image.is_file():
@@ -131,12 +130,6 @@ class ConfiguredModel:
             raise DataError(
                 f'image {image} cannot be prepared ({error.func}: {error.err}){thin}'
             ) from error
-
-    def _as_loaded(self, pixels: np.ndarray) -> np.ndarray:
-        """Pixels in the form that the pipeline reads from files."""
-        if self.loader.color_type.startswith('gray'):
-            return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-        return np.ascontiguousarray(pixels[..., ::-1])
 
     def inputs(self, image: Path | np.ndarray) -> Sequence[dict[str, Any]]:
         """What the pipeline gets besides the image: one dict for each input of the model."""
@@ -202,13 +195,11 @@ def predict_images(
 ) -> list[str]:
     """Predicts, draws and describes pictures and videos; one that fails does not stop the others.
 
-    An interrupted run also keeps what is done so far.
-
     Args:
         predictor: The model.
         sources: From :func:`~.sources.find_sources`.
         out: Folder for the pictures and ``predictions.json``, and for each video a ``.mp4`` and a
-            ``.jsonl`` with a line for each frame.
+            ``.jsonl`` with a line for each frame. An interrupted run keeps what is done.
         threshold: Least score of an instance, 0 to 1.
 
     Returns:
@@ -223,7 +214,6 @@ def predict_images(
     records: list[dict[str, Any]] = []
     notes: Counter[str] = Counter()
     stopped = defect = None
-    done = 0
     out.mkdir(parents=True, exist_ok=True)
     for source in _progress(sources, 'image'):
         file = source
@@ -240,7 +230,6 @@ def predict_images(
                     notes.update(changed)
                     records.append(record)
                     predictor.write_pictures(file, sample, targets[source], threshold)
-            done += 1
         except KeyboardInterrupt as error:
             stopped = error
             break
@@ -251,7 +240,7 @@ def predict_images(
                 stopped = error
                 break
             failures.append(f'image {source} failed: {_named(error)}')
-            defect = defect or error
+            defect = error
     kept = f'{out / RESULTS} holds {len(records)} of {len(sources)} images'
     try:
         content = dict(classes=predictor.classes, images=records)
@@ -265,8 +254,8 @@ def predict_images(
     if stopped:
         print(*(f'error: {failure}' for failure in failures), kept, sep='\n', file=sys.stderr)
         raise stopped
-    if defect and not (done or records):
-        raise defect  # every image failed, so it is no matter of one image
+    if defect and len(failures) == len(sources):
+        raise defect  # it is no matter of one image
     return failures
 
 
@@ -277,7 +266,7 @@ def _predict_video(
     stopped: BaseException | None = None
     lines = target.with_suffix('.jsonl')
     with writing(target, durable=False) as video, writing(lines, durable=False) as text:
-        with VideoWriter(video) as writer, open(text, 'w', encoding='utf-8') as log:
+        with video_writer(video) as show, open(text, 'w', encoding='utf-8') as log:
             try:
                 for frame in (bar := _progress(frames_of(source, file), 'frame')):
                     bar.total = frame.total
@@ -285,11 +274,11 @@ def _predict_video(
                     record = predictor.describe(str(source), sample, threshold)
                     record = dict(frame=frame.index, time=round(frame.time, 6), **record)
                     log.write(f'{json.dumps(record)}\n')
-                    writer.add(predictor.draw(frame.pixels, sample, threshold), frame.time)
+                    show(predictor.draw(frame.pixels, sample, threshold), frame.time)
             except (Exception, KeyboardInterrupt) as error:
                 stopped = error
-        if writer.stream is None:  # nothing is worth keeping
-            raise stopped
+        if not text.stat().st_size:  # nothing to keep
+            raise stopped or DataError('the video is empty', str(file))
     if stopped is not None:
         raise stopped
 
@@ -310,7 +299,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     """Builds the model of a config, in evaluation mode, with the weights of a checkpoint.
 
     Args:
-        cfg: mmdet or mmseg config.
+        cfg: mmdet, mmseg or mmpretrain config.
         checkpoint: Weights of the whole model, from any source that
             :func:`res2net_mm.weights.load_weights` takes.
         trust: Read the file with pickle, which runs any code in it.
@@ -350,13 +339,12 @@ def classes_of(cfg: Config, loaded: dict[str, Any]) -> list[str]:
 
 
 def test_dataset(cfg: Config) -> dict[str, Any]:
-    """The config of the test data, without wrappers."""
-    dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset:  # a wrapper of one data set, or of several
-        dataset = dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
-        if dataset is None:
-            raise ToolError('the test_dataloader.dataset of the config has no pipeline')
-    return dataset
+    """The config of the test data, without wrappers; of several the first."""
+    parts = walk_dicts(cfg.test_dataloader.dataset)
+    found = next((part for part in parts if 'pipeline' in part), None)
+    if found is None:
+        raise ToolError('the test_dataloader.dataset of the config has no pipeline')
+    return found
 
 
 def _encode(mask: np.ndarray) -> dict[str, Any]:

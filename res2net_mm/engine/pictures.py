@@ -10,13 +10,13 @@ from typing import Any
 
 import cv2
 import mmcv
-import numpy as np
 from mmengine.config import Config
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
+from ..data.sets.nodes import type_name
 from .drawing import draw_sample, write_picture
 from .errors import ToolError
 from .terminal import warn
@@ -25,11 +25,11 @@ _REPLACED = ('DetVisualizationHook', 'SegVisualizationHook', 'VisualizationHook'
 
 
 class PictureHook(Hook):
-    """Draws as the visualization hooks of OpenMMLab do, but no picture replaces another's.
+    """Draws predictions beside the ground truth, and no picture replaces another one.
 
-    Theirs name a picture by the file name of its image, without the folder. Here, if images share a
-    file name, pictures are named by the path below the images' common folder. A picture that cannot
-    be drawn or written is reported, and the run goes on.
+    OpenMMLab's hooks name a picture by the file name of its image, without the folder. Here, if
+    images share a file name, pictures are named by the path below the images' common folder. A
+    picture that cannot be drawn or written is reported, and the run goes on.
 
     Args:
         draw: Draw at all.
@@ -71,7 +71,7 @@ class PictureHook(Hook):
             if images & pictures:
                 raise ToolError(
                     f'a picture would replace the image {min(images & pictures)}: name another '
-                    f'folder'
+                    'folder'
                 )
 
     def after_val_iter(
@@ -89,31 +89,31 @@ class PictureHook(Hook):
             self._draw('test', sample, self._count, self.folder)
 
     def _draw(self, split: str, sample: Any, step: int, folder: Path | None) -> None:
-        path = sample.img_path
-        name = self._names.get(path, os.path.basename(path))
+        name = self._names.get(sample.img_path, os.path.basename(sample.img_path))
+        visualizer = Visualizer.get_current_instance()
         try:
-            drawn = self._drawn(sample)
+            image = self._read(sample)
+            meta = visualizer.dataset_meta or {}
+            drawn = draw_sample(image, sample, meta, self.score_thr, truth=True)
             if folder is None:
                 shown = f'{split}_{name.replace(os.sep, "_")}'
-                Visualizer.get_current_instance().add_image(shown, drawn, step=step)
-                return
-            out = folder / (name if cv2.haveImageWriter(name) else f'{name}.png')
-            out.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(out, drawn)
+                visualizer.add_image(shown, drawn, step=step)
+            else:
+                out = folder / (name if cv2.haveImageWriter(name) else f'{name}.png')
+                out.parent.mkdir(parents=True, exist_ok=True)
+                write_picture(out, drawn)
         except Exception as error:  # a lost picture must not cost the figures
-            self.failures.append(f'{path}: {error}')
+            self.failures.append(f'{sample.img_path}: {error}')
             if len(self.failures) == 1:
                 warn(f'no picture of {self.failures[0]}; the run goes on')
 
-    def _drawn(self, sample: Any) -> np.ndarray:
-        """(H, W, 3), RGB: the annotations beside the predictions."""
+    def _read(self, sample: Any) -> Any:
+        """(H, W, 3), RGB, turned as the model has seen it."""
         content = get(sample.img_path, backend_args=self.backend_args)
         image = mmcv.imfrombytes(content, channel_order='rgb')
-        size = sample.get('ori_shape')
-        if size is not None and image.shape[:2] != tuple(size[:2]):  # loaded without its EXIF turn
-            image = mmcv.imfrombytes(content, 'color_ignore_orientation', channel_order='rgb')
-        meta = Visualizer.get_current_instance().dataset_meta or {}
-        return draw_sample(image, sample, meta, self.score_thr, truth=True)
+        if image.shape[:2] == tuple(sample.get('ori_shape', image.shape)[:2]):
+            return image
+        return mmcv.imfrombytes(content, 'color_ignore_orientation', channel_order='rgb')
 
 
 def picture_names(dataset: Any) -> dict[str, str]:
@@ -135,20 +135,17 @@ def picture_names(dataset: Any) -> dict[str, str]:
 
 
 def use_our_pictures(cfg: Config, **changes: Any) -> bool:
-    """Replaces mmdet's, mmseg's or mmpretrain's visualization hook in a config if it draws files.
+    """Replaces OpenMMLab's visualization hook in a config if it draws files, and says whether.
 
-    ``changes`` are arguments of :class:`PictureHook`; with any, it is replaced in any case. Returns
-    whether it was.
+    ``changes`` are arguments of :class:`PictureHook`; with any, it is replaced in any case.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
-    kind = hook.get('type') if isinstance(hook, Mapping) else None
-    kind = kind.__name__ if isinstance(kind, type) else str(kind)
-    if kind.rpartition('.')[2] not in _REPLACED:
+    if not isinstance(hook, Mapping) or type_name(hook).rpartition('.')[2] not in _REPLACED:
         return False
     if not changes and (hook.get('show') or not hook.get('draw')):
         return False
     accepted = inspect.signature(PictureHook).parameters
-    arguments = {key: value for key, value in hook.items() if key in accepted}
-    arguments |= dict(type=f'{__name__}.{PictureHook.__name__}', **changes)
-    cfg.default_hooks.visualization = arguments
+    kept = {key: value for key, value in hook.items() if key in accepted}
+    kind = dict(type=f'{__name__}.{PictureHook.__name__}')
+    cfg.default_hooks.visualization = kept | kind | changes
     return True

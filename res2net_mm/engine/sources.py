@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from glob import glob
@@ -36,23 +35,17 @@ _SAFE = {  # no playlists, which name other files
     'format_whitelist': 'asf,avi,gif,matroska,mov,mpeg,mpegts',
     'protocol_whitelist': 'file',
 }
+_WEB = ('http://', 'https://')
 _TICKS = 90_000  # of a second, for the times of frames
 
 
 class Frame(NamedTuple):
-    """A picture of a video.
-
-    Attributes:
-        index: From 0.
-        time: Seconds since the first frame.
-        pixels: (H, W, 3) of uint8, RGB.
-        total: How many frames the file says it has; None if it does not.
-    """
+    """A picture of a video."""
 
     index: int
-    time: float
-    pixels: np.ndarray
-    total: int | None = None
+    time: float  # seconds since the first frame
+    pixels: np.ndarray  # (H, W, 3) of uint8, RGB
+    total: int | None = None  # frames that the file says it has
 
 
 def find_sources(
@@ -75,16 +68,17 @@ def find_sources(
     found: list[Source] = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
         text = str(source)
-        if is_address(text) or (text.isdecimal() and not os.path.exists(text)):
+        if text.startswith(_WEB) or (text.isdecimal() and not os.path.exists(text)):
             files: Iterable[Source] = [text]
         elif os.path.isdir(source):
             files = _below(Path(source), out, suffixes)
         elif os.path.lexists(source):
             files = [Path(source)]
-        elif files := sorted(glob(text, recursive=True)):
-            files = [Path(name) for name in files if name.lower().endswith(tuple(suffixes))]
         else:
-            raise FileNotFoundError(f'image or folder {source} does not exist')
+            names = sorted(glob(text, recursive=True))
+            files = [Path(name) for name in names if Path(name).suffix.lower() in suffixes]
+            if not files:
+                raise FileNotFoundError(f'image or folder {source} does not exist')
         found += files
     return list(dict.fromkeys(found))
 
@@ -95,15 +89,15 @@ def find_images(folder: str | Path, out: str | Path | None = None) -> list[Path]
 
 
 def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> list[Path]:
-    own = None if out is None else os.path.realpath(out)
-    if own == os.path.realpath(folder):
+    if out is not None and os.path.realpath(out) == os.path.realpath(folder):
         raise ToolError(f'--out {out} is the folder of the images; give another folder')
     files: list[Path] = []
     # a folder that cannot be read becomes a file that cannot be predicted, and is named there
     walk = os.walk(folder, onerror=lambda error: files.append(Path(error.filename)))
     for name, folders, names in walk:
         here = Path(name)
-        if os.path.realpath(here) == own or (here != folder and _is_output(here)):
+        own = out is not None and os.path.realpath(out) == os.path.realpath(here)
+        if own or (here != folder and _is_output(here)):
             warn(f'{here} is skipped: predictions go, or went, there')
             folders.clear()
             continue
@@ -117,11 +111,6 @@ def _is_output(folder: Path) -> bool:
     with contextlib.suppress(OSError), open(folder / RESULTS, 'rb') as file:
         return file.read(len(_START)) == _START
     return False
-
-
-def is_address(text: str) -> bool:
-    """Whether a source is on the web."""
-    return bool(re.match('https?://', text))
 
 
 def is_video(source: Source) -> bool:
@@ -185,8 +174,8 @@ def frames_of(source: Source, file: Path | None = None) -> Iterator[Frame]:
     """The frames of a camera, or of a video ``file`` from :func:`local_file`, one at a time.
 
     Raises:
-        DataError: There is no such camera, or no video, or not all of its frames can be read. It
-            comes after those that can.
+        DataError: There is no such camera, or no video, or after the last frame that can be read:
+            some cannot.
     """
     return _camera_frames(int(source)) if is_camera(source) else _video_frames(file)
 
@@ -253,42 +242,32 @@ def _camera_frames(number: int) -> Iterator[Frame]:
         camera.release()
 
 
-class VideoWriter:
-    """Writes an mp4 file of H.264, which browsers play; for ``with``.
+@contextmanager
+def video_writer(path: Path) -> Iterator[Callable[[np.ndarray, float], None]]:
+    """Writes an mp4 file of H.264, which browsers play.
 
-    All frames get the size of the first one: larger ones are cut, smaller ones filled up.
+    Yields:
+        A function that adds a picture (H, W, 3) of uint8, RGB, shown from a time in seconds on. All
+        get the size of the first one: larger ones are cut, smaller ones filled up.
     """
+    import av
 
-    def __init__(self, path: Path) -> None:
-        import av
+    with av.open(str(path), 'w', format='mp4') as container:
+        stream = container.add_stream('libx264', rate=30, options=dict(preset='veryfast'))
+        stream.codec_context.time_base = Fraction(1, _TICKS)
+        size, last = None, -1
 
-        self.container = av.open(str(path), 'w', format='mp4')
-        self.stream: Any = None
-        self.last = -1
+        def add(pixels: np.ndarray, time: float) -> None:
+            nonlocal size, last
+            if size is None:
+                size = stream.width, stream.height = pixels.shape[1::-1]
+                # players want yuv420p, which takes even sizes
+                stream.pix_fmt = 'yuv444p' if size[0] % 2 or size[1] % 2 else 'yuv420p'
+            frame = av.VideoFrame.from_image(Image.fromarray(pixels).crop((0, 0, *size)))
+            frame.time_base = Fraction(1, _TICKS)
+            frame.pts = last = max(round(time * _TICKS), last + 1)
+            container.mux(stream.encode(frame))
 
-    def __enter__(self) -> VideoWriter:
-        return self
-
-    def add(self, pixels: np.ndarray, time: float) -> None:
-        """Adds a picture (H, W, 3) of uint8, RGB, which is shown from ``time`` on, in seconds."""
-        import av
-
-        if self.stream is None:
-            height, width = pixels.shape[:2]
-            self.stream = self.container.add_stream('libx264', rate=30)
-            self.stream.width, self.stream.height = width, height
-            # players want yuv420p, which takes even sizes
-            self.stream.pix_fmt = 'yuv444p' if width % 2 or height % 2 else 'yuv420p'
-            self.stream.codec_context.time_base = Fraction(1, _TICKS)
-            self.stream.options = dict(preset='veryfast')
-        size = self.stream.width, self.stream.height
-        image = Image.fromarray(pixels).crop((0, 0, *size))
-        frame = av.VideoFrame.from_image(image)
-        frame.time_base = Fraction(1, _TICKS)
-        frame.pts = self.last = max(round(time * _TICKS), self.last + 1)
-        self.container.mux(self.stream.encode(frame))
-
-    def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.container.mux(self.stream.encode())
-        self.container.close()
+        yield add
+        if size is not None:
+            container.mux(stream.encode())
