@@ -100,9 +100,9 @@ def _draw(
         labels, masks = labels[shown], None if masks is None else masks[shown]
     if not len(labels):
         return pixels.copy()
-    points = [_inside(mask) for mask in masks] if boxes is None else boxes
+    points = np.array([_inside(mask) for mask in masks] if boxes is None else boxes, float)
     objects = sv.Detections(
-        xyxy=np.asarray(points, float),
+        xyxy=points,
         class_id=labels.astype(int),
         mask=None if masks is None else masks.astype(bool),
     )
@@ -118,14 +118,19 @@ def _draw(
     if boxes is not None:
         drawn = sv.BoxAnnotator(palette, thickness=line).annotate(drawn, objects)
     texts = [name_of(label, names) for label in labels]
+    scores = found.get('scores', np.ones(len(labels)))
     if 'scores' in found:
-        pairs = zip(texts, found['scores'], strict=True)
-        texts = [f'{text} {score:.2f}' for text, score in pairs]
-    area = sum(map(ImageFont.load_default(size).getlength, texts)) * (size + 2 * line)
-    if area > _MOST * height * width:  # name each class only once, on its surest object
-        order = np.argsort(-found.get('scores', np.ones(len(labels))), kind='stable')
+        texts = [f'{text} {score:.2f}' for text, score in zip(texts, scores, strict=True)]
+    wide = np.array([ImageFont.load_default(size).getlength(text) for text in texts]) + 2 * line
+    high = size + 2 * line
+    if wide.sum() * high > _MOST * height * width:  # name each class once, on its surest object
+        order = np.argsort(-scores, kind='stable')
         kept = order[np.unique(labels[order], return_index=True)[1]]
-        objects, texts = objects[kept], [texts[i] for i in kept]
+    else:  # of names that lie on each other, draw the surest
+        x, y = points[:, :2].T
+        places = np.stack([x, y - high, x + wide, y, scores], 1)
+        kept = np.flatnonzero(sv.box_non_max_suppression(places, 0.1))
+    objects, texts = objects[kept], [texts[i] for i in kept]
     where = sv.Position.CENTER if boxes is None else sv.Position.TOP_LEFT
     pen = sv.RichLabelAnnotator(
         palette, text_color=ink, font_size=size, text_padding=line, text_position=where,

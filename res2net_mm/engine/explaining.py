@@ -36,10 +36,6 @@ class Explainer(nn.Module):
         target: Name of a class; None is the one predicted for the image or for most of its pixels,
             and all classes of a detector.
         threshold: Least score of a detection.
-
-    Raises:
-        ToolError: The model has no backbone or no such class.
-        ModuleNotFoundError: The grad-cam package is missing.
     """
 
     def __init__(
@@ -157,13 +153,8 @@ def explain_images(
 ) -> list[str]:
     """Writes the maps side by side to ``photo.jpg.METHOD.jpg``; a bad image stops no others.
 
-    Args:
-        explainers: By the name of the model.
-        images: Files.
-        out: Folder for the pictures, which keep their places below the images' common folder.
-
-    Returns:
-        One line for each image that could not be explained.
+    Returns one line for each image that could not be explained. Pictures keep their places below
+    the images' common folder. ``explainers`` are by the name of the model.
     """
     failures, defects = [], []
     method = next(iter(explainers.values())).method

@@ -157,8 +157,7 @@ class ConfiguredModel:
         if (found := probability(sample)) is not None:  # of a head with one channel, 0 to 255
             grey = (found * 255).round().astype(np.uint8)
             write_picture(out.with_suffix('.probability.png'), grey)
-        drawn = self.draw(self.pixels(image), sample, threshold)
-        write_picture(out, drawn)
+        write_picture(out, self.draw(self.pixels(image), sample, threshold))
 
     def describe(self, name: str, sample: Any, threshold: float) -> dict[str, Any]:
         """The predictions of one image for the json file."""
@@ -169,13 +168,15 @@ class ConfiguredModel:
         if 'pred_sem_seg' in sample:
             labels = sample.pred_sem_seg.data.long().cpu().numpy()
             shares = enumerate((np.bincount(labels.ravel()) / labels.size).tolist())
-            shown = {name_of(i, self.classes): round(share, 6) for i, share in shares if share}
-            record['shares'] = shown
+            named = {name_of(i, self.classes): round(share, 6) for i, share in shares if share}
+            record['shares'] = named
         if 'pred_score' in sample:
             record['classes'] = best_classes(sample, self.classes)
         return record
 
     def _instances(self, predicted: Any, threshold: float) -> Iterator[dict[str, Any]]:
+        from pycocotools import mask as coco_mask
+
         predicted = predicted[predicted.scores >= threshold].cpu()
         masks = predicted.get('masks')
         for i, label in enumerate(predicted.labels.tolist()):
@@ -186,7 +187,9 @@ class ConfiguredModel:
                 bbox=[round(v, 3) for v in predicted.bboxes[i].tolist()],  # x1, y1, x2, y2
             )
             if masks is not None:
-                instance['segmentation'] = _encode(np.asarray(masks[i]))
+                mask = np.asfortranarray(masks[i], np.uint8)
+                encoded = coco_mask.encode(mask)
+                instance['segmentation'] = dict(encoded, counts=encoded['counts'].decode())
             yield instance
 
 
@@ -213,16 +216,17 @@ def predict_images(
     failures: list[str] = []
     records: list[dict[str, Any]] = []
     notes: Counter[str] = Counter()
-    stopped = defect = None
+    defect = None
     out.mkdir(parents=True, exist_ok=True)
-    for source in _progress(sources, 'image'):
-        file = source
-        try:
-            targets[source].parent.mkdir(parents=True, exist_ok=True)
-            with local_file(source) as file:
-                if is_video(source):
-                    _predict_video(predictor, source, file, targets[source], threshold)
-                else:
+    try:
+        for source in _progress(sources, 'image'):
+            file: Source = source
+            try:
+                targets[source].parent.mkdir(parents=True, exist_ok=True)
+                with local_file(source) as file:
+                    if is_video(source):
+                        _predict_video(predictor, source, file, targets[source], threshold)
+                        continue
                     sample = predictor.predict(file)
                     record = predictor.describe(str(source), sample, threshold)
                     if changed := predictor.notes(file):
@@ -230,30 +234,25 @@ def predict_images(
                     notes.update(changed)
                     records.append(record)
                     predictor.write_pictures(file, sample, targets[source], threshold)
-        except KeyboardInterrupt as error:
-            stopped = error
-            break
-        except DataError as error:  # it names the file
-            failures.append(str(error).replace(str(file), str(source)))
-        except Exception as error:
-            if {getattr(e, 'errno', None) for e in (error, error.__cause__)} & _DISK:
-                stopped = error
-                break
-            failures.append(f'image {source} failed: {_named(error)}')
-            defect = error
-    kept = f'{out / RESULTS} holds {len(records)} of {len(sources)} images'
-    try:
+            except DataError as error:  # it names the file
+                failures.append(str(error).replace(str(file), str(source)))
+            except Exception as error:
+                if {getattr(e, 'errno', None) for e in (error, error.__cause__)} & _DISK:
+                    raise
+                if os.environ.get('RES2NET_MM_DEBUG'):
+                    traceback.print_exception(error)
+                reason = f'{type(error).__name__}: {one_line(error)[:300]}'
+                failures.append(f'image {source} failed: {reason}')
+                defect = error
+    except BaseException:
+        held = f'{out / RESULTS} holds {len(records)} of {len(sources)} images'
+        print(*(f'error: {failure}' for failure in failures), held, sep='\n', file=sys.stderr)
+        raise
+    finally:
         content = dict(classes=predictor.classes, images=records)
         write_text(out / RESULTS, json.dumps(content, indent=1))
-    except OSError as error:
-        if stopped is None:
-            raise
-        kept = f'error: {one_line(error)}'
     for note, count in notes.items():
         warn(f'{count} image{"s" * (count > 1)}: {note}')
-    if stopped:
-        print(*(f'error: {failure}' for failure in failures), kept, sep='\n', file=sys.stderr)
-        raise stopped
     if defect and len(failures) == len(sources):
         raise defect  # it is no matter of one image
     return failures
@@ -289,14 +288,8 @@ def _progress(items: Iterable[Any], unit: str) -> tqdm:
     return tqdm(items, unit=unit, mininterval=interval, leave=unit == 'image')
 
 
-def _named(error: BaseException) -> str:
-    if os.environ.get('RES2NET_MM_DEBUG'):
-        traceback.print_exception(error)
-    return f'{type(error).__name__}: {one_line(error)[:300]}'
-
-
 def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Module, dict]:
-    """Builds the model of a config, in evaluation mode, with the weights of a checkpoint.
+    """The model of a config, in evaluation mode, with the weights of a checkpoint, and that.
 
     Args:
         cfg: mmdet, mmseg or mmpretrain config.
@@ -304,13 +297,8 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
             :func:`res2net_mm.weights.load_weights` takes.
         trust: Read the file with pickle, which runs any code in it.
 
-    Returns:
-        The model, and everything that the checkpoint holds.
-
     Raises:
-        FileNotFoundError: There is no such file.
         CheckpointError: It cannot be read, does not fit the model exactly, or is not finite.
-        ToolError: The model of the config cannot be built.
     """
     use_safe_loading(trust)
     loaded = read_source(checkpoint, trust=trust)
@@ -345,10 +333,3 @@ def test_dataset(cfg: Config) -> dict[str, Any]:
     if found is None:
         raise ToolError('the test_dataloader.dataset of the config has no pipeline')
     return found
-
-
-def _encode(mask: np.ndarray) -> dict[str, Any]:
-    from pycocotools import mask as coco_mask
-
-    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return dict(size=encoded['size'], counts=encoded['counts'].decode())

@@ -19,6 +19,7 @@ from mmengine.visualization import Visualizer
 from ..data.sets.nodes import type_name
 from .drawing import draw_sample, write_picture
 from .errors import ToolError
+from .sources import below_common
 from .terminal import warn
 
 _REPLACED = ('DetVisualizationHook', 'SegVisualizationHook', 'VisualizationHook')
@@ -27,9 +28,8 @@ _REPLACED = ('DetVisualizationHook', 'SegVisualizationHook', 'VisualizationHook'
 class PictureHook(Hook):
     """Draws predictions beside the ground truth, and no picture replaces another one.
 
-    OpenMMLab's hooks name a picture by the file name of its image, without the folder. Here, if
-    images share a file name, pictures are named by the path below the images' common folder. A
-    picture that cannot be drawn or written is reported, and the run goes on.
+    OpenMMLab's hooks name a picture by the file name of its image. Here its name is the path below
+    the images' common folder. If one cannot be drawn or written, a warning says so.
 
     Args:
         draw: Draw at all.
@@ -117,21 +117,11 @@ class PictureHook(Hook):
 
 
 def picture_names(dataset: Any) -> dict[str, str]:
-    """A name for the picture of each image of a data set, by the image's path.
-
-    It is the file name, or the path below the images' common folder if two share a file name.
-    """
+    """A name for the picture of each image of a data set, by the image's path."""
     try:
-        infos = (dataset.get_data_info(i) for i in range(len(dataset)))
-        paths = {info['img_path'] for info in infos}
+        return below_common(dataset.get_data_info(i)['img_path'] for i in range(len(dataset)))
     except (AttributeError, KeyError, TypeError):  # a data set unlike mmengine's
         return {}
-    names = {path: os.path.basename(path) for path in paths}
-    if len(set(names.values())) == len(names):
-        return names
-    whole = {path: os.path.abspath(path) for path in paths}
-    root = os.path.commonpath([os.path.dirname(path) for path in whole.values()])
-    return {path: os.path.relpath(absolute, root) for path, absolute in whole.items()}
 
 
 def use_our_pictures(cfg: Config, **changes: Any) -> bool:

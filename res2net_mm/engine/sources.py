@@ -63,7 +63,7 @@ def find_sources(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ToolError: A folder holds no such file, or is ``out`` itself.
+        ToolError: A folder holds none, or is ``out`` itself.
     """
     found: list[Source] = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
@@ -127,20 +127,26 @@ def _path_of(source: Source) -> Path:
     return source if isinstance(source, Path) else Path(unquote(urlsplit(source).path))
 
 
+def below_common(files: Iterable[Source]) -> dict[Source, str]:
+    """The paths of files below their common folder."""
+    whole = {file: os.path.abspath(file) for file in files}
+    root = os.path.commonpath([os.path.dirname(path) for path in whole.values()] or ['/'])
+    return {file: os.path.relpath(path, root) for file, path in whole.items()}
+
+
 def places(sources: Sequence[Source], out: Path) -> dict[Source, Path]:
     """Where the picture or video of each source goes: as the files are below their common folder.
 
     Raises:
         ToolError: It would replace one of the files.
     """
-    files = {s: os.path.abspath(s) for s in sources if isinstance(s, Path)}
-    root = os.path.commonpath([os.path.dirname(file) for file in files.values()] or ['/'])
+    files = below_common(source for source in sources if isinstance(source, Path))
     taken = {os.path.realpath(file) for file in files}
     targets: dict[Source, Path] = {}
     used: set[Path] = set()
     for source in sources:
         inner = f'camera{source}' if is_camera(source) else _path_of(source).name or 'download'
-        place = out / (os.path.relpath(files[source], root) if source in files else inner)
+        place = out / files.get(source, inner)
         suffix = '.mp4' if is_video(source) else '.jpg'
         more = (place.with_name(f'{place.name}.{i}{suffix}') for i in count(2))
         names = chain([place.with_suffix(suffix), place.with_name(place.name + suffix)], more)
@@ -158,7 +164,7 @@ def local_file(source: Source) -> Iterator[Path]:
     Raises:
         DataError: That fails, or it is larger than 2 GiB.
     """
-    if isinstance(source, Path) or is_camera(source):
+    if not str(source).startswith(_WEB):
         yield Path(source)
         return
     with TemporaryDirectory() as folder:

@@ -1,8 +1,7 @@
-"""Test-time augmentation: predictions on mirrored and resized images, merged."""
+"""Test-time augmentation: predictions for mirrored and resized images, merged."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,15 +18,11 @@ from .exported import facts_of
 from .loading import unwrapped
 
 _SCALES = (1.0, 0.75, 1.25)
-_META = ('flip', 'flip_direction')  # what the merging needs to know of an image
+_META = ('flip', 'flip_direction')  # what merging needs to know of an image
 
 
 class MergingHook(Hook):
-    """Puts a model that merges the predictions for several views of an image around the model.
-
-    Args:
-        merging: Config of mmdet's or mmseg's model for this, without ``module``.
-    """
+    """Puts mmdet's or mmseg's model that merges predictions, without ``module``, around a model."""
 
     priority = 'LOWEST'
 
@@ -40,12 +35,9 @@ class MergingHook(Hook):
 
 
 def use_tta(cfg: Config) -> MergingHook:
-    """Makes the test data of a config give each image mirrored and in three sizes.
+    """Makes the test data of a config give each image in three sizes, as it is and mirrored.
 
     ``tta_pipeline`` and ``tta_model`` of the config, if it has both, say how instead.
-
-    Returns:
-        The hook that merges the predictions.
 
     Raises:
         ToolError: mmdet and mmseg cannot merge what the model predicts.
@@ -59,16 +51,15 @@ def use_tta(cfg: Config) -> MergingHook:
 
 
 def _merging(cfg: Config) -> dict[str, Any]:
-    scope, head = cfg.get('default_scope', 'mmdet'), cfg.model.get('decode_head')
-    task = facts_of(cfg.model)['task']
-    metrics = str(cfg.test_evaluator)
-    one_channel = isinstance(head, Mapping) and head.get('out_channels') == 1
-    if task == 'segmentation' and not one_channel:
+    facts = facts_of(cfg.model)
+    one_channel = facts['mask_thr'] is not None  # whose sigmoid mmseg would apply twice
+    if facts['task'] == 'segmentation' and not one_channel:
         from mmseg.models import SegTTAModel
 
         return dict(type=SegTTAModel)
-    masks = 'segm' in metrics or any('mask_head' in part for part in walk_dicts(cfg.model))
-    if scope != 'mmdet' or task != 'detection' or masks:
+    masks = 'segm' in str(cfg.test_evaluator) or 'mask_head' in str(cfg.model)
+    boxes = facts['task'] == 'detection' and cfg.get('default_scope', 'mmdet') == 'mmdet'
+    if masks or not boxes:
         raise ToolError(
             '--tta merges the boxes of detectors and the label maps of segmentors with several '
             f'channels, but not what this {type_name(cfg.model)} predicts'
@@ -77,34 +68,33 @@ def _merging(cfg: Config) -> dict[str, Any]:
 
     test_cfg = cfg.model.get('test_cfg') or {}
     test_cfg = test_cfg.get('rcnn', test_cfg)
-    nms = test_cfg.get('nms') or dict(type='nms', iou_threshold=0.5)
+    nms = test_cfg.get('nms', dict(type='nms', iou_threshold=0.5))
     merged = ConfigDict(nms=nms, max_per_img=test_cfg.get('max_per_img', 100))
     return dict(type=DetTTAModel, tta_cfg=merged)
 
 
 def _views(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A test pipeline that gives an image in all sizes, as it is and mirrored; as it is first."""
-    steps = [copy.deepcopy(dict(step)) for step in pipeline]
-    names = [type_name(step).rpartition('.')[2] for step in steps]
+    """A test pipeline that gives an image in all sizes, first as it is."""
+    names = [type_name(step).rpartition('.')[2] for step in pipeline]
     place = names.index('Resize') if 'Resize' in names else 1
-    resize = steps[place] if 'Resize' in names else dict(type='Resize', keep_ratio=True)
-    rest = steps[place + ('Resize' in names) :]
+    rest = [dict(step) for step in pipeline[place:]]
+    resize = rest.pop(0) if 'Resize' in names else dict(type='Resize', keep_ratio=True)
     for step in rest:
         if 'meta_keys' in step:
             step['meta_keys'] = tuple(dict.fromkeys((*step['meta_keys'], *_META)))
-    scales = (1.0,) if 'Pad' in names else _SCALES  # padded to one size, which has no room
+    scales = _SCALES[:1] if 'Pad' in names else _SCALES  # no room in one size
     views = [
         [_resized(resize, scale) for scale in scales],
         [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
         *([step] for step in rest),
     ]
-    return [*steps[:place], dict(type='TestTimeAug', transforms=views)]
+    return [*pipeline[:place], dict(type='TestTimeAug', transforms=views)]
 
 
 def _resized(resize: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    if not resize.get('scale'):
+    scale = resize.get('scale')
+    if not scale:
         return dict(resize, scale_factor=factor * (resize.get('scale_factor') or 1))
-    scale = resize['scale']
-    if isinstance(scale, int):
-        return dict(resize, scale=round(scale * factor))
-    return dict(resize, scale=tuple(round(side * factor) for side in scale))
+    sides = [scale] if isinstance(scale, int) else scale
+    sides = tuple(round(side * factor) for side in sides)
+    return dict(resize, scale=sides[0] if isinstance(scale, int) else sides)

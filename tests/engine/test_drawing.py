@@ -108,3 +108,14 @@ def test_panoptic_maps_and_nothing_found():
     assert (drawn[50] == GREY).all() and (drawn[2, 2] != drawn[98, 2]).any()
     empty = detected(np.zeros((0, 4)), [], [])
     assert (draw_sample(image(9, 9), empty, dict(classes=NAMES), 0.3) == GREY).all()
+
+
+def test_of_names_on_each_other_the_surest_is_drawn():
+    boxes = [[20, 60, 60, 90], [22, 61, 62, 91], [120, 60, 160, 90]]
+    both, one = (
+        draw_sample(image(240, 320), detected(boxes[:n], [0, 1, 0][:n], scores[:n]),
+                    dict(classes=NAMES), 0.3)
+        for n, scores in ((3, [0.9, 0.8, 0.7]), (1, [0.9]))
+    )  # fmt: skip
+    assert (both[45:58, 10:100] == one[45:58, 10:100]).all(), 'the name of the first'
+    assert (both[45:58, 120:] != GREY).any()

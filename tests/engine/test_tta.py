@@ -1,5 +1,6 @@
 """--tta against merging by hand, what it is not for, and --conf."""
 
+import copy
 import runpy
 import sys
 from pathlib import Path
@@ -24,12 +25,15 @@ SCALES = (1.0, 0.75, 1.25)
 
 
 def saved(cfg, folder):
+    """A checkpoint with random weights, whose predictions differ from place to place."""
     init_default_scope(cfg.default_scope)
     torch.manual_seed(0)
     model = MODELS.build(dict(cfg.model))
-    segments = hasattr(model, 'decode_head')
-    head = model.decode_head.conv_seg if segments else model.roi_head.bbox_head.fc_cls
-    head.weight.data *= 10  # so that predictions differ
+    if hasattr(model, 'roi_head'):
+        model.roi_head.bbox_head.fc_cls.weight.data *= 10
+    else:
+        for _ in range(30):  # statistics of the norm layers
+            model.train()(torch.randn(4, 3, 64, 64), mode='tensor')
     torch.save(dict(state_dict=model.state_dict()), folder / 'c.pth')
     return str(folder / 'c.pth')
 
@@ -67,10 +71,15 @@ def views(cfg, checkpoint, file):
     step['scale'] = (side, side)
 
 
-def test_boxes_are_merged_as_by_hand(shapes, tiny_options, tmp_path, monkeypatch):
+@pytest.fixture(scope='module')
+def detector(tiny_options, tmp_path_factory):
     options = tiny_options | {'model.test_cfg.rcnn.score_thr': 0.01}
     cfg = load_config('faster_rcnn_r2n14_shapes.py', options)
-    checkpoint = saved(cfg, tmp_path)
+    return cfg, saved(cfg, tmp_path_factory.mktemp('detector'))
+
+
+def test_boxes_are_merged_as_by_hand(detector, shapes, tmp_path, monkeypatch):
+    cfg, checkpoint = copy.deepcopy(detector)
     boxes, scores, labels = [], [], []
     file = sorted((shapes / 'val').glob('*.jpg'))[0]
     for flip, width, sample in views(cfg, checkpoint, file):
@@ -97,6 +106,8 @@ def segmentor(shapes, tmp_path):
 
 def test_label_maps_are_merged_as_by_hand(segmentor, shapes, tmp_path, monkeypatch):
     checkpoint = saved(segmentor, tmp_path)
+    with pytest.raises(ToolError, match='no CocoMetric'):
+        run_test(copy.deepcopy(segmentor), checkpoint, out=str(tmp_path / 'results.json'))
     file = sorted((shapes / 'val').glob('*.jpg'))[0]
     shares = []
     for flip, _, sample in views(segmentor, checkpoint, file):
@@ -111,28 +122,21 @@ def test_label_maps_are_merged_as_by_hand(segmentor, shapes, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ('name', 'options'),
-    [
-        ('mask_rcnn_r2n50.py', {}),
-        ('panoptic_fpn_r2n50.py', {}),
-        ('unet_r2n50_duts.py', {}),
-        ('res2net50_v1b_in1k.py', {}),
-        ('td_hm_r2n50_coco_256x192.py', {}),
-    ],
-)
-def test_what_cannot_be_merged_is_refused(name, options):
+    'name', ['mask_rcnn_r2n50.py', 'panoptic_fpn_r2n50.py', 'unet_r2n50_duts.py',
+             'res2net50_v1b_in1k.py', 'td_hm_r2n50_coco_256x192.py'],
+)  # fmt: skip
+def test_what_cannot_be_merged_is_refused(name):
     with pytest.raises(ToolError, match='--tta merges .* but not what this'):
-        use_tta(load_config(name, options))
+        use_tta(load_config(name))
 
 
-def test_exported_files_are_refused(shapes, tiny_options, tmp_path):
-    cfg = load_config('faster_rcnn_r2n14_shapes.py', tiny_options)
+def test_exported_files_are_refused(detector):
     with pytest.raises(ToolError, match='--tta is for checkpoints'):
-        run_test(cfg, str(tmp_path / 'x.onnx'), tta=True)
+        run_test(copy.deepcopy(detector[0]), 'x.onnx', tta=True)
 
 
-def test_a_config_may_say_how(tiny_options):
-    cfg = load_config('faster_rcnn_r2n14_shapes.py', tiny_options)
+def test_a_config_may_say_how(detector):
+    cfg = copy.deepcopy(detector[0])
     cfg.tta_model = dict(type='DetTTAModel', tta_cfg=dict(max_per_img=7))
     cfg.tta_pipeline = [dict(type='LoadImageFromFile'), dict(type='TestTimeAug', transforms=[])]
     assert use_tta(cfg).merging == cfg.tta_model
@@ -154,10 +158,8 @@ def test_pipelines_that_pad_or_do_not_resize():
         assert rest[-1][0]['meta_keys'] == ('img_id', 'flip', 'flip_direction')
 
 
-def test_conf_leaves_out_what_is_less_sure(shapes, tiny_options, tmp_path, monkeypatch):
-    options = tiny_options | {'model.test_cfg.rcnn.score_thr': 0.01}
-    cfg = load_config('faster_rcnn_r2n14_shapes.py', options)
-    checkpoint = saved(cfg, tmp_path)
+def test_conf_leaves_out_what_is_less_sure(detector, tmp_path, monkeypatch):
+    cfg, checkpoint = copy.deepcopy(detector)
     scores = sample_of(cfg, checkpoint, tmp_path, monkeypatch).pred_instances.scores
     least = scores.median().item()
     found = sample_of(cfg, checkpoint, tmp_path, monkeypatch, conf=least).pred_instances
