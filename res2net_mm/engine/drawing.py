@@ -33,17 +33,11 @@ def class_colours(count: int) -> list[tuple[int, ...]]:
 def draw_sample(
     pixels: np.ndarray, sample: Any, meta: Mapping[str, Any], threshold: float, truth: bool = False
 ) -> np.ndarray:
-    """Draws what a detector, segmentor or classifier predicts.
+    """Draws what a detector, segmentor or classifier predicts over (H, W, 3) of uint8, RGB.
 
-    Args:
-        pixels: (H, W, 3) of uint8, RGB.
-        sample: The data sample.
-        meta: ``classes`` and, if the data set has one, ``palette``.
-        threshold: Least score of an object.
-        truth: Draw the annotations, too: to the left of the prediction, or below the image.
-
-    Returns:
-        (H, W, 3), RGB; larger than the image for a classifier and with ``truth``.
+    ``meta`` has ``classes`` and maybe ``palette``; ``threshold`` is the least score of an object.
+    With ``truth``, annotations are to the left of the prediction, and a classifier's below it. The
+    picture is then larger than the image, as is any of a classifier.
     """
     names = meta.get('classes') or ()
     if 'pred_score' in sample:

@@ -43,21 +43,14 @@ def fast_options(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 class FastHook(Hook):
-    """Replaces the model with the result of :func:`optimize_for_inference`, before a test.
+    """Replaces the model before a test by :func:`optimize_for_inference`, with these options."""
 
-    Runs after other hooks: the checkpoint is loaded, and averaged weights are in place.
-
-    Args:
-        options: Arguments of :func:`optimize_for_inference`.
-    """
-
-    priority = 'LOWEST'
+    priority = 'LOWEST'  # the checkpoint is loaded, and averaged weights are in place
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.options = options
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Raises ToolError if the weights are spread over processes."""
         model = runner.model
         if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
             raise ToolError(
@@ -94,13 +87,6 @@ def run_test(
 
     Returns:
         The metrics by name, and the class names.
-
-    Raises:
-        FileNotFoundError: The checkpoint does not exist.
-        CheckpointError: It is damaged, or does not fit the config's model.
-        ToolError: The config or the model is not for an option, or results or pictures were not
-            written.
-        OSError: ``out`` or ``show_dir`` cannot be written; raised before the test.
     """
     for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
         if cfg.get(key) is None:

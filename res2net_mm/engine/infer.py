@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import errno
 import json
-import os
 import sys
-import traceback
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_state_dict
 from torch import nn
-from tqdm import tqdm
 
 from ..data.errors import DataError
 from ..data.transforms import harden_pipeline, loader_of
@@ -41,10 +37,17 @@ from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
 from .saliency import probability
-from .sources import RESULTS, Source, frames_of, is_video, local_file, places, video_writer
+from .sources import (
+    RESULTS,
+    Source,
+    for_each,
+    frames_of,
+    is_video,
+    places,
+    progress,
+    video_writer,
+)
 from .terminal import warn
-
-_DISK = {errno.EDQUOT, errno.ENOSPC, errno.EROFS}  # they stop every other picture as well
 
 
 class ConfiguredModel:
@@ -56,11 +59,6 @@ class ConfiguredModel:
         device: None takes the first GPU, else the CPU.
         trust: Read the checkpoint with pickle.
         fast: Arguments of :func:`optimize_for_inference`; None predicts with the model itself.
-
-    Raises:
-        FileNotFoundError: The checkpoint does not exist.
-        CheckpointError: It is damaged, or does not fit the config's model.
-        ToolError: The config lacks a part or does not build, or the device cannot be used.
     """
 
     def __init__(
@@ -95,11 +93,7 @@ class ConfiguredModel:
         self.loader = loader_of(steps)
 
     def predict(self, image: Path | np.ndarray) -> Any:
-        """The data sample of a file or of pixels (H, W, 3) of uint8, RGB.
-
-        Raises:
-            DataError: It is no image that the pipeline can prepare.
-        """
+        """The data sample of a file or of pixels (H, W, 3) of uint8, RGB."""
         return self.run(self.prepare(image))
 
     @torch.no_grad()
@@ -198,52 +192,30 @@ def predict_images(
 ) -> list[str]:
     """Predicts, draws and describes pictures and videos; one that fails does not stop the others.
 
-    Args:
-        predictor: The model.
-        sources: From :func:`~.sources.find_sources`.
-        out: Folder for the pictures and ``predictions.json``, and for each video a ``.mp4`` and a
-            ``.jsonl`` with a line for each frame. An interrupted run keeps what is done.
-        threshold: Least score of an instance, 0 to 1.
-
-    Returns:
-        One line for each source that could not be predicted or drawn, or not completely.
-
-    Raises:
-        ToolError: A picture would replace one of the images.
-        OSError: A file could not be written.
+    ``out`` gets the pictures and ``predictions.json``, and for each video a ``.mp4`` and a
+    ``.jsonl`` with a line for each frame; an interrupted run keeps what is done. ``threshold`` is
+    the least score of an instance. Returns a line for each source that failed, also in part.
     """
-    targets = places(sources, out)
     failures: list[str] = []
     records: list[dict[str, Any]] = []
     notes: Counter[str] = Counter()
-    defect = None
+
+    def predict(source: Source, file: Path, target: Path) -> None:
+        if is_video(source):
+            _predict_video(predictor, source, file, target, threshold)
+            return
+        sample = predictor.predict(file)
+        record = predictor.describe(str(source), sample, threshold)
+        if changed := predictor.notes(file):
+            record['note'] = '; '.join(changed)
+        notes.update(changed)
+        records.append(record)
+        predictor.write_pictures(file, sample, target, threshold)
+
+    targets = places(sources, out)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        for source in _progress(sources, 'image'):
-            file: Source = source
-            try:
-                targets[source].parent.mkdir(parents=True, exist_ok=True)
-                with local_file(source) as file:
-                    if is_video(source):
-                        _predict_video(predictor, source, file, targets[source], threshold)
-                        continue
-                    sample = predictor.predict(file)
-                    record = predictor.describe(str(source), sample, threshold)
-                    if changed := predictor.notes(file):
-                        record['note'] = '; '.join(changed)
-                    notes.update(changed)
-                    records.append(record)
-                    predictor.write_pictures(file, sample, targets[source], threshold)
-            except DataError as error:  # it names the file
-                failures.append(str(error).replace(str(file), str(source)))
-            except Exception as error:
-                if {getattr(e, 'errno', None) for e in (error, error.__cause__)} & _DISK:
-                    raise
-                if os.environ.get('RES2NET_MM_DEBUG'):
-                    traceback.print_exception(error)
-                reason = f'{type(error).__name__}: {one_line(error)[:300]}'
-                failures.append(f'image {source} failed: {reason}')
-                defect = error
+        for_each(targets, predict, failures)
     except BaseException:
         held = f'{out / RESULTS} holds {len(records)} of {len(sources)} images'
         print(*(f'error: {failure}' for failure in failures), held, sep='\n', file=sys.stderr)
@@ -253,8 +225,6 @@ def predict_images(
         write_text(out / RESULTS, json.dumps(content, indent=1))
     for note, count in notes.items():
         warn(f'{count} image{"s" * (count > 1)}: {note}')
-    if defect and len(failures) == len(sources):
-        raise defect  # it is no matter of one image
     return failures
 
 
@@ -267,7 +237,7 @@ def _predict_video(
     with writing(target, durable=False) as video, writing(lines, durable=False) as text:
         with video_writer(video) as show, open(text, 'w', encoding='utf-8') as log:
             try:
-                for frame in (bar := _progress(frames_of(source, file), 'frame')):
+                for frame in (bar := progress(frames_of(source, file), 'frame')):
                     bar.total = frame.total
                     sample = predictor.predict(frame.pixels)
                     record = predictor.describe(str(source), sample, threshold)
@@ -282,23 +252,11 @@ def _predict_video(
         raise stopped
 
 
-def _progress(items: Iterable[Any], unit: str) -> tqdm:
-    # in a log, a line only now and then
-    interval = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(items, unit=unit, mininterval=interval, leave=unit == 'image')
-
-
 def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Module, dict]:
     """The model of a config, in evaluation mode, with the weights of a checkpoint, and that.
 
-    Args:
-        cfg: mmdet, mmseg or mmpretrain config.
-        checkpoint: Weights of the whole model, from any source that
-            :func:`res2net_mm.weights.load_weights` takes.
-        trust: Read the file with pickle, which runs any code in it.
-
-    Raises:
-        CheckpointError: It cannot be read, does not fit the model exactly, or is not finite.
+    The checkpoint is from any source of :func:`res2net_mm.weights.load_weights`; ``trust`` reads it
+    with pickle. Raises a CheckpointError unless it fits exactly and is finite.
     """
     use_safe_loading(trust)
     loaded = read_source(checkpoint, trust=trust)

@@ -33,13 +33,8 @@ def configured_model(
 class PoseModel(ConfiguredModel):
     """A top-down pose estimator of mmpose.
 
-    Args:
-        cfg, args, kwargs: Those of :class:`ConfiguredModel`.
-        boxes: ``predictions.json`` of a detector for the same images, whose objects named
-            ``person`` count. None takes each image as one person.
-
-    Raises:
-        ToolError: ``boxes`` is no such file.
+    ``boxes`` is the ``predictions.json`` of a detector for the same images, whose objects named
+    ``person`` count; None takes each image as one person.
     """
 
     def __init__(self, cfg: Config, *args: Any, boxes: str | None, **kwargs: Any) -> None:

@@ -68,16 +68,10 @@ def write_int8(
     check: bool = False,
     say: Callable[[str], Any] = print,
 ) -> None:
-    """Writes an int8 version of an exported file.
+    """Writes an int8 version of an ``.xml`` file that was exported with a config.
 
-    Args:
-        cfg: The config that it was exported with.
-        source: The float32 file, ``.xml``.
-        path: The file to write, ``.xml``.
-        images: What to calibrate with.
-        check: Measure both files on the validation set. If a figure falls by more than ``BOUNDS``,
-            more of the model is left in float; if that does not help, a ToolError is raised.
-        say: Called with each line about what was done.
+    ``check`` measures both on the validation set. If a figure falls by more than ``BOUNDS``, more
+    of the model is left in float; if that does not help, a ToolError is raised.
     """
     before = measure(cfg, ExportedModule(source, facts_of(cfg.model))) if check else {}
     with TemporaryDirectory() as folder:

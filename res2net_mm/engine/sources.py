@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from glob import glob
@@ -18,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import cv2
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from ..data.errors import DataError
 from ..weights.download import DownloadError, fetch
@@ -36,6 +40,7 @@ _SAFE = {  # no playlists, which name other files
     'protocol_whitelist': 'file',
 }
 _WEB = ('http://', 'https://')
+_DISK = {errno.EDQUOT, errno.ENOSPC, errno.EROFS}  # they stop every other picture as well
 _TICKS = 90_000  # of a second, for the times of frames
 
 
@@ -55,15 +60,8 @@ def find_sources(
 ) -> list[Source]:
     """Files, with those of folders and patterns in order; addresses and cameras as they are.
 
-    Args:
-        sources: One or several.
-        out: Where pictures will be written. Skipped, as is every folder below a given one with the
-            ``predictions.json`` of an earlier run.
-        suffixes: Of the files to take from folders and patterns.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ToolError: A folder holds none, or is ``out`` itself.
+    Skips ``out``, where pictures will be written, and folders with the ``predictions.json`` of an
+    earlier run. ``suffixes`` are those of the files to take from folders and patterns.
     """
     found: list[Source] = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
@@ -137,8 +135,7 @@ def below_common(files: Iterable[Source]) -> dict[Source, str]:
 def places(sources: Sequence[Source], out: Path) -> dict[Source, Path]:
     """Where the picture or video of each source goes: as the files are below their common folder.
 
-    Raises:
-        ToolError: It would replace one of the files.
+    Raises a ToolError if one would replace a file.
     """
     files = below_common(source for source in sources if isinstance(source, Path))
     taken = {os.path.realpath(file) for file in files}
@@ -159,11 +156,7 @@ def places(sources: Sequence[Source], out: Path) -> dict[Source, Path]:
 
 @contextmanager
 def local_file(source: Source) -> Iterator[Path]:
-    """The file of a source. What an address names is downloaded, and removed after the block.
-
-    Raises:
-        DataError: That fails, or it is larger than 2 GiB.
-    """
+    """The file of a source; of an address, a copy of up to 2 GiB that is removed afterwards."""
     if not str(source).startswith(_WEB):
         yield Path(source)
         return
@@ -176,12 +169,46 @@ def local_file(source: Source) -> Iterator[Path]:
         yield file
 
 
+def for_each(
+    targets: Mapping[Source, Path], job: Callable[[Source, Path, Path], None], failures: list[str]
+) -> None:
+    """Calls ``job`` with each source, its local file and the place for its picture.
+
+    One that fails does not stop the others, and gives a line in ``failures``. What each of them
+    fails at, and a full disk, is raised.
+    """
+    defect = None
+    for source, target in progress(targets.items(), 'image'):
+        file: Source = source
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with local_file(source) as file:
+                job(source, file, target)
+        except DataError as error:
+            line = str(error).replace(str(file), str(source))
+            failures.append(line if str(source) in line else f'image {source}: {line}')
+        except Exception as error:
+            if {getattr(e, 'errno', None) for e in (error, error.__cause__)} & _DISK:
+                raise
+            if os.environ.get('RES2NET_MM_DEBUG'):
+                traceback.print_exception(error)
+            reason = f'{type(error).__name__}: {one_line(error)[:300]}'
+            failures.append(f'image {source} failed: {reason}')
+            defect = error
+    if defect and len(failures) == len(targets):
+        raise defect
+
+
+def progress(items: Iterable[Any], unit: str) -> tqdm:
+    """A bar; in a log, a line only now and then."""
+    interval = 0.1 if sys.stderr.isatty() else 10
+    return tqdm(items, unit=unit, mininterval=interval, leave=unit == 'image')
+
+
 def frames_of(source: Source, file: Path | None = None) -> Iterator[Frame]:
     """The frames of a camera, or of a video ``file`` from :func:`local_file`, one at a time.
 
-    Raises:
-        DataError: There is no such camera, or no video, or after the last frame that can be read:
-            some cannot.
+    Raises a DataError after those that can be read, if there should be more.
     """
     return _camera_frames(int(source)) if is_camera(source) else _video_frames(file)
 
@@ -250,11 +277,9 @@ def _camera_frames(number: int) -> Iterator[Frame]:
 
 @contextmanager
 def video_writer(path: Path) -> Iterator[Callable[[np.ndarray, float], None]]:
-    """Writes an mp4 file of H.264, which browsers play.
+    """Yields a function that adds a picture (H, W, 3), RGB, and its time in s to an mp4 file.
 
-    Yields:
-        A function that adds a picture (H, W, 3) of uint8, RGB, shown from a time in seconds on. All
-        get the size of the first one: larger ones are cut, smaller ones filled up.
+    All get the size of the first one: larger ones are cut, smaller ones filled up.
     """
     import av
 

@@ -37,10 +37,8 @@ class MergingHook(Hook):
 def use_tta(cfg: Config) -> MergingHook:
     """Makes the test data of a config give each image in three sizes, as it is and mirrored.
 
-    ``tta_pipeline`` and ``tta_model`` of the config, if it has both, say how instead.
-
-    Raises:
-        ToolError: mmdet and mmseg cannot merge what the model predicts.
+    ``tta_pipeline`` and ``tta_model`` of the config, if it has both, say how instead. Raises a
+    ToolError if mmdet and mmseg cannot merge what the model predicts.
     """
     own = cfg.get('tta_model') and cfg.get('tta_pipeline')
     merging = cfg.tta_model if own else _merging(cfg)
