@@ -242,8 +242,8 @@ def _predict_video(
                     sample = predictor.predict(frame.pixels)
                     record = predictor.describe(str(source), sample, threshold)
                     record = dict(frame=frame.index, time=round(frame.time, 6), **record)
-                    log.write(f'{json.dumps(record)}\n')
                     show(predictor.draw(frame.pixels, sample, threshold), frame.time)
+                    log.write(f'{json.dumps(record)}\n')
             except (Exception, KeyboardInterrupt) as error:
                 stopped = error
         if not text.stat().st_size:  # nothing to keep

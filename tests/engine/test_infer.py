@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from clips import write_clip
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
@@ -24,7 +25,7 @@ from res2net_mm.data.transforms import harden_pipeline, loader_of
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.infer import ConfiguredModel, predict_images
-from res2net_mm.engine.sources import find_images
+from res2net_mm.engine.sources import find_images, find_sources, frames_of
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -107,6 +108,22 @@ def test_bad_images_do_not_stop_a_segmentor(segmentor, photos, tmp_path):
         f'{n}.labels.png' for n in ('a', 'dot', 'z')
     }
     assert {f.name for f in out.glob('*.jpg')} == {'a.jpg', 'dot.jpg', 'z.jpg'}
+
+
+def test_frames_are_predicted_as_images(detector, tmp_path):
+    write_clip(tmp_path / 'clip.mp4', 3)
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    for frame in frames_of('clip.mp4', tmp_path / 'clip.mp4'):
+        cv2.imwrite(str(pictures / f'{frame.index}.png'), frame.pixels[..., ::-1])
+    for sources, out in ((tmp_path / 'clip.mp4', 'a'), (pictures, 'b')):
+        assert not predict_images(detector, find_sources(sources), tmp_path / out, 0.0)
+    lines = [json.loads(line) for line in (tmp_path / 'a/clip.jsonl').read_text().splitlines()]
+    images = json.loads((tmp_path / 'b/predictions.json').read_text())['images']
+    assert len(lines) == 3 and len(lines[0]['instances']) > 5
+    for line, image in zip(lines, images, strict=True):
+        assert [line[key] for key in ('width', 'height')] == [160, 120]
+        assert line['instances'] == image['instances']
 
 
 class Stub:

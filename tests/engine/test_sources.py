@@ -13,6 +13,7 @@ import av
 import cv2
 import numpy as np
 import pytest
+from clips import FPS, HEIGHT, WIDTH, picture, write_clip
 from mmengine.structures import BaseDataElement
 from PIL import Image
 
@@ -20,30 +21,6 @@ from res2net_mm import Predictor
 from res2net_mm.data.errors import DataError
 from res2net_mm.engine.infer import predict_images
 from res2net_mm.engine.sources import find_sources, frames_of, places
-
-WIDTH, HEIGHT, FPS = 160, 120, 25
-
-
-def picture(index: int, width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
-    """Grey with a white square that moves to the right, one pixel a frame."""
-    pixels = np.full((height, width, 3), 60, np.uint8)
-    pixels[40:60, index : index + 20] = 255
-    return pixels
-
-
-def write_clip(file: Path, count: int, codec: str = 'libx264', **size: int) -> Path:
-    options = dict(movflags='+faststart') if file.suffix == '.mp4' else {}
-    with av.open(str(file), 'w', options=options) as container:
-        stream = container.add_stream(codec, rate=FPS)
-        stream.pix_fmt = 'rgb8' if codec == 'gif' else 'yuv420p'
-        stream.height, stream.width = picture(0, **size).shape[:2]
-        if codec == 'libx264':
-            stream.options = dict(g='10')
-        for index in range(count):
-            frame = av.VideoFrame.from_ndarray(picture(index, **size), 'rgb24')
-            container.mux(stream.encode(frame.reformat(format=stream.pix_fmt)))
-        container.mux(stream.encode())
-    return file
 
 
 @pytest.fixture(scope='module')
