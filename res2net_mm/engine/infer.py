@@ -278,12 +278,6 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     return model.eval(), loaded
 
 
-def classes_of(cfg: Config, loaded: dict[str, Any]) -> list[str]:
-    """Names for the labels of a checkpoint's model: see :func:`prediction_meta`."""
-    dataset = test_dataset(cfg) if cfg.get('test_dataloader') else None
-    return list(prediction_meta(cfg, loaded.get('meta'), dataset)['classes'])
-
-
 def test_dataset(cfg: Config) -> dict[str, Any]:
     """The config of the test data, without wrappers; of several the first."""
     parts = walk_dicts(cfg.test_dataloader.dataset)

@@ -200,9 +200,9 @@ def for_each(
 
 
 def progress(items: Iterable[Any], unit: str) -> tqdm:
-    """A bar; in a log, a line only now and then."""
+    """A bar, of frames in the same line as the one of images; in a log only now and then."""
     interval = 0.1 if sys.stderr.isatty() else 10
-    return tqdm(items, unit=unit, mininterval=interval, leave=unit == 'image')
+    return tqdm(items, unit=unit, mininterval=interval, position=0, leave=unit == 'image')
 
 
 def frames_of(source: Source, file: Path | None = None) -> Iterator[Frame]:
@@ -223,7 +223,9 @@ def _video_frames(file: Path) -> Iterator[Frame]:
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
             packets = index = 0
-            start, end, damaged = None, 0.0, False
+            start, end = None, 0.0
+            # a GIF says neither its length nor how many frames it has, but ends with a semicolon
+            damaged = container.format.name == 'gif' and not _ends(file, b';')
             for packet in container.demux(stream):
                 packets += packet.size > 0  # the last one is empty
                 damaged |= packet.is_corrupt
@@ -240,15 +242,18 @@ def _video_frames(file: Path) -> Iterator[Frame]:
                     pixels = np.rot90(frame.to_ndarray(format='rgb24'), frame.rotation // 90)
                     yield Frame(index, end, np.ascontiguousarray(pixels), stream.frames or None)
                     index += 1
-            length = _seconds(stream)
-            if damaged or packets < stream.frames or end + 1 < length or not index:
-                whole = f'{stream.frames} frames' if stream.frames else f'{length:.1f} seconds'
+            if damaged or packets < stream.frames or end + 1 < _seconds(stream) or not index:
                 raise DataError(
-                    f'the video is damaged or cut off: {index} frames ({end:.1f} seconds) of '
-                    f'{whole} could be read', str(file),
-                )  # fmt: skip
+                    f'the video is damaged or cut off: {index} frames could be read, up to '
+                    f'{end:.1f} seconds',
+                    str(file),
+                )
     except av.FFmpegError as error:
         raise DataError(f'no video that can be read ({one_line(error)})', str(file)) from error
+
+
+def _ends(file: Path, end: bytes) -> bool:
+    return file.read_bytes().rstrip(b'\0').endswith(end)
 
 
 def _seconds(stream: Any) -> float:

@@ -64,8 +64,9 @@ def read_video(file: Path) -> tuple[list[float], list[np.ndarray]]:
     return [f.time for f in frames], [f.to_ndarray(format='rgb24') for f in frames]
 
 
-def test_every_frame_has_a_line_and_a_picture(clip, tmp_path):
+def test_every_frame_has_a_line_and_a_picture(clip, tmp_path, capfd):
     assert predict_images(Finder(), find_sources(clip), tmp_path, 0.3) == []
+    assert '\x1b' not in capfd.readouterr().err, 'tools spell control characters out'
     lines = lines_of(tmp_path / 'clip.jsonl')
     assert [line['frame'] for line in lines] == list(range(100))
     assert [line['time'] for line in lines] == pytest.approx([i / FPS for i in range(100)])
@@ -82,9 +83,11 @@ def test_every_frame_has_a_line_and_a_picture(clip, tmp_path):
     )
 
 
-@pytest.mark.parametrize('name', ['clip.mp4', 'clip.mkv', 'clip.avi'])
-def test_a_cut_video_gives_its_frames_and_an_error(name, tmp_path):
-    codec = 'mpeg4' if name.endswith('avi') else 'libx264'
+@pytest.mark.parametrize(
+    ('name', 'codec'), [('clip.mp4', 'libx264'), ('clip.mkv', 'libx264'), ('clip.avi', 'mpeg4'),
+                        ('clip.gif', 'gif')],
+)  # fmt: skip
+def test_a_cut_video_gives_its_frames_and_an_error(name, codec, tmp_path):
     content = write_clip(tmp_path / name, 100, codec).read_bytes()
     (tmp_path / name).write_bytes(content[: len(content) * 6 // 10])
     cv2.imwrite(str(tmp_path / 'z.png'), picture(0))
