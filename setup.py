@@ -56,6 +56,8 @@ setup(
         'filelock',  # one download of a file at a time
         'safetensors',  # weights that cannot hold code
         'faster-coco-eval',  # computes the same AP as pycocotools, much faster
+        'supervision>=0.31',  # draws predictions
+        'av>=14.2',  # reads and writes videos
     ],
     # The two stacks share import names and exclude each other, so neither is required. Each extra
     # is tested as a set, and both ends of a range by make test-oldest and make test-newest.

@@ -24,11 +24,12 @@ def main() -> None:
     from res2net_mm.data import check_data, make_shapes
     from res2net_mm.engine.config import load_config
     from res2net_mm.engine.evaluate import run_test
-    from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
+    from res2net_mm.engine.infer import ConfiguredModel, predict_images
     from res2net_mm.engine.processes import hold_folder
     from res2net_mm.engine.report import describe_run
     from res2net_mm.engine.run_page import PAGE, note_run
     from res2net_mm.engine.runner import build_runner, prepare_config
+    from res2net_mm.engine.sources import find_images
     from res2net_mm.engine.watching import watch_run
     from res2net_mm.evaluation import format_metrics
 
@@ -50,10 +51,9 @@ def main() -> None:
     metrics, classes = run_test(cfg, str(checkpoint))
     table = format_metrics(metrics, classes)
     (args.work_dir / 'metrics.txt').write_text(f'{table}\n')
-    source = args.work_dir / 'shapes' / 'val'
+    images = find_images(args.work_dir / 'shapes' / 'val')[:24]
     pictures = args.work_dir / 'predictions'
-    predictor = ConfiguredModel(cfg, str(checkpoint))
-    predict_images(predictor, find_images(source)[:24], source, pictures, threshold=0.5)
+    predict_images(ConfiguredModel(cfg, str(checkpoint)), images, pictures, threshold=0.5)
 
     print(f'\n{table}\n')
     print(f'predictions drawn: {pictures}')
@@ -67,6 +67,7 @@ def main() -> None:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     root = f'{args.work_dir / "shapes"}/'
     options = {f'{split}_dataloader.dataset.data_root': root for split in ('train', 'val', 'test')}
+    options['train_cfg.val_interval'] = 1  # so that the report shows a curve
     for split in ('val', 'test'):
         options[f'{split}_evaluator.ann_file'] = f'{root}annotations/instances_val.json'
     if args.epochs:

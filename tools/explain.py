@@ -66,7 +66,8 @@ def main() -> int:
     from res2net_mm.engine.config import load_config
     from res2net_mm.engine.errors import ToolError
     from res2net_mm.engine.explaining import Explainer, explain_images, image_fields
-    from res2net_mm.engine.infer import ConfiguredModel, find_images
+    from res2net_mm.engine.infer import ConfiguredModel
+    from res2net_mm.engine.sources import find_images
 
     images = find_images(args.images, args.out)
     models = {}
@@ -83,7 +84,7 @@ def main() -> int:
         name: Explainer(model, args.method, args.target, args.threshold)
         for name, model in models.items()
     }
-    failures = explain_images(explainers, images, args.images, args.out)
+    failures = explain_images(explainers, images, args.out)
     print(f'{len(images) - len(failures)} of {len(images)} images: {args.out}')
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)

@@ -2,11 +2,12 @@
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_shared, tool_parser
+from res2net_mm.engine.arguments import add_shared, tool_parser, use_device
 
 EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --out results.json
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --fast
+  python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --tta
   python tools/test.py configs/faster_rcnn_r2n50.py detector.xml
 """
 
@@ -17,9 +18,19 @@ def main() -> None:
     parser.add_argument('--work-dir', help='folder for the log')
     parser.add_argument('--out', metavar='RESULTS.json', help='write COCO results')
     parser.add_argument('--show-dir', help='draw predictions beside the ground truth')
+    parser.add_argument(
+        '--tta', action='store_true', help='merge predictions on mirrored and resized images'
+    )
+    parser.add_argument(
+        '--conf',
+        type=float,
+        metavar='SCORE',
+        help='leave out objects with a lower score, 0 to 1, from figures and pictures',
+    )
     add_shared(parser, '--fast', '--compile')
-    add_shared(parser, '--launcher', '--trust-checkpoint', '--cfg-options')
+    add_shared(parser, '--device', '--launcher', '--trust-checkpoint', '--cfg-options')
     args = parser.parse_args()
+    use_device(args.device)
 
     from mmengine.dist import is_main_process
 
@@ -45,6 +56,8 @@ def main() -> None:
         show_dir=args.show_dir,
         trust=args.trust_checkpoint,
         fast=fast,
+        tta=args.tta,
+        conf=args.conf,
         report=print_figures,
     )
 

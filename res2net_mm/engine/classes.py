@@ -20,6 +20,7 @@ from ..data.check.agreement import class_counts
 from ..data.errors import DataError
 from ..data.sets.nodes import find_nodes, type_name
 from ..weights.classifier import name_as_classifier
+from .drawing import class_colours
 from .errors import ToolError
 from .loading import unwrapped
 from .terminal import warn
@@ -138,8 +139,7 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
     if who != 'checkpoint' or any(tuple(source['classes']) != classes for source in named.values()):
         warn(_NAMED_BY[who])
     if palette is None or len(palette) != len(classes):
-        palette = np.random.default_rng(0).integers(0, 256, (len(classes), 3)).tolist()
-        palette = [tuple(colour) for colour in palette]
+        palette = class_colours(len(classes))
     return dict(classes=classes, palette=palette)
 
 

@@ -15,24 +15,18 @@ def best_classes(sample: Any, names: Sequence[str]) -> list[dict[str, Any]]:
     """``label``, ``name`` and ``score`` of the five most likely classes, best first."""
     scores, labels = sample.pred_score.topk(min(_MOST, len(sample.pred_score)))
     return [
-        dict(label=label, name=_name(label, names), score=round(score, 6))
+        dict(label=label, name=name_of(label, names), score=round(score, 6))
         for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
     ]
 
 
 def true_class(sample: Any, names: Sequence[str]) -> str:
     """The annotated class of an image; ``''`` if it has none."""
-    return ', '.join(_name(int(label), names) for label in sample.get('gt_label', ()))
+    return ', '.join(name_of(int(label), names) for label in sample.get('gt_label', ()))
 
 
-def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -> Image.Image:
-    """An image above the scores and names of its classes.
-
-    Args:
-        pixels: (H, W, 3), RGB.
-        classes: From :func:`best_classes`.
-        truth: Name of the annotated class, for a line of its own.
-    """
+def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -> np.ndarray:
+    """An image (H, W, 3), RGB, above :func:`best_classes`, and the annotated one if given."""
     image = Image.fromarray(pixels)
     size = min(max(image.width // 28, 12), 28)
     row, font = size * 3 // 2, ImageFont.load_default(size)
@@ -46,8 +40,9 @@ def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -
         top = image.height + i * row
         pen.rectangle((0, top + 1, round(score * width), top + row - 2), fill='#b9d7f2')
         pen.text((size // 2, top + row // 2), text, 'black', font, anchor='lm')
-    return canvas
+    return np.asarray(canvas)
 
 
-def _name(label: int, names: Sequence[str]) -> str:
+def name_of(label: int, names: Sequence[str]) -> str:
+    """The name of a label, or its number."""
     return names[label] if label < len(names) else str(label)

@@ -17,8 +17,9 @@ from ..data.errors import DataError
 from ..evaluation.curves import draw_sheet
 from ..evaluation.receptive_field import fields_by_level
 from .arguments import CAM_METHODS
-from .errors import ToolError, one_line
+from .errors import ToolError
 from .infer import ConfiguredModel
+from .sources import for_each, places
 
 
 class Explainer(nn.Module):
@@ -29,16 +30,8 @@ class Explainer(nn.Module):
     Eigen-CAM (arXiv 2008.00299) shows their first principal component, whatever is predicted, with
     the sign that makes the strongest response positive.
 
-    Args:
-        predictor: The model; it is changed.
-        method: ``'gradcam'`` or ``'eigencam'``.
-        target: Name of a class; None is the one predicted for the image or for most of its pixels,
-            and all classes of a detector.
-        threshold: Least score of a detection.
-
-    Raises:
-        ToolError: The model has no backbone or no such class.
-        ModuleNotFoundError: The grad-cam package is missing.
+    ``target`` names a class; None is the one predicted for the image or for most of its pixels, and
+    all classes of a detector, from a score of ``threshold`` on. The predictor's model is changed.
     """
 
     def __init__(
@@ -59,11 +52,7 @@ class Explainer(nn.Module):
         self.cam = _cam_class(method)(self, [self.tap])
 
     def explain(self, image: Path) -> tuple[str, np.ndarray]:
-        """What is explained, and the map over the image as the model gets it, resized or cropped.
-
-        Raises:
-            DataError: The image cannot be prepared, or nothing of ``target`` is predicted.
-        """
+        """What is explained, and the map over the image as the model gets it."""
         from pytorch_grad_cam.utils.image import show_cam_on_image
 
         pixels, inputs, self.samples = prepared(self.predictor, image)
@@ -152,35 +141,22 @@ def prepared(predictor: ConfiguredModel, image: Path) -> tuple[np.ndarray, Tenso
 
 
 def explain_images(
-    explainers: Mapping[str, Explainer], images: Sequence[Path], source: Path, out: Path
+    explainers: Mapping[str, Explainer], images: Sequence[Path], out: Path
 ) -> list[str]:
     """Writes the maps side by side to ``photo.jpg.METHOD.jpg``; a bad image stops no others.
 
-    Args:
-        explainers: By the name of the model.
-        images: Files.
-        source: What the user gave; pictures keep their places below it.
-        out: Folder for the pictures.
-
-    Returns:
-        One line for each image that could not be explained.
+    Returns one line for each image that could not be explained. Pictures keep their places below
+    the images' common folder. ``explainers`` are by the name of the model.
     """
-    failures, defects = [], []
     method = next(iter(explainers.values())).method
-    for image in tqdm(images, unit='image'):
-        folder = out / (image.relative_to(source).parent if source.is_dir() else '')
-        try:
-            maps = {name: explainer.explain(image) for name, explainer in explainers.items()}
-            panels = [(f'{name}: {title}', pixels) for name, (title, pixels) in maps.items()]
-            folder.mkdir(parents=True, exist_ok=True)
-            draw_sheet([panels], folder / f'{image.name}.{method}.jpg')
-        except DataError as error:
-            failures.append(f'image {image}: {error}')
-        except Exception as error:
-            failures.append(f'image {image} failed: {type(error).__name__}: {one_line(error)}')
-            defects.append(error)
-    if len(defects) == len(images):
-        raise defects[0]  # it is no matter of one image
+    failures: list[str] = []
+
+    def explain(source: Path, file: Path, place: Path) -> None:
+        maps = {name: explainer.explain(file) for name, explainer in explainers.items()}
+        panels = [(f'{name}: {title}', pixels) for name, (title, pixels) in maps.items()]
+        draw_sheet([panels], place.with_name(f'{source.name}.{method}.jpg'))
+
+    for_each(places(images, out), explain, failures)
     return failures
 
 

@@ -29,13 +29,8 @@ def is_exported(path: str | Path) -> bool:
 class ExportedModule(BaseModel):
     """An exported file as a model of mmengine, so that pipelines and metrics run unchanged.
 
-    Args:
-        path: The file.
-        expected: What the config says about its model, from :func:`facts_of`.
-
-    Raises:
-        ToolError: The file holds another model, or has other thresholds.
-        ModelFileError: It cannot be run.
+    Raises a ToolError if the file says other things about its model than the config, whose
+    :func:`facts_of` are ``expected``.
     """
 
     def __init__(self, path: str, expected: Mapping[str, Any]) -> None:
@@ -75,11 +70,7 @@ class ExportedModule(BaseModel):
 
 
 def pixels_of(image: Tensor) -> np.ndarray:
-    """(H, W, 3), RGB, of an image (3, H, W), BGR, from a pipeline.
-
-    Raises:
-        ToolError: The pipeline changes pixels to floats.
-    """
+    """(H, W, 3), RGB, of an image (3, H, W), BGR, from a pipeline that leaves it in uint8."""
     if image.dtype != torch.uint8:
         raise ToolError(
             f'an exported file takes pixels of 8 bits, but the test pipeline of the config gives '
@@ -100,16 +91,12 @@ def _fill(sample: Any, found: dict[str, Tensor]) -> None:
         scores = found['scores']
         sample.set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))
     else:
-        names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
-        sample.pred_instances = InstanceData(**{names[name]: found[name] for name in found})
+        found['bboxes'] = found.pop('boxes')
+        sample.pred_instances = InstanceData(**found)
 
 
 def exported_model(cfg: Config, path: str, fast: Any = None) -> dict[str, Any]:
-    """A model config that puts an exported file in the place of a config's model.
-
-    Raises:
-        ToolError: Options were given that are for PyTorch models.
-    """
+    """A model config that puts an exported file in the place of a config's model."""
     if fast is not None:
         raise ToolError(f'--fast is for checkpoints: {path} is a form for inference already')
     if cfg.get('launcher', 'none') != 'none':
@@ -121,7 +108,6 @@ def exported_model(cfg: Config, path: str, fast: Any = None) -> dict[str, Any]:
 
 def facts_of(model: Mapping[str, Any]) -> dict[str, Any]:
     """What a config says about its model that the metadata of its exported file says too."""
-    roi_head, kind = model.get('roi_head') or {}, model['type']
     head, mask_thr = model.get('decode_head'), None
     if head:
         task = 'segmentation'
@@ -132,12 +118,12 @@ def facts_of(model: Mapping[str, Any]) -> dict[str, Any]:
     elif 'panoptic_fusion_head' in model:
         task = 'panoptic'
     else:
-        task = 'instance' if 'mask_head' in roi_head else 'detection'
+        task = 'instance' if 'mask_head' in (model.get('roi_head') or {}) else 'detection'
     test_cfg = model.get('test_cfg') or {}
     test_cfg = test_cfg.get('rcnn', test_cfg)
     return dict(
         task=task,
-        model=kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__,
+        model=type_name(model).rpartition('.')[2],
         score_thr=test_cfg.get('score_thr'),
         max_per_img=test_cfg.get('max_per_img'),
         mask_thr=test_cfg.get('mask_thr_binary', mask_thr),

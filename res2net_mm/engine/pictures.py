@@ -10,32 +10,31 @@ from typing import Any
 
 import cv2
 import mmcv
-import numpy as np
 from mmengine.config import Config
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 
-from ..files import writing
-from .classification import best_classes, draw_classes, true_class
+from ..data.sets.nodes import type_name
+from .drawing import draw_sample, write_picture
 from .errors import ToolError
+from .sources import below_common
 from .terminal import warn
 
 _REPLACED = ('DetVisualizationHook', 'SegVisualizationHook', 'VisualizationHook')
 
 
 class PictureHook(Hook):
-    """Draws as the visualization hooks of OpenMMLab do, but no picture replaces another's.
+    """Draws predictions beside the ground truth, and no picture replaces another one.
 
-    Theirs name a picture by the file name of its image, without the folder. Here, if images share a
-    file name, pictures are named by the path below the images' common folder. A picture that cannot
-    be drawn or written is reported, and the run goes on.
+    OpenMMLab's hooks name a picture by the file name of its image. Here its name is the path below
+    the images' common folder. If one cannot be drawn or written, a warning says so.
 
     Args:
         draw: Draw at all.
         interval: In validation, draw the first image of each so many batches.
-        score_thr: Least score to draw; None for segmentors, which have no scores.
+        score_thr: Least score of an object to draw.
         test_out_dir: Folder for the pictures of a test; None gives them to the visualizer's
             backends, which also get those of validation.
         backend_args: mmengine's way to read the images.
@@ -47,18 +46,18 @@ class PictureHook(Hook):
         self,
         draw: bool = False,
         interval: int = 50,
-        score_thr: float | None = None,
+        score_thr: float = 0.3,
         test_out_dir: str | None = None,
         backend_args: Mapping[str, Any] | None = None,
     ) -> None:
         self.draw = draw
         self.interval = interval
-        self.options = {} if score_thr is None else dict(pred_score_thr=score_thr)
+        self.score_thr = score_thr
         self.folder = test_out_dir and Path(test_out_dir)
         self.backend_args = dict(backend_args) if backend_args else None
         self.failures: list[str] = []
         self._names: dict[str, str] = {}
-        self._drawn = 0
+        self._count = 0
 
     def before_val(self, runner: Runner) -> None:
         self._names = picture_names(runner.val_dataloader.dataset) if self.draw else {}
@@ -72,7 +71,7 @@ class PictureHook(Hook):
             if images & pictures:
                 raise ToolError(
                     f'a picture would replace the image {min(images & pictures)}: name another '
-                    f'folder'
+                    'folder'
                 )
 
     def after_val_iter(
@@ -86,80 +85,57 @@ class PictureHook(Hook):
         self, runner: Runner, outputs: Sequence[Any] | None = None, **_: Any
     ) -> None:
         for sample in (outputs or ()) if self.draw else ():
-            self._drawn += 1
-            self._draw('test', sample, self._drawn, self.folder)
+            self._count += 1
+            self._draw('test', sample, self._count, self.folder)
 
     def _draw(self, split: str, sample: Any, step: int, folder: Path | None) -> None:
-        path = sample.img_path
-        name = self._names.get(path, os.path.basename(path))
+        name = self._names.get(sample.img_path, os.path.basename(sample.img_path))
+        visualizer = Visualizer.get_current_instance()
         try:
+            image = self._read(sample)
+            meta = visualizer.dataset_meta or {}
+            drawn = draw_sample(image, sample, meta, self.score_thr, truth=True)
             if folder is None:
-                self._show(f'{split}_{name.replace(os.sep, "_")}', sample, step=step)
-                return
-            out = folder / (name if cv2.haveImageWriter(name) else f'{name}.png')
-            out.parent.mkdir(parents=True, exist_ok=True)
-            with writing(out, durable=False) as partial:
-                self._show(name, sample, out_file=str(partial))
-                if not partial.exists():
-                    raise ValueError('the visualizer of the config draws nothing')
+                shown = f'{split}_{name.replace(os.sep, "_")}'
+                visualizer.add_image(shown, drawn, step=step)
+            else:
+                out = folder / (name if cv2.haveImageWriter(name) else f'{name}.png')
+                out.parent.mkdir(parents=True, exist_ok=True)
+                write_picture(out, drawn)
         except Exception as error:  # a lost picture must not cost the figures
-            self.failures.append(f'{path}: {error}')
+            self.failures.append(f'{sample.img_path}: {error}')
             if len(self.failures) == 1:
                 warn(f'no picture of {self.failures[0]}; the run goes on')
 
-    def _show(self, name: str, sample: Any, **options: Any) -> None:
+    def _read(self, sample: Any) -> Any:
+        """(H, W, 3), RGB, turned as the model has seen it."""
         content = get(sample.img_path, backend_args=self.backend_args)
         image = mmcv.imfrombytes(content, channel_order='rgb')
-        size = sample.get('ori_shape')
-        if size is not None and image.shape[:2] != tuple(size[:2]):  # loaded without its EXIF turn
-            image = mmcv.imfrombytes(content, 'color_ignore_orientation', channel_order='rgb')
-        visualizer = Visualizer.get_current_instance()
-        if 'pred_score' in sample:
-            names = (visualizer.dataset_meta or {}).get('classes') or ()
-            drawn = draw_classes(image, best_classes(sample, names), true_class(sample, names))
-            if 'out_file' in options:
-                drawn.save(options['out_file'])
-            else:
-                visualizer.add_image(name, np.asarray(drawn), **options)
-            return
-        visualizer.add_datasample(name, image, data_sample=sample, **self.options, **options)
+        if image.shape[:2] == tuple(sample.get('ori_shape', image.shape)[:2]):
+            return image
+        return mmcv.imfrombytes(content, 'color_ignore_orientation', channel_order='rgb')
 
 
 def picture_names(dataset: Any) -> dict[str, str]:
-    """A name for the picture of each image of a data set, by the image's path.
-
-    It is the file name, or the path below the images' common folder if two share a file name.
-    """
+    """A name for the picture of each image of a data set, by the image's path."""
     try:
-        infos = (dataset.get_data_info(i) for i in range(len(dataset)))
-        paths = {info['img_path'] for info in infos}
+        return below_common(dataset.get_data_info(i)['img_path'] for i in range(len(dataset)))
     except (AttributeError, KeyError, TypeError):  # a data set unlike mmengine's
         return {}
-    names = {path: os.path.basename(path) for path in paths}
-    if len(set(names.values())) == len(names):
-        return names
-    whole = {path: os.path.abspath(path) for path in paths}
-    root = os.path.commonpath([os.path.dirname(path) for path in whole.values()])
-    return {path: os.path.relpath(absolute, root) for path, absolute in whole.items()}
 
 
 def use_our_pictures(cfg: Config, **changes: Any) -> bool:
-    """Replaces mmdet's, mmseg's or mmpretrain's visualization hook in a config if it draws files.
+    """Replaces OpenMMLab's visualization hook in a config if it draws files, and says whether.
 
-    ``changes`` are arguments of :class:`PictureHook`; with any, it is replaced in any case. Returns
-    whether it was.
+    ``changes`` are arguments of :class:`PictureHook`; with any, it is replaced in any case.
     """
     hook = (cfg.get('default_hooks') or {}).get('visualization')
-    kind = hook.get('type') if isinstance(hook, Mapping) else None
-    kind = kind.__name__ if isinstance(kind, type) else str(kind)
-    if kind.rpartition('.')[2] not in _REPLACED:
+    if not isinstance(hook, Mapping) or type_name(hook).rpartition('.')[2] not in _REPLACED:
         return False
     if not changes and (hook.get('show') or not hook.get('draw')):
         return False
     accepted = inspect.signature(PictureHook).parameters
-    arguments = {key: value for key, value in hook.items() if key in accepted}
-    if 'Det' in kind:
-        arguments.setdefault('score_thr', 0.3)  # mmdet's default
-    arguments |= dict(type=f'{__name__}.{PictureHook.__name__}', **changes)
-    cfg.default_hooks.visualization = arguments
+    kept = {key: value for key, value in hook.items() if key in accepted}
+    kind = dict(type=f'{__name__}.{PictureHook.__name__}')
+    cfg.default_hooks.visualization = kept | kind | changes
     return True

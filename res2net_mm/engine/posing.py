@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import VISUALIZERS
 
 from ..data.errors import DataError
 from ..data.sets.nodes import find_nodes
-from .errors import ToolError, one_line
+from .errors import ToolError, building_config, one_line
 from .infer import ConfiguredModel, test_dataset
 
 
@@ -32,34 +33,32 @@ def configured_model(
 class PoseModel(ConfiguredModel):
     """A top-down pose estimator of mmpose.
 
-    Args:
-        args, kwargs: Those of :class:`ConfiguredModel`.
-        boxes: ``predictions.json`` of a detector for the same images, whose objects named
-            ``person`` count. None takes each image as one person.
-
-    Raises:
-        ToolError: ``boxes`` is no such file.
+    ``boxes`` is the ``predictions.json`` of a detector for the same images, whose objects named
+    ``person`` count; None takes each image as one person.
     """
 
-    def __init__(self, *args: Any, boxes: str | None, **kwargs: Any) -> None:
+    def __init__(self, cfg: Config, *args: Any, boxes: str | None, **kwargs: Any) -> None:
         from mmpose.datasets.datasets.utils import parse_pose_metainfo
 
-        super().__init__(*args, **kwargs)
-        dataset = test_dataset(args[0])
+        super().__init__(cfg, *args, **kwargs)
+        dataset = test_dataset(cfg)
         (node,) = find_nodes(dataset, 'test_dataloader.dataset', 'mmpose')
         self.meta = parse_pose_metainfo(dataset.get('metainfo') or node.cls.METAINFO)
+        with building_config('visualizer'):
+            self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
         self.visualizer.set_dataset_meta(self.meta)
         self.classes = ['person']
         self.boxes = None if boxes is None else _read_boxes(Path(boxes))
 
     def inputs(self, image: Path | np.ndarray) -> list[dict[str, Any]]:
         """The box (1, 4) of each person, its score, and what the data set says of keypoints."""
-        pixels = image if isinstance(image, np.ndarray) else self.loader.picture(str(image))
-        rows = [(0, 0, *pixels.shape[1::-1], 1)]
-        if self.boxes is not None and isinstance(image, Path):
-            rows = self.boxes.get(os.path.realpath(image))
-            if rows is None:
-                raise DataError(f'image {image} is not in the file of --boxes')
+        if self.boxes is None:
+            pixels = image if isinstance(image, np.ndarray) else self.pixels(image)
+            rows = [(0, 0, *pixels.shape[1::-1], 1)]
+        elif isinstance(image, np.ndarray):
+            raise DataError('--boxes is for images, and this is a frame of a video')
+        elif (rows := self.boxes.get(os.path.realpath(image))) is None:
+            raise DataError(f'image {image} is not in the file of --boxes')
         # a batch needs an input: one of score 0, which `run` drops
         rows = np.array(rows or [(0, 0, 1, 1, 0)], np.float32)[:, None]
         return [dict(self.meta, bbox=row[:, :4], bbox_score=row[:, 4]) for row in rows]
@@ -73,6 +72,12 @@ class PoseModel(ConfiguredModel):
         sample.pred_instances = sample.pred_instances[sample.pred_instances.bbox_scores > 0]
         return sample
 
+    def draw(self, pixels: np.ndarray, sample: Any, threshold: float) -> np.ndarray:
+        """Pixels with the skeletons, of keypoints with at least this score."""
+        return self.visualizer.add_datasample(
+            'persons', pixels, sample.cpu(), draw_gt=False, draw_bbox=True, kpt_thr=threshold
+        )
+
     def _instances(self, predicted: Any, threshold: float) -> Iterator[dict[str, Any]]:
         """All persons, with x, y and score of all keypoints."""
         points = np.dstack([predicted.keypoints, predicted.keypoint_scores])
@@ -84,14 +89,13 @@ class PoseModel(ConfiguredModel):
 def _read_boxes(file: Path) -> dict[str, list[list[float]]]:
     """x1, y1, x2, y2 and score of the persons, by the real path of their image."""
     try:
-        records = json.loads(file.read_text(encoding='utf-8'))['images']
         return {
             os.path.realpath(record['file']): [
                 [*found['bbox'], found['score']]
                 for found in record['instances']
                 if found['name'] == 'person'
             ]
-            for record in records
+            for record in json.loads(file.read_text(encoding='utf-8'))['images']
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ToolError(

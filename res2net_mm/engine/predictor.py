@@ -1,8 +1,8 @@
-"""One call from images to arrays, for checkpoints and exported files."""
+"""One call from pictures and videos to arrays, for checkpoints and exported files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image, ImageOps
 
+from ..data.errors import DataError
 from ..data.transforms import LoadImageFromFile
 from ..deploy.running import ExportedModel
 from .config import load_config
@@ -19,13 +20,15 @@ from .exported import is_exported
 from .infer import ConfiguredModel
 from .posing import configured_model
 from .saliency import probability
+from .sources import Source, find_sources, frames_of, is_video, local_file
 
-Picture = str | Path | Image.Image | np.ndarray
 Prediction = dict[str, np.ndarray]
+_INSTANCES = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
+_INSTANCES |= dict(keypoints='keypoints', keypoint_scores='keypoint_scores')
 
 
 class Predictor:
-    """Predicts images with a trained model.
+    """Predicts images and videos with a trained model.
 
     Args:
         model: A config (its path, the name of one of this package, or a ``Config``), which takes a
@@ -51,6 +54,8 @@ class Predictor:
         >>> found = model('photo.jpg')
         >>> found['boxes'].shape, found['scores'].shape, model.classes[found['labels'][0]]
         ((17, 4), (17,), 'person')
+        >>> [len(frame['boxes']) for frame in model('clip.mp4')]
+        [17, 16, 17]
     """
 
     def __init__(
@@ -73,35 +78,64 @@ class Predictor:
             self._model = configured_model(cfg, str(checkpoint), device, trust, fast)
         self.classes = list(self._model.classes)
 
-    def __call__(self, image: Picture | list[Picture]) -> Prediction | list[Prediction]:
-        """Predicts an image, or each image of a list.
+    def __call__(self, source: Any) -> Any:
+        """Predicts an image, each image of a list, or everything in a folder or video.
 
         Args:
-            image: A file, a PIL image, or an array (H, W, 3) of uint8, RGB.
+            source: An image (a file, an http(s) address, a PIL image, or an array (H, W, 3) of
+                uint8, RGB) or a list of them; or a folder, a pattern such as ``'photos/*.jpg'``, a
+                video, a GIF, or the number of a camera.
 
         Returns:
-            As far as the model has them, in pixels of the image: ``boxes`` (N, 4) as x1, y1, x2,
-            y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, and ``segmentation``
-            (H, W), the class of each pixel, or for panoptic models mmdet's class + 1000 * instance;
-            ``probability`` (H, W) of class 1, if the head has one channel. For a pose estimator
-            ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores`` (N, K). Of
-            classifiers ``scores`` (number of classes,), which add up to 1.
+            Of an image, as far as the model has them and in its pixels: ``boxes`` (N, 4) as x1, y1,
+            x2, y2, ``scores`` (N,), ``labels`` (N,), ``masks`` (N, H, W) of bool, ``segmentation``
+            (H, W), the class of each pixel (for panoptic models mmdet's class + 1000 * instance),
+            and ``probability`` (H, W) of class 1 if the head has one channel. Of a pose estimator
+            ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores`` (N, K). Of a
+            classifier ``scores`` (classes,), which add up to 1. Of a list of images a list. Of
+            anything else an iterator over the same with ``file`` and, in videos, ``frame`` and
+            ``time`` in seconds. What cannot be predicted there gives ``file`` and ``error``.
 
         Raises:
-            DataError: A file is no image that can be read whole.
-            ValueError: ``image`` is something else.
+            DataError: An image cannot be read whole, or not downloaded.
+            FileNotFoundError: There is no such file.
+            ValueError: ``source`` is something else.
         """
-        if isinstance(image, list | tuple):
-            return [self(one) for one in image]
+        if isinstance(source, list | tuple):
+            return [self(one) for one in source]
+        if type(source) is int:
+            source = str(source)
+        if not isinstance(source, str | Path):
+            return self._predict(_pixels(source))
+        found = find_sources(source)
+        if found not in ([source], [Path(source)]) or is_video(found[0]):
+            return self._each(found)
+        with local_file(found[0]) as file:
+            return self._predict(file)
+
+    def _each(self, sources: Iterable[Source]) -> Iterator[dict[str, Any]]:
+        for source in sources:
+            named: dict[str, Any] = dict(file=str(source))
+            try:
+                with local_file(source) as file:
+                    if not is_video(source):
+                        yield named | self._predict(file)
+                        continue
+                    for frame in frames_of(source, file):
+                        place = dict(frame=frame.index, time=frame.time)
+                        yield named | place | self._predict(frame.pixels)
+            except DataError as error:
+                yield named | dict(error=str(error))
+
+    def _predict(self, image: Path | np.ndarray) -> Prediction:
         if isinstance(self._model, ExportedModel):
             return self._model.predict(_pixels(image))
-        given = Path(image) if isinstance(image, str | Path) else _pixels(image)
-        return _arrays(self._model.predict(given))
+        return _arrays(self._model.predict(image))
 
 
-def _pixels(image: Picture) -> np.ndarray:
+def _pixels(image: Any) -> np.ndarray:
     """(H, W, 3), RGB."""
-    if isinstance(image, str | Path):
+    if isinstance(image, Path):
         return np.ascontiguousarray(LoadImageFromFile().picture(str(image))[..., ::-1])
     if isinstance(image, Image.Image):
         return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
@@ -115,12 +149,8 @@ def _pixels(image: Picture) -> np.ndarray:
 
 def _arrays(sample: Any) -> Prediction:
     """The predictions of a data sample."""
-    found: dict[str, Any] = {}
-    if 'pred_instances' in sample:
-        names = dict(boxes='bboxes', scores='scores', labels='labels', masks='masks')
-        names |= dict(keypoints='keypoints', keypoint_scores='keypoint_scores')
-        instances = sample.pred_instances
-        found = {name: instances[key] for name, key in names.items() if key in instances}
+    instances = sample.get('pred_instances', {})
+    found = {name: instances[key] for name, key in _INSTANCES.items() if key in instances}
     for key, part in (('pred_sem_seg', 'data'), ('pred_panoptic_seg', 'sem_seg')):
         if key in sample:
             found['segmentation'] = sample.get(key).get(part)[0].long()

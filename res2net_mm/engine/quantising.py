@@ -31,9 +31,7 @@ BOUNDS = dict(bbox_mAP=0.005, segm_mAP=0.005, mAP=0.005, Sm=0.005, mIoU=0.5, PQ=
 class TrainingImages(Sequence):
     """Training images of a config as its test pipeline resizes them: (h, w, 3), uint8, RGB.
 
-    Args:
-        cfg: The config.
-        count: How many, spread evenly over the training set; all if there are fewer.
+    They are ``count``, spread evenly over the training set, or all if there are fewer.
     """
 
     def __init__(self, cfg: Config, count: int) -> None:
@@ -70,20 +68,10 @@ def write_int8(
     check: bool = False,
     say: Callable[[str], Any] = print,
 ) -> None:
-    """Writes an int8 version of an exported file.
+    """Writes an int8 version of an ``.xml`` file that was exported with a config.
 
-    Args:
-        cfg: The config that it was exported with.
-        source: The float32 file, ``.xml``.
-        path: The file to write, ``.xml``.
-        images: What to calibrate with.
-        check: Measure both files on the validation set. If a figure falls by more than ``BOUNDS``,
-            more of the model is left in float; if that does not help, nothing is written.
-        say: Called with each line about what was done.
-
-    Raises:
-        ImportError: openvino or nncf is not installed.
-        ToolError: Figures fall too far.
+    ``check`` measures both on the validation set. If a figure falls by more than ``BOUNDS``, more
+    of the model is left in float; if that does not help, a ToolError is raised.
     """
     before = measure(cfg, ExportedModule(source, facts_of(cfg.model))) if check else {}
     with TemporaryDirectory() as folder:
@@ -113,20 +101,13 @@ def compare_figures(
     """Says figures of :func:`measure` side by side; whether none falls by more than ``BOUNDS``."""
     for name in before:
         say(f'{name}: {names[0]} {before[name]:.4f}, {names[1]} {after[name]:.4f}')
-    return all(before[name] - after[name] <= BOUNDS[_kind(name)] for name in before)  # not if NaN
+    bounds = {name: BOUNDS[name.split('/')[-1]] for name in before}
+    return all(before[name] - after[name] <= bounds[name] for name in before)  # not if NaN
 
 
 @torch.no_grad()
 def measure(cfg: Config, model: nn.Module) -> dict[str, float]:
-    """The figures of ``BOUNDS`` of a model on the validation set of a config.
-
-    Args:
-        cfg: The config.
-        model: Its model in evaluation mode, or an :class:`ExportedModule` in its place.
-
-    Raises:
-        ToolError: The config has no validation set, or measures other figures.
-    """
+    """The figures of ``BOUNDS`` of a config's model, or one in its place, on its validation set."""
     cfg = prepare_config(cfg)
     for key in ('val_dataloader', 'val_evaluator'):
         if not cfg.get(key):
@@ -138,11 +119,7 @@ def measure(cfg: Config, model: nn.Module) -> dict[str, float]:
     for batch in tqdm(loader, desc='measuring', unit='batch'):
         evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
     metrics = evaluator.evaluate(len(loader.dataset))
-    found = {name: float(value) for name, value in metrics.items() if _kind(name) in BOUNDS}
+    found = {name: float(v) for name, v in metrics.items() if name.split('/')[-1] in BOUNDS}
     if not found:
         raise ToolError(f'val_evaluator of the config measures none of {", ".join(BOUNDS)}')
     return found
-
-
-def _kind(name: str) -> str:
-    return name.rpartition('/')[2]

@@ -18,7 +18,6 @@ from res2net_mm.engine.classes import SameClassesHook, label_order, prediction_m
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
-from res2net_mm.engine.infer import classes_of
 from res2net_mm.engine.runner import build_runner, prepare_config
 
 SHAPES = ('disc', 'square', 'triangle', 'star')
@@ -307,6 +306,6 @@ def test_checkpoint_classes_is_checked():
 
 def test_names_for_an_export_without_data(said):
     cfg = config_of(HEAD)[0]
-    assert classes_of(cfg, {}) == ['0', '1']
-    assert classes_of(cfg, dict(meta=dict(CLASSES=('x', 'y')))) == ['x', 'y']
+    assert prediction_meta(cfg, None, None)['classes'] == ('0', '1')
+    assert prediction_meta(cfg, dict(CLASSES=('x', 'y')), None)['classes'] == ('x', 'y')
     assert len(said) == 1 and 'numbers' in said[0]

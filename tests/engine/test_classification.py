@@ -114,7 +114,7 @@ def test_infer_writes_names_and_pictures(trained, folder, tmp_path):
     config, checkpoint, _ = trained
     model = ConfiguredModel(load_config(config), str(checkpoint), device='cpu')
     images = sorted((folder / 'val').rglob('*.png'))
-    assert predict_images(model, images, folder / 'val', tmp_path, 0.3) == []
+    assert predict_images(model, images, tmp_path, 0.3) == []
     content = json.loads((tmp_path / 'predictions.json').read_text())
     assert content['classes'] == NAMES
     for record, file in zip(content['images'], images, strict=True):

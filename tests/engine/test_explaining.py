@@ -1,5 +1,7 @@
 """Class activation maps, against Grad-CAM by hand; bad images do not stop the others."""
 
+import runpy
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +11,6 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 from pytorch_grad_cam.utils.image import show_cam_on_image
-from running import call
 from test_segmentation_tools import CONFIG as SEGMENTOR
 from torch import nn
 
@@ -20,6 +21,7 @@ from res2net_mm.engine.explaining import Explainer, explain_images, image_fields
 from res2net_mm.engine.infer import ConfiguredModel
 from res2net_mm.evaluation.receptive_field import effective_fields
 
+TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 SIDE = 6
 
 
@@ -163,7 +165,7 @@ def test_detector(detector, photos, method, tmp_path):
     cfg, checkpoint = detector
     explainer = Explainer(ConfiguredModel(cfg, str(checkpoint), 'cpu'), method, None, 0.05)
     images = sorted(photos.rglob('*.jpg'))
-    failures = explain_images({'small': explainer}, images, photos, tmp_path / 'out')
+    failures = explain_images({'small': explainer}, images, tmp_path / 'out')
     assert len(failures) == 1 and 'cut.jpg' in failures[0] and 'truncated' in failures[0]
     written = sorted(str(f.relative_to(tmp_path / 'out')) for f in (tmp_path / 'out').rglob('*.*'))
     assert written == [f'a.jpg.{method}.jpg', f'more/b.jpg.{method}.jpg']
@@ -176,7 +178,7 @@ def test_detector(detector, photos, method, tmp_path):
 def test_no_detection_is_a_line(detector, photos, tmp_path):
     cfg, checkpoint = detector
     explainer = Explainer(ConfiguredModel(cfg, str(checkpoint), 'cpu'), 'gradcam', 'star', 0.999)
-    failures = explain_images({'small': explainer}, [photos / 'a.jpg'], photos, tmp_path / 'out')
+    failures = explain_images({'small': explainer}, [photos / 'a.jpg'], tmp_path / 'out')
     assert failures == [f'image {photos}/a.jpg: there is nothing to explain: 0 detections star']
 
 
@@ -200,27 +202,35 @@ def test_fields_on_images(detector, photos):
         torch.testing.assert_close(field, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_tool_compares_two_models(detector, shapes, photos, tiny_arguments, tmp_path):
+def explain(monkeypatch, *args):
+    """Runs the tool in this process, and returns its status."""
+    monkeypatch.syspath_prepend(TOOLS)
+    monkeypatch.setattr(sys, 'argv', ['explain.py', *map(str, args)])
+    return runpy.run_path(str(TOOLS / 'explain.py'))['main']()
+
+
+def test_tool_compares_two_models(
+    detector, shapes, photos, tiny_arguments, tmp_path, monkeypatch, capfd
+):
     """A detector beside a segmentor, as a user calls it."""
     text = SEGMENTOR.replace('DATA', str(shapes)).replace('SyncBN', 'BN')
     (tmp_path / 'fcn.py').write_text(text)
     second = saved(load_config(tmp_path / 'fcn.py'), tmp_path)
     out = tmp_path / 'out'
-    run = call(
-        'explain', 'configs/faster_rcnn_r2n14_shapes.py', detector[1], photos, '--out', out,
-        '--compare', tmp_path / 'fcn.py', second, '--threshold', '0.05', *tiny_arguments,
+    status = explain(
+        monkeypatch, 'faster_rcnn_r2n14_shapes.py', detector[1], photos, '--out', out, '--compare',
+        tmp_path / 'fcn.py', second, '--threshold', '0.05', *tiny_arguments,
     )  # fmt: skip
-    assert run.returncode == 1 and '2 of 3 images' in run.stdout, run.stderr[-2000:]
-    assert 'cut.jpg' in run.stderr and 'Traceback' not in run.stderr
+    said = capfd.readouterr()
+    assert status == 1 and '2 of 3 images' in said.out and 'cut.jpg' in said.err
     height, width = cv2.imread(str(out / 'a.jpg.gradcam.jpg')).shape[:2]
     assert width > 1.8 * height, 'two maps side by side'
 
 
-def test_tool_prints_fields(tmp_path):
-    run = call('explain', '--erf', 'res2net14_v1b_26w_4s', 'resnet50', '--side', '65',
-               '--samples', '1', '--out', tmp_path)  # fmt: skip
-    assert run.returncode == 0, run.stderr[-2000:]
-    rows = [line.split() for line in run.stdout.splitlines()]
+def test_tool_prints_fields(tmp_path, monkeypatch, capsys):
+    assert not explain(monkeypatch, '--erf', 'res2net14_v1b_26w_4s', 'resnet50', '--side', '65',
+                       '--samples', '1', '--out', tmp_path)  # fmt: skip
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows[1:]] == [
         [name, f'C{i}'] for name in ('res2net14_v1b_26w_4s', 'resnet50') for i in range(2, 6)
     ]

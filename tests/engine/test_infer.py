@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from clips import write_clip
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
@@ -23,7 +24,8 @@ from test_segmentation_tools import CONFIG as SEGMENTOR
 from res2net_mm.data.transforms import harden_pipeline, loader_of
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, run_tool
-from res2net_mm.engine.infer import ConfiguredModel, find_images, predict_images
+from res2net_mm.engine.infer import ConfiguredModel, predict_images
+from res2net_mm.engine.sources import find_images, find_sources, frames_of
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
 
@@ -89,7 +91,7 @@ def records_in(out):
 
 def test_bad_images_do_not_stop_a_detector(detector, photos, tmp_path):
     out = tmp_path / 'out'
-    failures = predict_images(detector, find_images(photos, out), photos, out, 0.3)
+    failures = predict_images(detector, find_images(photos, out), out, 0.3)
     assert names_in(failures) == BAD and len(failures) == len(BAD)
     assert set(records_in(out)) == {'a.jpg', 'dot.png', 'z.jpg'}
     assert {f.name for f in out.iterdir()} == {'a.jpg', 'dot.jpg', 'z.jpg', 'predictions.json'}
@@ -97,15 +99,31 @@ def test_bad_images_do_not_stop_a_detector(detector, photos, tmp_path):
 
 def test_bad_images_do_not_stop_a_segmentor(segmentor, photos, tmp_path):
     out = tmp_path / 'out'
-    failures = predict_images(segmentor, find_images(photos, out), photos, out, 0.3)
-    assert names_in(failures) == BAD | {'dot.png'} and len(failures) == len(BAD) + 1
+    failures = predict_images(segmentor, find_images(photos, out), out, 0.3)
+    assert names_in(failures) == BAD and len(failures) == len(BAD)
     records = records_in(out)
-    assert set(records) == {'a.jpg', 'dot.png', 'z.jpg'}, 'one that cannot be drawn is predicted'
+    assert set(records) == {'a.jpg', 'dot.png', 'z.jpg'}
     assert sum(records['dot.png']['shares'].values()) == 1
     assert {f.name for f in out.glob('*.labels.png')} == {
         f'{n}.labels.png' for n in ('a', 'dot', 'z')
     }
-    assert {f.name for f in out.glob('*.jpg')} == {'a.jpg', 'z.jpg'}
+    assert {f.name for f in out.glob('*.jpg')} == {'a.jpg', 'dot.jpg', 'z.jpg'}
+
+
+def test_frames_are_predicted_as_images(detector, tmp_path):
+    write_clip(tmp_path / 'clip.mp4', 3)
+    pictures = tmp_path / 'pictures'
+    pictures.mkdir()
+    for frame in frames_of('clip.mp4', tmp_path / 'clip.mp4'):
+        cv2.imwrite(str(pictures / f'{frame.index}.png'), frame.pixels[..., ::-1])
+    for sources, out in ((tmp_path / 'clip.mp4', 'a'), (pictures, 'b')):
+        assert not predict_images(detector, find_sources(sources), tmp_path / out, 0.0)
+    lines = [json.loads(line) for line in (tmp_path / 'a/clip.jsonl').read_text().splitlines()]
+    images = json.loads((tmp_path / 'b/predictions.json').read_text())['images']
+    assert len(lines) == 3 and len(lines[0]['instances']) > 5
+    for line, image in zip(lines, images, strict=True):
+        assert [line[key] for key in ('width', 'height')] == [160, 120]
+        assert line['instances'] == image['instances']
 
 
 class Stub:
@@ -124,13 +142,13 @@ class Stub:
     def notes(self, image):
         return []
 
-    def draw(self, image, sample, out, threshold):
+    def write_pictures(self, image, sample, out, threshold):
         if image.stem in self.errors.get('draw', {}):
             raise self.errors['draw'][image.stem]
         out.touch()
 
-    def describe(self, image, sample, threshold):
-        return dict(file=str(image))
+    def describe(self, name, sample, threshold):
+        return dict(file=name)
 
 
 IMAGES = [Path(f'{name}.jpg') for name in 'abc']
@@ -139,7 +157,7 @@ IMAGES = [Path(f'{name}.jpg') for name in 'abc']
 def test_an_interruption_keeps_what_is_done(tmp_path, capfd):
     stub = Stub(c=KeyboardInterrupt(), a=RuntimeError('CUDA'))
     with pytest.raises(SystemExit) as status:
-        run_tool(lambda: predict_images(stub, IMAGES, Path('x'), tmp_path, 0.3))
+        run_tool(lambda: predict_images(stub, IMAGES, tmp_path, 0.3))
     assert status.value.code == 130
     assert set(records_in(tmp_path)) == {'b.jpg'}
     said = capfd.readouterr().err
@@ -150,10 +168,10 @@ def test_a_full_disk_stops_at_once_and_a_bad_picture_does_not(tmp_path):
     full = OSError('b.jpg could not be written: No space left on device')
     full.__cause__ = OSError(errno.ENOSPC, 'No space left on device')
     with pytest.raises(OSError, match='b.jpg could not be written'):
-        predict_images(Stub(draw=dict(b=full)), IMAGES, Path('x'), tmp_path, 0.3)
-    assert set(records_in(tmp_path)) == {'a.jpg'}
+        predict_images(Stub(draw=dict(b=full)), IMAGES, tmp_path, 0.3)
+    assert set(records_in(tmp_path)) == {'a.jpg', 'b.jpg'}
     long = OSError(errno.ENAMETOOLONG, 'File name too long')
-    (failure,) = predict_images(Stub(draw=dict(b=long)), IMAGES, Path('x'), tmp_path, 0.3)
+    (failure,) = predict_images(Stub(draw=dict(b=long)), IMAGES, tmp_path, 0.3)
     assert 'b.jpg' in failure and 'too long' in failure
     assert set(records_in(tmp_path)) == {'a.jpg', 'b.jpg', 'c.jpg'}
 
@@ -162,30 +180,29 @@ def test_a_defect_keeps_its_traceback(tmp_path):
     """Where nothing works it is no matter of one image."""
     with pytest.raises(AttributeError, match='defect'):
         defect = AttributeError('defect')
-        predict_images(Stub(a=defect, b=defect, c=defect), IMAGES, Path('x'), tmp_path, 0.3)
+        predict_images(Stub(a=defect, b=defect, c=defect), IMAGES, tmp_path, 0.3)
 
 
 def test_labels_above_255_are_whole(segmentor, tmp_path, monkeypatch):
     monkeypatch.setattr(segmentor, 'classes', list(map(str, range(300))))
     sample = SegDataSample(pred_sem_seg=PixelData(data=torch.tensor([[[0, 255, 299]]])))
-    segmentor.write_labels(sample, tmp_path / 'a.png')
-    read = cv2.imread(str(tmp_path / 'a.png'), cv2.IMREAD_UNCHANGED)
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((1, 3, 3), np.uint8))
+    segmentor.write_pictures(tmp_path / 'a.png', sample, tmp_path / 'drawn.jpg', 0.3)
+    read = cv2.imread(str(tmp_path / 'drawn.labels.png'), cv2.IMREAD_UNCHANGED)
     assert read.tolist() == [[0, 255, 299]]
 
 
-def test_what_happened_to_values_is_noted(detector, tmp_path):
+def test_what_happened_to_values_is_noted(detector, tmp_path, monkeypatch):
     photos, out = tmp_path / 'photos', tmp_path / 'out'
     photos.mkdir()
     cv2.imwrite(str(photos / 'deep.png'), np.full((50, 70), 4095, np.uint16))
     cv2.imwrite(str(photos / 'plain.png'), np.full((50, 70, 3), 9, np.uint8))
-    assert not predict_images(detector, find_images(photos), photos, out, 0.3)
+    assert not predict_images(detector, find_images(photos), out, 0.3)
     records = records_in(out)
     assert 'divided by 256' in records['deep.png']['note'] and '12' in records['deep.png']['note']
     assert 'note' not in records['plain.png']
-    for step in detector.pipeline.transforms[:1]:
-        step.color_type, before = 'unchanged', step.color_type
-        assert not detector.notes(photos / 'deep.png'), 'the rules are those of colours'
-        step.color_type = before
+    monkeypatch.setattr(detector.loader, 'color_type', 'unchanged')
+    assert not detector.notes(photos / 'deep.png'), 'the rules are those of colours'
 
 
 def test_own_pictures_are_not_predicted(tmp_path):
@@ -194,7 +211,7 @@ def test_own_pictures_are_not_predicted(tmp_path):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         (photos / name).touch()
     assert len(find_images(photos)) == 5
-    predict_images(Stub(), [], photos, photos / 'earlier', 0.3)
+    predict_images(Stub(), [], photos / 'earlier', 0.3)
     found = find_images(photos, photos / 'deep' / '..' / 'out')
     assert found == [photos / 'a.jpg', photos / 'deep' / 'b.jpg']
     (photos / 'earlier' / 'predictions.json').write_text('{"by": "somebody else"}')
@@ -203,34 +220,15 @@ def test_own_pictures_are_not_predicted(tmp_path):
         find_images(photos, photos)
 
 
-def test_videos_are_named(tmp_path):
-    (tmp_path / 'a.MP4').touch()
-    with pytest.raises(ToolError, match='is a video.*ffmpeg'):
-        find_images(tmp_path / 'a.MP4')
-    with pytest.raises(ToolError, match='1 video'):
-        find_images(tmp_path)
-
-
 @pytest.mark.parametrize('threshold', ['1.5', '-0.1', 'nan'])
 def test_thresholds_are_scores(threshold, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(TOOLS)
     import infer
 
-    argv = ['infer.py', 'c.py', 'c.pth', str(tmp_path), '--out', 'x', '--threshold', threshold]
+    argv = ['infer.py', 'c.py', 'c.pth', str(tmp_path), '--out', 'x', '--conf', threshold]
     monkeypatch.setattr(sys, 'argv', argv)
-    with pytest.raises(ToolError, match='--threshold'):
+    with pytest.raises(ToolError, match='--conf'):
         infer.main()
-
-
-class Canvas:
-    def add_datasample(self, name: str, pixels: np.ndarray, *args: object, **options: str) -> None:
-        self.pixels = pixels
-        Image.fromarray(pixels).save(options['out_file'])
-
-
-class Sample(dict):
-    def cpu(self) -> Sample:
-        return self
 
 
 @pytest.mark.parametrize(
@@ -243,10 +241,8 @@ def test_pictures_are_drawn_on_what_the_pipeline_loads(tmp_path, colours, shape)
     exif[0x0112] = 6  # turns its 60 x 40 px
     Image.new('RGB', (60, 40), (250, 10, 10)).save(tmp_path / 'red.jpg', exif=exif)
     pipeline = [{'type': 'LoadImageFromFile', 'color_type': colours}]
-    canvas = Canvas()
-    predictor = SimpleNamespace(visualizer=canvas, loader=loader_of(harden_pipeline(pipeline)))
-    ConfiguredModel.draw(predictor, tmp_path / 'red.jpg', Sample(), tmp_path / 'drawn.jpg', 0.3)
-    assert canvas.pixels.shape == shape and canvas.pixels.dtype == np.uint8
-    red, _, blue = canvas.pixels[20, 20]
+    predictor = SimpleNamespace(loader=loader_of(harden_pipeline(pipeline)))
+    pixels = ConfiguredModel.pixels(predictor, tmp_path / 'red.jpg')
+    assert pixels.shape == shape and pixels.dtype == np.uint8
+    red, _, blue = pixels[20, 20]
     assert red == blue if colours == 'grayscale' else red > 200 > blue
-    assert Image.open(tmp_path / 'drawn.jpg').size == shape[1::-1]

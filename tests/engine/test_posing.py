@@ -13,8 +13,9 @@ from mmengine.registry import MODELS, init_default_scope
 from res2net_mm import Predictor
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.infer import find_images, predict_images
+from res2net_mm.engine.infer import predict_images
 from res2net_mm.engine.posing import configured_model
+from res2net_mm.engine.sources import find_images
 
 SMALL = {
     'model.backbone.depth': 14,
@@ -112,7 +113,7 @@ def test_flip_test_averages_both_heatmaps(checkpoint, photos):
 def test_pictures_and_json(checkpoint, photos, boxes, tmp_path):
     model, out = pose_model(checkpoint, boxes), tmp_path / 'out'
     image(photos / '3.jpg', 3)
-    failures = predict_images(model, find_images(photos), photos, out, 0.0)
+    failures = predict_images(model, find_images(photos), out, 0.0)
     assert len(failures) == 1 and '3.jpg is not in the file of --boxes' in failures[0]
     content = json.loads((out / 'predictions.json').read_text())
     assert content['classes'] == ['person']

@@ -105,7 +105,7 @@ def test_pictures_and_json(trained, data, tmp_path):
     predictor = ConfiguredModel(*trained, device='cpu')
     folder = data / 'nuclei/images/val'
     images = sorted(folder.iterdir())
-    assert not predict_images(predictor, images, folder, tmp_path, 0.3)
+    assert not predict_images(predictor, images, tmp_path, 0.3)
     content = json.loads((tmp_path / 'predictions.json').read_text())
     assert content['classes'] == ['background', 'nucleus']
     for image, record in zip(images, content['images'], strict=True):

@@ -35,9 +35,10 @@ from res2net_mm.deploy.running import ExportedModel, openvino_core
 from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.exported import ExportedModule, facts_of
-from res2net_mm.engine.infer import ConfiguredModel, find_images
+from res2net_mm.engine.infer import ConfiguredModel
 from res2net_mm.engine.quantising import TrainingImages
 from res2net_mm.engine.quantising import measure as figures_of
+from res2net_mm.engine.sources import find_images
 
 from .contenders import BUILDERS, DCN, VARIANT, make_state, normal_image, require
 from .detectors import OURS as MAKER

@@ -1,0 +1,144 @@
+"""Pictures of predictions and annotations, with one colour for each class."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+import torch
+
+from ..files import writing
+from .classification import best_classes, draw_classes, name_of, true_class
+from .saliency import overlay, probability
+
+_BACKGROUND = {'background', '_background_', 'bg'}
+_OBJECTS = 1000  # mmdet writes class + 1000 * object into a panoptic map
+_TONES = ((0.85, 0.95), (0.95, 0.65), (0.45, 1.0))  # saturation and value
+_MOST = 0.2  # share of an image that labels may cover
+
+
+def class_colours(count: int) -> list[tuple[int, ...]]:
+    """An RGB colour for each label: always the same, and neighbours differ most in hue."""
+    colours = (
+        colorsys.hsv_to_rgb(i * 0.618034 % 1, *_TONES[i // 8 % len(_TONES)]) for i in range(count)
+    )
+    return [tuple(round(255 * share) for share in colour) for colour in colours]
+
+
+def draw_sample(
+    pixels: np.ndarray, sample: Any, meta: Mapping[str, Any], threshold: float, truth: bool = False
+) -> np.ndarray:
+    """Draws what a detector, segmentor or classifier predicts over (H, W, 3) of uint8, RGB.
+
+    ``meta`` has ``classes`` and maybe ``palette``; ``threshold`` is the least score of an object.
+    With ``truth``, annotations are to the left of the prediction, and a classifier's below it. The
+    picture is then larger than the image, as is any of a classifier.
+    """
+    names = meta.get('classes') or ()
+    if 'pred_score' in sample:
+        annotated = true_class(sample, names) if truth else ''
+        return draw_classes(pixels, best_classes(sample, names), annotated)
+    colours = meta.get('palette')
+    if not colours or len(colours) != len(names) or isinstance(colours, str):
+        colours = class_colours(len(names))
+    if (found := probability(sample)) is not None:
+        drawn = overlay(pixels, found, colours[-1])
+    else:
+        drawn = _draw(pixels, _found(sample, 'pred', threshold), names, colours)
+    if not truth or not any(key.startswith('gt_') for key in sample.keys()):
+        return drawn
+    return np.hstack([_draw(pixels, _found(sample, 'gt', 0), names, colours), drawn])
+
+
+def write_picture(out: Path, pixels: np.ndarray) -> None:
+    """Writes an image (H, W) or (H, W, 3), RGB, whole or not at all."""
+    with writing(out, durable=False) as partial:
+        mmcv.imwrite(pixels if pixels.ndim == 2 else mmcv.rgb2bgr(pixels), str(partial))
+
+
+def _found(sample: Any, kind: str, threshold: float) -> dict[str, np.ndarray]:
+    """``labels`` (N,) with ``boxes`` (N, 4), ``scores`` (N,) and ``masks`` (N, H, W), if any."""
+    for key in (f'{kind}_panoptic_seg', f'{kind}_sem_seg'):
+        if key in sample:
+            values = sample.get(key)
+            ids = _array(values.sem_seg if 'sem_seg' in values else values.data)[0]
+            kept = np.unique(ids).astype(int)
+            return dict(labels=kept % _OBJECTS, masks=ids == kept[:, None, None])
+    instances = sample.get(f'{kind}_instances', {})
+    if 'labels' not in instances:
+        return dict(labels=np.zeros(0, int))
+    found = dict(labels=instances.labels)
+    found['boxes'] = getattr(instances.bboxes, 'tensor', instances.bboxes)
+    found |= {key: instances[key] for key in ('scores', 'masks') if key in instances}
+    if 'masks' in found and hasattr(found['masks'], 'to_ndarray'):  # mmdet's, of annotations
+        found['masks'] = found['masks'].to_ndarray()
+    found = {key: _array(values) for key, values in found.items()}
+    kept = found.get('scores', np.ones(len(instances))) >= threshold
+    return {key: values[kept] for key, values in found.items()}
+
+
+def _draw(
+    pixels: np.ndarray, found: Mapping[str, np.ndarray], names: Sequence[str], colours: Sequence
+) -> np.ndarray:
+    import supervision as sv
+    from PIL import ImageFont
+
+    labels, masks, boxes = found['labels'], found.get('masks'), found.get('boxes')
+    if boxes is None:  # a label map: no boxes, labels within the largest part, background clear
+        shown = [label < len(names) and names[label].lower() not in _BACKGROUND for label in labels]
+        labels, masks = labels[shown], None if masks is None else masks[shown]
+    if not len(labels):
+        return pixels.copy()
+    points = np.array([_inside(mask) for mask in masks] if boxes is None else boxes, float)
+    objects = sv.Detections(
+        xyxy=points,
+        class_id=labels.astype(int),
+        mask=None if masks is None else masks.astype(bool),
+    )
+    palette = sv.ColorPalette([sv.Color(*map(int, colour)) for colour in colours])
+    light = [np.dot(colour, (0.299, 0.587, 0.114)) > 140 for colour in colours]
+    ink = sv.ColorPalette([sv.Color.BLACK if one else sv.Color.WHITE for one in light])
+    height, width = pixels.shape[:2]
+    line = max(round(min(height, width) / 250), 1)
+    size = max(round(min(height, width) / 40), 10)
+    drawn = np.ascontiguousarray(pixels[..., ::-1])  # supervision's colours are BGR
+    if masks is not None:
+        drawn = sv.MaskAnnotator(palette, opacity=0.45).annotate(drawn, objects)
+    if boxes is not None:
+        drawn = sv.BoxAnnotator(palette, thickness=line).annotate(drawn, objects)
+    texts = [name_of(label, names) for label in labels]
+    scores = found.get('scores', np.ones(len(labels)))
+    if 'scores' in found:
+        texts = [f'{text} {score:.2f}' for text, score in zip(texts, scores, strict=True)]
+    wide = np.array([ImageFont.load_default(size).getlength(text) for text in texts]) + 2 * line
+    high = size + 2 * line
+    if wide.sum() * high > _MOST * height * width:  # name each class once, on its surest object
+        order = np.argsort(-scores, kind='stable')
+        kept = order[np.unique(labels[order], return_index=True)[1]]
+    else:  # of names that lie on each other, draw the surest
+        x, y = points[:, :2].T
+        places = np.stack([x, y - high, x + wide, y, scores], 1)
+        kept = np.flatnonzero(sv.box_non_max_suppression(places, 0.1))
+    objects, texts = objects[kept], [texts[i] for i in kept]
+    where = sv.Position.CENTER if boxes is None else sv.Position.TOP_LEFT
+    pen = sv.RichLabelAnnotator(
+        palette, text_color=ink, font_size=size, text_padding=line, text_position=where,
+        smart_position=True,
+    )  # fmt: skip
+    return np.ascontiguousarray(pen.annotate(drawn, objects, texts)[..., ::-1])
+
+
+def _inside(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """The point of a mask farthest from its edge, as a box."""
+    padded = np.pad(mask.astype(np.uint8), 1)
+    x, y = cv2.minMaxLoc(cv2.distanceTransform(padded, cv2.DIST_L2, 3))[3]
+    return x - 1, y - 1, x - 1, y - 1
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
