@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import tool_parser
-from res2net_mm.evaluation.coco_files import add_arguments
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 if TYPE_CHECKING:
     from res2net_mm.evaluation.analysis import Analysis
@@ -19,7 +18,7 @@ EXAMPLE = """example:
 
 def main() -> None:
     parser = tool_parser(__doc__, EXAMPLE)
-    add_arguments(parser)
+    add_shared(parser, 'results', 'annotations', '--metric', '--images-with-results')
     parser.add_argument('--out', type=Path, required=True, metavar='DIR')
     parser.add_argument('--images', type=Path, help='folder of the images: shows the worst of them')
     parser.add_argument(

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import tool_parser
-from res2net_mm.evaluation.coco_files import add_arguments
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 EXAMPLE = """example:
   python tools/eval_results.py results.json instances_val2017.json --metric bbox --json figures.json
@@ -15,7 +14,7 @@ EXAMPLE = """example:
 
 def main() -> None:
     parser = tool_parser(__doc__, EXAMPLE)
-    add_arguments(parser)
+    add_shared(parser, 'results', 'annotations', '--metric', '--images-with-results')
     parser.add_argument(
         '--max-dets',
         nargs='+',

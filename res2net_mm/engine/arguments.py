@@ -30,6 +30,13 @@ class ConfigOptions(argparse.Action):
 _SHARED = {
     'config': dict(help='config file, or the name of one of this package'),
     'checkpoint': dict(help='weights of the whole model'),
+    'results': dict(help='COCO results json, such as test.py --out writes'),
+    'annotations': dict(help='COCO annotation json'),
+    '--metric': dict(choices=['bbox', 'segm'], default='bbox'),
+    '--images-with-results': dict(
+        action='store_true',
+        help='score only images that have a detection, for results from some of the images',
+    ),
     '--launcher': dict(choices=['none', 'pytorch', 'slurm', 'mpi'], default='none'),
     '--trust-checkpoint': dict(
         action='store_true', help='read the checkpoint with pickle, which runs any code in it'

@@ -23,18 +23,6 @@ _BOXES = {
 _PARTS = {'bbox': _BOXES, 'segm': {**_BOXES, 'images': ('id', 'height', 'width')}}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that :func:`read_files` reads."""
-    parser.add_argument('results', help='COCO results json, such as test.py --out writes')
-    parser.add_argument('annotations', help='COCO annotation json')
-    parser.add_argument('--metric', choices=('bbox', 'segm'), default='bbox')
-    parser.add_argument(
-        '--images-with-results',
-        action='store_true',
-        help='score only images that have a detection, for results from some of the images',
-    )
-
-
 def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], list[str]]:
     """Annotations to score against, results, and notes on what is odd about them.
 
