@@ -73,19 +73,16 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         DataError: It does not exist, holds nothing for this task, or could be two things.
     """
     path, known = Path(path).resolve(), FORMATS[task]
-    named = path.is_file() and path.suffix in ('.yaml', '.yml')
-    if not (named or path.is_dir()):
+    if path.is_dir():
+        found = _nearest(path, [form] if form else known)
+        inner = [entry for entry in path.iterdir() if entry.is_dir()]
+        if not found and len(inner) == 1:  # as archives unpack
+            return recognise(inner[0], task, form)
+        found = found or _nearest(path, [kind for kind in TITLES if kind not in known])
+    elif path.is_file() and path.suffix in ('.yaml', '.yml'):
+        found = [_read_parts(path)]
+    else:
         raise DataError('there is no such folder, and no such yaml file', str(path))
-    kinds = [form] if form else [*known]
-    found = [_read_parts(path)] if named else _nearest(path, kinds)
-    inner = [] if named else [entry for entry in path.iterdir() if entry.is_dir()]
-    if not found and len(inner) == 1:  # as archives unpack
-        return recognise(inner[0], task, form)
-    if len(found) > 1:
-        flags = ' or '.join(f'--data-format {folder.format}' for folder in found)
-        both = ' and '.join(TITLES[folder.format] for folder in found)
-        raise DataError(f'it holds {both}', str(path), f'say which: {flags}')
-    found = found or _nearest(path, [kind for kind in TITLES if kind not in known])
     if not found:
         raise DataError(
             f'it holds no {" and no ".join(known.values())} annotations that are known',
@@ -97,6 +94,10 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         what = f'it holds {TITLES[found[0].format]}, which this model does not train on'
         remedy = 'choose a config for such data, or convert it (tools/convert_data.py)'
         raise DataError(what, str(path), remedy)
+    if len(found) > 1:
+        flags = ' or '.join(f'--data-format {folder.format}' for folder in found)
+        both = ' and '.join(TITLES[folder.format] for folder in found)
+        raise DataError(f'it holds {both}', str(path), f'say which: {flags}')
     return found[0]
 
 

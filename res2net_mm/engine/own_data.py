@@ -118,9 +118,10 @@ class OwnData:
                      for split, (root, file, content) in sources.items()}  # fmt: skip
         else:
             sources, pairs = {ALL: self._converted()}, self.folder.splits
+        splits = self._split(pairs)
         self._choose_classes(sources)
         place = {name: i for i, name in enumerate(self.classes)}
-        for split, part in self._split(pairs).items():
+        for split, part in splits.items():
             root, file, content = sources.get(split) or sources.get('train') or sources[ALL]
             chosen = {image for image, _ in part}
             images = [entry for entry in content['images'] if _image(root, entry) in chosen]
@@ -169,8 +170,7 @@ class OwnData:
 
     def _choose_classes(self, sources: dict[str, tuple[Path, Path, dict]]) -> None:
         """The categories, apart from a mere parent, unless classes are asked for."""
-        *_, first = sources.get('train') or sources.get(ALL) or next(iter(sources.values()))
-        categories = first['categories']
+        categories = (sources.get('train') or sources[ALL])[2]['categories']
         names = [str(category.get('name')) for category in categories]
         used = {a.get('category_id') for *_, c in sources.values() for a in c['annotations']}
         parents = {str(category.get('supercategory')) for category in categories[1:]}
