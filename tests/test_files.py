@@ -4,6 +4,7 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from res2net_mm.files import check_writable, remove_partial, write_text, writing
 
@@ -53,6 +54,18 @@ def test_errors_of_writing_name_the_file_and_others_their_own(tmp_path):
         write_text(tmp_path / 'nowhere' / 'x.txt', 'x')
     with pytest.raises(FileNotFoundError, match='other'), writing(path):
         (tmp_path / 'other').read_text()
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_disk_that_fills_up_in_torch_names_the_file(tmp_path, zipped):
+    path = tmp_path / 'x.pth'
+    with pytest.raises(OSError, match='x.pth could not be written'), writing(path):
+        with open('/dev/full', 'wb', buffering=0) as full:
+            torch.save(torch.ones(1000), full, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(RuntimeError, match='of another kind'), writing(path):
+        raise RuntimeError('of another kind')
     assert not os.listdir(tmp_path)
 
 

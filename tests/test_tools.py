@@ -198,6 +198,7 @@ def test_annotation_file_without_a_usable_box(shapes, tiny_arguments, tmp_path):
     assert str(empty) in line
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/dev/full').exists(), reason='needs /dev/full')
 def test_full_disk(tiny_options, shapes, tmp_path):
     """A checkpoint that cannot be written leaves nothing, and says so in one line."""

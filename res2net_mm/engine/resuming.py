@@ -15,7 +15,6 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import get_world_size
-from mmengine.hooks import ParamSchedulerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..checks import listed
@@ -236,19 +235,19 @@ def _set_place(runner: Runner, meta: dict[str, Any]) -> bool:
 
 
 def _replay(runner: Runner, epochs: int, iterations: int) -> None:
-    """Steps schedulers from the start to where the run is now."""
-    if any(getattr(schedule, 'need_val_args', False) for schedule in runner.param_schedulers or ()):
+    """Steps schedules from the start to where the run is now."""
+    schedules = sorted(runner.param_schedulers or (), key=lambda schedule: schedule.by_epoch)
+    if any(getattr(schedule, 'need_val_args', False) for schedule in schedules):
         raise ToolError(
             'param_scheduler has a schedule that depends on results, which cannot be computed '
             f'again: set the config back, or {_ANEW}'
         )
     length = len(runner.train_dataloader)
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-    hooks = [hook for hook in runner.hooks if isinstance(hook, ParamSchedulerHook)]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the optimizer takes no steps in between
-        for step in range(iterations):
-            for hook in hooks:
-                hook.after_train_iter(runner, step)
-                if by_epoch and (step + 1) % length == 0 and (step + 1) // length <= epochs:
-                    hook.after_train_epoch(runner)
+        for step in range(1, iterations + 1):
+            epoch_ends = by_epoch and step % length == 0 and step // length <= epochs
+            for schedule in schedules:
+                if epoch_ends or not schedule.by_epoch:
+                    schedule.step()
