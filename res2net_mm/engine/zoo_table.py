@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache
-from math import prod
 
 import torch
 import yaml
 from mmengine.registry import DefaultScope
 
-from ..evaluation.complexity import describe_stages
+from ..evaluation.complexity import describe_stages, with_classifier
 from ..evaluation.models import describe_model
 from ..registry import MODELS, ROOT_MODELS
 from ..weights import SCHEME, ZOO
@@ -50,10 +49,7 @@ def _classifier_cost(variant: str) -> tuple[str, str]:
     arguments = next(dict(entry.arch) for entry in ZOO.values() if entry.variant == variant)
     with torch.device('meta'):
         net = MODELS.build(arguments)
-    stages = describe_stages(net, *_IMAGE)
-    last = stages[-1].shape
-    params = sum(stage.params for stage in stages) + (last[0] + 1) * 1000
-    macs = sum(stage.macs for stage in stages) + prod(last) + last[0] * 1000
+    params, macs = with_classifier(describe_stages(net, *_IMAGE))
     return f'{params / 1e6:.2f}', f'{macs / 1e9:.3f}'
 
 

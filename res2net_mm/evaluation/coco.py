@@ -78,9 +78,8 @@ class Scores:
 
     def metrics(self) -> dict[str, float]:
         """The figures by mmdet's names: ``bbox_mAP``, ``bbox_mAP_s``, ``bbox_AR@100``, ..."""
-        names = metric_names(self.max_dets, self.sizes[1:])
-        values = self.figures().values()
-        return {f'{self.kind}_{name}': v for name, v in zip(names, values, strict=True)}
+        found = zip(metric_names(self.max_dets), self.figures().values(), strict=True)
+        return {f'{self.kind}_{name}': value for name, value in found}
 
     def by_class(self) -> dict[str, float]:
         """AP by class by mmdet's names, ``cat_precision``; NaN without ground truth."""
@@ -88,15 +87,10 @@ class Scores:
         return {f'{name}_precision': np.nan if ap < 0 else ap for name, ap in found.items()}
 
 
-def metric_names(max_dets: Sequence[int], sizes: Iterable[str] = COCO_SIZES) -> list[str]:
-    """mmdet's names of the figures of :class:`Scores`, in their order."""
-    initials = [size[0] for size in sizes]
-    return [
-        *('mAP', 'mAP_50', 'mAP_75'),
-        *(f'mAP_{initial}' for initial in initials),
-        *(f'AR@{n}' for n in max_dets),
-        *(f'AR_{initial}@{max_dets[-1]}' for initial in initials),
-    ]
+def metric_names(max_dets: Sequence[int]) -> list[str]:
+    """mmdet's names of the figures of :class:`Scores` for COCO's sizes, in their order."""
+    recalls = [f'AR@{n}' for n in max_dets] + [f'AR_{size}@{max_dets[-1]}' for size in 'sml']
+    return ['mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l', *recalls]
 
 
 def evaluate(

@@ -122,10 +122,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
                 warn(f'the results are not written: {error}')
 
     def _recalls(self, objects: Sequence[dict], predicted: Sequence[dict]) -> dict[str, float]:
-        """mmdet's ``AR@100``, ... of boxes of any class.
-
-        Its ``eval_recalls`` fails with numpy 2 for several images, so it gets one at a time.
-        """
+        """mmdet's ``AR@100``, ...; its ``eval_recalls`` fails with numpy 2 for several images."""
         corners: dict[Any, list] = {key: [] for key in self.img_ids}
         for a in objects:
             if not (a.get('iscrowd') or a.get('ignore')):

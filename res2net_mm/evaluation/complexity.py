@@ -62,15 +62,11 @@ class BackboneCost(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _each(x: Sequence[int], *args: Any, macs: int, **kwargs: Any) -> int:
-    return 2 * macs * prod(x)
-
-
-_RULES = {
-    ops.aten._native_batch_norm_legit_no_training: partial(_each, macs=2),
-    ops.aten.native_batch_norm: partial(_each, macs=2),  # in other releases of torch
-    ops.aten.native_group_norm: partial(_each, macs=5),
-    ops.aten.native_layer_norm: partial(_each, macs=5),
+_RULES = {  # shapes -> two for a multiply-add
+    ops.aten._native_batch_norm_legit_no_training: lambda x, *_, **__: 4 * prod(x),
+    ops.aten.native_batch_norm: lambda x, *_, **__: 4 * prod(x),  # in other releases of torch
+    ops.aten.native_group_norm: lambda x, *_, **__: 10 * prod(x),
+    ops.aten.native_layer_norm: lambda x, *_, **__: 10 * prod(x),
     ops.aten.mean: lambda x, *_, **__: 2 * prod(x) * (len(x) == 4),  # a global pool
     ops.torchvision.deform_conv2d: lambda x, w, *_, out_shape: conv_flop_count(x, w, out_shape),
 }

@@ -49,8 +49,7 @@ except ModuleNotFoundError as error:
 class KeypointMetric(ImagesRun, CocoMetric):
     """mmpose's ``CocoMetric``: AP by object keypoint similarity, each person once.
 
-    As in COCO, persons without a labelled keypoint cannot be missed, and persons in images that
-    were not run, such as those without a detected box, are missed.
+    As in COCO, persons without a labelled keypoint cannot be missed; those in images not run are.
     """
 
     def key_of(self, sample: Mapping[str, Any], result: Any) -> Hashable:

@@ -23,10 +23,8 @@ class ModelCost(NamedTuple):
     gflops: float
 
     def __str__(self) -> str:
-        return (
-            f'{self.params / 1e6:.2f} M parameters, {self.trained / 1e6:.2f} M of them trained, '
-            f'{self.gflops:.2f} GFLOPs (a multiply-add is one)'
-        )
+        sizes = f'{self.params / 1e6:.2f} M parameters, {self.trained / 1e6:.2f} M of them trained'
+        return f'{sizes}, {self.gflops:.2f} GFLOPs (a multiply-add is one)'
 
 
 def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:

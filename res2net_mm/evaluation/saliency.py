@@ -38,10 +38,8 @@ class SaliencyMetric(ImagesRun, _Measures):
     map's mean); ``Sm``; ``maxE``, ``meanE`` and ``adpE``; ``wF``: means over images, from 0 to 1.
     Max and mean are those of the images' mean curve. Needs PySODMetrics (ImportError).
 
-    Args:
-        normalize: Measure as papers do that measure saved pictures (the default of PySODMetrics):
-            each map is rounded to 8 bits and stretched from its least value to its largest. False
-            measures the probabilities themselves.
+    With ``normalize``, the default of PySODMetrics and of papers that measure saved pictures, each
+    map is rounded to 8 bits and stretched from its least value to its largest.
     """
 
     crops = True
@@ -82,7 +80,6 @@ def _maps(sample: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     found, truth = (part['data'].squeeze(0).double().cpu().numpy() for part in maps)
     if found.shape != truth.shape or truth.min() < 0 or truth.max() > 1:
         what = f'{truth.shape} pixels of {truth.min():g} to {truth.max():g}'
-        raise DataError(
-            f'its mask has {what}, but needs {found.shape} of 0 and 1', image_name(sample)
-        )
+        what = f'its mask has {what}, but needs {found.shape} of 0 and 1'
+        raise DataError(what, image_name(sample))
     return found, truth == 1

@@ -68,7 +68,9 @@ def check_against_fvcore(args, *sizes):
 
 
 # they differ from another one in depth, width or scales only
-ALIKE = [n for n in PUBLISHED if n[7:9] in ('10', '20') or n[-5:] in ('8w_2s', '4w_8s', '6w_6s')]
+ALIKE = [
+    n for n in PUBLISHED if n[7:9] in ('10', '20') or n[-5:] in ('8w_2s', '4w_8s', '6w_6s', '6w_8s')
+]
 
 
 @pytest.mark.parametrize(

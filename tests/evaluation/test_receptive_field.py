@@ -121,18 +121,13 @@ def test_resnet50_is_torchvisions():
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert missing == ['fc.weight', 'fc.bias'] and not unexpected
 
-    class Stages(nn.Module):
-        def forward(self, x):
-            x, outs = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(x)))), []
-            for stage in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4):
-                x = stage(x)
-                outs.append(x)
-            return tuple(outs)
-
+    names = ('conv1', 'bn1', 'relu', 'maxpool', 'layer1', 'layer2', 'layer3', 'layer4')
+    stages = Levels(*map(theirs.get_submodule, names))
     images = [image.double() for image in random_images(1, 65)]
-    fields = zip(effective_fields(ours, images), effective_fields(Stages(), images), strict=True)
-    for field, expected in fields:
-        torch.testing.assert_close(field, expected, rtol=1e-9, atol=1e-12)
+    (field,), (expected,) = (
+        effective_fields(net, images) for net in (lambda x: ours(x)[-1:], stages)
+    )
+    torch.testing.assert_close(field, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_every_block_of_a_random_network_counts():
