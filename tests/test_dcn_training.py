@@ -44,10 +44,10 @@ def everything_in(dtype):
             torch.set_default_dtype(before)
 
 
-@pytest.fixture(scope='module', params=['shapes', 'coco_ccby'])
+@pytest.fixture(scope='module')
 def folder(request, shapes):
-    """A data set in COCO's format: synthetic, and real."""
-    if request.param == 'shapes':
+    """A data set in COCO's format: synthetic, or real where a test asks for it."""
+    if getattr(request, 'param', 'shapes') == 'shapes':
         return shapes
     return request.getfixturevalue('real_data') / 'coco_ccby'
 
@@ -172,7 +172,13 @@ def test_gradients_of_a_training_step(kind, folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'name', ['faster_rcnn_r2n50_dcn', 'mask_rcnn_r2n50_dcn', 'vfnet_r2n101_dcn']
+    'name, folder',
+    [
+        ('faster_rcnn_r2n50_dcn', 'shapes'),
+        ('mask_rcnn_r2n50_dcn', 'coco_ccby'),
+        ('vfnet_r2n101_dcn', 'coco_ccby'),
+    ],
+    indirect=['folder'],
 )
 def test_step_from_weights_of_the_plain_network(name, folder, plain_weights):
     """COCO configs at depth 50: pretrained, one stage frozen, batch norm in evaluation mode."""

@@ -31,35 +31,38 @@ def quantised_inputs(path):
     return found
 
 
-def test_arithmetic_stays_in_float(files, images, tmp_path):
-    in_float = int8.quantize(files['.xml'], tmp_path / 'int8.xml', images)
-    found = quantised_inputs(tmp_path / 'int8.xml')
+@pytest.fixture(scope='module')
+def quantised(files, images, tmp_path_factory):
+    path = tmp_path_factory.mktemp('int8') / 'int8.xml'
+    return path, int8.quantize(files['.xml'], path, images)
+
+
+def test_arithmetic_stays_in_float(files, images, quantised):
+    path, in_float = quantised
+    found = quantised_inputs(path)
     assert {'Convolution', 'MatMul'} <= {*found.values()}
     assert not {*int8.ELEMENTWISE} & {*found.values()}
-    model, exact = ExportedModel(tmp_path / 'int8.xml'), ExportedModel(files['.xml'])
+    model, exact = ExportedModel(path), ExportedModel(files['.xml'])
     assert model.metadata['int8'] == dict(images=6, float=in_float)
     assert dict(model.metadata, int8=None) == exact.metadata
     a, b = model.predict(images[0]), exact.predict(images[0])
     assert len(a['scores']) > 3 and abs(a['scores'][0] - b['scores'][0]) < 0.1
 
 
-def test_loggers_stay_as_they_are(files, images, tmp_path):
+def test_steps_leave_more_in_float_and_loggers_as_they_are(files, images, quantised, tmp_path):
     int8.require_nncf()
     logger = logging.getLogger('nncf')
     levels = [logger.level, *(handler.level for handler in logger.handlers)]
-    int8.quantize(files['.xml'], tmp_path / 'int8.xml', images)
+    model = openvino_core().read_model(files['.xml'])
+    layers = [int8._layers(model, step) for step in int8.STEPS[1:]]
+    assert 0 < len(layers[0]) < len(layers[1]) < len(layers[2])  # first layers, heads, neck
+    path = tmp_path / 'int8.xml'
+    in_float = int8.quantize(files['.xml'], path, [images[0]], step=2)
+    assert in_float[1:] == [*int8.STEPS[2]]
+    fewer, more = (quantised_inputs(file) for file in (path, quantised[0]))
+    assert fewer and not fewer.keys() & {*layers[1]} and more.keys() & {*layers[1]}
     assert levels == [logger.level, *(handler.level for handler in logger.handlers)]
     assert logging.getLoggerClass() is logging.Logger
-
-
-def test_steps_leave_more_in_float(files, images, tmp_path):
-    counts = []
-    for step in range(len(int8.STEPS)):
-        path = tmp_path / f'int8_{step}.xml'
-        in_float = int8.quantize(files['.xml'], path, images, step)
-        assert in_float[1:] == [*int8.STEPS[step]]
-        counts.append([*quantised_inputs(path).values()].count('Convolution'))
-    assert counts[0] > counts[1] > counts[2] > counts[3] > 0  # first layers, heads, neck
 
 
 def test_images_are_those_of_training(config, shapes):
