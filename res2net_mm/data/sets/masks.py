@@ -30,11 +30,11 @@ def read_rle(segmentation: dict, width: int, height: int) -> dict:
         plain = isinstance(segmentation['counts'], list)
         rle = coco_mask.frPyObjects(segmentation, height, width) if plain else segmentation
         coco_mask.merge([rle])  # raises for all but runs that end early
-        total = _count_pixels(rle['counts'])
+        total = _count_pixels(rle['counts']) if rle['counts'] else 0
         if total != height * width:
             raise ValueError(f'they add up to {total:,}, not to {height * width:,}')
     except (KeyError, IndexError, ValueError, RuntimeError) as fault:
-        raise DataError(f'its run lengths do not decode ({str(fault):.100})') from fault
+        raise DataError(f'the mask does not decode ({str(fault):.100})') from fault
     return rle
 
 
