@@ -250,13 +250,11 @@ def harden_pipeline(
         segmentation = scope == 'mmseg' or (not scope and 'PackSegInputs' in present)
         panoptic = name == 'LoadPanopticAnnotations'
         boxes = drop_empty and not panoptic and step.get('with_bbox', detection)
-        if boxes and 'DropEmptyBoxes' not in present:
-            hardened.append({'type': f'{SCOPE}.DropEmptyBoxes'})
-            present.add('DropEmptyBoxes')
         maps = panoptic or step.get('with_seg', segmentation)
-        if maps and 'CheckLabelMap' not in present:
-            hardened.append({'type': f'{SCOPE}.CheckLabelMap'})
-            present.add('CheckLabelMap')
+        for wanted, check in ((boxes, 'DropEmptyBoxes'), (maps, 'CheckLabelMap')):
+            if wanted and check not in present:
+                hardened.append({'type': f'{SCOPE}.{check}'})
+                present.add(check)
     return hardened
 
 

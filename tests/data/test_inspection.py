@@ -488,7 +488,7 @@ MAPS = {
     ),
     'missing': (file('maps/train/1.png', Path.unlink), error('label maps missing', '1.png')),
     'coloured': (
-        file('maps/train/1.png', noise), error('coloured label map', '1.png'),
+        file('maps/train/1.png', noise), error('label map unreadable', '1.png'),
     ),
     'truncated': (file('maps/train/1.png', half), error('label map unreadable', '1.png')),
     '16 bits': (

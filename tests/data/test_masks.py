@@ -33,7 +33,7 @@ BROKEN = [[5, 6, 7], [5, 6, 9100], [-5, 9105], [1.5, 9098.5], '123', '56P[2', '~
 @pytest.mark.parametrize('counts', BROKEN, ids=str)
 def test_run_lengths_that_do_not_fill_the_image_are_refused(counts):
     """pycocotools takes most of these."""
-    with pytest.raises(DataError, match='do not decode'):
+    with pytest.raises(DataError, match='does not decode'):
         read_rle({'size': [70, 130], 'counts': counts}, 130, 70)
     with pytest.raises(DataError, match='has size .130, 70.'):
         read_rle({'size': [130, 70], 'counts': counts}, 130, 70)

@@ -159,7 +159,7 @@ def test_every_reason_is_counted_and_told(tmp_path):
     }
     assert summary.other_classes == {'zebra': 1}
     text = format_summary([summary])
-    assert text.startswith('train: 4 images, 12 boxes (cat 4, dog 4, horse 4); boxes that are not ')
+    assert text.startswith('train: 4 images, 12 boxes (cat 4, dog 4, horse 4); other boxes: ')
     assert ' 4 zero-size, ' in text and '1 crowd' in text and '1 outside the image' in text
     first, *warnings = text.split('\n')
     assert first.endswith('; objects of other classes: zebra 1')
@@ -187,11 +187,9 @@ def test_the_lines_of_all_splits(voc):
         'the object again, or remove it'
     )
     assert format_summary(summaries).split('\n') == [
-        'train: 4 images, 10 boxes (cat 3, dog 4, horse 3); boxes that are not trained on: '
-        '1 zero-size',
+        'train: 4 images, 10 boxes (cat 3, dog 4, horse 3); other boxes: 1 zero-size',
         f'WARNING: train: zero-size box: {photo}',
-        'val: 3 images, 7 boxes (cat 2, dog 3, horse 2); boxes that are not trained on: '
-        '1 zero-size',
+        'val: 3 images, 7 boxes (cat 2, dog 3, horse 2); other boxes: 1 zero-size',
         f'WARNING: val: zero-size box: {photo}',
         f'WARNING: val: split overlap: {voc}/JPEGImages/photo.0.jpg: it is trained on: what is '
         'measured on it says nothing, and 2 more; remove it from one of the two splits',

@@ -89,8 +89,8 @@ def test_a_size_that_is_not_told(size):
 @pytest.mark.parametrize(
     'text, said',
     [
-        ('<annotation>', 'not valid VOC xml'),
-        ('', 'not valid VOC xml'),
+        ('<annotation>', 'not valid XML'),
+        ('', 'not valid XML'),
         (voc_xml('<object><name>cat</name></object>'), "object 1 (cat): <bndbox/xmin> is ''"),
         (voc_xml(voc_object('cat', (1, 2, 3, 'x'))), "<bndbox/ymax> is 'x', not a number"),
         (voc_xml(voc_object('cat', (1, 'nan', 3, 4))), "<bndbox/ymin> is 'nan'"),

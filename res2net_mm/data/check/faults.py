@@ -73,9 +73,7 @@ def _check_map(part: CheckedSet, image: Image) -> Iterator[Finding]:
         return
     header, fault = label_map.header, label_map.fault
     if fault:
-        coloured = header.mode in ('RGB', 'RGBA', 'LA', 'CMYK', 'YCbCr')
-        kind = 'coloured label map' if coloured else 'label map unreadable'
-        yield error(kind, file, fault.what, fault.remedy)
+        yield error('label map unreadable', file, fault.what, fault.remedy)
         return
     if header.deep:
         what = f'of values above 255, only the lower 8 bits are loaded (mode {header.mode})'

@@ -73,7 +73,7 @@ class SplitSummary:
             text += f' ({", ".join(f"{name} {n:,}" for name, n in self.per_class.items())})'
         others = [f'{name} {count:,}' for name, count in self.other_classes.items()]
         parts = {
-            'boxes that are not trained on': _counted(self.dropped),
+            'other boxes': _counted(self.dropped),
             'objects of other classes': listed(others),
             'images left out': _counted(self.left_out),
         }

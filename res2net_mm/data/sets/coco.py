@@ -31,12 +31,9 @@ _NEEDED = {
 def read_coco(
     node: Node, classes: Sequence[str], annotated: bool = True
 ) -> Generator[Finding, None, list[Image]]:
-    """A dataset that mmdet's ``CocoDataset`` reads; ``classes`` are those it is used with.
+    """What mmdet's ``CocoDataset`` reads; ``classes`` are those it is used with.
 
     Without ``annotated``, the file may lack annotations.
-
-    Raises:
-        DataError: A file or folder is missing, or the file is no COCO file.
     """
     file = node.annotation_file()
     content = load_coco(file, annotated)
@@ -76,9 +73,8 @@ def loads_masks(pipeline: Sequence) -> bool:
 def written_as_corners(formats: Mapping[str, int]) -> bool:
     """Whether boxes are written as corners x1, y1, x2, y2, not with width and height.
 
-    Args:
-        formats: How many ``boxes`` there are, how many go ``beyond`` their images as they should be
-            written, and how many are inside them as ``corners``.
+    ``formats`` has the numbers of all ``boxes``, of those that go ``beyond`` their images as they
+    should be written, and of those that are inside them as ``corners``.
     """
     boxes = formats['boxes']
     # a few boxes beyond the border are common, large objects near the middle fit both ways

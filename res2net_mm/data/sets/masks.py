@@ -29,10 +29,30 @@ def read_rle(segmentation: dict, width: int, height: int) -> dict:
     try:
         plain = isinstance(segmentation['counts'], list)
         rle = coco_mask.frPyObjects(segmentation, height, width) if plain else segmentation
-        coco_mask.decode(rle)
-    except (KeyError, ValueError, RuntimeError) as fault:
-        raise DataError(f'its run lengths do not decode ({str(fault):.100})') from fault
+        coco_mask.merge([rle])  # raises for all but runs that end early
+        total = _count_pixels(rle['counts']) if rle['counts'] else 0
+        if total != height * width:
+            raise ValueError(f'they add up to {total:,}, not to {height * width:,}')
+    except (KeyError, IndexError, ValueError, RuntimeError) as fault:
+        raise DataError(f'the mask does not decode ({str(fault):.100})') from fault
     return rle
+
+
+def _count_pixels(text: str | bytes) -> int:
+    """The sum of COCO's run lengths.
+
+    A number is characters of five bits each, least first, whose sixth bit says that another
+    follows; from the fourth number on, it is the difference to the last but one.
+    """
+    codes = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8) - np.int64(48)
+    ends = np.flatnonzero(codes & 32 == 0) + 1
+    starts = np.append(0, ends[:-1])
+    shifts = 5 * (np.arange(len(codes)) - np.repeat(starts, ends - starts))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= (codes[ends - 1] >> 4 & 1) << 5 * (ends - starts)  # the sign
+    runs[3::2] = np.cumsum(runs[1::2])[1:]
+    runs[4::2] = np.cumsum(runs[2::2])[1:]
+    return int(runs.sum())
 
 
 def read_mask(segmentation: Any, width: int, height: int) -> tuple[dict, str]:
@@ -47,7 +67,7 @@ def read_mask(segmentation: Any, width: int, height: int) -> tuple[dict, str]:
     if isinstance(segmentation, dict):
         return read_rle(segmentation, width, height), ''
     try:
-        farthest = max(np.abs(polygon).max() for polygon in segmentation)
+        farthest = np.max([np.abs(polygon).max() for polygon in segmentation])
         good = [part for part in segmentation if len(part) % 2 == 0 and len(part) >= 6]
     except (TypeError, ValueError) as fault:
         what = f'it is neither polygons [[x, y, x, y, ...], ...] nor run lengths ({fault})'

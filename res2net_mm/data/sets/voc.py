@@ -57,7 +57,7 @@ def read_voc(
             root = ElementTree.fromstring(content.decode(encoding))
         width, height = (int(_number(root, f'size/{side}', 0)) for side in ('width', 'height'))
     except (ElementTree.ParseError, ValueError, LookupError) as fault:
-        what = f'it is not valid VOC xml in {encoding} ({fault})'
+        what = f'it is not valid XML of VOC in {encoding} ({fault})'
         raise DataError(what, file, 'write it again, in UTF-8') from fault
     objects = []
     for i, element in enumerate(root.iterfind('object'), 1):
