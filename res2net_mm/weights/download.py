@@ -73,8 +73,7 @@ def fetch(
             Without any, the file is kept in a folder named after ``url``, an interrupted download
             starts anew, and the content is verified only if the server redirects with a sha256,
             as the Hugging Face hub does.
-        name: Name of the local file; by default the last part of ``url``.
-        folder: Where to keep the file; by default ``cache_folder()``.
+        name, folder: Of the local file; by default those of ``url`` and ``cache_folder()``.
         most: Largest accepted file size in bytes.
         verified: Refuse a download that no checksum verifies, the server's included.
 

@@ -54,10 +54,9 @@ def convert_weights(
         trust: Read the source with pickle, which runs code that is in it.
 
     Raises:
-        FileNotFoundError: There is no such file.
         ValueError: The source cannot be read, is no backbone of this package or needs another
             first-block rule, or ``out`` has another suffix. Nothing is written.
-        OSError: The file cannot be written; nothing is left there.
+        OSError: There is no such file, or ``out`` cannot be written; nothing is left there.
     """
     out = Path(out).expanduser()
     if out.suffix not in SUFFIXES:
@@ -98,7 +97,6 @@ def convert_weights(
         written = net.state_dict()
         if not all(written[key].equal(value.to(written[key])) for key, value in state.items()):
             raise CheckpointError(f'{final} does not hold what was written: is the disk failing?')
-    unknown = 'first_block' in net.convention and 'first_block' not in convention
     if 'first_block' in net.convention:
         arch['first_block'] = convention.get('first_block', 'not known')
     arguments = ', '.join(f'{key}={value!r}' for key, value in arch.items() if key != 'type')
@@ -110,7 +108,7 @@ def convert_weights(
         *([f'licence of these weights: {licence}'] if licence else []),
         f'written, and verified by loading: {final}',
     ]
-    if unknown:
+    if arch.get('first_block') == 'not known':
         lines.append(
             'its first-block rule is not known, and the file does not say one; --first-block says '
             "it: 'mmdet' for what mmdet's own Res2Net trained, 'official' for the authors'"

@@ -102,17 +102,14 @@ def read_backbone(
 def read_source(filename: str | Path, map_location: Any = None, *, trust: bool = False) -> dict:
     """Reads a checkpoint from any source, with the convention by which networks may refuse it.
 
-    mmengine's resume executes ``config`` in the ``meta`` of a checkpoint, so that key is removed
-    unless the file is trusted. ``cfg``, which mmengine writes itself, stays: nothing runs it.
-
     Published backbones, and those of ``mmcls://``, get this package's names, their classification
-    layer a place of its own (``CLASSIFIER``); a whole model keeps its own.
-
-    The arguments and errors are those of :func:`locate` and :func:`read_checkpoint`.
+    layer a place of its own (``CLASSIFIER``); a whole model keeps its own. The arguments and errors
+    are those of :func:`locate` and :func:`read_checkpoint`.
     """
     path, entry = locate(filename)
     checkpoint = read_checkpoint(path, map_location or 'cpu', trust=trust)
     if not trust and isinstance(checkpoint.get('meta'), dict):
+        # mmengine's resume would run it; nothing runs cfg, which mmengine writes itself
         checkpoint['meta'].pop('config', None)
     if os.fspath(filename).startswith('mmcls://'):  # as mmengine does
         state = checkpoint.get('state_dict', checkpoint)
@@ -137,20 +134,19 @@ def read_source(filename: str | Path, map_location: Any = None, *, trust: bool =
 
 def say_unknown_rules(model: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     """Warns if the checkpoint of a whole model does not say which rule its backbones need."""
-    for path, module in model.named_modules():
-        if not isinstance(module, Backbone) or 'first_block' not in module.convention:
-            continue
-        if not read_convention(checkpoint, path.removeprefix('module.')):
+    for path, module in _backbones(model).items():
+        if 'first_block' in module.convention and not read_convention(checkpoint, path):
             MMLogger.get_current_instance().warning(f'checkpoint: {unknown_rule(module)}')
 
 
 def conventions_of(model: nn.Module) -> dict[str, dict[str, str]]:
     """Path of each backbone in a model -> its convention, for a checkpoint's ``meta``."""
-    return {
-        path.removeprefix('module.'): module.convention
-        for path, module in model.named_modules()
-        if isinstance(module, Backbone)
-    }
+    return {path: module.convention for path, module in _backbones(model).items()}
+
+
+def _backbones(model: nn.Module) -> dict[str, Backbone]:
+    found = {path: m for path, m in model.named_modules() if isinstance(m, Backbone)}
+    return {path.removeprefix('module.'): module for path, module in found.items()}
 
 
 def unknown_rule(net: Backbone) -> str:

@@ -236,17 +236,12 @@ def _yolo_lines(coco: Conversion, file: Path) -> Iterator[tuple[str, list[float]
 
 def yolo_classes(root: Path, label_folder: Path) -> list[str]:
     """The class names of a YOLO set."""
-    for name in ('data.yaml', 'data.yml'):
-        if (root / name).is_file():
-            return yaml_classes(root / name)
-    for file in (root / 'classes.txt', label_folder / 'classes.txt'):
+    files = [root / name for name in ('data.yaml', 'data.yml', 'classes.txt')]
+    for file in (*files, label_folder / 'classes.txt'):
         if file.is_file():
-            return _lines(file)
-    raise DataError(
-        'it has no data.yaml and no classes.txt',
-        str(root),
-        'name the classes with --classes, in the order of their numbers',
-    )
+            return _lines(file) if file.suffix == '.txt' else yaml_classes(file)
+    remedy = 'name the classes with --classes, in the order of their numbers'
+    raise DataError('it has no data.yaml and no classes.txt', str(root), remedy)
 
 
 def yaml_classes(file: Path) -> list[str]:
@@ -373,8 +368,8 @@ def masks2coco(
         raise DataError(f'there is no folder {masks}')
     coco = Conversion(out, classes, force)
     for image in image_files(images):
-        stem = masks / image.relative_to(images).with_suffix('')
-        file = stem if kind == 'binary' else stem.with_name(f'{stem.name}.png')
+        suffix = '' if kind == 'binary' else '.png'
+        file = masks / image.relative_to(images).with_suffix(suffix)
         if not (file.is_dir() if kind == 'binary' else file.is_file()):
             coco.left_out.add('image without mask', file)
         elif size := coco.image(image, images):

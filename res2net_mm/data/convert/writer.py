@@ -45,12 +45,6 @@ class Conversion:
         merge: Give names that differ only in case, blanks and Unicode form the spelling in
             ``classes``, or else the first one.
 
-    Attributes:
-        images, annotations: The entries of the json.
-        objects: Class -> number of objects, in the order of the categories.
-        left_out: What is not in the json.
-        notes: What is in it but deserves a look.
-
     Raises:
         DataError: ``out`` exists, or a class is named twice.
         OSError: ``out`` cannot be written.
@@ -72,8 +66,9 @@ class Conversion:
         self.classes, self.merge = classes, merge
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
-        self.objects: dict[str, int] = {}
-        self.left_out, self.notes = Tally(), Tally()
+        self.objects: dict[str, int] = {}  # class -> number, in the order of the categories
+        self.left_out = Tally()  # what is not in the json
+        self.notes = Tally()  # what is in it but deserves a look
         self.yolo: Counter[str] = Counter()  # YOLO's boxes, for written_as_corners
         self.spellings = {folded(name): name for name in reversed(classes or ())}
 

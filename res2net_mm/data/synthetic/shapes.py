@@ -73,8 +73,7 @@ def make_shapes(
 
     Args:
         root: Folder to make. If it has exactly this set already, that is reused.
-        train: Number of training images.
-        val: Number of validation images.
+        train, val: Numbers of images.
         size: Width and height of the images in px, at least 224 each.
         seed: Any integer from 0.
         overwrite: Replace a set that was made with other arguments. A folder that has anything
