@@ -167,26 +167,6 @@ def test_after_an_interruption_nothing_is_downloaded_twice(
     assert files_below(tmp_path / 'coco') == COCO_ARCHIVES['annotations_trainval2017.zip']
 
 
-def test_a_merge_that_stopped_after_the_files_that_are_counted(coco, tmp_path, monkeypatch):
-    (tmp_path / 'coco/annotations').mkdir(parents=True)  # so that files are moved one by one
-    in_order, move = Path.iterdir, shutil.move
-
-    def interrupted(source, target):
-        if 'person' in Path(source).name:
-            raise KeyboardInterrupt
-        move(source, target)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, 'iterdir', lambda path: iter(sorted(in_order(path))))
-        patch.setattr(shutil, 'move', interrupted)
-        prepare_data(coco, tmp_path, parts=('annotations',))
-    names = {path.name for path in (tmp_path / 'coco/annotations').iterdir()}
-    assert len(names) == 4 and 'instances_val2017.json' in names
-    result = prepare_data(coco, tmp_path, parts=('annotations',))
-    assert news(result) == [True, True]
-    assert files_below(tmp_path / 'coco') == COCO_ARCHIVES['annotations_trainval2017.zip']
-
-
 def test_a_part_of_which_something_is_unpacked_is_not_complete(coco, tmp_path):
     there = tmp_path / 'coco/val2017/3.jpg'
     unfinished = tmp_path / 'coco/.prepare/val2017.zip.files/val2017/3.jpg'
@@ -317,13 +297,6 @@ def test_cityscapes_gets_train_ids(tmp_path):
         path.unlink()
     shutil.rmtree(source)  # the train ids come from what is there
     assert news(prepare_data(small, tmp_path)) == [False] * 6 + [True] * 3
-
-
-def test_a_damaged_annotation_of_the_benchmark_is_named(server, tmp_path):
-    archives = voc_archives()
-    archives['benchmark.tgz']['benchmark_RELEASE/dataset/cls/d.mat'] = b'no mat file' * 99
-    small = shrunk(VOC, server.folder, archives, VOC_NUMBERS, server)
-    fails('cls/d.mat: it is no annotation of SBD', dataset=small, root=tmp_path, parts=('aug',))
 
 
 def test_cityscapes_says_where_to_get_its_archives(tmp_path):

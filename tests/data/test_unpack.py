@@ -12,7 +12,7 @@ import pytest
 from archive_sets import NOISE, files_below, pack
 
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.prepare.unpack import merge, unpack
+from res2net_mm.data.prepare.unpack import unpack
 
 
 def refused(archive: Path, *said: str, most: int = 1 << 30) -> None:
@@ -70,14 +70,3 @@ def test_only_what_is_wanted_is_unpacked_into_an_empty_folder(tmp_path):
     (tmp_path / 'work/left').write_bytes(b'by an interrupted call')
     unpack(tmp_path / 'a.zip', tmp_path / 'work', ['top/'], 100)
     assert files_below(tmp_path / 'work') == {'top/a': b'1', 'top/b/c': b'2'}
-
-
-def test_merging_adds_to_what_is_there_and_replaces_files_of_the_same_name(tmp_path):
-    for name, content in {'new/a': b'1', 'new/b/c': b'2', 'old/b/c': b'x', 'old/d': b'4'}.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    merge(tmp_path / 'new', tmp_path / 'old')
-    assert files_below(tmp_path / 'old') == {'a': b'1', 'b/c': b'2', 'd': b'4'}
-    merge(tmp_path / 'old', tmp_path / 'deep/er')
-    assert not (tmp_path / 'old').exists() and (tmp_path / 'deep/er/d').read_bytes() == b'4'

@@ -25,7 +25,7 @@ from ...weights.download import fetch, file_problem
 from ..convert.formats import mask_values
 from ..errors import DataError
 from .archives import DATA_SETS, Archive, DataSet, SetPart
-from .unpack import merge, unpack
+from .unpack import unpack
 
 _WORK = '.prepare'  # in the set's own folder, which may be on another disk
 _IGNORE = 255
@@ -190,8 +190,11 @@ def _unpack_archive(home: Path, archive: Archive, source: Path | None) -> Path:
     stage = work / f'{archive.name}.files'  # from here, its files are moved
     unpack(file, stage, tuple(archive.moves), most=10 * archive.size + (1 << 30))
     for name, place in archive.moves.items():
-        if (stage / name).exists():
-            merge(stage / name, home / place)
+        if (stage / name).is_dir():  # its files join those that are there
+            move = dict(copy_function=shutil.move, dirs_exist_ok=True)
+            shutil.copytree(stage / name, home / place, **move)
+        elif (stage / name).is_file():
+            shutil.move(stage / name, home / place)
     shutil.rmtree(stage)
     return file
 
@@ -213,6 +216,8 @@ def _make_voc_aug(home: Path) -> None:
     The literature trains on VOC's list and all of SBD except VOC's validation images; ``aug.txt``
     lists those that only SBD has. VOC's labels are used for images that both have.
     """
+    from scipy.io import loadmat  # here: the other sets do not need scipy
+
     benchmark, voc = home / 'VOCaug/dataset', home / 'VOC2012'
     lists = voc / 'ImageSets/Segmentation'
 
@@ -226,7 +231,8 @@ def _make_voc_aug(home: Path) -> None:
     for name in tqdm(sorted(added | train | val), 'label maps', unit=' files', disable=None):
         target = out / f'{name}.png'
         if not target.exists() and name in added:
-            _write_map(target, _read_mat(benchmark / f'cls/{name}.mat'))
+            content = loadmat(benchmark / f'cls/{name}.mat')
+            _write_map(target, content['GTcls'][0, 0]['Segmentation'].astype(np.uint8))
         elif not target.exists():
             _write_map(target, mask_values(voc / f'SegmentationClass/{name}.png'))
     for name, stems in (('aug', added), ('trainaug', added | train)):
@@ -236,16 +242,6 @@ def _make_voc_aug(home: Path) -> None:
 def _write_map(file: Path, values: np.ndarray) -> None:
     with writing(file, durable=False) as partial:
         Image.fromarray(values).save(partial)
-
-
-def _read_mat(file: Path) -> np.ndarray:
-    from scipy.io import loadmat  # here: nothing else in the package needs scipy
-
-    try:
-        return loadmat(file)['GTcls'][0, 0]['Segmentation'].astype(np.uint8)
-    except (KeyError, IndexError, ValueError, TypeError) as error:
-        what = f'it is no annotation of SBD ({error})'
-        raise DataError(what, str(file), 'fetch it again') from error
 
 
 _FINISHES = {'voc_aug': _make_voc_aug, 'train_ids': _make_train_ids}

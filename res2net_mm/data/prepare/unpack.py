@@ -74,13 +74,3 @@ def _extract(archive: Path, folder: Path, wanted: tuple[str, ...], most: int) ->
     if total is None:
         raise ValueError(f'it has nothing below {", ".join(wanted)}')
     return total
-
-
-def merge(source: Path, target: Path) -> None:
-    """Moves a file or folder; files of a folder that exists already join those in it."""
-    if source.is_dir() and target.exists():
-        for entry in list(source.iterdir()):
-            merge(entry, target / entry.name)
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.move(source, target)  # not os.replace: a folder of a set may be a link to another disk
