@@ -264,6 +264,8 @@ def harden_dataset(dataset: Mapping) -> dict:
     Replaces mmdet's VOC datasets by ours, which read annotation files on which theirs fail.
     Datasets in ``test_mode`` keep their empty boxes: ground truth is not altered.
     """
+    if not isinstance(dataset, Mapping):  # built already
+        return dataset
     new = copy.deepcopy(dataset)
     if 'pipeline' in dataset:
         new['pipeline'] = harden_pipeline(dataset['pipeline'], not dataset.get('test_mode', False))
