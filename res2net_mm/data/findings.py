@@ -70,9 +70,6 @@ class Finding(NamedTuple):
     what: str  # what is wrong
     remedy: str  # what to do about it
 
-    def as_error(self) -> DataError:
-        return DataError(self.what, self.file, self.remedy)
-
 
 def warning(kind: str, file: str, what: str) -> Finding:
     """A fault that training survives."""

@@ -96,7 +96,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             boxes = [instance['bbox'] for instance in results.get('instances') or ()]
         fault = size_fault(file, annotated, loaded, read_header(self._read(file)), boxes)
         if fault.severity != WARNING:
-            raise fault.as_error()
+            raise DataError(fault.what, fault.file, fault.remedy)
         warnings.warn(f'{file}: {fault.what}', stacklevel=2)
 
     def _load(self, file: str) -> np.ndarray:

@@ -91,7 +91,7 @@ def check_data(cfg: Config, splits: Sequence[str] = SPLITS) -> list[SplitSummary
     survey, warnings = Survey(cfg), Findings()
     for finding in _look(survey, splits):
         if finding.severity == ERROR:
-            raise finding.as_error()
+            raise DataError(finding.what, finding.file, finding.remedy)
         warnings.append(finding)
     for summary in survey.summaries:
         summary.warnings = [g.line for g in warnings.groups() if g[0].split == summary.split]
