@@ -143,4 +143,4 @@ class Findings(list[Finding]):
     def write_csv(self, file: str | Path) -> None:
         """Writes every finding as a line of ``file``."""
         with writing(file) as partial, partial.open('w', newline='', encoding='utf-8') as stream:
-            csv.writer(stream).writerows([Finding._fields, *self])
+            csv.writer(stream).writerows([Finding.__annotations__, *self])
