@@ -70,9 +70,6 @@ class Finding(NamedTuple):
     what: str  # what is wrong
     remedy: str  # what to do about it
 
-    def as_error(self) -> DataError:
-        return DataError(self.what, self.file, self.remedy)
-
 
 def warning(kind: str, file: str, what: str) -> Finding:
     """A fault that training survives."""
@@ -146,4 +143,4 @@ class Findings(list[Finding]):
     def write_csv(self, file: str | Path) -> None:
         """Writes every finding as a line of ``file``."""
         with writing(file) as partial, partial.open('w', newline='', encoding='utf-8') as stream:
-            csv.writer(stream).writerows([Finding._fields, *self])
+            csv.writer(stream).writerows([Finding.__annotations__, *self])

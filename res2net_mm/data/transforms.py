@@ -96,7 +96,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
             boxes = [instance['bbox'] for instance in results.get('instances') or ()]
         fault = size_fault(file, annotated, loaded, read_header(self._read(file)), boxes)
         if fault.severity != WARNING:
-            raise fault.as_error()
+            raise DataError(fault.what, fault.file, fault.remedy)
         warnings.warn(f'{file}: {fault.what}', stacklevel=2)
 
     def _load(self, file: str) -> np.ndarray:
@@ -264,6 +264,8 @@ def harden_dataset(dataset: Mapping) -> dict:
     Replaces mmdet's VOC datasets by ours, which read annotation files on which theirs fail.
     Datasets in ``test_mode`` keep their empty boxes: ground truth is not altered.
     """
+    if not isinstance(dataset, Mapping):  # built already
+        return dataset
     new = copy.deepcopy(dataset)
     if 'pipeline' in dataset:
         new['pipeline'] = harden_pipeline(dataset['pipeline'], not dataset.get('test_mode', False))

@@ -6,7 +6,6 @@ and only then is mmdet imported.
 
 from __future__ import annotations
 
-import math
 import os.path
 
 import mmcv
@@ -30,18 +29,14 @@ class _LooseFiles:
         )
         if size is None:
             size = mmcv.imfrombytes(fileio.get(image, backend), backend='cv2').shape[1::-1]
-        instances = []
+        instances, least = [], self.bbox_min_size
         for obj in objects:
             if obj.name in self.cat2label:
-                x1, y1, x2, y2 = obj.box
-                small = min(x2 - x1, y2 - y1) < (self.bbox_min_size or -math.inf)
-                instances.append(
-                    {
-                        'bbox': [side - 1 for side in obj.box],  # VOC counts pixels from 1
-                        'bbox_label': self.cat2label[obj.name],
-                        'ignore_flag': int(obj.difficult or small),
-                    }
-                )
+                x1, y1, x2, y2 = (side - 1 for side in obj.box)  # VOC counts pixels from 1
+                small = least is not None and min(x2 - x1, y2 - y1) < least
+                label, ignored = self.cat2label[obj.name], int(obj.difficult or small)
+                instance = {'bbox': [x1, y1, x2, y2], 'bbox_label': label, 'ignore_flag': ignored}
+                instances.append(instance)
         width, height = size
         found = {'img_path': image, 'width': width, 'height': height, 'instances': instances}
         return {'img_id': img_info['img_id'], 'xml_path': img_info['xml_path'], **found}

@@ -60,7 +60,7 @@ def test_a_set_without_mistakes(maps):
     summaries = check_data(semantic(semantic_dataset(maps), val))
     assert format_summary(summaries) == (
         'train: 4 images with label maps, 3 classes\n'
-        'val: 1 images with label maps, 3 classes\n'
+        'val: 1 image with label maps, 3 classes\n'
         'test: the same as val'
     )
     (summary,) = check_data(semantic(semantic_dataset(maps, type='mmseg.BaseSegDataset')))

@@ -505,3 +505,5 @@ def test_datasets_below_wrappers():
     assert OUR_DROP not in types(val['pipeline']) and types(val['pipeline'])[0] == OUR_LOADER
     mixed = harden_dataset({'type': 'MultiImageMixDataset', 'dataset': leaf, 'pipeline': DETECTION})
     assert OUR_DROP in types(mixed['pipeline']) and OUR_DROP in types(mixed['dataset']['pipeline'])
+    built = object()
+    assert harden_dataset({'type': 'ConcatDataset', 'datasets': [built]})['datasets'] == [built]

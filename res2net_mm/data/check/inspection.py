@@ -91,7 +91,7 @@ def check_data(cfg: Config, splits: Sequence[str] = SPLITS) -> list[SplitSummary
     survey, warnings = Survey(cfg), Findings()
     for finding in _look(survey, splits):
         if finding.severity == ERROR:
-            raise finding.as_error()
+            raise DataError(finding.what, finding.file, finding.remedy)
         warnings.append(finding)
     for summary in survey.summaries:
         summary.warnings = [g.line for g in warnings.groups() if g[0].split == summary.split]
@@ -102,9 +102,11 @@ def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
     yield from survey.read(splits)
     for part in survey.sets:
         loads = any(map(is_known_loader, part.node.pipeline))  # else the user has their own loader
-        part.look(spread(part.used, SAMPLE), loads)
-        if part.ignored and len(part.labels()) < 2:  # perhaps the other label maps have more
-            part.look(part.used, loads=False)
+        most = SAMPLE
+        part.look(spread(part.used, most), loads)
+        while part.ignored and most < len(part.used) and len(part.labels()) < 2:
+            most *= 4  # perhaps other label maps have more classes
+            part.look(spread(part.used, most), loads=False)
         found = chain(check_files(part), check_objects(part, masks=False))
         yield from of_split(part.split, found)
     yield from (f for f in check_copies(survey.sets) if f.kind == 'split overlap')

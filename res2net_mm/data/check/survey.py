@@ -61,11 +61,11 @@ class SplitSummary:
         own_way = [f'{", ".join(self.unchecked)} not checked'] if self.unchecked else []
         if not self.images:
             return own_way[0] if own_way else 'could not be read'
-        text = f'{self.images:,} images'
+        text = f'{self.images:,} image{"s" * (self.images != 1)}'
         if not self.per_class:
             text += f' with label maps, {len(self.classes)} classes'
         elif not self.whole:
-            text += f', {self.boxes:,} boxes'
+            text += f', {self.boxes:,} box{"es" * (self.boxes != 1)}'
         if len(self.per_class) > _MOST_CLASSES:
             empty = list(self.per_class.values()).count(0)
             text += f' ({len(self.per_class)} classes, {empty} of them without a box)'

@@ -173,12 +173,10 @@ def _check_categories(
     twice = [name for name, count in Counter(used).items() if count > 1]
     if missing:
         whose = f"{node.name}'s own" if node.given_classes is None else len(classes)
-        likely = nearest(missing[0], map(str, names))
-        hint = f' (did you mean {likely!r}?)' if likely else ''
-        what = (
-            f'{len(missing)} of {whose} classes are not among its categories: {missing[0]!r}{hint}'
-        )
-        what += f', {listed(missing[1:])}; it has {listed(names, 10)}'
+        likely = nearest(missing[0], [str(name) for name in names if name not in classes])
+        first = repr(missing[0]) + (f' (did you mean {likely!r}?)' if likely else '')
+        what = f'{len(missing)} of {whose} classes are not among its categories: '
+        what += f'{listed([first, *missing[1:]])}; it has {listed(names, 10)}'
     elif twice:
         what = f'more than one category is named {listed(twice)}'
     elif used != list(classes):
