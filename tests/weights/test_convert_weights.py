@@ -21,12 +21,15 @@ from mmengine.logging import MMLogger
 from safetensors import safe_open
 
 from res2net_mm import Res2NetDLA, create_backbone
+from res2net_mm.backbones import VARIANTS
 from res2net_mm.weights import ZOO, convert_weights, load_weights
 
 REPO = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
 SUFFIXES = ('.safetensors', '.pth')
 R14 = 'res2net14_v1b_26w_4s'
+# the tool builds each variant, and these are enough to choose from
+FEW = (R14, 'res2net50_v1b_26w_4s', 'res2next_dla60', 'se_res2net50_26w_4s')
 
 
 def call(*args, **kwargs):
@@ -47,6 +50,8 @@ def run(monkeypatch):
     """The tool in this process, which spares the seconds that a new one takes to start."""
     MMLogger.get_current_instance()  # keeps the stderr that it finds at first
     monkeypatch.setattr('logging.shutdown', lambda: None)
+    for name in set(VARIANTS).difference(FEW):
+        monkeypatch.delitem(VARIANTS, name)
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['convert_weights.py', *map(str, args)])
@@ -179,11 +184,12 @@ def test_other_networks(tmp_path, out, run, name):
     assert bits(loaded) == bits(net)
 
 
+@pytest.mark.usefixtures('run')
 def test_the_same_weights_give_the_same_file(tmp_path):
     torch.save(filled(**SMALL).state_dict(), tmp_path / 'in.pth')
     for suffix in SUFFIXES:
         out = tmp_path / f'same{suffix}'
-        paths = {convert_weights(tmp_path / 'in.pth', out).path for _ in range(4)}
+        paths = {convert_weights(tmp_path / 'in.pth', out).path for _ in range(3)}
         assert len(paths) == 1 == len(list(tmp_path.glob(f'same*{suffix}')))
 
 
