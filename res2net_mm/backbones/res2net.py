@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..checks import check_choice, check_positive
 from ..registry import MODELS
 from .base import Backbone
-from .bottle2neck import FIRST_BLOCK_RULES, Bottle2neck
+from .bottle2neck import Bottle2neck
 from .layers import ConvNormSequential, build_conv_norm, conv_norm
 
 
@@ -119,7 +119,6 @@ class Res2Net(Backbone):
         check_choice('depth', depth, tuple(self.stage_blocks))
         check_choice('num_stages', num_stages, range(1, len(self.stage_blocks[depth]) + 1))
         check_choice('stem_stride', stem_stride, (4, 1))
-        check_choice('first_block', first_block, FIRST_BLOCK_RULES)
         stem_channels = base_channels if stem_channels is None else stem_channels
         check_positive('in_channels', in_channels)
         check_positive('base_channels', base_channels)
@@ -140,8 +139,8 @@ class Res2Net(Backbone):
         check_each('with_cp', with_cp, num_stages, (False, True))
         # As in mmseg, a multi grid replaces the stage's dilation, contracted or not
         grids = [[dilation] * number for dilation, number in zip(dilations, blocks, strict=True)]
-        for grid in grids:
-            grid[0] = grid[0] // 2 if contract_dilation and grid[0] > 1 else grid[0]
+        for grid in grids if contract_dilation else ():
+            grid[0] = max(grid[0] // 2, 1)
         if multi_grid is not None:
             check_each('multi_grid', multi_grid, blocks[-1])
             grids[-1] = list(multi_grid)
@@ -206,15 +205,12 @@ class Res2Net(Backbone):
 
 
 def _deep_stem(in_channels: int, channels: int, **layers: Any) -> ConvNormSequential:
-    half = channels // 2
-    return ConvNormSequential(
-        *build_conv_norm(in_channels, half, 3, stride=2, **layers),
-        nn.ReLU(inplace=True),
-        *build_conv_norm(half, half, 3, **layers),
-        nn.ReLU(inplace=True),
-        *build_conv_norm(half, channels, 3, **layers),
-        nn.ReLU(inplace=True),
-    )
+    widths = (in_channels, channels // 2, channels // 2, channels)
+    modules: list[nn.Module] = []
+    for i in range(3):
+        modules += build_conv_norm(widths[i], widths[i + 1], 3, stride=2 if i == 0 else 1, **layers)
+        modules.append(nn.ReLU(inplace=True))
+    return ConvNormSequential(*modules)
 
 
 def _make_stage(

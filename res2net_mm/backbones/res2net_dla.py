@@ -30,12 +30,12 @@ class Tree(nn.Module):
 
     Args:
         depth: Depth of the tree, which has ``2 ** depth`` blocks.
-        inplanes: Channels of the input.
-        outplanes: Channels of the output.
-        stride: Stride of the first block.
         joined: Channels that the last root joins in addition to those of its two blocks.
         layers: ``conv_cfg`` and ``norm_cfg``.
         **block_args: Further arguments of every :class:`DLABottle2neck`.
+
+    Shape:
+        (N, inplanes, H, W) -> (N, outplanes, ceil(H / stride), ceil(W / stride)).
     """
 
     def __init__(
@@ -70,12 +70,9 @@ class Tree(nn.Module):
         """Features of the tree.
 
         Args:
-            x: Input, (N, inplanes, H, W).
+            x: Input.
             bottom: The input in the output's size, for the shortcut of the first block.
             *joined: What the last root joins in addition to its two blocks.
-
-        Returns:
-            (N, outplanes, ceil(H / stride), ceil(W / stride)).
         """
         if self.root is None:
             x = self.tree1(x, bottom)

@@ -37,8 +37,8 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if scales and conv3:
         width, inputs = shapes[f'{first}.convs.0.weight'][:2]
         groups = width // inputs
-        found |= dict(scales=scales, groups=groups, base_width=width // max(groups, 1))
-        found['base_channels'] = conv3[0] // (2 if dla else 4)
+        found |= dict(scales=scales, groups=groups, base_channels=conv3[0] // (2 if dla else 4))
+        found['base_width'] = width // max(groups, 1)
     deep = 'stem.0.weight' in shapes
     name = 'base_layer.0' if dla else 'stem.0' if deep else 'conv1'
     stem = shapes.get(f'{name}.weight', ())

@@ -17,6 +17,7 @@ from res2net_mm.ops import ModulatedDeformConv2d, deform_conv2d
 from res2net_mm.registry import MODELS as OURS
 
 CUDA = 'cuda'
+LARGE = ('_6s', '_8s', '101', '200')  # the same with more blocks or groups
 
 
 @pytest.fixture
@@ -43,7 +44,13 @@ def devices(tensors):
 
 
 @pytest.mark.parametrize('half', [False, True], ids=['float32', 'float16'])
-@pytest.mark.parametrize('name', VARIANTS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * any(part in name for part in LARGE))
+        for name in VARIANTS
+    ],
+)
 def test_backbones(fake, name, half):
     arguments = dict(VARIANTS[name])  # built without initial values, which mmengine compares
     with torch.device(CUDA):

@@ -39,11 +39,10 @@ def test_first_block_of_a_dilated_stage(rule):
 def test_one_scale_is_a_resnet(style):
     from mmdet.models.backbones import ResNet
 
-    theirs = randomise(ResNet(depth=50, style=style))
+    small = dict(depth=50, base_channels=16, stem_channels=16, style=style)
+    theirs = randomise(ResNet(**small))
     theirs.eval()  # which returns None
-    ours = Res2Net(
-        depth=50, scales=1, base_width=64, deep_stem=False, avg_down=False, style=style
-    ).eval()
+    ours = Res2Net(**small, scales=1, base_width=16, deep_stem=False, avg_down=False).eval()
     names = {'conv2': 'convs.0', 'bn2': 'bns.0'}
     state = {}
     for key, value in theirs.state_dict().items():
@@ -56,7 +55,16 @@ def test_one_scale_is_a_resnet(style):
             assert relative_error(out, reference) < 1e-5
 
 
-@pytest.mark.parametrize('name', list_backbones())
+LARGE = ('_6s', '_8s', '101', '200')  # the same with more blocks or groups
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * any(part in name for part in LARGE))
+        for name in list_backbones()
+    ],
+)
 def test_every_variant_trains(name):
     net = create_backbone(name, norm_eval=False)
     side = 2 * net.out_strides[-1]
@@ -105,12 +113,13 @@ def test_dilation_arguments_as_mmseg():
             contract_dilation=True,
         ),
     ):
-        theirs = ResNet(depth=50, **args)
+        with torch.device('meta'):
+            theirs, ours = ResNet(depth=50, **args), Res2Net(depth=50, **args)
         expected = [
             [block.conv2.dilation[0] for block in getattr(theirs, f'layer{i}')]
             for i in (1, 2, 3, 4)
         ]
-        assert dilations_of(Res2Net(depth=50, base_width=4, **args)) == expected
+        assert dilations_of(ours) == expected
 
 
 @pytest.mark.parametrize('deep_stem', [True, False])

@@ -118,9 +118,16 @@ def test_names_of_mmdets_own_config():
     assert frozen[0] == frozen[1] != set()
 
 
-@pytest.mark.parametrize('kind', ['DCN', 'DCNv2', 'mmengine.DCN', 'mmengine.DCNv2'])
-@pytest.mark.parametrize('init_cfg', [None, KAIMING, [KAIMING, XAVIER]])
 @pytest.mark.parametrize('inside', [False, True])
+@pytest.mark.parametrize(
+    'kind, init_cfg',
+    [
+        ('DCN', None),
+        ('mmengine.DCN', KAIMING),
+        ('DCNv2', [KAIMING, XAVIER]),
+        ('mmengine.DCNv2', None),
+    ],
+)
 def test_offsets_start_at_zero(kind, init_cfg, inside):
     net = Res2NetDCN(**SMALL, dcn=dict(type=kind, deform_groups=1), init_cfg=init_cfg)
     parent = net

@@ -144,7 +144,7 @@ def test_truncated(fuzz, kind):
     fuzz.good(f'whole {kind}', path, {**ZERO, **base_of(kind)})
     size = path.stat().st_size
     assert size > 300_000
-    for length in sorted({size - 1, *range(64), *range(1000, size, 1000)}, reverse=True):
+    for length in sorted({size - 1, *range(0, 64, 3), *range(1000, size, 4000)}, reverse=True):
         os.truncate(path, length)
         fuzz.bad(f'truncated {kind}', path, length)
     fuzz.check()
@@ -156,7 +156,7 @@ def test_flipped_bits(fuzz, kind):
     path, what = fuzz.write(kind, base_of(kind)), f'flipped bit {kind}'
     content, rng, whole = path.read_bytes(), random.Random(0), bits({**ZERO, **base_of(kind)})
     ends = [*range(4000), *range(len(content) - 4000, len(content))]  # where names and sizes are
-    for place in [*rng.sample(ends, 100), *rng.sample(range(len(content)), 30)]:
+    for place in [*rng.sample(ends, 50), *rng.sample(range(len(content)), 15)]:
         flipped = bytearray(content)
         flipped[place] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
@@ -171,7 +171,7 @@ def test_flipped_bits(fuzz, kind):
 
 @every_format
 def test_wrong_shapes(fuzz, kind):
-    for number, (key, value) in enumerate(base_of(kind).items()):
+    for number, (key, value) in enumerate([*base_of(kind).items()][::2]):
         one = value.flatten()[:1]
         others = [one[:0], one[0], one.repeat(value.numel() + 1), one.view(1, 1, 1, 1, 1)]
         others = [
@@ -185,7 +185,7 @@ def test_wrong_shapes(fuzz, kind):
 @every_format
 def test_missing_tensors(fuzz, kind):
     """Batch counters may be missing, as old files and Paddle's lack them, and are zero then."""
-    for key in base_of(kind):
+    for key in list(base_of(kind))[::2]:
         path = fuzz.write(kind, {k: v for k, v in base_of(kind).items() if k != key})
         if key.endswith('num_batches_tracked'):
             fuzz.good(f'missing counter {kind}', path, {**BASE, key: torch.tensor(0)})
@@ -197,7 +197,7 @@ def test_missing_tensors(fuzz, kind):
 @every_format
 def test_swapped_tensors(fuzz, kind):
     """Seen where shape, type or a negative variance shows it; else loaded as the file has it."""
-    sample = random.Random(0).sample(list(base_of(kind)), 13)
+    sample = random.Random(0).sample(list(base_of(kind)), 10)
     kinds = {key: (v.shape, v.dtype, key.endswith('running_var')) for key, v in BASE.items()}
     for a, b in itertools.combinations(sample, 2):
         swapped = {**base_of(kind), a: BASE[b], b: BASE[a]}
@@ -228,7 +228,7 @@ def test_extra_tensors(fuzz, kind):
 def test_wrong_numbers(fuzz, kind):
     state = base_of(kind)
     floats = [key for key, value in state.items() if value.is_floating_point()]
-    sample = random.Random(1).sample(floats, 12)
+    sample = random.Random(1).sample(floats, 6)
     cases = [(key, number) for key in sample for number in map(float, ('nan', 'inf', '-inf'))]
     cases += [(key, -1e-3) for key in floats if key.endswith('running_var')]
     for key, number in cases:

@@ -1,6 +1,7 @@
 """Names of other projects to ours: nothing lost, nothing guessed, and the rule kept."""
 
 import copy
+import functools
 
 import numpy as np
 import other_layouts
@@ -44,6 +45,7 @@ WRITERS = {
 NOT_IN_PADDLE = ('dla', 'dcn', 'se_', 'res2next29')
 
 
+@functools.cache
 def names_and_shapes(variant):
     """A state dict of the variant's names and shapes: every tensor is full of its own number."""
     state = empty(VARIANTS[variant]).state_dict()

@@ -197,7 +197,7 @@ def test_errors_name_the_arguments_to_set(change, back):
 
 @pytest.mark.parametrize(
     ('name', 'channels'),
-    [*(('res2net50d', n) for n in (1, 2, 4, 6)), ('res2net50_26w_4s', 1)],
+    [('res2net50d', 1), ('res2net50d', 4), ('res2net50_26w_4s', 1)],
 )
 def test_first_convolution_for_other_images(tmp_path, name, channels):
     """As timm adapts the same file; the report says it in one line."""
