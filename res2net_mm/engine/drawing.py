@@ -45,7 +45,7 @@ def draw_sample(
         return draw_classes(pixels, best_classes(sample, names), annotated)
     colours = meta.get('palette')
     if not colours or len(colours) != len(names) or isinstance(colours, str):
-        colours = class_colours(len(names))
+        colours = class_colours(len(names) or 1)
     if (found := probability(sample)) is not None:
         drawn = overlay(pixels, found, colours[-1])
     else:
@@ -71,7 +71,7 @@ def _found(sample: Any, kind: str, threshold: float) -> dict[str, np.ndarray]:
             return dict(labels=kept % _OBJECTS, masks=ids == kept[:, None, None])
     instances = sample.get(f'{kind}_instances', {})
     if 'labels' not in instances:
-        return dict(labels=np.zeros(0, int))
+        return dict(labels=np.zeros(0, int), boxes=np.zeros((0, 4)))
     found = dict(labels=instances.labels)
     found['boxes'] = getattr(instances.bboxes, 'tensor', instances.bboxes)
     found |= {key: instances[key] for key in ('scores', 'masks') if key in instances}
@@ -91,7 +91,9 @@ def _draw(
     labels, masks, boxes = found['labels'], found.get('masks'), found.get('boxes')
     if boxes is None:  # a label map: no boxes, labels within the largest part, background clear
         shown = [label < len(names) and names[label].lower() not in _BACKGROUND for label in labels]
-        labels, masks = labels[shown], None if masks is None else masks[shown]
+        labels, masks = labels[shown], masks[shown]
+    elif masks is not None and not boxes.any():  # of a model that predicts masks only
+        boxes = sv.mask_to_xyxy(masks)
     if not len(labels):
         return pixels.copy()
     points = np.array([_inside(mask) for mask in masks] if boxes is None else boxes, float)

@@ -97,8 +97,7 @@ class Predictor:
             ``time`` in seconds. What cannot be predicted there gives ``file`` and ``error``.
 
         Raises:
-            DataError: An image cannot be read whole, or not downloaded.
-            FileNotFoundError: There is no such file.
+            DataError: An image is not there, or cannot be read whole or downloaded.
             ValueError: ``source`` is something else.
         """
         if isinstance(source, list | tuple):
@@ -107,7 +106,10 @@ class Predictor:
             source = str(source)
         if not isinstance(source, str | Path):
             return self._predict(_pixels(source))
-        found = find_sources(source)
+        try:
+            found = find_sources(source)
+        except FileNotFoundError as error:
+            raise DataError(str(error)) from error
         if found not in ([source], [Path(source)]) or is_video(found[0]):
             return self._each(found)
         with local_file(found[0]) as file:

@@ -76,6 +76,14 @@ def test_masks_are_translucent():
     assert np.abs(drawn[60, 50] - expected).max() < 2 and (drawn[30, 95] == GREY).all()
 
 
+def test_models_without_boxes_or_names():
+    mask = torch.zeros(1, 100, 100, dtype=torch.bool)
+    mask[0, 40:80, 20:90] = True
+    sample = detected([[0, 0, 0, 0]], [0], [0.9], masks=mask)
+    drawn = draw_sample(image(100, 100), sample, {}, 0.3)
+    assert near(drawn[60, 20], class_colours(1)[0]), 'the left side of a box around the mask'
+
+
 def test_the_background_of_a_segmentor_stays_clear():
     labels = torch.zeros(1, 200, 200, dtype=torch.uint8)
     labels[0, 50:150, 50:150], labels[0, 160:] = 1, 255  # no class

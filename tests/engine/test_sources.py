@@ -250,6 +250,8 @@ def test_predictor_takes_all_of_them(predictor, clip, server, tmp_path, monkeypa
     for name, x in (('a.png', 3), ('b.png', 5)):
         cv2.imwrite(str(folder / name), picture(x))
     (folder / 'c.png').write_text('no image')
+    with pytest.raises(DataError, match='nothing.png does not exist'):
+        predictor(folder / 'nothing.png')
     one = predictor(str(folder / 'a.png'))
     assert set(one) == {'boxes'} and one['boxes'][0, 0] == 3, 'an image as before'
     assert predictor(f'{address}/b.png')['boxes'][0, 0] == 5
