@@ -8,6 +8,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
@@ -55,7 +56,9 @@ class InterruptHook(Hook):
         deferral.active = True
 
     def after_train_iter(self, runner: Runner, **_: Any) -> None:
-        if runner.optim_wrapper.should_update():  # no gradients are kept for later
+        wrapper = runner.optim_wrapper
+        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        if all(part.should_update() for part in wrappers):  # no gradients are kept for later
             self._end(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, **_: Any) -> None:
