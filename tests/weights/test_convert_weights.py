@@ -52,6 +52,7 @@ def run(monkeypatch):
     monkeypatch.setattr('logging.shutdown', lambda: None)
     for name in set(VARIANTS).difference(FEW):
         monkeypatch.delitem(VARIANTS, name)
+    monkeypatch.setitem(VARIANTS, R14, SMALL)
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['convert_weights.py', *map(str, args)])
@@ -106,7 +107,7 @@ LAYOUTS = {  # the rule, what is said of the layout and left out, the writer, mo
 )
 def test_every_layout(tmp_path, out, run, layout, suffix):
     rule, name, classifier, writer, *arguments = LAYOUTS[layout]
-    net = filled(depth=14, first_block=rule)
+    net = filled(**SMALL, first_block=rule)
     source = tmp_path / 'in.any'
     if layout == 'paddle':
         write_paddle(net.state_dict(), source)
@@ -118,8 +119,9 @@ def test_every_layout(tmp_path, out, run, layout, suffix):
     first, second, *rest = ended.stdout.splitlines()
     variant = R14 if rule == 'official' else 'no published variant'
     assert first.startswith(f'{variant}: Res2Net, ') and first.endswith(f"first_block='{rule}'")
-    assert 'scales=4, groups=1, base_channels=64, base_width=26' in first and 'depth=14' in first
-    assert second == f'from layout {name}: 162 tensors, 7.76 M parameters'
+    assert 'scales=4, groups=1, base_channels=16, base_width=8' in first and 'depth=14' in first
+    millions = sum(p.numel() for p in net.parameters()) / 1e6
+    assert second == f'from layout {name}: 162 tensors, {millions:.2f} M parameters'
     left = [f'left out, classifier: {classifier}'] if classifier else []
     if layout == 'paddle':
         left += ["left out, names in Paddle's program: StructuredToParameterName@@"]
