@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from glob import iglob
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ _MASKS = {
     *'masks mask labels label annotations annotation ann_dir ann gt groundtruth semseg'.split(),
     *'segmentation segmentationclass segmentationclassraw seg labelmaps label_maps'.split(),
 }
-_ROLES = _IMAGES | _MASKS | {*'xml xmls json jsons bbox bboxes photos pictures'.split()}
+_ROLES = _IMAGES | _MASKS | {*'xml xmls json jsons bbox bboxes photos pictures data'.split()}
 _MASK_ENDING = re.compile(r'[ _.-]+(mask|masks|gt|label|labels|labelids|seg|segmentation|l)$', re.I)
 _YOLO_IMAGES = re.compile(r'/images/(?!.*/images/)')  # the last of them
 _HEAD = 1 << 16  # bytes at either end of a json that show what it is
@@ -140,7 +139,7 @@ def _coco_images(root: Path, file: Path, split: str) -> Path:
     """The folder below ``root`` that has most images of a COCO file, of several its split's."""
     texts = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read_bytes())
     names = [json.loads(text[1]) for text in islice(texts, 50)]
-    folders = [root, *sorted(root.glob('*/')), *sorted(root.glob('*/*/'))]
+    folders = [file.parent, root, *sorted(root.glob('*/')), *sorted(root.glob('*/*/'))]
     hits = {folder: sum((folder / name).is_file() for name in names) for folder in folders}
     best = max(folders, key=lambda folder: (hits[folder], split_of(folder, root) == split))
     if not hits[best]:
@@ -213,8 +212,8 @@ def _yolo(root: Path) -> Folder:
     pairs = _yolo_pairs(_below(root, IMAGE_SUFFIXES))
     folders = {file.parent for _, file in pairs if file.is_file()}
     folders = {labels for labels in folders if 'labels' in labels.relative_to(root).parts}
-    for image, file in pairs:
-        if file.parent in folders:
+    for image, file in pairs:  # images without objects may be in folders of their own
+        if folders.intersection(file.parents):
             folder.splits[split_of(file.parent, root)].append((image, file))
     with suppress(DataError):  # they can be given
         folder.classes = tuple(yolo_classes(root, min(folders, default=root)))
@@ -260,11 +259,11 @@ def _class_folders(root: Path) -> Folder:
     folder = Folder(root, 'folders')
     tops = {d.parent: split_of(d.parent, root) for d in root.glob('*/*/') if d.is_dir()}
     tops = {top: split for top, split in tops.items() if split != ALL}
-    tops = tops if 'train' in tops.values() else {root: ALL}
+    tops = tops or {root: ALL}
     for top, split in sorted(tops.items()):
         for image in _below(top, IMAGE_SUFFIXES):
             name, *rest = image.relative_to(top).parts
-            if len(rest) == 1 or (rest and split != ALL):
+            if split != ALL and rest or len(rest) == 1 and name.lower() not in _SPLITS:
                 folder.splits[split].append((image, top / name))
     names = {place.name for pairs in folder.splits.values() for _, place in pairs}
     folder.classes = tuple(sorted(names))
@@ -303,7 +302,7 @@ def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder
     """Adds the annotation files below ``labels`` with their images; what has no partner is noted.
 
     They have the same name and are in the same folders, apart from folders named in ``_ROLES`` and
-    one more folder, of any name, for the annotations.
+    one more folder, of any name, for the annotations. Images in folders of masks come last.
     """
     kind = folder.format
     files = _below(labels, dict(voc='.xml', labelme='.json').get(kind, IMAGE_SUFFIXES))
@@ -312,19 +311,28 @@ def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder
     elif kind == 'masks' and images == labels:
         files = [file for file in files if _is_mask(file, labels)]
     others = set(_below(images, IMAGE_SUFFIXES)).difference(files)
-    there = {_key(image, images): image for image in sorted(others)}
-    used, lonely = {}, []
-    for file in files:
+    there: dict[tuple, list[Path]] = defaultdict(list)
+    for image in sorted(others, key=lambda file: (_is_mask(file, images), file)):
+        there[_key(image, images)].append(image)
+    used: dict[Path, Path] = {}
+    lonely = []
+    for file in sorted(files, key=lambda file: (len(file.parts), file)):
         folders, name = _key(file, labels)
         places, names = (folders, folders[:-1]), (name, _MASK_ENDING.sub('', name))
-        image = next(filter(None, map(there.get, product(places, names))), None)
-        if image in used:
-            raise DataError(f'{image} has two annotation files', f'{used[image]}, {file}')
-        if image is None:
+        found = next(filter(None, map(there.get, product(places, names))), None)
+        if kind == 'labelme' and not found:
+            found = _labelme_image(file)
+        if not found or (found[0] in used and _key(used[found[0]], labels)[0] != folders):
             lonely.append(file.name)
-        else:
-            used[image] = file
-            folder.splits[split or split_of(file.parent, labels)].append((image, file))
+            continue
+        image, *more = found
+        remedy = 'remove one, or name the folders in a yaml and give that as --data'
+        if more and not _is_mask(more[0], images):
+            raise DataError(f'{file} may belong to two images', f'{image}, {more[0]}', remedy)
+        if image in used:
+            raise DataError(f'{image} has two annotation files', f'{used[image]}, {file}', remedy)
+        used[image] = file
+        folder.splits[split or split_of(file.parent, labels)].append((image, file))
     places = {image.parent for image in used}
     alone = sorted(image.name for image in others - used.keys() if image.parent in places)
     for what, names in (('annotation files without image', lonely),
@@ -332,6 +340,15 @@ def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder
         if names:
             folder.notes.append(f'{len(names):,} {what} in {labels}: {listed(names, 3)}')
     return folder
+
+
+def _labelme_image(file: Path) -> list[Path]:
+    """The image that a labelme file names: relative to it, or beside it."""
+    with suppress(ValueError, KeyError, AttributeError, TypeError):
+        name = json.loads(file.read_text('utf-8-sig'))['imagePath'].replace('\\', '/')
+        places = [file.parent / name, file.parent / Path(name).name]
+        return [Path(os.path.normpath(place)) for place in places if place.is_file()][:1]
+    return []
 
 
 def _key(file: Path, root: Path) -> tuple[tuple[str, ...], str]:
@@ -346,8 +363,16 @@ def _is_mask(file: Path, root: Path) -> bool:
 
 def _below(folder: Path, suffixes: str | tuple[str, ...]) -> list[Path]:
     """The files below a folder, and behind its links; hidden ones are left out."""
-    names = iglob('**/*.*', root_dir=folder, recursive=True)
-    return sorted(folder / name for name in names if name.lower().endswith(suffixes))
+    found, seen = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(here) in seen:  # a link that goes round
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(here))
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        shown = (name for name in names if not name.startswith('.'))
+        found += [Path(here, name) for name in shown if name.lower().endswith(suffixes)]
+    return sorted(found)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:

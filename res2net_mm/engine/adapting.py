@@ -113,6 +113,8 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
         if schedule.get('by_epoch', True) != by_steps:
             timed += [(schedule, k) for k in ('begin', 'end', 'T_max', 'milestones', 'step_size')]
     timed += [(hook, 'switch_epoch') for hook in cfg.get('custom_hooks') or ()]
+    if dynamic := cfg.train_cfg.get('dynamic_intervals'):
+        cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
     for part, key in timed:
         value = part.get(key)
         if isinstance(value, (list, tuple)):

@@ -22,7 +22,7 @@ from scipy.stats import ttest_ind
 from torch.utils.benchmark import Timer
 
 from ..backbones import VARIANTS
-from ..checks import did_you_mean
+from ..checks import did_you_mean, listed
 from ..data import check_data
 from ..evaluation.complexity import describe_stages
 from ..evaluation.models import describe_model
@@ -63,14 +63,17 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
     What an earlier call with the same config did in the same folder is not done again.
 
     Raises:
-        ToolError: A name is unknown.
+        ToolError: A name is unknown, or the test gives no measure to compare by.
     """
     variants = {name: with_backbone(cfg, name) for name in dict.fromkeys(backbones)}
-    out, found = Path(out), []
+    out, found, names = Path(out), [], {}
     for name, variant in variants.items():
         runs = [_run(variant, seed, out / name.replace('/', '_')) for seed in range(seeds)]
-        names = {key: key.rpartition('/')[2] for key, value in runs[0].items() if value >= 0}
-        names = {key: name for key, name in names.items() if _MEASURES.fullmatch(name)}
+        if not names:  # the first backbone's measures are those of the page
+            names = {key: key.rpartition('/')[2] for key, value in runs[0].items() if value >= 0}
+            names = {key: name for key, name in names.items() if _MEASURES.fullmatch(name)}
+        if not names:
+            raise ToolError(f'there is no measure to compare by: the test gives {listed(runs[0])}')
         scores = {name: [run[key] for run in runs] for key, name in names.items()}
         found.append(Compared(name, *_cost(variant), scores))
     with writing(out / 'compare.png', durable=False) as file:

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from ..checks import listed
+from ..checks import did_you_mean, listed
 from ..data.check.agreement import class_counts
 from ..data.convert.formats import convert_files
 from ..data.convert.maps import IGNORED, label_rule, place_maps
@@ -173,8 +173,12 @@ class OwnData:
         categories = (sources.get('train') or sources[ALL])[2]['categories']
         names = [str(category.get('name')) for category in categories]
         used = {a.get('category_id') for *_, c in sources.values() for a in c['annotations']}
+        if missing := [name for name in self.classes if name not in names]:
+            what = f'it has no class {missing[0]!r}{did_you_mean(missing[0], names)}'
+            raise DataError(what, str(self.folder.root), 'correct --classes')
         parents = {str(category.get('supercategory')) for category in categories[1:]}
-        if not self.classes and parents == {*names[:1]} and categories[0].get('id') not in used:
+        abstract = names and parents == {names[0]} and categories[0].get('id') not in used
+        if abstract and not self.classes:
             self.notes.append(f'category {names[0]!r} is the parent of the others: no class')
             names = names[1:]  # as Roboflow writes it
         self.classes = self.classes or tuple(names)

@@ -227,6 +227,7 @@ class ValLossHook(_TrainingHook):
         if self.loader is None:
             self.loader = runner.build_dataloader(loss_loader(runner.cfg), seed=runner.seed)
         model, sums = copy.deepcopy(unwrapped(runner.model)).eval(), Counter()
+        model.__dict__.pop('forward', None)  # a compiled one is that of the model itself
         if hasattr(model.data_preprocessor, 'batch_augments'):
             model.data_preprocessor.batch_augments = None
         for i, batch in enumerate(self.loader):
@@ -330,19 +331,18 @@ class ReportHook(_TrainingHook):
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop) and any(
             isinstance(hook, LoggerHook) and hook.log_metric_by_epoch for hook in runner.hooks
         )
-        step = len(runner.train_dataloader) if by_epoch else 1
-        examined = (getattr(m, 'examined', None) for m in runner.val_evaluator.metrics)
-        self._write(runner, step, next(filter(None, examined), {}), worst)
+        self._write(runner, len(runner.train_dataloader) if by_epoch else 1, worst)
 
     def after_train(self, runner: Runner) -> None:
         self._write(runner)
 
     @master_only
-    def _write(self, runner: Runner, *validation: Any) -> None:
-        """Writes the page, with the arguments of :func:`note_validation` for a new validation."""
+    def _write(self, runner: Runner, step: int = 0, worst: Sequence[dict] = ()) -> None:
+        """Writes the page; ``step`` and ``worst`` are those of a new validation."""
         try:
-            if validation:
-                note_validation(runner.work_dir, *validation)
+            if step:
+                examined = (getattr(m, 'examined', None) for m in runner.val_evaluator.metrics)
+                note_validation(runner.work_dir, step, next(filter(None, examined), {}), worst)
             write_report(runner.work_dir)
         except Exception as error:
             warn(f'no report: {type(error).__name__}: {one_line(error)}; training goes on')

@@ -250,3 +250,52 @@ def test_a_yaml_that_names_the_parts(tmp_path):
         file.write_text(yaml.safe_dump(content | wrong))
         with pytest.raises(DataError, match=words):
             recognise(file, 'boxes')
+
+
+def test_masks_are_not_taken_for_images(tmp_path):
+    """The layout of VOC 2012, whose masks have the names of the images."""
+    write_voc(tmp_path, scenes(3), 'JPEGImages', 'Annotations')
+    write_masks(tmp_path / 'SegmentationClass', scenes(2))
+    found = recognise(tmp_path, 'boxes')
+    assert {image.parent.name for image, _ in found.splits['all']} == {'JPEGImages'}
+    assert (counts(found), counts(recognise(tmp_path, 'maps'))) == ({'all': 3}, {'all': 2})
+
+
+def test_an_annotation_with_two_images(tmp_path):
+    write_voc(tmp_path, scenes(2))
+    write_images(tmp_path / 'images/pictures', scenes(1))
+    with pytest.raises(DataError, match=r'photo_000.xml may belong to two images'):
+        recognise(tmp_path, 'boxes')
+
+
+def test_a_further_folder_of_annotations_is_noted(tmp_path):
+    write_images(tmp_path / 'images', scenes(3))
+    write_masks(tmp_path / 'masks', scenes(3))
+    write_masks(tmp_path / 'masks/colour', scenes(3))
+    found = recognise(tmp_path, 'maps')
+    assert {mask.parent.name for _, mask in found.splits['all']} == {'masks'}
+    assert [note.split(' in ')[0] for note in found.notes] == ['3 annotation files without image']
+
+
+def test_a_link_that_goes_round(tmp_path):
+    write_voc(tmp_path, scenes(3))
+    (tmp_path / 'latest').symlink_to(tmp_path)
+    assert counts(recognise(tmp_path, 'boxes')) == {'all': 3}
+
+
+def test_coco_images_beside_the_json_come_first(tmp_path):
+    write_coco(tmp_path / 'set', tmp_path / 'set/labels.json', scenes(3))
+    write_images(tmp_path / 'a', scenes(3))
+    assert recognise(tmp_path, 'boxes').splits['all'][0][0] == tmp_path / 'set'
+
+
+def test_splits_are_no_classes(tmp_path):
+    for folder in ('cat', 'dog', 'train'):
+        write_images(tmp_path / folder, scenes(2))
+    assert recognise(tmp_path, 'classes').classes == ('cat', 'dog')
+
+
+def test_images_without_objects_in_a_folder_of_their_own(tmp_path):
+    write_yolo(tmp_path / 'images/train', tmp_path / 'labels/train', scenes(3))
+    write_images(tmp_path / 'images/train/background', {'empty': []})
+    assert counts(recognise(tmp_path, 'boxes')) == {'train': 4}

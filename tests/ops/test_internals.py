@@ -48,7 +48,8 @@ def test_private_names_are_in_one_file():
         if name not in ELSEWHERE and not name.startswith('_res2net_mm_')
     }
     assert found == set()
-    assert {'_forward_hooks', '_get_cfg_path'} <= set(private_names(PACKAGE / 'ops' / 'internals.py'))
+    private = set(private_names(PACKAGE / 'ops' / 'internals.py'))
+    assert {'_forward_hooks', '_get_cfg_path'} <= private
 
 
 def test_products_of_bags_without_the_private_kernel(monkeypatch):
