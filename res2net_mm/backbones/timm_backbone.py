@@ -59,7 +59,8 @@ class TimmBackbone(BaseModule):
         if pretrained and init_cfg:
             raise ValueError('pretrained and init_cfg exclude each other: give one of them')
         if out_indices is not None:
-            if not isinstance(out_indices, Sequence) or [*out_indices] != sorted({*out_indices}):
+            ascending = isinstance(out_indices, Sequence) and sorted({*out_indices})
+            if not ascending or [*out_indices] != ascending:
                 raise ValueError(f'out_indices must be ascending levels, but got {out_indices!r}')
             kwargs['out_indices'] = tuple(out_indices)
         if pretrained:  # timm checks the fit of all weights if it knows of no classifier

@@ -7,11 +7,10 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from http.client import HTTPException
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from ssl import SSLError
 from typing import Any
-from urllib.error import HTTPError, URLError
+from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urldefrag, urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
@@ -28,7 +27,6 @@ TIMEOUT = 30.0  # seconds without a byte after which a connection is given up
 RETRIES = 5  # in a row, without a new byte
 RETRY_WAIT = 0.5  # seconds before the first retry; doubled for each further one
 
-_NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
 _CHUNK = 1 << 20
 _MAX_SIZE = 1 << 34  # bytes of a file of weights
 
@@ -121,9 +119,12 @@ def file_problem(path: Path, checksum: str | None) -> str:
         return ''
     kind, _, digits = checksum.rpartition(':')
     digest = hashlib.new(kind or 'sha256', usedforsecurity=False)
-    with open(path, 'rb') as file:
-        while data := file.read(_CHUNK):
-            digest.update(data)
+    try:
+        with open(path, 'rb') as file:
+            while data := file.read(_CHUNK):
+                digest.update(data)
+    except OSError as error:
+        return f'it cannot be read ({error.strerror})'
     found = digest.hexdigest()
     if found.startswith(digits):
         return ''
@@ -222,30 +223,45 @@ def _receive(url: str, part: Path, most: int) -> str | None:
     request = Request(quote(url, safe="%/:=&?~#+!$,;'@()*[]"), headers=headers)
     redirects = _Redirects()
     try:
-        with build_opener(redirects).open(request, timeout=TIMEOUT) as response:
-            start = start if response.status == 206 else 0
-            total = None if response.length is None else start + response.length
-            # disable=None: shown on a terminal only
-            shown = dict(unit='B', unit_scale=True, disable=None)
-            bar = tqdm(desc=part.stem, total=total, initial=start, **shown)
-            with bar, open(part, 'ab' if start else 'wb') as file:
-                while data := response.read1(_CHUNK):  # what has arrived: the rest may never come
-                    if file.tell() + len(data) > most:
-                        file.truncate(0)  # there is nothing to continue
-                        raise _Failed(f'it is larger than the {most} bytes expected')
-                    file.write(data)
-                    bar.update(len(data))
+        response = build_opener(redirects).open(request, timeout=TIMEOUT)
     except HTTPError as error:
         error.close()
         if error.code == 416 and start:
             return None  # nothing is left to ask for: the checksum tells whether it is whole
         reason = ' '.join(str(error.reason).split())
         raise _Failed(f'the server answered {error.code} ({reason})') from error
-    except _NETWORK as error:
+    except (OSError, HTTPException) as error:
         raise _Dropped(f'no connection to {host}: {getattr(error, "reason", error)}') from error
+    with response:
+        if response.status not in (200, 206):
+            raise _Failed(f'the server answered {response.status} ({response.reason})')
+        start = start if response.status == 206 else 0
+        total = None if response.length is None else start + response.length
+        # disable=None: shown on a terminal only
+        shown = dict(unit='B', unit_scale=True, disable=None)
+        bar = tqdm(desc=part.stem, total=total, initial=start, **shown)
+        with bar, open(part, 'ab' if start else 'wb') as file:
+            while data := _read(response):
+                if file.tell() + len(data) > most:
+                    file.truncate(0)  # there is nothing to continue
+                    raise _Failed(f'it is larger than the {most} bytes expected')
+                file.write(data)
+                bar.update(len(data))
     if total is not None and _size(part) != total:
         raise _Dropped(f'the connection broke off after {_size(part)} of {total} bytes')
-    return redirects.sha256
+    return redirects.sha256 or _linked_sha256(response.headers)
+
+
+def _read(response: HTTPResponse) -> bytes:
+    try:
+        return response.read1(_CHUNK)  # what has arrived: the rest may never come
+    except (OSError, HTTPException) as error:
+        raise _Dropped(f'the connection broke off: {error}') from error
+
+
+def _linked_sha256(headers: Any) -> str | None:
+    found = re.fullmatch('"?([0-9a-f]{64})"?', headers.get('X-Linked-Etag', ''))
+    return found[1] if found else None
 
 
 class _Redirects(HTTPRedirectHandler):
@@ -256,6 +272,5 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> Request | None:
-        found = re.fullmatch('"?([0-9a-f]{64})"?', headers.get('X-Linked-Etag', ''))
-        self.sha256 = found[1] if found else self.sha256
+        self.sha256 = _linked_sha256(headers) or self.sha256
         return super().redirect_request(req, fp, code, msg, headers, newurl)

@@ -43,7 +43,14 @@ def _array(*_: Any) -> np.ndarray:
 
 def _encode(text: str, encoding: str) -> bytes:
     """Protocol 2 has no bytes: it writes them as text in latin1."""
+    if encoding != 'latin1':
+        raise refuse('_codecs.encode to another encoding')
     return text.encode('latin1')
+
+
+def _no_bytes() -> bytes:
+    """Protocol 2's way to write empty ones; with a number, they would fill the memory."""
+    return b''
 
 
 def _method(owner: Any, name: str) -> str:
@@ -55,7 +62,7 @@ def _method(owner: Any, name: str) -> str:
 
 _REBUILD = ('tensor', 'tensor_v2', 'tensor_v3', 'parameter', 'parameter_with_state')
 _HARMLESS = {
-    *(f'builtins.{kind}' for kind in ('bytes', 'complex', 'set', 'tuple')),
+    *(f'builtins.{kind}' for kind in ('complex', 'set', 'slice', 'tuple')),
     *(f'collections.{kind}' for kind in ('Counter', 'OrderedDict')),
     *(f'torch.{kind}' for kind in ('Size', 'Tensor', 'device')),
     *(f'torch._utils._rebuild_{kind}' for kind in _REBUILD),
@@ -67,6 +74,7 @@ _HARMLESS = {
 }
 # Called instead of functions that trust the file
 _INSTEAD = {
+    'builtins.bytes': _no_bytes,
     'builtins.getattr': _method,
     '_codecs.encode': _encode,
     'numpy.dtype': _dtype,

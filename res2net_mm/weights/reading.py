@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import pickle
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from ..backbones.base import CONVENTION
 from . import plain_pickle
 from .plain_pickle import Refused
 
+_FORCED = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'  # excludes an unpickler of one's own
 _MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19'  # the number with which torch's old format begins
 
 
@@ -48,7 +51,7 @@ def read_checkpoint(
         FileNotFoundError: There is no such file.
         CheckpointError: The file is damaged, is no checkpoint, or wants to run code.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # which leaves an unknown user's folder as it is
     if not path.exists():
         raise FileNotFoundError(f'checkpoint {path} does not exist')
     if not path.is_file():
@@ -108,26 +111,32 @@ def _read(path: Path, size: int, map_location: Any, trust: bool) -> Any:
             return _read_paddle(content, trust)
         if trust:
             return torch.load(file, map_location=map_location, weights_only=False)
-        if head.startswith(b'PK'):
+        if tarfile.is_tarfile(path):  # torch would unpack it
+            raise Refused('is a tar archive, the format of the first versions of torch')
+        if os.environ.get(_FORCED, '') in ('1', 'y', 'yes', 'true'):
+            raise Refused(f'cannot be read while {_FORCED} is set; unset it, no code is run anyway')
+        if head.startswith(b'PK\3\4'):
             _check_zip(path, content)
         elif _MAGIC not in head:
             raise Refused(f'is damaged or no checkpoint: it begins with {head!r}')
         checkpoint = torch.load(
             file, map_location=map_location, weights_only=False, pickle_module=plain_pickle
         )
-    storages = (tensor.untyped_storage() for tensor in _tensors(checkpoint))
+    storages = (tensor.untyped_storage() for tensor in _tensors(checkpoint, set()))
     if sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) > size:
         raise Refused('is damaged: its tensors have a larger size than the file')  # for torch 2.7
     return checkpoint
 
 
 def _check_zip(path: Path, content: mmap.mmap) -> None:
-    """Raises unless the checksums fit, which torch ignores."""
+    """Raises unless the content is stored as it is and fits its checksums, which torch ignores."""
     if not zipfile.is_zipfile(path):
         raise Refused('is damaged or no checkpoint: a zip archive without its end, maybe cut off')
     with zipfile.ZipFile(path) as archive:
-        has_checksums = len({file.CRC for file in archive.infolist()}) > 1  # set_crc32_options
-        changed = archive.testzip() if has_checksums else None
+        files = archive.infolist()
+        has_checksums = len({file.CRC for file in files}) > 1  # set_crc32_options
+        changed = next((file.filename for file in files if file.compress_type), None)
+        changed = changed or (archive.testzip() if has_checksums else None)
     if changed:
         raise Refused(f'is damaged: {changed} in it is not what was written')
     # Every byte is searched, since torch may find another table of contents than zipfile does.
@@ -135,12 +144,13 @@ def _check_zip(path: Path, content: mmap.mmap) -> None:
         raise Refused('is a TorchScript program, which runs when it is loaded')
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, (dict, list, tuple, set)):
+    elif isinstance(value, (dict, list, tuple, set)) and id(value) not in seen:
+        seen.add(id(value))
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
+            yield from _tensors(inner, seen)
 
 
 def _read_paddle(content: mmap.mmap, trust: bool) -> Any:

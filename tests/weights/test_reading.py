@@ -1,7 +1,9 @@
 import io
 import os
+import pickle
 import random
 import struct
+import tarfile
 import zipfile
 from collections import OrderedDict
 
@@ -289,6 +291,45 @@ def test_a_program_behind_a_second_table_of_contents(tmp_path, monkeypatch):
         assert isinstance(torch.jit.load(file), torch.jit.ScriptModule)
     monkeypatch.setattr(torch.jit, 'load', lambda *args, **kwargs: pytest.fail('it was run'))
     assert 'TorchScript' in refusal(path)
+
+
+@pytest.mark.parametrize('prefix', [b'', b'PKx'])
+def test_a_tar_archive_is_not_unpacked(tmp_path, prefix):
+    """A member of it may be a link to any file."""
+    victim, path = tmp_path / 'victim', tmp_path / 'old.pth'
+    victim.touch(mode=0o600)
+    begin = io.BytesIO()
+    torch.save({}, begin, _use_new_zipfile_serialization=False)
+    name = prefix or begin.getvalue()[:19] + b'\x80\x02}.' * 3  # as torch's old files begin
+    blocks = []
+    for member, link in ((name, ''), (b'storages', str(victim))):
+        info = tarfile.TarInfo('x')
+        info.type, info.linkname, info.mode = tarfile.LNKTYPE if link else b'0', link, 0o666
+        header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+        header[: len(member)] = member
+        header[148:156] = b' ' * 8
+        header[148:156] = b'%06o\0 ' % sum(header)
+        blocks.append(bytes(header))
+    end = io.BytesIO()
+    zipfile.ZipFile(end, 'w').close()
+    path.write_bytes(b''.join(blocks) + bytes(10240) + (end.getvalue() if prefix else b''))
+    assert tarfile.is_tarfile(path)
+    assert 'is a tar archive' in refusal(path)
+    assert victim.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_small_file_takes_neither_time_nor_memory(tmp_path):
+    nested = [1]
+    for _ in range(40):
+        nested = [nested, nested]
+    torch.save(dict(a=nested), tmp_path / 'nested.pth')
+    assert len(read_checkpoint(tmp_path / 'nested.pth')['a']) == 2
+    save_pickle(tmp_path / 'bytes.pth', pickle.dumps({'a': Call(bytes, (1 << 40,))}, 2))
+    assert 'no_bytes' in refusal(tmp_path / 'bytes.pth')
+    with zipfile.ZipFile(tmp_path / 'zeros.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('a/data.pkl', pickle.dumps({}, 2))
+        archive.writestr('a/data/0', bytes(1 << 20))
+    assert 'is damaged' in refusal(tmp_path / 'zeros.pth')
 
 
 def test_archives_without_checksums(tmp_path):

@@ -405,7 +405,8 @@ def mask_values(file: Path) -> np.ndarray:
 def _add_classes(coco: Conversion, file: Path, values: np.ndarray, first: int) -> None:
     """Adds the connected pieces of each class in a label map."""
     last = first + len(coco.classes) - 1
-    for value in np.unique(values[(values >= first) & (values != IGNORED)]).tolist():
+    counts = (values >= first) & ((values != IGNORED) | (last >= IGNORED))
+    for value in np.unique(values[counts]).tolist():
         if value > last:
             coco.left_out.add(f'class of value {value}, of {first} to {last}', file)
         else:

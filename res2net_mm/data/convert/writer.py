@@ -102,7 +102,9 @@ class Conversion:
         if self.merge and name not in (self.classes or ()):
             name = self.spellings.setdefault(folded(name), name)
         if self.classes is not None and name not in self.classes:
-            self.left_out.add(f'object of class {name!r}, which is not asked for', where)
+            like = self.spellings.get(folded(name))
+            hint = f', as {like!r} is (--merge makes them one)' if like else ''
+            self.left_out.add(f'object of class {name!r}, which is not asked for{hint}', where)
         elif not all(map(math.isfinite, (*box, area))):
             self.left_out.add('box that is not finite', where)
         elif min(width, height, area) <= 0:

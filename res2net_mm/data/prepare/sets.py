@@ -7,6 +7,8 @@ and a second call does nothing. A part is incomplete, whatever the counts, while
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -190,13 +192,22 @@ def _unpack_archive(home: Path, archive: Archive, source: Path | None) -> Path:
     stage = work / f'{archive.name}.files'  # from here, its files are moved
     unpack(file, stage, tuple(archive.moves), most=10 * archive.size + (1 << 30))
     for name, place in archive.moves.items():
-        if (stage / name).is_dir():  # its files join those that are there
-            move = dict(copy_function=shutil.move, dirs_exist_ok=True)
-            shutil.copytree(stage / name, home / place, **move)
-        elif (stage / name).is_file():
-            shutil.move(stage / name, home / place)
+        if (stage / name).exists():
+            _merge(stage / name, home / place)
     shutil.rmtree(stage)
     return file
+
+
+def _merge(source: Path, target: Path) -> None:
+    """Moves a file or folder; files of a folder that exists already join those in it."""
+    if source.is_dir() and target.exists():
+        for entry in list(source.iterdir()):
+            _merge(entry, target / entry.name)
+        return
+    if target.is_dir():  # the file would be moved into it
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.move(source, target)  # not os.replace: a folder of a set may be a link to another disk
 
 
 def _make_train_ids(home: Path) -> None:
