@@ -38,7 +38,7 @@ def main() -> None:
     check_writable(args.out, '--out', folder=True)
     if not 0 <= args.score <= 1:
         raise ToolError(f'--score must be from 0 to 1, but is {args.score}')
-    annotations, results, notes = read_files(args)
+    annotations, results, notes, _ = read_files(args)
     analysis = analyse(annotations, results, args.metric, args.score)
     lines = [f'note: {note}' for note in notes]
     print(format_errors(analysis), *lines, sep='\n', flush=True)

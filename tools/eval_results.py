@@ -38,7 +38,7 @@ def main() -> None:
         raise ToolError(f'--max-dets: {error}') from error
     if args.json is not None:
         check_writable(args.json, '--json')
-    annotations, results, notes = read_files(args)
+    annotations, results, notes, images = read_files(args)
     if not results:
         print(f'{args.results} holds no detection: every AP is 0')
     scores = evaluate(annotations, results, args.metric, max_dets=limits)
@@ -51,6 +51,7 @@ def main() -> None:
     content = dict(
         metric=args.metric,
         max_dets=limits,
+        images=images,
         images_with_results=len({result['image_id'] for result in results}),
         images_scored=len(annotations['images']),
         figures=known(scores.figures()),

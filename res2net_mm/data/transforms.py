@@ -169,6 +169,8 @@ class DropEmptyBoxes(mmcv.transforms.BaseTransform):
         if boxes is None:
             return results
         corners = boxes if isinstance(boxes, np.ndarray) else boxes.tensor.numpy()
+        if corners.ndim == 2 and corners.shape[1] != 4:  # rotated boxes and the like
+            return results
         corners = corners.reshape(-1, 4)
         x1, y1, x2, y2 = corners.T
         height, width = results.get('ori_shape') or (np.inf, np.inf)
@@ -246,8 +248,9 @@ def harden_pipeline(
         hardened.append(step)
         if alternatives or name not in ('LoadAnnotations', 'LoadPanopticAnnotations'):
             continue
-        detection = scope == 'mmdet' or (not scope and 'PackDetInputs' in present)
-        segmentation = scope == 'mmseg' or (not scope and 'PackSegInputs' in present)
+        shared = scope in ('', 'mmcv')
+        detection = scope == 'mmdet' or (shared and 'PackDetInputs' in present)
+        segmentation = scope == 'mmseg' or (shared and 'PackSegInputs' in present)
         panoptic = name == 'LoadPanopticAnnotations'
         boxes = drop_empty and not panoptic and step.get('with_bbox', detection)
         maps = panoptic or step.get('with_seg', segmentation)

@@ -129,11 +129,14 @@ def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) 
         sources['checkpoint'] = dict(classes=given)
     elif given == 'data':
         del sources['checkpoint']
-    named = {
-        who: source
-        for who, source in sources.items()
-        if source['classes'] and count in (None, len(source['classes']))
-    } or {'model': dict(classes=[str(i) for i in range(count or 1)])}
+    named = {}
+    for who, source in sources.items():
+        has = len(source['classes'])
+        if has and count in (None, has):
+            named[who] = source
+        elif has and not named:
+            warn(f'the {who} names {has} classes, but the model has {count}: they are not used')
+    named = named or {'model': dict(classes=[str(i) for i in range(count or 1)])}
     who, chosen = next(iter(named.items()))
     classes, palette = tuple(chosen['classes']), chosen.get('palette')
     if who != 'checkpoint' or any(tuple(source['classes']) != classes for source in named.values()):

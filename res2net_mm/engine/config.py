@@ -145,7 +145,12 @@ def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
     return {split: loader for split, loader in found.items() if loader is not None}
 
 
-def images_per_step(cfg: Config) -> int:
-    """Images in one step of the optimizer, over all processes and accumulated batches."""
-    accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
+def images_per_step(cfg: Config, optimizer: str | None = None) -> int:
+    """Images in one step of an optimizer, over all processes and accumulated batches.
+
+    ``optimizer`` is its name, if the config has several.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    wrapper = wrapper if optimizer is None else wrapper.get(optimizer, {})
+    accumulated = wrapper.get('accumulative_counts', 1)
     return cfg.train_dataloader.batch_size * get_world_size() * accumulated

@@ -1,63 +1,93 @@
-"""Mistakes in configs that would stop a run late or give wrong results."""
+"""Mistakes in configs that would stop a run later, far from their cause."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
+from mmengine.registry import VISBACKENDS
 
+from ..checks import nearest
 from ..data.check.agreement import evaluators_of
-from ..data.sets.nodes import find_nodes, type_name
+from ..data.sets.nodes import Node, find_nodes, type_name
 from ..registry import MODELS
 from .config import dataloaders, our_backbones, timm_backbones
-from .config_keys import walk
 from .errors import ToolError, building_config
+
+# heads that average over the image, so their batch norm sees one value per channel and image
+_POOLING_HEADS = ('PSPHead', 'UPerHead', 'ASPPHead', 'DepthwiseSeparableASPPHead', 'APCHead')
 
 
 def check_model(cfg: Config) -> None:
-    """Raises a ToolError if parts of the model, its metrics and the data sets do not fit."""
+    """Raises a ToolError if parts of the model, its input and the data sets do not fit."""
     model = cfg.get('model') or {}
-    if model.get('backbone') in our_backbones(cfg) + timm_backbones(cfg):
-        _check_channels(model)
-    classes = (model.get('head') or {}).get('num_classes', math.inf)
-    for key, metric in [*evaluators_of(cfg, 'val'), *evaluators_of(cfg, 'test')]:
-        given = metric.get('topk', 1)
-        if type_name(metric).endswith('Accuracy') and max(_listed(given)) > classes:
-            raise ToolError(  # which would stop the run after its first epoch
-                f'{key}.topk is {given}, but the model has {classes} classes: set {key}.topk=1'
+    preprocessor = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    backbone = model.get('backbone')
+    ours = isinstance(backbone, dict) and backbone in our_backbones(cfg) + timm_backbones(cfg)
+    several = type_name(preprocessor).endswith('SegDataPreProcessor')  # any number of channels
+    channels = backbone.get('in_channels', 3) if several and ours else 3
+    for key in ('mean', 'std'):
+        values = preprocessor.get(key)
+        if several and not ours or not isinstance(values, Sequence):
+            continue
+        if len(values) not in (1, channels):
+            raise ToolError(
+                f'data_preprocessor.{key} has {len(values)} values: give {channels}, one per '
+                'channel, or 1'
             )
-    for split, loader in dataloaders(cfg).items():
-        key = f'{split}_dataloader.dataset'
-        for node in find_nodes(loader.get('dataset'), key, cfg.get('default_scope')):
-            if node.family == 'semantic':
-                _check_zero_label(node.key, node.config, bool(node.option('reduce_zero_label')))
+    if ours:
+        _check_channels(cfg, model, backbone)
+        _check_top(cfg, model.get('head'))
+        if backbone.get('in_channels', 3) == 1:
+            _check_gray(cfg)
+    for i, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or ()):
+        _check_backend(cfg, i, backend.get('type'))
+    for node in _datasets(cfg):
+        if node.family == 'semantic':
+            _check_zero_label(node.key, node.config, bool(node.option('reduce_zero_label')))
 
 
 def check_training(cfg: Config, images: int) -> list[str]:
-    """Warnings about schedules that do not fit the length of a training run.
+    """Checks the schedules and the batches of a training run.
 
-    Raises a ToolError if one ends before it begins. ``images`` is the size of the training set, 0
-    if it is unknown.
+    Args:
+        cfg: The config.
+        images: Size of the training set; 0 if unknown.
+
+    Returns:
+        Warnings about what may be intended.
+
+    Raises:
+        ToolError: A schedule ends before it begins, or batch norm gets a single value.
     """
     loop, loader = cfg.get('train_cfg') or {}, cfg.train_dataloader
     epochs, iterations = loop.get('max_epochs'), loop.get('max_iters')
-    if epochs and images:
-        steps = images * _times(loader.get('dataset')) / get_world_size() / loader.batch_size
-        iterations = epochs * (int(steps) if loader.get('drop_last') else math.ceil(steps))
+    mine = math.ceil(images * _times(loader.get('dataset')) / get_world_size())
+    batch, last = loader.get('batch_size', 1), 0
+    if epochs and mine:
+        last = mine % batch
+        iterations = epochs * (mine // batch if loader.get('drop_last') else -(-mine // batch))
+    smallest = last if last and not loader.get('drop_last') else batch
+    if smallest == 1:
+        _check_batch_norm(cfg, batch)
     warnings = []
     for name, schedule in schedules(cfg):
-        begin, end = schedule.get('begin') or 0, schedule.get('end')
+        begin = schedule.get('begin') or 0
+        whole = schedule.get('T_max')
+        end = schedule.get('end')
         if end is None:
-            end = begin + (schedule.get('T_max') or math.inf)
+            end = math.inf if whole is None else begin + whole
         kind = f'{name} ({schedule.get("type")})'
         if end <= begin:
             raise ToolError(f'{kind} ends at {end}, before it begins at {begin}: set {name}.end')
         unit = 'epoch' if schedule.get('by_epoch', True) else 'iteration'
-        length = (epochs if unit == 'epoch' else iterations) or math.inf
+        length = epochs if unit == 'epoch' else iterations
+        if length is None:
+            continue
         if begin >= length:
             warnings.append(
                 f'WARNING: {kind} never starts: it begins at {unit} {begin} of {length}'
@@ -73,47 +103,83 @@ def check_training(cfg: Config, images: int) -> list[str]:
 def schedules(cfg: Config) -> Iterator[tuple[str, dict]]:
     """The schedules of a config with their keys."""
     given = cfg.get('param_scheduler') or []
-    if isinstance(given, dict):
-        yield 'param_scheduler', given
-    else:
-        yield from ((f'param_scheduler.{i}', schedule) for i, schedule in enumerate(given))
+    several = isinstance(given, dict) and 'type' not in given
+    for key, part in given.items() if several else [(None, given)]:
+        name = 'param_scheduler' if key is None else f'param_scheduler.{key}'
+        if isinstance(part, dict):
+            yield name, part
+        else:
+            yield from ((f'{name}.{i}', schedule) for i, schedule in enumerate(part))
 
 
-def _check_channels(model: Mapping) -> None:
-    """Compares ``in_channels`` of the parts behind the backbone with what the backbone gives."""
-    backbone = model['backbone']
+def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
+    """Compares ``in_channels`` of neck and heads with what the backbone, or an FPN, gives."""
     with torch.device('meta'), building_config():
         net = MODELS.build(dict(backbone, init_cfg=None))
     levels = list(net.out_channels)
     stem = ', with_stem=True' if backbone.get('with_stem') else ''
     gives = f'the backbone gives {levels} (out_indices={net.out_indices}{stem})'
-    neck = model.get('neck')
-    neck = neck[0] if isinstance(neck, (list, tuple)) else neck or {}
-    if type_name(neck).endswith('GlobalAveragePooling'):
-        _check_width('head', model.get('head') or {}, levels[-1], gives)
-    elif isinstance(neck.get('in_channels'), (list, tuple)):
-        down = type_name(neck) == 'YOLOV3Neck'  # lists the highest level first
-        _check_width('neck', neck, levels[::-1] if down else levels, gives)
-    for path, part in () if neck else walk(model):
-        index = part.get('in_index') if isinstance(part, dict) else None
-        if index is None:
-            continue
-        if max(_listed(index)) >= len(levels):
-            raise ToolError(f'model.{path}.in_index is {index}, but {gives}: set both')
-        wanted = [levels[k] for k in _listed(index)]
-        _check_width(path, part, wanted if isinstance(index, Sequence) else wanted[0], gives)
+    neck, head = model.get('neck'), model.get('head')
+    pools = type_name(neck).endswith('GlobalAveragePooling')
+    if pools and isinstance(head, dict) and 'in_channels' in head:
+        _fit('model.head.in_channels', head['in_channels'], levels[-1], gives)
+    if neck:
+        several = isinstance(neck, (list, tuple))
+        path, first = ('model.neck.0', neck[0]) if several else ('model.neck', neck)
+        if isinstance(first.get('in_channels'), (list, tuple)):
+            down = type_name(first) == 'YOLOV3Neck'  # lists the highest level first
+            _fit(f'{path}.in_channels', first['in_channels'], levels[:: -1 if down else 1], gives)
+        width = None if several or type_name(neck) != 'FPN' else neck.get('out_channels')
+        for name in ('rpn_head', 'bbox_head'):
+            taken = (model.get(name) or {}).get('in_channels')
+            if isinstance(width, int) and isinstance(taken, int):
+                _fit(f'model.{name}.in_channels', taken, width, f'the neck gives {width}')
+        return
+    for name in ('decode_head', 'auxiliary_head'):
+        several = isinstance(model.get(name), (list, tuple))
+        for i, head in enumerate(model[name] if several else [model.get(name) or {}]):
+            path = f'model.{name}.{i}' if several else f'model.{name}'
+            index = head.get('in_index')
+            if index is None or 'in_channels' not in head:
+                continue
+            try:
+                taken = levels[index] if isinstance(index, int) else [levels[k] for k in index]
+            except IndexError:
+                raise ToolError(f'{path}.in_index is {index}, but {gives}: set both') from None
+            _fit(f'{path}.in_channels', head['in_channels'], taken, gives)
 
 
-def _check_width(path: str, part: Mapping, wanted: int | list[int], gives: str) -> None:
-    given = part.get('in_channels')
-    if given is not None and _listed(given) != _listed(wanted):
-        text = str(wanted).replace(' ', '')
-        raise ToolError(
-            f'model.{path}.in_channels is {given}, but {gives}: set model.{path}.in_channels={text}'
-        )
+def _check_top(cfg: Config, head: Any) -> None:
+    """Top-5 accuracy of three classes would stop the run after its first epoch."""
+    classes = head.get('num_classes') if isinstance(head, dict) else None
+    for split in ('val', 'test') if classes else ():
+        for key, metric in evaluators_of(cfg, split):
+            given = metric.get('topk', 1)
+            most = max(given) if isinstance(given, Sequence) else given
+            if type_name(metric).endswith('Accuracy') and most > classes:
+                raise ToolError(
+                    f'{key}.topk is {given}, but the model has {classes} classes: set {key}.topk=1'
+                )
 
 
-def _check_zero_label(key: str, dataset: Mapping, reduced: bool) -> None:
+def _fit(key: str, given: Any, fitting: Any, reason: str) -> None:
+    if (list(given) if isinstance(given, (list, tuple)) else given) != fitting:
+        text = str(fitting).replace(' ', '')
+        raise ToolError(f'{key} is {given}, but {reason}: set {key}={text}')
+
+
+def _check_gray(cfg: Config) -> None:
+    for node in _datasets(cfg):
+        for i, step in enumerate(node.config.get('pipeline') or ()):
+            loads = type_name(step).endswith('LoadImageFromFile')
+            if loads and step.get('color_type', 'color') == 'color':
+                raise ToolError(
+                    f'model.backbone.in_channels is 1, but {node.key}.pipeline.{i} loads 3 '
+                    "channels: set its color_type='grayscale', or in_channels=3"
+                )
+
+
+def _check_zero_label(key: str, dataset: dict, reduced: bool) -> None:
     for i, step in enumerate(dataset.get('pipeline') or ()):
         given = step.get('reduce_zero_label') if isinstance(step, dict) else None
         if given is not None and bool(given) is not reduced:
@@ -124,11 +190,43 @@ def _check_zero_label(key: str, dataset: Mapping, reduced: bool) -> None:
             )
 
 
+def _check_backend(cfg: Config, i: int, kind: Any) -> None:
+    try:
+        with VISBACKENDS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            known = not isinstance(kind, str) or registry.get(kind) is not None
+    except Exception:  # mmengine tries to import unknown names
+        known = False
+    if not known:
+        known = list(VISBACKENDS.module_dict)
+        near = nearest(str(kind), known, 0.4) or ' or '.join(known)
+        raise ToolError(f'visualizer.vis_backends.{i}.type {kind} does not exist; there is {near}')
+
+
+def _check_batch_norm(cfg: Config, batch: int) -> None:
+    heads = (cfg.get('model') or {}).get('decode_head')
+    for head in heads if isinstance(heads, list) else [heads or {}]:
+        kind = str(head.get('type')).rpartition('.')[2]
+        norm = str((head.get('norm_cfg') or {}).get('type'))
+        shared = norm == 'SyncBN' and get_world_size() > 1 and torch.cuda.is_available()
+        if kind in _POOLING_HEADS and norm in ('BN', 'BN2d', 'SyncBN') and not shared:
+            why = 'is 1' if batch == 1 else f'{batch} leaves a last batch of 1'
+            raise ToolError(
+                f'train_dataloader.batch_size {why}, and the batch norm of {kind} after pooling '
+                'the whole image cannot train on one value: set it to 2 or more'
+                + ('' if batch == 1 else ', or train_dataloader.drop_last=True')
+            )
+
+
 def _times(dataset: Any) -> int:
-    """How often wrappers repeat a data set."""
-    inner = dataset.get('dataset') if isinstance(dataset, Mapping) else None
-    return dataset.get('times', 1) * _times(inner) if inner else 1
+    times = 1
+    while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
+        times *= dataset.get('times', 1)
+        dataset = dataset['dataset']
+    return times
 
 
-def _listed(value: Any) -> list:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _datasets(cfg: Config) -> Iterator[Node]:
+    """The data sets of all splits, below their wrappers."""
+    for split, loader in dataloaders(cfg).items():
+        key = f'{split}_dataloader.dataset'
+        yield from find_nodes(loader.get('dataset'), key, cfg.get('default_scope'))

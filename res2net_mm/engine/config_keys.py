@@ -1,19 +1,24 @@
-"""Keys of a config that nothing reads, where mmengine would ignore them silently.
-
-A part with a ``type`` needs no check: its class refuses an argument that it does not take.
-"""
+"""Keys of a config that nothing reads: mmengine ignores a misspelt one silently."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
+import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmengine import registry as registries
 from mmengine.config import Config
+from mmengine.optim import OptimWrapper
+from mmengine.registry import Registry
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
 
+from ..backbones import TimmBackbone
 from ..checks import nearest
 from .errors import ToolError
 
@@ -26,11 +31,16 @@ TOP = set(
     'sync_bn find_unused_parameters compile activation_checkpointing efficient_conv_bn_eval '
     'strategy runner_type tta_model tta_pipeline checkpoint_classes'.split()
 )
-# settings that code reads by name, without a class that would refuse others
-_SETTINGS = re.compile(
-    r'model\.(train|test)_cfg(\.\w+)?|auto_scale_lr|optim_wrapper\.paramwise_cfg'
+# taken out before a class is called
+_ALWAYS = set(
+    'type _scope_ _delete_ requires_grad priority convert_to_iter_based optimizer paramwise_cfg '
+    'constructor'.split()
 )
-_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'res2net_mm')
+# settings that the model's classes read in their own way
+_FREE = re.compile(r'model\.(train|test)_cfg(\.\w+)?')
+_NUMBER = re.compile(r'(Optional\[)?(int|float|bool)\]?( \| None)?')
+_CUTOFF = 0.85  # how similar an unknown key at the top has to be to one of TOP to be a typo
+_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', __package__.partition('.')[0])
 
 
 def check_keys(cfg: Config) -> None:
@@ -40,76 +50,148 @@ def check_keys(cfg: Config) -> None:
     resembles one that is read.
     """
     for key in cfg.keys() - TOP:
-        near = nearest(key, TOP, 0.85)
-        if near and not key.endswith('_pipeline'):  # files name these lists as they like
+        if key.endswith('_pipeline'):
+            continue  # files name these lists as they like
+        if near := nearest(key, TOP, _CUTOFF):
             raise _unread(key, [near])
-    parts = {key: cfg[key] for key in ('model', 'auto_scale_lr', 'optim_wrapper') if key in cfg}
-    for path, node in walk(parts):
-        if isinstance(node, dict) and 'type' not in node and _SETTINGS.fullmatch(path):
-            for key in node:
-                if not _is_read(key, cfg):
-                    raise _unread(f'{path}.{key}', [])
+    loaders = _parameters(DataLoader) | {'num_batch_per_epoch'}
+    loop = cfg.get('train_cfg') or {}
+    known = {
+        'randomness': _parameters(Runner.set_randomness),
+        'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+        'env_cfg.mp_cfg': {'mp_start_method', 'opencv_num_threads'},
+        'auto_scale_lr': {'enable', 'base_batch_size'},
+        'train_dataloader': loaders,
+        'val_dataloader': loaders,
+        'test_dataloader': loaders,
+    }
+    if loop.get('type') in (None, 'EpochBasedTrainLoop', 'IterBasedTrainLoop'):
+        by_iter = loop.get('type') == 'IterBasedTrainLoop' or not loop.get('by_epoch', True)
+        known['train_cfg'] = _parameters(IterBasedTrainLoop if by_iter else EpochBasedTrainLoop)
+        known['train_cfg'] |= {'by_epoch'}
+    wrapper = cfg.get('optim_wrapper') or {}
+    if wrapper.get('type', 'OptimWrapper') == 'OptimWrapper' and 'constructor' not in wrapper:
+        known['optim_wrapper'] = _parameters(OptimWrapper) | {'paramwise_cfg'}
+        known['optim_wrapper.paramwise_cfg'] = set(
+            'custom_keys bias_lr_mult bias_decay_mult norm_decay_mult flat_decay_mult '
+            'dwconv_decay_mult dcn_offset_lr_mult bypass_duplicate'.split()
+        )
+    for path, names in known.items():
+        node = functools.reduce(lambda d, k: d.get(k) or {}, path.split('.'), cfg)
+        if isinstance(node, dict):
+            _check(path, node, names)
+
+
+def check_arguments(cfg: Config) -> None:
+    """Raises a ToolError at an argument that neither its class nor any code around it reads, and at
+    a text where a number belongs.
+
+    Classes that cannot be found are left to the code that builds them.
+    """
+    scope = cfg.get('default_scope')
+    for path, node in walk({key: cfg[key] for key in cfg if key in TOP}):
+        classes = classes_named(node.get('type'), scope) if isinstance(node, dict) else ()
+        if not classes and not (isinstance(node, dict) and _FREE.fullmatch(path)):
+            continue
+        names = set().union(*map(arguments_of, classes))
+        # the code that builds the class may read more, such as requires_grad of a norm_cfg
+        roots = _roots(cfg) + _sources(classes)
+        roots += _folders('timm') if TimmBackbone in classes else ()  # passed on to timm
+        names |= {key for key in node.keys() - names if _mentioned(str(key), roots)}
+        _check(path, node, names)
+        for key, value in node.items():
+            if isinstance(value, str) and classes and all(_wants_number(c, key) for c in classes):
+                raise ToolError(f'{path}.{key} of the config must be a number, but is {value!r}')
 
 
 def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
-    """Raises a ToolError at one of ``--cfg-options`` (dotted keys) that would change nothing, or
-    that replaces a number by something else.
+    """Raises a ToolError at one of ``--cfg-options`` (dotted keys) that would change nothing,
+    or whose value is of another sort than the config's.
 
     ``cfg`` is the config without them.
     """
-    there = dict(walk({key: cfg[key] for key in cfg}))
     for option, value in options.items():
-        first, _, rest = option.partition('.')
-        shadowed = first == 'data_preprocessor' and 'model.data_preprocessor' in there
+        first, *rest = option.split('.')
+        shadowed = first == 'data_preprocessor' and 'data_preprocessor' in (cfg.get('model') or {})
         if first not in TOP or shadowed:
-            _check_variable(there, first, f'.{rest}' if rest else '', cfg.filename)
-        elif option in there:
-            number = isinstance(there[option], (int, float)) and isinstance(value, (str, dict))
-            if number and not option.endswith('loss_scale'):  # it is also 'dynamic'
-                raise ToolError(
-                    f'--cfg-options {option} must be a number such as {there[option]}, but is '
-                    f'{value!r}'
+            _check_variable(cfg, first, rest)
+            continue
+        node: Any = cfg.get(first)
+        for i, key in enumerate(rest, 1):
+            if isinstance(node, (list, tuple)) and key.isdigit() and int(key) < len(node):
+                node = node[int(key)]
+            elif isinstance(node, dict) and key in node:
+                node = node[key]
+            else:
+                path = '.'.join([first, *rest[: i - 1]])
+                new = f'{path}.{key}.type' in options or 'type' in (
+                    value if isinstance(value, dict) else ()
                 )
+                named_freely = path.endswith(('custom_keys', 'metainfo'))
+                if isinstance(node, dict) and not (new or named_freely or key in _ALWAYS):
+                    _check_new_key(cfg, path, node, key)
+                break
         else:
-            _check_new(there, option)
+            _check_value(option, node, value)
 
 
-def _check_variable(there: Mapping[str, Any], name: str, rest: str, file: str) -> None:
+def _check_value(key: str, old: Any, new: Any) -> None:
+    """Raises at a value of another sort than the one that it would replace."""
+    number = isinstance(old, (int, float)) and isinstance(new, (str, dict))
+    if number and not key.endswith('loss_scale'):  # it is also 'dynamic'
+        raise ToolError(f'--cfg-options {key} must be a number such as {old}, but is {new!r}')
+    if isinstance(old, dict) and not (new is None or isinstance(new, (dict, list))):
+        example = next(iter(old), 'type')
+        raise ToolError(f'--cfg-options {key} must be a dict, but is {new!r}; set {key}.{example}')
+
+
+def _check_variable(cfg: Config, name: str, rest: list[str]) -> None:
     """Raises at a name at the top that nothing reads: a variable, or a key at the wrong level."""
-    value, others = there.get(name), TOP - {name}
-    telling = isinstance(value, (str, list, tuple, dict)) and len(value) > 1
+    value = cfg.get(name)
+    telling = value if isinstance(value, (str, list, tuple, dict)) and len(value) > 1 else None
     uses = [
-        f'{path}{rest}'
-        for path, part in there.items()
-        if path.partition('.')[0] in others
-        and (path.endswith(f'.{name}') or (telling and part == value))
+        '.'.join([path, *rest])
+        for path, part in walk({key: cfg[key] for key in cfg if key in TOP and key != name})
+        if path.rpartition('.')[2] == name or (telling is not None and part == telling)
     ]
-    if name not in there:
-        near = nearest(name, {*TOP, *(path for path in there if '.' not in path)}, 0.75)
-        raise _unread(f'{name}{rest}', uses or ([f'{near}{rest}'] if near else []))
-    if uses:
-        raise ToolError(
-            f'--cfg-options {name} changes nothing: it is a variable of {file}, and its value is '
-            f'already in place. Set {" and ".join(uses[:4])}'
-        )
+    if name in cfg:
+        if uses:
+            raise ToolError(
+                f'--cfg-options {name} changes nothing: it is a variable of {cfg.filename}, and '
+                f'its value is already in place. Set {" and ".join(uses[:4])}'
+            )
+    elif name in TOP or not _mentioned(name, _own_roots(cfg)):
+        near = nearest(name, TOP | cfg.keys(), 0.75)
+        raise _unread('.'.join([name, *rest]), uses or (near and ['.'.join([near, *rest])]))
 
 
-def _check_new(there: Mapping[str, Any], option: str) -> None:
-    """Raises at a key that the config lacks, if it has the same key deeper or a similar one."""
-    path, key = option, ''
-    while path and path not in there:
-        path, _, key = path.rpartition('.')
-    node = there.get(path)
-    free = path.endswith(('custom_keys', 'metainfo'))  # names of the user's choice
-    if free or not isinstance(node, dict) or 'type' in node:
-        return
-    meant = [at for at in there if at.startswith(f'{path}.') and at.endswith(f'.{key}')]
+def _check_new_key(cfg: Config, prefix: str, node: Mapping[str, Any], key: str) -> None:
+    """Raises at a key that would be new in ``node``, if it belongs deeper or nothing reads it."""
+    below = [path for path, _ in walk(node, prefix) if path.rpartition('.')[2] == key]
+    if 'type' in node:
+        classes = classes_named(node['type'], cfg.get('default_scope'))
+        if classes and below and key not in set().union(*map(arguments_of, classes)):
+            raise _unread(f'{prefix}.{key}', below)
+        return  # check_arguments looks at the rest
+    if below and all(isinstance(value, dict) for value in node.values()):
+        raise _unread(f'{prefix}.{key}', below)
     near = nearest(key, node, 0.7)
-    if meant or near:
-        raise _unread(f'{path}.{key}', meant or [f'{path}.{near}'])
+    mentioned = _mentioned(key, _roots(cfg))
+    if mentioned and near and _FREE.fullmatch(prefix):
+        parts = [part for _, part in walk(cfg.model) if isinstance(part, dict)]
+        classes = [c for p in parts for c in classes_named(p.get('type'), cfg.get('default_scope'))]
+        mentioned = _mentioned(key, _sources(classes))
+    if not mentioned:
+        raise _unread(f'{prefix}.{key}', near and [f'{prefix}.{near}'])
 
 
-def _unread(key: str, near: list[str]) -> ToolError:
+def _check(path: str, node: Mapping[str, Any], names: set[str]) -> None:
+    for key in node.keys() - names - _ALWAYS:
+        near = nearest(str(key), names, 0.5)
+        raise _unread(f'{path}.{key}', near and [f'{path}.{near}'])
+
+
+def _unread(key: str, near: Sequence[str] | None) -> ToolError:
     hint = f'; did you mean {" or ".join(near[:3])}?' if near else ''
     return ToolError(f'nothing reads {key} of the config{hint}')
 
@@ -123,22 +205,81 @@ def walk(node: Any, path: str = '') -> Iterator[tuple[str, Any]]:
         yield from walk(value, f'{path}.{key}' if path else str(key))
 
 
-def _is_read(key: str, cfg: Config) -> bool:
-    """Whether a package whose code may read the settings of a model has this word in it."""
+@functools.cache
+def classes_named(kind: Any, scope: str | None) -> tuple[type, ...]:
+    """The classes that a ``type`` may name; several registries can know the name."""
+    if not isinstance(kind, str):
+        return (kind,) if isinstance(kind, type) else ()
+    found = []
+    for registry in vars(registries).values():
+        if isinstance(registry, Registry) and registry.parent is None:
+            for name in (f'{scope}.{kind}', kind) if scope else (kind,):
+                try:
+                    cls = registry.get(name)
+                except Exception:  # not there, or its package is not installed
+                    continue
+                if cls is not None:
+                    found.append(cls)
+                    break
+    return tuple(dict.fromkeys(found)) if all(isinstance(c, type) for c in found) else ()
+
+
+def _parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters) - {'self'}
+
+
+def arguments_of(cls: type) -> set[str]:
+    """Names of the arguments of a class and of those it inherits from."""
+    inits = [vars(base)['__init__'] for base in cls.__mro__ if '__init__' in vars(base)]
+    return set().union(*(_parameters(init) for init in inits if inspect.isfunction(init)))
+
+
+def _wants_number(cls: type, name: str) -> bool:
+    """Whether the annotation of an argument says that it is a number."""
+    try:
+        parameter = inspect.signature(cls).parameters.get(name)
+    except (TypeError, ValueError):  # built in
+        return False
+    kind = parameter and parameter.annotation
+    text = kind.__name__ if isinstance(kind, type) else str(kind).removeprefix('typing.')
+    return bool(_NUMBER.fullmatch(text))
+
+
+def _roots(cfg: Config) -> tuple[Path, ...]:
+    """Folders with the sources that may read this config."""
+    packages = dict.fromkeys([*_PACKAGES, cfg.get('default_scope') or 'mmdet'])
+    return _folders(*packages) + _own_roots(cfg)
+
+
+def _own_roots(cfg: Config) -> tuple[Path, ...]:
+    """Folders of the packages that only this config imports."""
     imports = (cfg.get('custom_imports') or {}).get('imports') or []
     names = [imports] if isinstance(imports, str) else imports
-    own = [name.partition('.')[0] for name in names]
-    packages = [cfg.get('default_scope') or 'mmdet', *_PACKAGES, *own]
-    return any(key in _words(package) for package in dict.fromkeys(packages))
+    return _folders(*sorted({name.partition('.')[0] for name in names} - set(_PACKAGES)))
+
+
+def _sources(classes: Iterable[type]) -> tuple[Path, ...]:
+    """Files of classes and of what they inherit from."""
+    files = set()
+    for base in {base for cls in classes for base in cls.__mro__[:-1]}:
+        with contextlib.suppress(TypeError, OSError):  # built in, or typed into a shell
+            files.add(Path(inspect.getfile(base)))
+    return tuple(sorted(files))
 
 
 @functools.cache
-def _words(package: str) -> frozenset[str]:
-    """The words in the Python code of a package or module."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.origin:
-        return frozenset()
-    file = Path(spec.origin)
-    files = file.parent.rglob('*.py') if file.name == '__init__.py' else [file]
-    texts = (file.read_text(errors='ignore') for file in files if '.mim' not in file.parts)
-    return frozenset(word for text in texts for word in re.findall(r'\w+', text))
+def _folders(*packages: str) -> tuple[Path, ...]:
+    specs = [importlib.util.find_spec(name) for name in packages]
+    files = [Path(spec.origin) for spec in specs if spec and spec.origin]
+    return tuple(f.parent if f.name == '__init__.py' else f for f in files)
+
+
+def _mentioned(word: str, roots: tuple[Path, ...]) -> bool:
+    pattern = re.compile(rf'\b{re.escape(word)}\b'.encode())
+    return any(pattern.search(_text(root)) for root in roots)
+
+
+@functools.cache
+def _text(root: Path) -> bytes:
+    files = [root] if root.is_file() else root.rglob('*.py')
+    return b'\n'.join(file.read_bytes() for file in files if '.mim' not in file.parts)

@@ -26,7 +26,7 @@ _ENDING = ('SIGINT', 'SIGTERM', 'SIGHUP')  # Windows lacks the last
 _PACKAGE = Path(__file__).resolve().parents[1]
 # how Python reports an argument that a class does not take
 _WRONG_ARGUMENT = re.compile(r'unexpected keyword argument|missing \d+ required')
-_NO_MEMORY = re.compile('out of memory|allocate memory')  # in torch's RuntimeErrors
+_NO_MEMORY = re.compile('out of memory|allocate memory|No space left')  # in torch's RuntimeErrors
 
 
 class ToolError(Exception):

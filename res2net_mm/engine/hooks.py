@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -97,7 +98,8 @@ class FiniteLossHook(Hook):
         self, runner: Runner, data_batch: dict | None = None, outputs: dict | None = None, **_: Any
     ) -> None:
         parts = {k: torch.as_tensor(v).detach() for k, v in (outputs or {}).items() if 'loss' in k}
-        broken = [f'{k} = {v:g}' for k, v in parts.items() if v.numel() == 1 and not v.isfinite()]
+        losses = {k: v.item() for k, v in parts.items() if v.numel() == 1}
+        broken = [f'{k} = {v:g}' for k, v in losses.items() if not math.isfinite(v)]
         if broken:
             samples = (data_batch or {}).get('data_samples') or ()
             images = [str(getattr(sample, 'img_path', '?')) for sample in samples]
@@ -120,7 +122,8 @@ class FiniteWeightsHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
-        if broken := not_finite(unwrapped(runner.model).state_dict(), runner.constants):
+        weights = unwrapped(runner.model).state_dict()
+        if broken := not_finite(weights, getattr(runner, 'constants', ())):
             raise ToolError(
                 f'{say_not_finite(broken)} at iteration {runner.iter}: the gradients of an earlier '
                 'step were not finite, or the pretrained weights are not'
@@ -130,7 +133,7 @@ class FiniteWeightsHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         states = ('state_dict.', 'ema_state_dict.module.')
-        known = [f'{part}{name}' for part in states for name in runner.constants]
+        known = [f'{part}{name}' for part in states for name in getattr(runner, 'constants', ())]
         saved = ('state_dict', 'ema_state_dict', 'optimizer')
         if broken := not_finite({key: checkpoint.get(key) for key in saved}, known):
             raise ToolError(

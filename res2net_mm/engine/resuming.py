@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import get_world_size
+from mmengine.hooks import ParamSchedulerHook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..checks import listed
 from ..data.sets.nodes import type_name
 from ..registry import SCOPE
+from .config_checks import schedules
 from .errors import ToolError
 
 FACTS = 'res2net_mm_run'  # key in a checkpoint's meta for facts that its config does not hold
@@ -40,39 +42,53 @@ _BATCH_NORMS = {'BN', 'SyncBN', 'MMSyncBN'}  # equal once trained
 _SCHEDULE = ('optim_wrapper', 'param_scheduler', 'auto_scale_lr', 'train_cfg.max_')
 _ANEW = 'start anew from its weights with load_from, without --resume'
 _MOST_SHOWN = 20
+_UNSET = 'not set'
 
 
 def run_facts(runner: Runner) -> dict[str, Any]:
     """What a checkpoint's ``meta`` holds for the run that resumes from it."""
-    return {FACTS: dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())}
+    facts = dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())
+    earlier = getattr(runner, 'earlier_lengths', [])
+    return {FACTS: dict(facts, earlier_lengths=earlier) if earlier else facts}
 
 
 def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> list[str]:
-    """One line for each difference between a config and the one that a checkpoint was saved with.
+    """Compares a config with the one that a checkpoint was saved with.
 
-    Raises a ToolError if a run of this config cannot resume from this checkpoint.
+    Schedules that ended with the run then end with the run as it is now; ``cfg`` is changed.
+
+    Returns:
+        One line for each difference.
+
+    Raises:
+        ToolError: A run of this config cannot resume from this checkpoint.
     """
-    if not all(isinstance(meta.get(key), int) for key in ('epoch', 'iter')):
-        raise ToolError(f'{checkpoint} holds weights and no training to resume: {_ANEW}')
     saved = read_config_text(meta.get('cfg'))
-    unit, before = _unit(cfg), _unit(saved or cfg)
-    if before != unit:
+    way = f'start anew from its weights with load_from={checkpoint} and without --resume'
+    if not all(isinstance(meta.get(key), int) for key in ('epoch', 'iter')):
         raise ToolError(
-            f'{checkpoint} was trained by {before}s and the config trains by {unit}s (train_cfg): '
-            f'{_ANEW}'
+            f'{checkpoint} holds weights and no training to resume: {way.split(" and ")[0]}'
         )
-    changed = _changes(cfg, saved)
-    if kinds := changed.get('optim_wrapper.optimizer.type'):
+    unit, length = _length(cfg), _run_length(cfg)
+    if saved and _length(saved) != unit:
+        raise ToolError(
+            f'{checkpoint} was trained by {_length(saved)}s and the config trains by {unit}s '
+            f'(train_cfg): {way}'
+        )
+    _follow_length(cfg, unit, length, _earlier_lengths(meta, saved, length))
+    changed = dict(_changes(cfg, saved))
+    kinds = changed.get('optim_wrapper.optimizer.type')
+    if kinds:
         raise ToolError(
             f'optim_wrapper.optimizer.type is {kinds[1]}, but {checkpoint} holds the state of '
-            f'{kinds[0]}: {_ANEW}'
+            f'{kinds[0]}: {way}'
         )
     if _averages(saved) and not _averages(cfg):
         raise ToolError(
             f'{checkpoint} holds averaged weights of an EMAHook and the config has no such hook: '
-            f'put it back, or {_ANEW}'
+            f'put it back, or {way}'
         )
-    lines = [f'{key}: {old!s:.80} -> {new!s:.80}' for key, (old, new) in changed.items()]
+    lines = [f'{key}: {_short(old)} -> {_short(new)}' for key, (old, new) in changed.items()]
     world = meta.get(FACTS, {}).get('world_size', get_world_size())
     if world != get_world_size():
         lines.append(f'processes: {world} -> {get_world_size()}')
@@ -83,7 +99,6 @@ def check_resumption(cfg: Config, meta: Mapping[str, Any], checkpoint: str) -> l
     seed, given = meta.get('seed'), (cfg.get('randomness') or {}).get('seed')
     if None not in (seed, given) and seed != given:
         lines.append(f'randomness.seed={given} is ignored: the seed stays {seed}')
-    length = (cfg.get('train_cfg') or {}).get(f'max_{unit}s')
     if length is not None and meta[unit] >= length:
         lines.append(f'nothing left to train: {meta[unit]} of {length} {unit}s are done')
     return lines
@@ -98,53 +113,60 @@ def model_differences(cfg: Config, meta: Any, checkpoint: str) -> str | None:
     saved = read_config_text(meta.get('cfg')) if isinstance(meta, Mapping) else {}
     if not isinstance(saved.get('model'), dict):
         return None
+    now = cfg.to_dict()
     old, new = (
-        {'data_preprocessor': c.get('data_preprocessor'), **c['model']}
-        for c in (saved, cfg.to_dict())
+        {'data_preprocessor': c.get('data_preprocessor'), **c['model']} for c in (saved, now)
     )
     found = [
-        f'{key}={now!s:.80}, trained with {before!s:.80}'
-        for key, (before, now) in _differences(old, new, 'model', _TRAINED_BY).items()
-        if not {str(before), str(now)} <= _BATCH_NORMS
+        f'{key}={_short(value[1])}, trained with {_short(value[0])}'
+        for key, value in _differences(old, new, 'model', _TRAINED_BY)
+        if not _BATCH_NORMS.issuperset(map(str, value))
     ]
     if not found:
         return None
+    more = f'; and {len(found) - _MOST_SHOWN} more' if len(found) > _MOST_SHOWN else ''
     return (
         f'the model of the config is not the one that {checkpoint} was trained with, and its '
-        f'weights may not suit it: {listed(found, _MOST_SHOWN)}'
+        f'weights may not suit it: {"; ".join(found[:_MOST_SHOWN])}{more}'
     )
 
 
 def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
-    """Changes a checkpoint into that of a run that had the config from the start, in place.
+    """Changes a checkpoint into that of a run that had the runner's config from the start.
 
-    The runner's optimizer and schedulers are built and at the start. Raises a ToolError if the
-    checkpoint cannot become one.
+    Args:
+        runner: A runner whose optimizer and schedulers are built and at the start.
+        checkpoint: What mmengine resumes from; changed in place.
+
+    Raises:
+        ToolError: Its parameters are not the optimizer's, it was saved within an epoch of another
+            length, or a schedule depends on results.
     """
     meta = checkpoint['meta']
-    changed = _changes(runner.cfg, read_config_text(meta.get('cfg')))
-    moved = _set_place(runner, meta)
-    state, wrapper = checkpoint.get('optimizer'), runner.optim_wrapper
-    if not state:
-        raise ToolError(
-            'the checkpoint holds no state of the optimizer to resume with (a published file, or '
-            f'save_optimizer=False): {_ANEW}'
-        )
-    groups, now = state['param_groups'], wrapper.optimizer.param_groups
-    same = [g.get('initial_lr') for g in groups] == [g.get('initial_lr') for g in now]
-    if same and not moved and not any(key.startswith(_SCHEDULE) for key in changed):
+    saved = read_config_text(meta.get('cfg'))
+    runner.earlier_lengths = _earlier_lengths(meta, saved, _run_length(runner.cfg))
+    changed = dict(_changes(runner.cfg, saved))
+    moved = _set_place(runner, meta, changed)
+    pairs = _optimizers(runner, checkpoint)
+    same_rates = all(
+        [group.get('initial_lr') for group in wrapper.optimizer.param_groups]
+        == [group.get('initial_lr') for group in state['param_groups']]
+        for wrapper, state in pairs
+    )
+    if same_rates and not moved and not any(key.startswith(_SCHEDULE) for key in changed):
         return
     _replay(runner, meta['epoch'], meta['iter'])
     checkpoint.pop('param_schedulers', None)
-    before = groups[0]['lr']
-    for group, new in zip(groups, now, strict=False):  # torch refuses other numbers of groups
-        group.update({key: value for key, value in new.items() if key != 'params'})
-    if 'base_param_settings' in state:
-        state['base_param_settings'] = wrapper.base_param_settings
-    runner.logger.warning(
-        f'learning rate {groups[0]["lr"]:g} (the checkpoint had {before:g}): it and the schedules '
-        'are those of a run that had this config from the start'
-    )
+    for wrapper, state in pairs:
+        before, groups = state['param_groups'][0]['lr'], state['param_groups']
+        for group, now in zip(groups, wrapper.optimizer.param_groups, strict=True):
+            group.update({key: value for key, value in now.items() if key != 'params'})
+        if 'base_param_settings' in state:
+            state['base_param_settings'] = wrapper.base_param_settings
+        runner.logger.warning(
+            f'learning rate {groups[0]["lr"]:g} (the checkpoint had {before:g}): it and the '
+            'schedules are those of a run that had this config from the start'
+        )
 
 
 def read_config_text(text: Any) -> dict[str, Any]:
@@ -172,58 +194,103 @@ def _value(node: ast.expr) -> Any:
     return float(node.id) if isinstance(node, ast.Name) else ast.literal_eval(node)  # inf or nan
 
 
-def _changes(cfg: Config, saved: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys that training depends on -> the values in the saved config and in this one."""
-    old, new = ({part: c.get(part) for part in _PARTS} for c in (saved, cfg.to_dict()))
-    for c in (old, new):
-        hooks = c['custom_hooks'] or ()
-        c['custom_hooks'] = [h for h in hooks if not type_name(h).startswith(f'{SCOPE}.')]
-    if not any((c['auto_scale_lr'] or {}).get('enable') for c in (old, new)):
-        old['auto_scale_lr'] = new['auto_scale_lr'] = None
-    return _differences(old, new) if saved else {}
+def _changes(cfg: Config, saved: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if not saved:
+        return
+    now = cfg.to_dict()
+    for part in _PARTS:
+        old, new = saved.get(part), now.get(part)
+        if part == 'custom_hooks':
+            old, new = _hooks(old), _hooks(new)
+        if part == 'auto_scale_lr' and not any((d or {}).get('enable') for d in (old, new)):
+            continue
+        yield from _differences(old, new, part)
 
 
 def _differences(
-    old: Any, new: Any, key: str = '', idle: Set[str] = _IDLE
-) -> dict[str, tuple[Any, Any]]:
-    parts: Any = ()
+    old: Any, new: Any, key: str, idle: Set[str] = _IDLE
+) -> Iterator[tuple[str, tuple[Any, Any]]]:
     if isinstance(old, dict) and isinstance(new, dict):
-        parts = [name for name in {**old, **new} if name not in idle]
-        old, new = ({name: c.get(name, 'not set') for name in parts} for c in (old, new))
-    elif isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
-        parts = range(len(old)) if len(old) == len(new) else ()
-    if parts:
-        prefix = f'{key}.' if key else ''
-        inner = (_differences(old[k], new[k], f'{prefix}{k}', idle) for k in parts)
-        return {key: values for found in inner for key, values in found.items()}
+        for name in [*old, *(name for name in new if name not in old)]:
+            if name not in idle:
+                values = old.get(name, _UNSET), new.get(name, _UNSET)
+                yield from _differences(*values, f'{key}.{name}', idle)
+        return
+    lists = isinstance(old, (list, tuple)) and isinstance(new, (list, tuple))
+    if lists and len(old) == len(new):
+        for i, values in enumerate(zip(old, new, strict=True)):
+            yield from _differences(*values, f'{key}.{i}', idle)
+        return
     if key.endswith('.type'):  # with or without its scope
         old, new = (str(kind).rpartition('.')[2] for kind in (old, new))
-    return {key: (old, new)} if old != new and str(old) != str(new) else {}
+    if old != new and str(old) != str(new):
+        yield key, (old, new)
+
+
+def _hooks(hooks: Any) -> list[dict]:
+    return [hook for hook in hooks or () if not str(hook.get('type')).startswith(f'{SCOPE}.')]
 
 
 def _averages(cfg: Mapping[str, Any]) -> bool:
     return any(type_name(hook).endswith('EMAHook') for hook in cfg.get('custom_hooks') or ())
 
 
-def _unit(cfg: Mapping[str, Any]) -> str:
+def _length(cfg: Mapping[str, Any]) -> str:
     """The unit of a run's length, as ``meta`` calls it."""
-    return 'iter' if 'max_iters' in (cfg.get('train_cfg') or {}) else 'epoch'
+    loop = cfg.get('train_cfg') or {}
+    return 'iter' if 'max_iters' in loop else 'epoch'
 
 
-def _set_place(runner: Runner, meta: dict[str, Any]) -> bool:
+def _run_length(cfg: Mapping[str, Any]) -> int | None:
+    return (cfg.get('train_cfg') or {}).get(f'max_{_length(cfg)}s')
+
+
+def _earlier_lengths(meta: Mapping[str, Any], saved: Mapping, length: int | None) -> list[int]:
+    """Lengths that the run had before: a config that was extended once still names the first."""
+    known = {*meta.get(FACTS, {}).get('earlier_lengths', ()), _run_length(saved)}
+    return sorted(known - {None, length})
+
+
+def _follow_length(cfg: Config, unit: str, length: int | None, earlier: list[int]) -> None:
+    """Moves the ends of schedules that ended with the run."""
+    for _, scheduler in schedules(cfg):
+        by_epoch = scheduler.get('by_epoch', True)
+        if length is None or by_epoch is not (unit == 'epoch'):
+            continue
+        for key, begin in (('end', 0), ('T_max', scheduler.get('begin', 0))):
+            if scheduler.get(key) in [before - begin for before in earlier]:
+                scheduler[key] = length - begin
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any]) -> bool:
     """Recounts the finished iterations if epochs have another length now; returns whether."""
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return False
     epoch, done, length = meta['epoch'], meta['iter'], len(runner.train_dataloader)
-    before = meta.get(FACTS, {}).get('epoch_length', length)  # another program's file has none
+    before = meta.get(FACTS, {}).get('epoch_length')
+    whole = epoch > 0 and done % epoch == 0
+    if before is None:  # another program's file
+        other_data = any(key.startswith('train_dataloader') for key in changed)
+        before = done // epoch if other_data and whole else length
+    if done != epoch * before and FACTS not in meta and whole:
+        raise ToolError(
+            f'the checkpoint finished epochs of {done // epoch} iterations and the config makes '
+            f'epochs of {before}: the processes, the batch or the data differ, and this file does '
+            f'not say which. Set them back, or {_ANEW}'
+        )
     within = done - epoch * before
-    if FACTS in meta and before == length and 0 < within <= length:
+    if within and before == length and 0 < within <= length:
         return False  # the loop goes on there
     if within:
         raise ToolError(
-            f'the checkpoint was saved at iteration {done}, which is no end of an epoch: its '
-            f'{epoch} epochs have {before} iterations each, and now an epoch has {length}. Set the '
-            f'processes, the batch and the data back, or {_ANEW}'
+            f'the checkpoint was saved at iteration {done}, within an epoch: its {epoch} epochs '
+            f'have {before} iterations each, and now an epoch has {length}. Set the processes, the '
+            f'batch and the data back, or resume from a checkpoint of the end of an epoch'
         )
     meta['iter'] = epoch * length
     if before != length:
@@ -234,20 +301,50 @@ def _set_place(runner: Runner, meta: dict[str, Any]) -> bool:
     return before != length
 
 
+def _optimizers(
+    runner: Runner, checkpoint: Mapping[str, Any]
+) -> list[tuple[OptimWrapper, dict[str, Any]]]:
+    """The runner's optimizers, each with its state in the checkpoint."""
+    wrapper, state = runner.optim_wrapper, checkpoint.get('optimizer')
+    several = isinstance(wrapper, OptimWrapperDict)
+    wrappers = dict(wrapper.items()) if several else {'': wrapper}
+    states = state if several else {'': state}
+    if not state or wrappers.keys() != states.keys():
+        raise ToolError(
+            'the checkpoint holds no state of the optimizer to resume with (a published file, or '
+            f'save_optimizer=False): {_ANEW}'
+        )
+    pairs = [(wrappers[name], states[name]) for name in wrappers]
+    for wrapper, state in pairs:
+        now, before = (
+            [len(group['params']) for group in groups]
+            for groups in (wrapper.optimizer.param_groups, state['param_groups'])
+        )
+        if now != before:
+            raise ToolError(
+                f'the optimizer of the checkpoint had {sum(before)} parameters in {len(before)} '
+                f'groups and that of the config has {sum(now)} in {len(now)}: set '
+                f'optim_wrapper.paramwise_cfg and the model back, or {_ANEW}'
+            )
+    return pairs
+
+
 def _replay(runner: Runner, epochs: int, iterations: int) -> None:
-    """Steps schedules from the start to where the run is now."""
-    schedules = sorted(runner.param_schedulers or (), key=lambda schedule: schedule.by_epoch)
-    if any(getattr(schedule, 'need_val_args', False) for schedule in schedules):
+    """Steps schedulers from the start to where the run is now."""
+    schedulers = runner.param_schedulers or []
+    flat = sum(schedulers.values(), []) if isinstance(schedulers, dict) else schedulers
+    if any(getattr(scheduler, 'need_val_args', False) for scheduler in flat):
         raise ToolError(
             'param_scheduler has a schedule that depends on results, which cannot be computed '
             f'again: set the config back, or {_ANEW}'
         )
     length = len(runner.train_dataloader)
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    hooks = [hook for hook in runner.hooks if isinstance(hook, ParamSchedulerHook)]
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the optimizer takes no steps in between
-        for step in range(1, iterations + 1):
-            epoch_ends = by_epoch and step % length == 0 and step // length <= epochs
-            for schedule in schedules:
-                if epoch_ends or not schedule.by_epoch:
-                    schedule.step()
+        for step in range(iterations):
+            for hook in hooks:
+                hook.after_train_iter(runner, step)
+                if by_epoch and (step + 1) % length == 0 and (step + 1) // length <= epochs:
+                    hook.after_train_epoch(runner)

@@ -21,7 +21,7 @@ from ..weights import DownloadError, locate, read_checkpoint
 from .checkpoints import find_newest
 from .config import dataloaders, drop_timm_weights, our_networks, pretrained, walk_dicts
 from .config_checks import check_model
-from .config_keys import check_keys
+from .config_keys import check_arguments
 from .errors import ToolError, building_config
 from .pictures import use_our_pictures
 from .processes import start_processes
@@ -60,7 +60,7 @@ def prepare_config(
         from_scratch: Start from random weights: nothing pretrained, nothing frozen.
         trust: Read checkpoints with pickle.
     """
-    check_keys(cfg)
+    check_arguments(cfg)
     check_model(cfg)
     cfg = copy.deepcopy(cfg)
     name = Path(cfg.filename).stem if cfg.filename else 'run'
@@ -97,7 +97,7 @@ def check_weights(cfg: Config) -> None:
     """Downloads the pretrained weights of a config's backbones before anything else is done."""
     for init_cfg in [init_cfg for part in our_networks(cfg) for init_cfg in pretrained(part)]:
         try:
-            path, _ = locate(init_cfg['checkpoint'])
+            path, _ = locate(str(init_cfg['checkpoint']))
         except DownloadError as error:
             raise DownloadError(
                 f'{error}; or train without pretrained weights by --from-scratch'

@@ -17,7 +17,7 @@ from mmengine.dist import get_rank, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIMIZERS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
@@ -53,7 +53,7 @@ class EpochLoop(EpochBasedTrainLoop):
         sampler = getattr(self.dataloader.batch_sampler, 'sampler', None)
         plain = type(self.dataloader.batch_sampler) is BatchSampler
         if done and plain and isinstance(sampler, SeededSampler):  # which need not load them
-            sampler.pass_over(done * self.dataloader.batch_size)
+            sampler.pass_over(min(done * self.dataloader.batch_size, len(sampler)))
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         for place, batch in enumerate(self.dataloader):
@@ -149,9 +149,11 @@ class Runner(_Base):
         """Scales learning rates to the images of a step; mmengine ignores accumulated batches."""
         if not (auto_scale_lr or {}).get('enable'):
             return
-        factor = images_per_step(self.cfg) / auto_scale_lr['base_batch_size']
-        for group in optim_wrapper.param_groups:  # includes the one that mmengine logs as base_lr
-            group['lr'] *= factor
+        several = isinstance(optim_wrapper, OptimWrapperDict)
+        for name, wrapper in optim_wrapper.items() if several else [(None, optim_wrapper)]:
+            factor = images_per_step(self.cfg, name) / auto_scale_lr['base_batch_size']
+            for group in wrapper.param_groups:  # includes the one that mmengine logs as base_lr
+                group['lr'] *= factor
 
     @building_config('resumed run')
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:

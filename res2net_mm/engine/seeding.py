@@ -86,8 +86,9 @@ class SeededSampler(_Proxy, Sampler):
         self.rank = rank
         self.seed = seed
         self.epoch = 0
-        self.start = 0  # place of the first index that the wrapped sampler gives
-        self.done = 0  # how many of the next indices need not be loaded
+        self.start = 0
+        self.served = 0  # indices handed out in all epochs
+        self.passed_over = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch, as the sampler's own method does."""
@@ -96,13 +97,14 @@ class SeededSampler(_Proxy, Sampler):
             self.wrapped.set_epoch(epoch)
 
     def pass_over(self, samples: int) -> None:
-        """Marks the next samples as done: they count, but are not loaded."""
-        self.done = samples
+        """Marks the first samples of the run as done: they count, but are not loaded."""
+        self.passed_over = samples
 
     def __iter__(self) -> Iterator[SeededIndex]:
         for place, index in enumerate(self.wrapped, self.start):
-            key = None if self.done else (self.seed, self.rank, self.epoch, place)
-            self.done = max(0, self.done - 1)
+            done = self.served < self.passed_over
+            self.served += 1
+            key = None if done else (self.seed, self.rank, self.epoch, place)
             yield SeededIndex(index, key)
 
 
@@ -112,7 +114,7 @@ class SeededInfiniteSampler(SeededSampler):
     def skip(self, samples: int) -> None:
         """Starts after the first samples."""
         self.wrapped.skip(samples)
-        self.start, self.done = samples, 0
+        self.start = self.served = samples
 
 
 class SeededDataset(_Proxy, Dataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -180,8 +181,8 @@ def evaluate(
 
 def check_max_dets(max_dets: Iterable[int]) -> tuple[int, ...]:
     """``max_dets`` ascending, each once; ValueError if there is none or one is not positive."""
-    limits = tuple(sorted({int(n) for n in max_dets}))
-    if not limits or limits[0] < 1:
+    limits = tuple(sorted({*max_dets}))
+    if not limits or not all(isinstance(n, Integral) and n > 0 for n in limits):
         raise ValueError(f'max_dets must be positive integers, but is {limits}')
     return limits
 

@@ -23,8 +23,8 @@ _BOXES = {
 _PARTS = {'bbox': _BOXES, 'segm': {**_BOXES, 'images': ('id', 'height', 'width')}}
 
 
-def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], list[str]]:
-    """Annotations to score against, results, and notes on what is odd about them.
+def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], list[str], int]:
+    """Annotations to score against, results, notes on what is odd, and the file's number of images.
 
     A results file does not list images without detections, so these look like images that were not
     run. Raises what :func:`read_annotations` and :func:`read_results` do.
@@ -40,13 +40,14 @@ def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], li
             'images': [image for image in annotations['images'] if image['id'] in found],
             'annotations': [a for a in annotations['annotations'] if a['image_id'] in found],
         }
-    elif found < images:
+    elif found < images and not args.images_with_results:
         notes.append(f'{without}. If they were not run, pass --images-with-results')
-    if again := len(results) - len({json.dumps(result) for result in results}):
+    same = ('image_id', 'category_id', 'score', 'bbox' if args.metric == 'bbox' else 'segmentation')
+    if again := len(results) - len({json.dumps([r[key] for key in same]) for r in results}):
         notes.append(f'{again:,} of {len(results):,} detections are repeated, and count as false')
     if stray := sum(a['image_id'] not in images for a in annotations['annotations']):
         notes.append(f'{stray:,} annotations do not count: the file does not list their images')
-    return annotations, results, notes
+    return annotations, results, notes, len(images)
 
 
 def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
@@ -60,7 +61,10 @@ def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise DataError(f'no list {part!r}, so it is no COCO annotation file', file)
-        _check_entries(entries, keys, f'{file}: {part}')
+        optional = ('area', 'iscrowd') if part == 'annotations' else ()
+        _check_entries(entries, keys, f'{file}: {part}', optional)
+        if part != 'annotations' and len({type(entry['id']) for entry in entries}) > 1:
+            raise DataError(f'id of {part} are numbers and texts', file, 'use one of them')
     if not content['images']:
         raise DataError('it has no image', file)
     _check_masks(content['annotations'], content, kind, f'{file}: annotations')
@@ -97,7 +101,9 @@ def _read_json(path: str | Path, file: str) -> Any:
         ) from error
 
 
-def _check_entries(entries: Sequence[Any], keys: Sequence[str], where: str) -> None:
+def _check_entries(
+    entries: Sequence[Any], keys: Sequence[str], where: str, optional: Sequence[str] = ()
+) -> None:
     """Raises DataError unless entries are dicts that have ``keys``, with values as in _RULES."""
     for i, entry in enumerate(entries):
         place = f'{where}[{i}]'
@@ -105,7 +111,7 @@ def _check_entries(entries: Sequence[Any], keys: Sequence[str], where: str) -> N
             raise DataError(f'must be a dict, but is {entry!r:.60}', place)
         if missing := [key for key in keys if key not in entry]:
             raise DataError(f'it has no {missing[0]!r}', place)
-        for key in (*keys, 'area', 'iscrowd'):
+        for key in (*keys, *optional):
             rule, holds = _RULES[key]
             if not holds(entry.get(key)):
                 raise DataError(f'{key} must be {rule}, but is {entry[key]!r:.80}', place)
@@ -119,10 +125,11 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
 
 
-_NAME = ('a number or a text', lambda value: type(value) in (int, str))
+_ID = ('a number or a text', lambda value: type(value) in (int, str))
 # key -> what its values must be
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(('id', 'image_id', 'category_id', 'name'), _NAME),
+    **dict.fromkeys(('id', 'image_id', 'category_id'), _ID),
+    'name': ('a text', lambda value: isinstance(value, str)),
     **dict.fromkeys(('height', 'width'), ('a number above 0', lambda v: _is_finite(v) and v > 0)),
     'bbox': ('4 finite numbers', _is_box),
     'score': ('a finite number', _is_finite),

@@ -45,8 +45,10 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         items = set(self.metric_items or ())
         fitting = [n for n in (MAX_DETS, MMDET_LIMITS) if items <= {*metric_names(n)}]
         self.limits_given = proposal_nums is not None
-        self.proposal_nums = check_max_dets(proposal_nums or [*fitting, MAX_DETS][0])
-        self.agnostic_nums = check_max_dets(proposal_nums or MMDET_LIMITS)  # of proposals
+        of_objects, of_proposals = [*fitting, MAX_DETS][0], MMDET_LIMITS
+        if proposal_nums is not None:
+            of_objects = of_proposals = proposal_nums
+        self.proposal_nums, self.agnostic_nums = map(check_max_dets, (of_objects, of_proposals))
         limits = self.proposal_nums if {*self.metrics} & {*FIELDS} else self.agnostic_nums
         if wrong := items - set(metric_names(limits)):
             raise ValueError(

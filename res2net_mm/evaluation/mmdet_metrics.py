@@ -38,7 +38,7 @@ class CocoPanopticMetric(_OfImagesRun, evaluation.CocoPanopticMetric):
         """``PQ``, ``SQ``, ``RQ`` in percent, and those of things and stuff."""
         if self._coco_api is not None:
             objects = self._coco_api.imgToAnns
-            run = {key: objects[key] for key, _, _ in results if key in objects}
+            run = {key: objects[key] for key, _, _ in results}  # also those without objects
             self._coco_api.img_ann_map = run
         return super().compute_metrics(results)
 

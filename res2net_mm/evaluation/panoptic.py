@@ -78,6 +78,7 @@ def _stand_in() -> None:
     this = sys.modules[__name__]
     names = ('panopticapi', 'panopticapi.utils', 'panopticapi.evaluation')
     sys.modules.update(dict.fromkeys(names, this))
+    vars(this).update(utils=this, evaluation=this)
     # modules of mmdet imported earlier have None instead
     found = dict(panopticapi=this, rgb2id=rgb2id, id2rgb=id2rgb)
     found |= dict(OFFSET=OFFSET, VOID=VOID, PQStat=PQStat)

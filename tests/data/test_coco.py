@@ -258,7 +258,7 @@ def test_an_image_lacks_something(coco, key):
         ('annotations', {'image_id': [0]}, "'image_id': [0]"),
         ('annotations', {'category_id': [7]}, "'category_id': [7]"),
         ('annotations', {'iscrowd': '0'}, "annotation 0: iscrowd is '0'"),
-        ('annotations', {'iscrowd': None}, 'annotation 0: float() argument'),
+        ('annotations', {'iscrowd': None}, 'annotation 0: iscrowd is None'),
         ('categories', {'id': [7]}, "category [7]: unhashable type: 'list'"),
     ],
 )

@@ -23,9 +23,22 @@ PSPNET = 'pspnet_r2n50_cityscapes.py'
             {'model.neck.in_channels': [64, 256, 512, 1024]},
             r'set model.neck.in_channels=\[128,256,512,1024\]',
         ),
+        (SHAPES, {'model.rpn_head.in_channels': 32}, 'set model.rpn_head.in_channels=64'),
         (PSPNET, {'model.decode_head.in_channels': 512}, 'set model.decode_head.in_channels=2048'),
         (PSPNET, {'model.decode_head.in_index': 4}, 'model.decode_head.in_index is 4'),
         (PSPNET, {'model.auxiliary_head.in_index': 1}, 'set model.auxiliary_head.in_channels=512'),
+        (
+            SHAPES,
+            {'model.backbone.in_channels': 1},
+            "train_dataloader.dataset.pipeline.0 .*set its color_type='grayscale'",
+        ),
+        (SHAPES, {'model.data_preprocessor.mean': [1, 2, 3, 4]}, 'data_preprocessor.mean has 4'),
+        (PSPNET, {'model.data_preprocessor.std': [1, 2]}, 'data_preprocessor.std has 2'),
+        (
+            SHAPES,
+            {'visualizer.vis_backends.0.type': 'TensorboardBackend'},
+            'vis_backends.0.type TensorboardBackend.* TensorboardVisBackend',
+        ),
         (
             PSPNET,
             {'val_dataloader.dataset.pipeline.2.reduce_zero_label': True},
@@ -37,6 +50,13 @@ def test_parts_that_do_not_fit(config, options, remedy):
     check_model(load_config(config))
     with pytest.raises(ToolError, match=remedy):
         check_model(load_config(config, options))
+
+
+def test_gray_images_for_a_gray_network():
+    options = {'model.backbone.in_channels': 1}
+    for split in ('train', 'val', 'test'):
+        options[f'{split}_dataloader.dataset.pipeline.0.color_type'] = 'grayscale'
+    check_model(load_config(SHAPES, options))
 
 
 def test_schedules_and_the_length_of_the_run():
@@ -57,7 +77,29 @@ def test_schedules_and_the_length_of_the_run():
         check_training(load_config(SHAPES, {'param_scheduler.0.begin': 60}), images=16)
 
 
+def test_batches_of_one_after_pooling():
+    batch = 'train_dataloader.batch_size'
+    assert check_training(load_config(PSPNET), images=9) == []  # endless: no last batch
+    with pytest.raises(ToolError, match='batch_size is 1.*PSPHead'):
+        check_training(load_config(PSPNET, {batch: 1}), images=9)
+    group_norm = {batch: 1, 'model.decode_head.norm_cfg': dict(type='GN', num_groups=4)}
+    assert check_training(load_config(PSPNET, group_norm), images=9) == []
+    epochs = load_config(PSPNET, {'param_scheduler': []})
+    epochs.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=3)
+    assert check_training(epochs, images=8) == []
+    with pytest.raises(ToolError, match='batch_size 2 leaves a last batch of 1.*drop_last=True'):
+        check_training(epochs, images=9)
+    epochs.train_dataloader.drop_last = True
+    assert check_training(epochs, images=9) == []
+
+
 def test_what_mmseg_and_mmengine_take_is_taken():
+    cfg = load_config(PSPNET, {'model.backbone.in_channels': 6})
+    cfg.model.data_preprocessor.update(mean=[1.0] * 6, std=[1.0] * 6)
+    check_model(cfg)
+    cfg.model.data_preprocessor.mean = [1.0] * 4
+    with pytest.raises(ToolError, match='mean has 4 values: give 6'):
+        check_model(cfg)
     cfg = load_config(SHAPES)
     down = dict(type='YOLOV3Neck', in_channels=[1024, 512, 256, 128])
     cfg.model.neck = down  # from the highest level

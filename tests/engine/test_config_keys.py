@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from res2net_mm.engine.classes import KEY
 from res2net_mm.engine.config import load_config
-from res2net_mm.engine.config_keys import check_keys, check_options
+from res2net_mm.engine.config_keys import check_arguments, check_keys, check_options
 from res2net_mm.engine.errors import ToolError
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -27,6 +28,7 @@ def apply(cfg, options):
     cfg = copy.deepcopy(cfg)
     cfg.merge_from_dict(options)
     check_keys(cfg)
+    check_arguments(cfg)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +51,7 @@ def apply(cfg, options):
 def test_configs_of_others_are_read(name):
     package, _, file = name.partition('/')
     folder = Path(importlib.util.find_spec(package).origin).parent / '.mim' / 'configs'
-    load_config(folder / file)
+    check_arguments(load_config(folder / file))
 
 
 @pytest.mark.parametrize(
@@ -64,11 +66,18 @@ def test_configs_of_others_are_read(name):
         ('train_pipeline.1.with_bbox', 'train_dataloader.dataset.pipeline.1.with_bbox'),
         ('data_preprocessor.mean', 'model.data_preprocessor.mean'),
         ('train_dataloader.batchsize', 'train_dataloader.batch_size'),
+        ('train_cfg.max_epoch', 'train_cfg.max_epochs'),
         ('env_cfg.cudnn_benchmar', 'env_cfg.cudnn_benchmark'),
+        ('env_cfg.mp_cfg.start_method', 'env_cfg.mp_cfg.mp_start_method'),
         ('auto_scale_lr.base_batchsize', 'auto_scale_lr.base_batch_size'),
         ('default_hooks.chekpoint.interval', 'default_hooks.checkpoint'),
+        ('default_hooks.checkpoint.intervall', 'default_hooks.checkpoint.interval'),
+        ('optim_wrapper.accumulative_count', 'optim_wrapper.accumulative_counts'),
+        ('optim_wrapper.paramwise_cfg.norm_decay_multi', 'paramwise_cfg.norm_decay_mult'),
         ('model.test_cfg.rcnn.score_threshold', 'model.test_cfg.rcnn.score_thr'),
         ('model.test_cfg.score_thr', 'model.test_cfg.rcnn.score_thr'),
+        ('model.rpn_head.feat_chanels', 'model.rpn_head.feat_channels'),
+        ('train_dataloader.dataset.ann_fil', 'train_dataloader.dataset.ann_file'),
     ],
 )
 def test_options_that_nothing_reads(shapes_config, option, nearest):
@@ -109,21 +118,40 @@ def test_settings_of_a_model_in_a_file(shapes_config):
     cfg = copy.deepcopy(shapes_config)
     cfg.model.test_cfg.rcnn['score_thresh'] = cfg.model.test_cfg.rcnn.pop('score_thr')
     with pytest.raises(ToolError, match='nothing reads model.test_cfg.rcnn.score_thresh'):
-        check_keys(cfg)
+        check_arguments(cfg)
 
 
-def test_settings_of_parameter_groups(shapes_config):
-    cfg = copy.deepcopy(shapes_config)
-    cfg.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0, custom_keys={'any.name': dict()})
-    check_keys(cfg)
-    cfg.optim_wrapper.paramwise_cfg.norm_decay_multi = 0.0
-    with pytest.raises(ToolError, match='nothing reads optim_wrapper.paramwise_cfg.norm_decay_mul'):
-        check_keys(cfg)
+def test_a_wrapper_of_data_sets_has_no_data_root(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        f'_base_ = {str(CONFIGS / SHAPES)!r}\n'
+        'part = {{_base_.train_dataloader.dataset}}\n'
+        "both = dict(_delete_=True, type='ConcatDataset', datasets=[part, part])\n"
+        'train_dataloader = dict(dataset=both)'
+    )
+    with pytest.raises(ToolError, match=r'dataset.data_root.*dataset.datasets.0.data_root'):
+        load_config(path, {'train_dataloader.dataset.data_root': 'x'})
 
 
 @pytest.mark.parametrize('value', ['data', 'names', ['disc', 'star']])
 def test_the_key_that_messages_of_classes_name_can_be_set(value):
     assert load_config(SHAPES, {KEY: value})[KEY] == value
+
+
+class Popping(nn.Module):
+    def __init__(self, **kwargs):
+        super().__init__()
+        self.width = kwargs.pop('gamma_quux')
+
+
+def test_what_a_class_of_the_users_pops_is_read(shapes_config):
+    cfg = copy.deepcopy(shapes_config)
+    cfg.model.neck = dict(type=Popping, gamma_quux=3)
+    check_arguments(cfg)
+    other = 'gama' + '_quux'  # which this file, where the class is, does not hold
+    cfg.model.neck = {'type': Popping, other: 3}
+    with pytest.raises(ToolError, match=f'nothing reads model.neck.{other}'):
+        check_arguments(cfg)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +161,9 @@ def test_the_key_that_messages_of_classes_name_can_be_set(value):
             {'train_cfg.max_epochs': 'x'},
             "train_cfg.max_epochs must be a number such as 6, but is 'x'",
         ),
+        ({'train_cfg.val_begin': 'x'}, "train_cfg.val_begin .* must be a number, but is 'x'"),
         ({'train_dataloader.batch_size': 'many'}, 'batch_size must be a number such as 8'),
+        ({'optim_wrapper': 3}, 'optim_wrapper must be a dict, but is 3; set optim_wrapper.type'),
         ({'model.rpn_head.feat_channels': {'a': 1}}, 'feat_channels must be a number such as 64'),
     ],
 )

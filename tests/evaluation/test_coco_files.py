@@ -195,7 +195,7 @@ WRONG_TRUTH = {
     'list': (alter('annotations', image_id=[1]), 'image_id must be a number or a text, but is [1]'),
     'name': (
         alter('categories', name=None),
-        'categories[0]: name must be a number or a text, but is None',
+        'categories[0]: name must be a text, but is None',
     ),
     'images': (lambda truth: truth['images'].clear(), 'it has no image'),
     'polygon': (odd, 'do not have 6, 8, 10, ... coordinates'),

@@ -208,8 +208,10 @@ def count_classes(parts: Sequence[CheckedSet], split: str) -> dict[str, int]:
 def check_limit(part: CheckedSet, model: Mapping) -> Iterator[Finding]:
     """Images to measure on with more objects than the detector returns."""
     config = model.get('test_cfg') or {}
-    most = (config.get('rcnn') or config).get('max_per_img')
-    for image in part.used if most and part.split != 'train' else ():
+    config = config.get('rcnn') or config
+    most = config.get('max_per_img') if isinstance(config, Mapping) else None
+    limited = isinstance(most, int) and most > 0 and part.split != 'train'
+    for image in part.used if limited else ():
         if len(image.boxes) > most:
             what = f'it has {len(image.boxes):,} objects, model.test_cfg has max_per_img={most}'
             yield warning('more objects than detections', image.file, what)

@@ -103,10 +103,10 @@ def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
     for part in survey.sets:
         loads = any(map(is_known_loader, part.node.pipeline))  # else the user has their own loader
         most = SAMPLE
-        part.look(spread(part.used, most), loads)
+        part.look(spread(part.used, most), loads, quick=True)
         while part.ignored and most < len(part.used) and len(part.labels()) < 2:
             most *= 4  # perhaps other label maps have more classes
-            part.look(spread(part.used, most), loads=False)
+            part.look(spread(part.used, most), loads=False, quick=True)
         found = chain(check_files(part), check_objects(part, masks=False))
         yield from of_split(part.split, found)
     yield from (f for f in check_copies(survey.sets) if f.kind == 'split overlap')

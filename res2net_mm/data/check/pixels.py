@@ -62,12 +62,21 @@ class CheckedSet:
         """The values in these label maps that are not ignored."""
         return set(np.flatnonzero(self.count_values()).tolist()) - {*self.ignored.values()}
 
-    def look(self, images: Iterable[Image], loads: bool = True, threads: int | None = None) -> None:
-        """Decodes label maps and, if it ``loads`` them, images, and sets their ``pictures``."""
+    def look(
+        self,
+        images: Iterable[Image],
+        loads: bool = True,
+        quick: bool = False,
+        threads: int | None = None,
+    ) -> None:
+        """Decodes label maps and, if it ``loads`` them, images, and sets their ``pictures``.
+
+        A ``quick`` look leaves out label maps that may need a loader of the user's own.
+        """
         read = {image.file: self._read_image for image in images if loads}
         maps = [image.label_map for image in images if image.label_map]
-        # other suffixes need a loader of the user's own
-        read |= {file: self._read_map for file in maps if file.lower().endswith(IMAGE_SUFFIXES)}
+        known = (file for file in maps if not quick or file.lower().endswith(IMAGE_SUFFIXES))
+        read |= dict.fromkeys(known, self._read_map)
         there = [file for file in read if os.path.isfile(file)]
         # threads are enough: decoding and hashing happen outside of Python
         pool = ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1))

@@ -138,6 +138,11 @@ class Survey:
         for node in nodes:
             if node.kind is None:
                 summary.unchecked = list(dict.fromkeys([*summary.unchecked, node.name]))
+                if node.family in ('coco', 'voc') and not node.is_remote:
+                    try:
+                        node.annotation_file()
+                    except DataError as fault:
+                        yield error('files', fault.where, fault.what, fault.remedy)
                 continue
             try:
                 classes = node.classes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -124,7 +125,8 @@ class _Reader:
                 what = key.removesuffix('_id')
                 said = f'{title} has {key} {brief(item[key])}, which no {what} has'
                 if str(item[key]).isdecimal() and {int(item[key]), str(item[key])} & known.keys():
-                    raise TypeError(f'{said}: numbers and texts are mixed')
+                    mixed = f'{key} {brief(item[key])}: numbers and texts are mixed'
+                    raise TypeError(f'no {what} has {mixed}')
                 yield warning(f'annotation of no {what}', self.file, said)
         image, name = self.images.get(item['image_id']), self.names.get(item['category_id'])
         if image is None:
@@ -132,10 +134,18 @@ class _Reader:
         if name not in self.classes:
             image.other_classes[str(name)] += 1
             return
-        x, y, width, height = (_number(item['bbox'], i) for i in range(len(item['bbox'])))
-        crowd, area = _number({'iscrowd': 0, **item}, 'iscrowd'), _number(item, 'area')
+        if item.get('ignore'):  # mmdet reads nothing else of it
+            nowhere = (math.nan,) * 4
+            image.objects.append(Object(name, nowhere, title, 'marked ignore'))
+            return
+        sides, crowd, area = item['bbox'], item.get('iscrowd', 0), _number(item, 'area')
+        if not isinstance(sides, list) or len(sides) != 4:
+            raise TypeError(f'bbox is {brief(sides)}, not [x, y, width, height]')
+        if crowd not in (0, 1):
+            raise TypeError(f'iscrowd is {brief(crowd)}')
+        x, y, width, height = (_number(sides, i) for i in range(4))
         box, mask = (x, y, x + width, y + height), item.get('segmentation')
-        reason = 'marked ignore' if item.get('ignore') else image.box_fault(box)
+        reason = image.box_fault(box)
         if reason is None and (width < 1 or height < 1):
             reason = 'under 1 px'
         if reason is None and area <= 0:
@@ -150,8 +160,7 @@ class _Reader:
                     'loads masks (with_mask=True)'
                 )
         image.objects.append(Object(name, box, title, reason, mask))
-        if reason != 'marked ignore':
-            self.boxes.append((x, y, width, height, image.width, image.height))
+        self.boxes.append((x, y, width, height, image.width, image.height))
         if reason is None and not area <= _MOST_AREA * width * height:  # nor is NaN
             what = f'{title} has area {area:g}, its box {width * height:g} px'
             yield warning('area beyond its box', image.file, what)
@@ -159,9 +168,9 @@ class _Reader:
 
 def _number(values: Mapping | Sequence, key: Any) -> float:
     value = values[key]
-    if isinstance(value, str | bool):  # True is a number to Python
-        raise TypeError(f'{key} is {value!r}')
-    float(value)  # raises if it is no number, or an integer with hundreds of digits
+    if isinstance(value, bool) or not isinstance(value, int | float):  # True is a number to Python
+        raise TypeError(f'{key if isinstance(key, str) else "bbox"} is {brief(value)}')
+    float(value)  # raises at an integer with hundreds of digits
     return value
 
 

@@ -67,8 +67,10 @@ def read_mask(segmentation: Any, width: int, height: int) -> tuple[dict, str]:
     if isinstance(segmentation, dict):
         return read_rle(segmentation, width, height), ''
     try:
-        farthest = np.max([np.abs(polygon).max() for polygon in segmentation])
+        farthest = np.max([np.abs(part).max(initial=0) for part in segmentation], initial=0)
         good = [part for part in segmentation if len(part) % 2 == 0 and len(part) >= 6]
+        if any(np.ndim(part) != 1 for part in segmentation):
+            raise ValueError('its coordinates are nested otherwise')
     except (TypeError, ValueError) as fault:
         what = f'it is neither polygons [[x, y, x, y, ...], ...] nor run lengths ({fault})'
         raise DataError(what) from fault

@@ -70,6 +70,13 @@ class Node:
         return next((_KINDS[name] for name in names if name in _KINDS), None)
 
     @property
+    def is_remote(self) -> bool:
+        """Whether its files are not on this machine's disks."""
+        paths = [str(self.config.get(key)) for key in ('data_root', 'ann_file')]
+        backend = (self.config.get('backend_args') or {}).get('backend', 'local')
+        return backend != 'local' or '://' in ''.join(paths)
+
+    @property
     def kind(self) -> str | None:
         """Its family, or None if it reads annotations in its own way, or not from local files."""
         readers = ('load_data_list', 'parse_data_info', '_parse_instance_info')
@@ -77,10 +84,7 @@ class Node:
         unknown = {method.__module__ for method in methods if method} - _KNOWN_READERS
         # V3DetDataset has classes None and reads them from a file that it names itself
         finds_classes = getattr(self.cls, 'METAINFO', {}).get('classes', ()) is None
-        paths = [str(self.config.get(key)) for key in ('data_root', 'ann_file')]
-        backend = (self.config.get('backend_args') or {}).get('backend', 'local')
-        remote = backend != 'local' or '://' in ''.join(paths)
-        own_way = unknown or remote or (finds_classes and self.given_classes is None)
+        own_way = unknown or self.is_remote or (finds_classes and self.given_classes is None)
         return None if own_way else self.family
 
     def option(self, name: str) -> Any:
