@@ -60,11 +60,20 @@ RIGHT = {
     'ids as texts': text_ids,
     'categories from 0': numbered_from_0,
     'no iscrowd': lambda content: [a.pop('iscrowd') for a in content['annotations']],
+    'iscrowd false': each('annotations', iscrowd=lambda _: False),
 }
 
 
 def first_annotation(**parts: object) -> Callable[[dict], object]:
     return lambda content: content['annotations'][0].update(parts)
+
+
+def test_mmdet_reads_nothing_else_of_an_ignored_object(tmp_path):
+    content = coco_content()
+    content['annotations'][0].update(ignore=1, bbox=None, area=None)
+    write_coco(tmp_path, content)
+    (summary,) = check_data(config(coco_dataset(tmp_path, pipeline=LOAD)))
+    assert sum(summary.per_class.values()) == 8
 
 
 WRONG = {
@@ -73,6 +82,7 @@ WRONG = {
     'infinite width': (image(width=float('inf')), 'image 0: no image has inf x 40 px'),
     'width of 400 digits': (image(width=BIG), 'too large'),
     'width true': (image(width=True), 'width is True'),
+    'no box': (first_annotation(bbox=None), 'annotation 0: bbox is None, not [x, y,'),
     'box of 400 digits': (
         first_annotation(bbox=[2, 3, BIG, 12]),
         'too large to convert',

@@ -49,3 +49,9 @@ def test_polygons_are_those_of_pycocotools():
         mask, dropped = read_mask([*polygons, [1, 2, 3]], 130, 70)
         np.testing.assert_array_equal(coco_mask.decode(mask), wanted)
         assert dropped.startswith('1 of its 3 polygons ')
+
+
+def test_an_empty_polygon_is_left_out():
+    good = [0, 0, 130, 0, 130, 70, 0, 70]
+    assert mask_fault([[], good], BOX, 130, 70)[0] == 'polygon dropped'
+    assert mask_fault([[]], BOX, 130, 70)[0] == 'mask broken'

@@ -6,6 +6,7 @@ import copy
 import io
 import os
 import re
+from types import SimpleNamespace
 
 import cv2
 import mmcv.transforms
@@ -507,3 +508,8 @@ def test_datasets_below_wrappers():
     assert OUR_DROP in types(mixed['pipeline']) and OUR_DROP in types(mixed['dataset']['pipeline'])
     built = object()
     assert harden_dataset({'type': 'ConcatDataset', 'datasets': [built]})['datasets'] == [built]
+
+
+def test_rotated_boxes_are_left_alone():
+    boxes = SimpleNamespace(tensor=torch.tensor([[5.0, 5, 4, 2, 0.3]] * 4))
+    assert DropEmptyBoxes()({'gt_bboxes': boxes})['gt_bboxes'] is boxes

@@ -89,7 +89,8 @@ def test_results_of_a_part_of_the_images(written, monkeypatch, capsys):
         assert status == 0, error
         assert text.splitlines()[1].split()[1] == f'{expected.stats[0]:.3f}'
         content = json.loads((written / 'out.json').read_text())
-        assert (content['images_with_results'], content['images_scored']) == (2, scored)
+        parts = content['images'], content['images_with_results'], content['images_scored']
+        assert parts == (6, 2, scored)
         figures = [-1 if value is None else value for value in content['figures'].values()]
         assert figures == pytest.approx(expected.stats.tolist())
         note = next(line for line in text.splitlines() if line.startswith('note: '))
@@ -100,7 +101,8 @@ def test_what_is_odd_about_the_files_is_said(written, monkeypatch, capsys):
     annotations, results = random_set(0)
     annotations['annotations'][0]['image_id'] = 77
     everywhere = [*results['bbox'], {**results['bbox'][0], 'image_id': 31}]
-    (written / 'odd.json').write_text(json.dumps([*everywhere, *everywhere[:3]]))
+    again = [{**result, 'id': i} for i, result in enumerate(everywhere[:3])]
+    (written / 'odd.json').write_text(json.dumps([*everywhere, *again]))
     (written / 'truth.json').write_text(json.dumps(annotations))
     _, text, _ = call(
         monkeypatch, capsys, 'eval_results', written / 'odd.json', written / 'truth.json'
@@ -198,6 +200,11 @@ WRONG_TRUTH = {
         'categories[0]: name must be a text, but is None',
     ),
     'images': (lambda truth: truth['images'].clear(), 'it has no image'),
+    'ids': (alter('images', id='one'), 'id of images are numbers and texts'),
+    'points': (
+        alter('annotations', segmentation=[[[1, 2], [3, 4], [5, 6], [7, 8], [9, 9], [1, 1]]]),
+        'it is neither polygons',
+    ),
     'polygon': (odd, 'do not have 6, 8, 10, ... coordinates'),
     'none': (alter('annotations', segmentation=None), 'annotations[0]: it has no segmentation'),
     'number': (alter('annotations', segmentation=5), 'it is neither polygons'),
