@@ -171,6 +171,10 @@ class DeformConv2d(nn.Module):
         self.padding = pair(padding)
         self.dilation = pair(dilation)
         self.groups = groups
+        if deform_groups < 1 or in_channels % deform_groups:
+            raise ValueError(
+                f'deform_groups must divide the {in_channels} channels, but got {deform_groups}'
+            )
         self.deform_groups = deform_groups
         shape = (out_channels, in_channels // groups, *self.kernel_size)
         self.weight = nn.Parameter(torch.empty(shape))
