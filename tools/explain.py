@@ -84,7 +84,7 @@ def main() -> int:
         name: Explainer(model, args.method, args.target, args.threshold)
         for name, model in models.items()
     }
-    failures = explain_images(explainers, images, args.out)
+    failures = explain_images(explainers, images, args.out, [args.images])
     print(f'{len(images) - len(failures)} of {len(images)} images: {args.out}')
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)

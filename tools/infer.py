@@ -58,8 +58,8 @@ def main() -> int:
     predictor = configured_model(
         cfg, args.checkpoint, args.device, args.trust_checkpoint, fast, boxes=args.boxes
     )
-    failures = predict_images(predictor, sources, args.out, args.conf)
-    print(f'{len(sources) - len(failures)} of {len(sources)} images: {args.out}/predictions.json')
+    failures = predict_images(predictor, sources, args.out, args.conf, args.sources)
+    print(f'{len(sources) - len(failures)} of {len(sources)} sources: {args.out}')
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)
     return 1 if failures else 0

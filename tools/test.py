@@ -1,5 +1,8 @@
 """Measures a checkpoint on the test split of its config and prints a table."""
 
+from collections.abc import Sequence
+from functools import partial
+
 from ctrl_c import run_tool
 
 from res2net_mm.engine.arguments import add_shared, tool_parser, use_device
@@ -10,6 +13,7 @@ EXAMPLE = """example:
   python tools/test.py configs/faster_rcnn_r2n50.py work_dirs/r2n50/epoch_12.pth --tta
   python tools/test.py configs/faster_rcnn_r2n50.py detector.xml
 """
+TTA = 'with --tta: predictions for mirrored and resized images, merged'
 
 
 def main() -> None:
@@ -42,6 +46,9 @@ def main() -> None:
     from res2net_mm.engine.runner import prepare_config
 
     fast = fast_options(args)
+    notes = [TTA] if args.tta else []
+    if args.conf is not None:
+        notes.append(f'objects from a score of {args.conf} on: AP is lower than without --conf')
     keep_memory()
     cfg = load_config(args.config, args.cfg_options)
     cfg.load_from, cfg.resume = None, False  # the training run's, in a config that it wrote
@@ -58,16 +65,16 @@ def main() -> None:
         fast=fast,
         tta=args.tta,
         conf=args.conf,
-        report=print_figures,
+        report=partial(print_figures, notes=notes),
     )
 
 
-def print_figures(metrics: dict[str, float], classes: list[str]) -> None:
-    """Prints the metrics as tables."""
+def print_figures(metrics: dict[str, float], classes: list[str], notes: Sequence[str] = ()) -> None:
+    """Prints the metrics as tables, with notes under them."""
     from res2net_mm.evaluation import format_metrics
 
     text = format_metrics(metrics, classes) or 'the evaluator of the config measured nothing'
-    print(text, flush=True)
+    print(text, *notes, sep='\n', flush=True)
 
 
 if __name__ == '__main__':

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+FONT = str(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'))  # not Latin letters only
 _MOST = 5
 
 
@@ -29,7 +32,7 @@ def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -
     """An image (H, W, 3), RGB, above :func:`best_classes`, and the annotated one if given."""
     image = Image.fromarray(pixels)
     size = min(max(image.width // 28, 12), 28)
-    row, font = size * 3 // 2, ImageFont.load_default(size)
+    row, font = size * 3 // 2, ImageFont.truetype(FONT, size)
     rows = [(c['score'], f'{c["score"]:.3f}  {c["name"]}') for c in classes]
     rows += [(0, f'annotated: {truth}')] if truth else []
     width = max(image.width, *(int(font.getlength(text)) + size for _, text in rows))

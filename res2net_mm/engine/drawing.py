@@ -13,13 +13,15 @@ import numpy as np
 import torch
 
 from ..files import writing
-from .classification import best_classes, draw_classes, name_of, true_class
+from .classification import FONT, best_classes, draw_classes, name_of, true_class
 from .saliency import overlay, probability
 
 _BACKGROUND = {'background', '_background_', 'bg'}
 _OBJECTS = 1000  # mmdet writes class + 1000 * object into a panoptic map
 _TONES = ((0.85, 0.95), (0.95, 0.65), (0.45, 1.0))  # saturation and value
 _MOST = 0.2  # share of an image that labels may cover
+_OPACITY = 0.45
+_SIDE = 512  # px of a label map in which places for labels are searched
 
 
 def class_colours(count: int) -> list[tuple[int, ...]]:
@@ -62,13 +64,17 @@ def write_picture(out: Path, pixels: np.ndarray) -> None:
 
 
 def _found(sample: Any, kind: str, threshold: float) -> dict[str, np.ndarray]:
-    """``labels`` (N,) with ``boxes`` (N, 4), ``scores`` (N,) and ``masks`` (N, H, W), if any."""
+    """``labels`` (N,) with ``boxes`` (N, 4), ``scores`` (N,) and ``masks`` (N, H, W), if any.
+
+    Of a label map also ``map`` (H, W) and ``ids`` (N,), its values.
+    """
     for key in (f'{kind}_panoptic_seg', f'{kind}_sem_seg'):
         if key in sample:
             values = sample.get(key)
-            ids = _array(values.sem_seg if 'sem_seg' in values else values.data)[0]
-            kept = np.unique(ids).astype(int)
-            return dict(labels=kept % _OBJECTS, masks=ids == kept[:, None, None])
+            found = _array(values.sem_seg if 'sem_seg' in values else values.data)[0]
+            found = np.maximum(found.astype(int), -1)  # no class
+            ids = np.flatnonzero(np.bincount(found.ravel() + 1)) - 1
+            return dict(labels=ids % _OBJECTS if 'panoptic' in key else ids, map=found, ids=ids)
     instances = sample.get(f'{kind}_instances', {})
     if 'labels' not in instances:
         return dict(labels=np.zeros(0, int), boxes=np.zeros((0, 4)))
@@ -89,14 +95,20 @@ def _draw(
     from PIL import ImageFont
 
     labels, masks, boxes = found['labels'], found.get('masks'), found.get('boxes')
+    drawn = pixels[..., ::-1].copy()  # supervision's colours are BGR
     if boxes is None:  # a label map: no boxes, labels within the largest part, background clear
-        shown = [label < len(names) and names[label].lower() not in _BACKGROUND for label in labels]
-        labels, masks = labels[shown], masks[shown]
+        shown = [
+            0 <= label < len(names) and names[label].lower() not in _BACKGROUND for label in labels
+        ]
+        labels, ids = labels[shown], found['ids'][shown]
+        drawn = _painted(drawn, found['map'], ids, np.array(colours)[labels, ::-1])
+        points = _places(found['map'], ids)
+        labels, points = labels[points[:, 0] >= 0], points[points[:, 0] >= 0]
     elif masks is not None and not boxes.any():  # of a model that predicts masks only
         boxes = sv.mask_to_xyxy(masks)
     if not len(labels):
-        return pixels.copy()
-    points = np.array([_inside(mask) for mask in masks] if boxes is None else boxes, float)
+        return drawn[..., ::-1].copy()
+    points = points if boxes is None else np.array(boxes, float)
     objects = sv.Detections(
         xyxy=points,
         class_id=labels.astype(int),
@@ -108,16 +120,16 @@ def _draw(
     height, width = pixels.shape[:2]
     line = max(round(min(height, width) / 250), 1)
     size = max(round(min(height, width) / 40), 10)
-    drawn = np.ascontiguousarray(pixels[..., ::-1])  # supervision's colours are BGR
     if masks is not None:
-        drawn = sv.MaskAnnotator(palette, opacity=0.45).annotate(drawn, objects)
+        drawn = sv.MaskAnnotator(palette, opacity=_OPACITY).annotate(drawn, objects)
     if boxes is not None:
         drawn = sv.BoxAnnotator(palette, thickness=line).annotate(drawn, objects)
     texts = [name_of(label, names) for label in labels]
     scores = found.get('scores', np.ones(len(labels)))
     if 'scores' in found:
         texts = [f'{text} {score:.2f}' for text, score in zip(texts, scores, strict=True)]
-    wide = np.array([ImageFont.load_default(size).getlength(text) for text in texts]) + 2 * line
+    font = ImageFont.truetype(FONT, size)
+    wide = np.array([font.getlength(text) for text in texts]) + 2 * line
     high = size + 2 * line
     if wide.sum() * high > _MOST * height * width:  # name each class once, on its surest object
         order = np.argsort(-scores, kind='stable')
@@ -130,16 +142,35 @@ def _draw(
     where = sv.Position.CENTER if boxes is None else sv.Position.TOP_LEFT
     pen = sv.RichLabelAnnotator(
         palette, text_color=ink, font_size=size, text_padding=line, text_position=where,
-        smart_position=True,
+        smart_position=True, font_path=FONT,
     )  # fmt: skip
     return np.ascontiguousarray(pen.annotate(drawn, objects, texts)[..., ::-1])
 
 
-def _inside(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """The point of a mask farthest from its edge, as a box."""
-    padded = np.pad(mask.astype(np.uint8), 1)
-    x, y = cv2.minMaxLoc(cv2.distanceTransform(padded, cv2.DIST_L2, 3))[3]
-    return x - 1, y - 1, x - 1, y - 1
+def _painted(
+    pixels: np.ndarray, found: np.ndarray, ids: np.ndarray, colours: np.ndarray
+) -> np.ndarray:
+    """Pixels with a translucent colour where a map (H, W) has one of these values."""
+    palette = np.zeros((found.max() + 2, 3), np.uint8)  # the last one is of -1
+    shown = np.zeros(len(palette), bool)
+    palette[ids], shown[ids] = colours, True
+    mixed = cv2.addWeighted(pixels, 1 - _OPACITY, palette[found], _OPACITY, 0)
+    return np.where(shown[found][..., None], mixed, pixels)
+
+
+def _places(found: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """For each value of a map (H, W) the point farthest from its edges, as a box (N, 4).
+
+    It is negative for those without a pixel in a smaller map, which are too small for a name.
+    """
+    step = -(-max(found.shape) // _SIDE)
+    small = np.pad(found[::step, ::step], 1, constant_values=-1)
+    places = []
+    for value in ids:
+        far = cv2.distanceTransform((small == value).astype(np.uint8), cv2.DIST_L2, 3)
+        _, most, _, (x, y) = cv2.minMaxLoc(far)
+        places.append([x - 1, y - 1] * 2 if most else [-1] * 4)
+    return np.array(places, float).reshape(-1, 4) * step
 
 
 def _array(values: Any) -> np.ndarray:

@@ -27,7 +27,6 @@ from .exported import exported_model, facts_of, is_exported
 from .loading import unwrapped
 from .pictures import use_our_pictures
 from .runner import Runner, build_runner
-from .terminal import warn
 from .tta import use_tta
 
 _TYPES = {str(dtype).removeprefix('torch.'): dtype for dtype in DTYPES}
@@ -97,7 +96,7 @@ def run_test(
     hooks: list[Hook] = [] if fast is None else [FastHook(fast)]
     hooks += [use_tta(cfg)] if tta else []
     if conf is not None:
-        _check_conf(cfg, conf)
+        _check_conf(cfg, conf, out)
     if exported:
         cfg.model = exported_model(cfg, checkpoint, fast)
     else:
@@ -160,13 +159,14 @@ def _draw_pictures(cfg: Config, folder: str, conf: float | None) -> None:
     hook.update(dict(zip(names, (True, folder), strict=True)))
 
 
-def _check_conf(cfg: Config, conf: float) -> None:
+def _check_conf(cfg: Config, conf: float, out: str | None) -> None:
     if not 0 <= conf <= 1:
         raise ToolError(f'--conf must be a score from 0 to 1, but is {conf}')
     task = facts_of(cfg.model)['task']
     if cfg.get('default_scope', 'mmdet') != 'mmdet' or task not in ('detection', 'instance'):
         raise ToolError(f'--conf is for detectors, and this {type_name(cfg.model)} is none')
-    warn(f'the figures are those of objects with a score of at least {conf}')
+    if out is not None:
+        raise ToolError('--out needs all objects, as AP of a part is wrong: leave out --conf')
 
 
 def _drop_unsure(least: float, model: Any, inputs: Any, samples: list[Any]) -> list[Any]:

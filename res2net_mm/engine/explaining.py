@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ..evaluation.receptive_field import fields_by_level
 from .arguments import CAM_METHODS
 from .errors import ToolError
 from .infer import ConfiguredModel
-from .sources import for_each, places
+from .sources import Source, below_common, for_each
 
 
 class Explainer(nn.Module):
@@ -141,22 +142,32 @@ def prepared(predictor: ConfiguredModel, image: Path) -> tuple[np.ndarray, Tenso
 
 
 def explain_images(
-    explainers: Mapping[str, Explainer], images: Sequence[Path], out: Path
+    explainers: Mapping[str, Explainer],
+    images: Sequence[Path],
+    out: Path,
+    given: Sequence[Source] = (),
 ) -> list[str]:
     """Writes the maps side by side to ``photo.jpg.METHOD.jpg``; a bad image stops no others.
 
     Returns one line for each image that could not be explained. Pictures keep their places below
-    the images' common folder. ``explainers`` are by the name of the model.
+    the common folder of the images and of the folders in ``given``. ``explainers`` are by the name
+    of the model.
     """
     method = next(iter(explainers.values())).method
     failures: list[str] = []
+    inner = below_common(images, filter(os.path.isdir, given))
+    targets = {image: out / f'{inner[image]}.{method}.jpg' for image in images}
+    taken = {os.path.realpath(image) for image in images}
+    for target in targets.values():
+        if os.path.realpath(target) in taken:
+            raise ToolError(f'--out {out} would replace the image {target}; give another folder')
 
     def explain(source: Path, file: Path, place: Path) -> None:
         maps = {name: explainer.explain(file) for name, explainer in explainers.items()}
         panels = [(f'{name}: {title}', pixels) for name, (title, pixels) in maps.items()]
-        draw_sheet([panels], place.with_name(f'{source.name}.{method}.jpg'))
+        draw_sheet([panels], place)
 
-    for_each(places(images, out), explain, failures)
+    for_each(targets, explain, failures)
     return failures
 
 

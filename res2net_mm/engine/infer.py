@@ -188,13 +188,18 @@ class ConfiguredModel:
 
 
 def predict_images(
-    predictor: ConfiguredModel, sources: Sequence[Source], out: Path, threshold: float
+    predictor: ConfiguredModel,
+    sources: Sequence[Source],
+    out: Path,
+    threshold: float,
+    given: Sequence[Source] = (),
 ) -> list[str]:
     """Predicts, draws and describes pictures and videos; one that fails does not stop the others.
 
     ``out`` gets the pictures and ``predictions.json``, and for each video a ``.mp4`` and a
     ``.jsonl`` with a line for each frame; an interrupted run keeps what is done. ``threshold`` is
-    the least score of an instance. Returns a line for each source that failed, also in part.
+    the least score of an instance. ``given`` are the folders that :func:`find_sources` got, below
+    which pictures keep their places. Returns a line for each source that failed, also in part.
     """
     failures: list[str] = []
     records: list[dict[str, Any]] = []
@@ -212,17 +217,22 @@ def predict_images(
         records.append(record)
         predictor.write_pictures(file, sample, target, threshold)
 
-    targets = places(sources, out)
+    def write_records() -> None:
+        content = dict(classes=predictor.classes, images=records)
+        write_text(out / RESULTS, json.dumps(content, indent=1))
+
+    targets = places(sources, out, given)
     out.mkdir(parents=True, exist_ok=True)
     try:
         for_each(targets, predict, failures)
     except BaseException:
-        held = f'{out / RESULTS} holds {len(records)} of {len(sources)} images'
-        print(*(f'error: {failure}' for failure in failures), held, sep='\n', file=sys.stderr)
+        for failure in failures:
+            print(f'error: {failure}', file=sys.stderr)
+        write_records()
+        images = sum(not is_video(source) for source in sources)
+        print(f'{out / RESULTS} holds {len(records)} of {images} images', file=sys.stderr)
         raise
-    finally:
-        content = dict(classes=predictor.classes, images=records)
-        write_text(out / RESULTS, json.dumps(content, indent=1))
+    write_records()
     for note, count in notes.items():
         warn(f'{count} image{"s" * (count > 1)}: {note}')
     return failures

@@ -44,6 +44,8 @@ class PoseModel(ConfiguredModel):
         dataset = test_dataset(cfg)
         (node,) = find_nodes(dataset, 'test_dataloader.dataset', 'mmpose')
         self.meta = parse_pose_metainfo(dataset.get('metainfo') or node.cls.METAINFO)
+        if not cfg.get('visualizer'):
+            raise ToolError('the config has no visualizer, which drawing skeletons needs')
         with building_config('visualizer'):
             self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
         self.visualizer.set_dataset_meta(self.meta)

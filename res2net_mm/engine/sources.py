@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import sys
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from glob import glob
-from itertools import chain, count
+from itertools import chain, count, takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -66,15 +67,14 @@ def find_sources(
     found: list[Source] = []
     for source in [sources] if isinstance(sources, str | Path) else sources:
         text = str(source)
-        if text.startswith(_WEB) or (text.isdecimal() and not os.path.exists(text)):
+        if _is_address(text) or (text.isdecimal() and not os.path.exists(text)):
             files: Iterable[Source] = [text]
         elif os.path.isdir(source):
             files = _below(Path(source), out, suffixes)
         elif os.path.lexists(source):
             files = [Path(source)]
         else:
-            names = sorted(glob(text, recursive=True))
-            files = [Path(name) for name in names if Path(name).suffix.lower() in suffixes]
+            files = _matching(text, out, suffixes)
             if not files:
                 raise FileNotFoundError(f'image or folder {source} does not exist')
         found += files
@@ -83,7 +83,10 @@ def find_sources(
 
 def find_images(folder: str | Path, out: str | Path | None = None) -> list[Path]:
     """The images of :func:`find_sources` only."""
-    return find_sources(folder, out, IMAGES)
+    found = find_sources(folder, out, IMAGES)
+    if not all(isinstance(file, Path) for file in found):
+        raise ToolError(f'{folder} is no image, folder or pattern')
+    return found
 
 
 def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> list[Path]:
@@ -94,15 +97,35 @@ def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> lis
     walk = os.walk(folder, onerror=lambda error: files.append(Path(error.filename)))
     for name, folders, names in walk:
         here = Path(name)
-        own = out is not None and os.path.realpath(out) == os.path.realpath(here)
-        if own or (here != folder and _is_output(here)):
-            warn(f'{here} is skipped: predictions go, or went, there')
+        if here != folder and _is_skipped(here, out):
             folders.clear()
             continue
         files += [here / n for n in names + folders if Path(n).suffix.lower() in suffixes]
     if not files:
         raise ToolError(f'folder {folder} holds no file of {", ".join(suffixes)}')
     return sorted(files)
+
+
+def _matching(pattern: str, out: str | Path | None, suffixes: Sequence[str]) -> list[Path]:
+    parts = takewhile(lambda part: not set('*?[') & set(part), Path(pattern).parts)
+    root = Path(*parts)  # which is named, and so never skipped
+
+    @functools.cache
+    def skipped(folder: Path) -> bool:
+        if folder in (root, folder.parent):
+            return False
+        return skipped(folder.parent) or _is_skipped(folder, out)
+
+    files = [Path(name) for name in sorted(glob(pattern, recursive=True))]
+    return [f for f in files if f.suffix.lower() in suffixes and not skipped(f.parent)]
+
+
+def _is_skipped(folder: Path, out: str | Path | None) -> bool:
+    own = out is not None and os.path.realpath(out) == os.path.realpath(folder)
+    if own or _is_output(folder):
+        warn(f'{folder} is skipped: predictions go, or went, there')
+        return True
+    return False
 
 
 def _is_output(folder: Path) -> bool:
@@ -121,23 +144,37 @@ def is_camera(source: Source) -> bool:
     return isinstance(source, str) and source.isdecimal()
 
 
+def _is_address(source: Source) -> bool:
+    return str(source).lower().startswith(_WEB)
+
+
 def _path_of(source: Source) -> Path:
-    return source if isinstance(source, Path) else Path(unquote(urlsplit(source).path))
+    if isinstance(source, Path):
+        return source
+    with contextlib.suppress(ValueError):  # downloading says what is wrong
+        return Path(unquote(urlsplit(source).path).replace('\0', ''))
+    return Path()
 
 
-def below_common(files: Iterable[Source]) -> dict[Source, str]:
-    """The paths of files below their common folder."""
+def below_common(files: Iterable[Source], folders: Iterable[Source] = ()) -> dict[Source, str]:
+    """The paths of files below the common folder of all files and ``folders``."""
     whole = {file: os.path.abspath(file) for file in files}
-    root = os.path.commonpath([os.path.dirname(path) for path in whole.values()] or ['/'])
+    homes = [os.path.dirname(path) for path in whole.values()]
+    root = os.path.commonpath([*homes, *map(os.path.abspath, folders)] or ['/'])
     return {file: os.path.relpath(path, root) for file, path in whole.items()}
 
 
-def places(sources: Sequence[Source], out: Path) -> dict[Source, Path]:
+def places(
+    sources: Sequence[Source], out: Path, given: Iterable[Source] = ()
+) -> dict[Source, Path]:
     """Where the picture or video of each source goes: as the files are below their common folder.
 
-    Raises a ToolError if one would replace a file.
+    Folders that were ``given`` as a source count for that, too. Raises a ToolError if one would
+    replace a source, or would be among the user's own files in the folder of one.
     """
-    files = below_common(source for source in sources if isinstance(source, Path))
+    folders = filter(os.path.isdir, given)
+    files = below_common((source for source in sources if isinstance(source, Path)), folders)
+    homes = {os.path.realpath(os.path.dirname(os.path.abspath(file))) for file in files}
     taken = {os.path.realpath(file) for file in files}
     targets: dict[Source, Path] = {}
     used: set[Path] = set()
@@ -151,22 +188,30 @@ def places(sources: Sequence[Source], out: Path) -> dict[Source, Path]:
         used.add(targets[source])
         if os.path.realpath(targets[source]) in taken:
             raise ToolError(f'--out {out} would replace the image {source}; give another folder')
+    written = {os.path.realpath(folder) for folder in (out, *(t.parent for t in targets.values()))}
+    if written & homes and not _is_output(out):
+        raise ToolError(f'--out {out} is the folder of the images; give another folder')
     return targets
 
 
 @contextmanager
 def local_file(source: Source) -> Iterator[Path]:
     """The file of a source; of an address, a copy of up to 2 GiB that is removed afterwards."""
-    if not str(source).startswith(_WEB):
+    if not _is_address(source):
         yield Path(source)
         return
     with TemporaryDirectory() as folder:
         name = f'download{_path_of(source).suffix}'  # without what looks like a checksum
         try:
-            file = fetch(source, name=name, folder=Path(folder), most=_LARGEST)
+            file = fetch(source, name=name, folder=Path(folder), most=_LARGEST, mirrors=False)
         except DownloadError as error:  # whose advice is for weights
             raise DataError(str(error).partition('; put the file at')[0]) from error
-        yield file
+        except ValueError as error:
+            raise DataError(f'no valid address ({one_line(error)})', str(source)) from error
+        try:
+            yield file
+        except DataError as error:
+            raise DataError(str(error).replace(str(file), str(source))) from error
 
 
 def for_each(
@@ -179,13 +224,12 @@ def for_each(
     """
     defect = None
     for source, target in progress(targets.items(), 'image'):
-        file: Source = source
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with local_file(source) as file:
                 job(source, file, target)
         except DataError as error:
-            line = str(error).replace(str(file), str(source))
+            line = str(error)
             failures.append(line if str(source) in line else f'image {source}: {line}')
         except Exception as error:
             if {getattr(e, 'errno', None) for e in (error, error.__cause__)} & _DISK:
@@ -223,7 +267,7 @@ def _video_frames(file: Path) -> Iterator[Frame]:
             stream = container.streams.video[0]
             stream.thread_type = 'AUTO'
             packets = index = 0
-            start, end = None, 0.0
+            start, end, held = None, 0.0, 0.0
             # a GIF says neither its length nor how many frames it has, but ends with a semicolon
             damaged = container.format.name == 'gif' and not _ends(file, b';')
             for packet in container.demux(stream):
@@ -238,18 +282,27 @@ def _video_frames(file: Path) -> Iterator[Frame]:
                     shown = frame.time  # None in files without times
                     shown = index / float(stream.average_rate or 25) if shown is None else shown
                     start = shown if start is None else start
+                    gap = shown - start - end
                     end = shown - start
+                    # how long it is shown; if its file does not say so, as long as any before
+                    held = (
+                        float(frame.duration * frame.time_base)
+                        if frame.duration
+                        else max(held, gap)
+                    )
                     pixels = np.rot90(frame.to_ndarray(format='rgb24'), frame.rotation // 90)
                     yield Frame(index, end, np.ascontiguousarray(pixels), stream.frames or None)
                     index += 1
-            if damaged or packets < stream.frames or end + 1 < _seconds(stream) or not index:
+            cut = packets < stream.frames or end + held + 1 < _seconds(stream)
+            if damaged or cut or not index:
                 raise DataError(
                     f'the video is damaged or cut off: {index} frames could be read, up to '
                     f'{end:.1f} seconds',
                     str(file),
                 )
     except av.FFmpegError as error:
-        raise DataError(f'no video that can be read ({one_line(error)})', str(file)) from error
+        reason = error.strerror or one_line(error)
+        raise DataError(f'no video that can be read ({reason})', str(file)) from error
 
 
 def _ends(file: Path, end: bytes) -> bool:

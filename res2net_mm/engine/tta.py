@@ -40,8 +40,9 @@ def use_tta(cfg: Config) -> MergingHook:
     ``tta_pipeline`` and ``tta_model`` of the config, if it has both, say how instead. Raises a
     ToolError if mmdet and mmseg cannot merge what the model predicts.
     """
+    merging = _merging(cfg)
     own = cfg.get('tta_model') and cfg.get('tta_pipeline')
-    merging = cfg.tta_model if own else _merging(cfg)
+    merging = cfg.tta_model if own else merging
     for part in walk_dicts(cfg.test_dataloader.dataset):
         if 'pipeline' in part:
             part['pipeline'] = harden_pipeline(cfg.tta_pipeline) if own else _views(part.pipeline)
@@ -55,7 +56,8 @@ def _merging(cfg: Config) -> dict[str, Any]:
         from mmseg.models import SegTTAModel
 
         return dict(type=SegTTAModel)
-    masks = 'segm' in str(cfg.test_evaluator) or 'mask_head' in str(cfg.model)
+    measured = [part.get('metric', ()) for part in walk_dicts(cfg.test_evaluator)]
+    masks = any('segm' in metric for metric in measured) or 'mask_head' in str(cfg.model)
     boxes = facts['task'] == 'detection' and cfg.get('default_scope', 'mmdet') == 'mmdet'
     if masks or not boxes:
         raise ToolError(

@@ -57,6 +57,7 @@ def fetch(
     folder: Path | None = None,
     most: int = _MAX_SIZE,
     verified: bool = False,
+    mirrors: bool = True,
 ) -> Path:
     """Returns the local path of a published file, downloading the file if it is not there yet.
 
@@ -74,6 +75,7 @@ def fetch(
         name, folder: Of the local file; by default those of ``url`` and ``cache_folder()``.
         most: Largest accepted file size in bytes.
         verified: Refuse a download that no checksum verifies, the server's included.
+        mirrors: Ask RES2NET_MM_MIRROR first.
 
     Raises:
         DownloadError: No source has the file or can be reached, the file has another checksum or
@@ -87,7 +89,7 @@ def fetch(
             return path
         if path.is_file():
             _log(f'{path} is replaced: {problem}')
-        for source in [*_mirrors(path.name), urldefrag(url).url]:
+        for source in [*(_mirrors(path.name) if mirrors else ()), urldefrag(url).url]:
             try:
                 if isinstance(source, str):
                     _download_once(source, path, checksum, most, verified)
@@ -149,7 +151,7 @@ def _target(
 
 
 def _is_address(text: str) -> bool:
-    return bool(re.match(r'https?://[^/]', text))
+    return bool(re.match(r'https?://[^/]', text, re.IGNORECASE))
 
 
 def _mirrors(name: str) -> Iterator[str | Path]:

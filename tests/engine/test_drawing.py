@@ -1,6 +1,7 @@
 """Pictures of predictions: the same colour for a class, nothing hidden, any size."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
+from res2net_mm.engine.classification import draw_classes
 from res2net_mm.engine.drawing import class_colours, draw_sample
 
 NAMES = ['disc', 'square']
@@ -106,6 +108,50 @@ def test_annotations_are_on_the_left():
     first, second = class_colours(2)
     assert near(drawn[60, 20], second) and near(drawn[60, 60], second)
     assert near(drawn[60, 120], first) and near(drawn[60, 190], first)
+
+
+def test_a_segmentor_may_have_a_thousand_classes():
+    labels = torch.zeros(1, 100, 100, dtype=torch.long)
+    labels[0, 50:] = 1001
+    palette = [[0, 0, 0]] * 1001 + [[0, 0, 250]] * 2
+    meta = dict(classes=['background', *map(str, range(1, 1003))], palette=palette)
+    drawn = draw_sample(
+        image(100, 100), SegDataSample(pred_sem_seg=PixelData(data=labels)), meta, 0.3
+    )
+    expected = 0.55 * GREY + 0.45 * np.array([0, 0, 250])
+    assert (drawn[:50] == GREY).all() and np.abs(drawn[95, 95] - expected).max() < 2
+
+
+def test_label_maps_take_little_memory():
+    """A mask of full size for each of 100 classes would take 400 MB."""
+    labels = np.repeat(np.arange(100), 20)[:, None].repeat(2000, 1)
+    sample = SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
+    given = image(2000, 2000)
+    tracemalloc.start()
+    drawn = draw_sample(given, sample, dict(classes=[f'c{i}' for i in range(100)]), 0.3)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 200e6 and (drawn[::20, 0] != GREY).any(1).all()
+
+
+def test_images_of_callers_stay_as_they_are():
+    """Also one whose colours are a reversed view, which is contiguous the other way round."""
+    given = image(100, 100)
+    draw_sample(given[..., ::-1], detected([[20, 40, 90, 80]], [0], [0.9]), {}, 0.3)
+    assert (given == GREY).all()
+
+
+def test_names_of_other_scripts():
+    """A letter that a font lacks looks like any other it lacks."""
+    boxes = [[10, 60, 190, 190]]
+    pictures = [
+        draw_sample(image(200, 200), detected(boxes, [0], [0.9]), dict(classes=[name]), 0.3)
+        for name in 'öéßжя'
+    ]
+    for one, other in itertools.combinations(pictures, 2):
+        assert (one != other).any()
+    rows = [draw_classes(image(20, 100), [dict(score=0, name=name)]) for name in 'öß']
+    assert rows[0].shape != rows[1].shape or (rows[0] != rows[1]).any()
 
 
 def test_panoptic_maps_and_nothing_found():

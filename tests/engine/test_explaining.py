@@ -19,6 +19,7 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.explaining import Explainer, explain_images, image_fields
 from res2net_mm.engine.infer import ConfiguredModel
+from res2net_mm.engine.sources import find_images
 from res2net_mm.evaluation.receptive_field import effective_fields
 
 TOOLS = Path(__file__).resolve().parents[2] / 'tools'
@@ -180,6 +181,19 @@ def test_no_detection_is_a_line(detector, photos, tmp_path):
     explainer = Explainer(ConfiguredModel(cfg, str(checkpoint), 'cpu'), 'gradcam', 'star', 0.999)
     failures = explain_images({'small': explainer}, [photos / 'a.jpg'], tmp_path / 'out')
     assert failures == [f'image {photos}/a.jpg: there is nothing to explain: 0 detections star']
+
+
+def test_places_of_maps(photos, monkeypatch):
+    """Beside the image, as they replace nothing; below a folder that was given."""
+    monkeypatch.setattr('res2net_mm.engine.explaining.draw_sheet', lambda rows, out: out.touch())
+    explainer = SimpleNamespace(method='gradcam', explain=lambda file: ('', None))
+    for image, out, given in (('a.jpg', '.', ()), ('more/b.jpg', 'out', [photos])):
+        assert not explain_images({'': explainer}, [photos / image], photos / out, given)
+        assert (photos / out / f'{image}.gradcam.jpg').exists()
+    with pytest.raises(ToolError, match='would replace the image'):
+        explain_images({'': explainer}, [photos / 'a.jpg', photos / 'a.jpg.gradcam.jpg'], photos)
+    with pytest.raises(ToolError, match='0 is no image, folder or pattern'):
+        find_images(Path('0'))
 
 
 def test_fields_on_images(detector, photos):

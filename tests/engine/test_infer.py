@@ -164,6 +164,16 @@ def test_an_interruption_keeps_what_is_done(tmp_path, capfd):
     assert 'holds 1 of 3 images' in said and 'image a.jpg failed: RuntimeError: CUDA' in said
 
 
+def test_what_was_not_written_is_not_said_to_be(tmp_path, monkeypatch, capsys):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr('res2net_mm.engine.infer.write_text', fail)
+    with pytest.raises(OSError, match='No space'):
+        predict_images(Stub(b=KeyboardInterrupt()), IMAGES, tmp_path, 0.3)
+    assert 'holds' not in capsys.readouterr().err
+
+
 def test_a_full_disk_stops_at_once_and_a_bad_picture_does_not(tmp_path):
     full = OSError('b.jpg could not be written: No space left on device')
     full.__cause__ = OSError(errno.ENOSPC, 'No space left on device')

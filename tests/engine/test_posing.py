@@ -149,6 +149,13 @@ def test_boxes_that_are_none(checkpoint, tmp_path, tiny_options):
         configured_model(cfg, 'c.pth', boxes=str(file))
 
 
+def test_a_config_without_a_visualizer(checkpoint):
+    cfg = load_config('td_hm_r2n50_coco_256x192.py', SMALL)
+    cfg.pop('visualizer')
+    with pytest.raises(ToolError, match='the config has no visualizer'):
+        configured_model(cfg, str(checkpoint), 'cpu')
+
+
 def test_images_are_loaded_as_by_other_models(checkpoint):
     model = pose_model(checkpoint)
     assert isinstance(model.pipeline, Compose)

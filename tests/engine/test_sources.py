@@ -6,6 +6,7 @@ import functools
 import json
 import struct
 import threading
+from fractions import Fraction
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from PIL import Image
 
 from res2net_mm import Predictor
 from res2net_mm.data.errors import DataError
+from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.infer import predict_images
 from res2net_mm.engine.sources import find_sources, frames_of, places
 
@@ -102,6 +104,23 @@ def test_a_cut_video_gives_its_frames_and_an_error(name, codec, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ('name', 'codec'), [('a.mp4', 'libx264'), ('a.mkv', 'libx264'), ('a.avi', 'mpeg4'),
+                        ('a.wmv', 'wmv2')],
+)  # fmt: skip
+def test_slow_videos_are_whole(name, codec, tmp_path):
+    """The last frame is shown for three seconds."""
+    with av.open(str(tmp_path / name), 'w') as container:
+        stream = container.add_stream(codec, rate=Fraction(1, 3))
+        stream.pix_fmt, stream.width, stream.height = 'yuv420p', WIDTH, HEIGHT
+        for index in range(4):
+            frame = av.VideoFrame.from_ndarray(picture(index), 'rgb24')
+            container.mux(stream.encode(frame.reformat(format='yuv420p')))
+        container.mux(stream.encode())
+    frames = list(frames_of(name, tmp_path / name))
+    assert [frame.time for frame in frames] == pytest.approx([0, 3, 6, 9])
+
+
+@pytest.mark.parametrize(
     'content', [b'', b'hello', b'#EXTM3U\n#EXT-X-TARGETDURATION:4\n#EXTINF:4,\nclip.mp4\n',
                 b"ffconcat version 1.0\nfile 'clip.mp4'\n"],
 )  # fmt: skip
@@ -111,7 +130,7 @@ def test_what_is_no_video(content, clip, tmp_path):
     (tmp_path / 'a.mp4').write_bytes(content)
     out = tmp_path / 'out'
     (failure,) = predict_images(Finder(), find_sources(tmp_path / 'a.mp4'), out, 0.3)
-    assert 'a.mp4: no video that can be read' in failure
+    assert 'a.mp4: no video that can be read' in failure and 'Errno' not in failure
     assert [file.name for file in out.iterdir()] == ['predictions.json']
 
 
@@ -176,6 +195,29 @@ def test_addresses(server, clip, tmp_path, monkeypatch):
     assert 'larger than the 100 bytes' in failure
 
 
+def test_addresses_do_not_come_from_mirrors(server, tmp_path, monkeypatch):
+    """These would have another file of the name ``download.png``. Schemes may be capitals."""
+    address, folder = server
+    (tmp_path / 'mirror').mkdir()
+    cv2.imwrite(str(tmp_path / 'mirror/download.png'), picture(3))
+    cv2.imwrite(str(folder / 'a.png'), picture(7))
+    monkeypatch.setenv('RES2NET_MM_MIRROR', str(tmp_path / 'mirror'))
+    source = address.replace('http', 'HTTP') + '/a.png'
+    assert not predict_images(Finder(), find_sources(source), tmp_path / 'out', 0.3)
+    (record,) = json.loads((tmp_path / 'out/predictions.json').read_text())['images']
+    assert record['file'] == source and record['instances'][0]['bbox'][0] == 7
+
+
+def test_a_bad_address_does_not_stop_the_others(server, tmp_path):
+    address, folder = server
+    cv2.imwrite(str(folder / 'a.png'), picture(7))
+    bad = ['http://[::1/x.jpg', f'{address}/%00.jpg']
+    out = tmp_path / 'out'
+    failures = predict_images(Finder(), find_sources([*bad, f'{address}/a.png']), out, 0.3)
+    assert [line.partition(': ')[0] for line in failures] == bad
+    assert len(json.loads((out / 'predictions.json').read_text())['images']) == 1
+
+
 class Camera:
     """The first one shows three pictures, and there is no other."""
 
@@ -232,6 +274,38 @@ def test_patterns_lists_and_places(tmp_path):
         find_sources(f'{tmp_path}/nothing*')
 
 
+def test_places_are_below_the_given_folder(tmp_path):
+    (tmp_path / 'in/deep').mkdir(parents=True)
+    (tmp_path / 'in/deep/a.png').touch()
+    given, out = [tmp_path / 'in'], tmp_path / 'out'
+    found = find_sources(given, out)
+    assert list(places(found, out, given).values()) == [out / 'deep/a.jpg']
+
+
+@pytest.mark.parametrize('source', ['photos/*.png', 'photos/a.png', 'photos/**/*.png'])
+def test_own_files_are_not_replaced(source, tmp_path, monkeypatch):
+    """The picture for a.png would replace a.jpg. Those of an earlier run may be replaced."""
+    monkeypatch.chdir(tmp_path)
+    out = Path('photos')
+    (out / 'more').mkdir(parents=True)
+    for name in ('a.jpg', 'a.png', 'more/b.png'):
+        (out / name).touch()
+    with pytest.raises(ToolError, match='--out photos is the folder of the images; give another'):
+        places(find_sources(source, out), out)
+    (out / 'predictions.json').write_text('{\n "classes": [')
+    assert places(find_sources(source, out), out)[out / 'a.png'] == out / 'a.jpg'
+
+
+def test_patterns_leave_out_pictures_of_earlier_runs(tmp_path):
+    for name in ('a.jpg', 'more/b.jpg', 'out/a.jpg', 'out/more/b.jpg', 'earlier/more/b.jpg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / 'earlier/predictions.json').write_text('{\n "classes": [')
+    found = find_sources(f'{tmp_path}/**/*.jpg', tmp_path / 'out')
+    assert found == [tmp_path / 'a.jpg', tmp_path / 'more/b.jpg']
+    assert len(find_sources(f'{tmp_path}/earlier/*/*.jpg')) == 1, 'where it is named'
+
+
 class Model(Finder):
     def predict(self, image: Path | np.ndarray) -> dict:
         x = super().predict(image).box[0]
@@ -255,6 +329,8 @@ def test_predictor_takes_all_of_them(predictor, clip, server, tmp_path, monkeypa
     one = predictor(str(folder / 'a.png'))
     assert set(one) == {'boxes'} and one['boxes'][0, 0] == 3, 'an image as before'
     assert predictor(f'{address}/b.png')['boxes'][0, 0] == 5
+    with pytest.raises(DataError, match=f'^{address}/c.png: no image'):
+        predictor(f'{address}/c.png')
     assert [p['boxes'][0, 0] for p in predictor([folder / 'b.png', picture(9)])] == [5, 9]
     for source in (folder, f'{folder}/*.png'):
         first, second, third = predictor(source)

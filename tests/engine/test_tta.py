@@ -126,8 +126,21 @@ def test_label_maps_are_merged_as_by_hand(segmentor, shapes, tmp_path, monkeypat
              'res2net50_v1b_in1k.py', 'td_hm_r2n50_coco_256x192.py'],
 )  # fmt: skip
 def test_what_cannot_be_merged_is_refused(name):
-    with pytest.raises(ToolError, match='--tta merges .* but not what this'):
-        use_tta(load_config(name))
+    cfg = load_config(name)
+    own = dict(tta_model=dict(type='SegTTAModel'), tta_pipeline=[dict(type='TestTimeAug')])
+    for more in ({}, own):
+        cfg.update(more)
+        with pytest.raises(ToolError, match='--tta merges .* but not what this'):
+            use_tta(cfg)
+
+
+def test_a_folder_of_that_name_says_nothing_of_masks(detector):
+    cfg = copy.deepcopy(detector[0])
+    cfg.test_evaluator = dict(cfg.test_evaluator, ann_file='/data/segmentation/val.json')
+    assert use_tta(cfg).merging['type'].__name__ == 'DetTTAModel'
+    cfg.test_evaluator.metric = ['bbox', 'segm']
+    with pytest.raises(ToolError, match='--tta merges'):
+        use_tta(cfg)
 
 
 def test_exported_files_are_refused(detector):
@@ -172,6 +185,28 @@ def test_conf_is_for_detectors(segmentor, tmp_path):
         run_test(segmentor, 'c.pth', conf=0.3)
     with pytest.raises(ToolError, match='from 0 to 1, but is 3'):
         run_test(segmentor, 'c.pth', conf=3)
+
+
+def test_results_are_whole(detector, tmp_path):
+    with pytest.raises(ToolError, match='--out needs all objects'):
+        run_test(copy.deepcopy(detector[0]), 'c.pth', conf=0.3, out=str(tmp_path / 'r.json'))
+
+
+def test_figures_say_how_they_were_made(detector, tmp_path, monkeypatch, capsys):
+    from mmengine.evaluator import Evaluator
+
+    monkeypatch.setattr(Evaluator, 'process', lambda self, data_samples, data_batch: None)
+    monkeypatch.setattr(Evaluator, 'evaluate', lambda self, size: {'coco/bbox_mAP': 0.5})
+    monkeypatch.setattr('res2net_mm.data.check_data', lambda *args, **kwargs: [])
+    cfg = copy.deepcopy(detector[0])
+    cfg.test_dataloader.dataset.indices = 1
+    cfg.dump(tmp_path / 'c.py')
+    args = [str(tmp_path / 'c.py'), detector[1], '--work-dir', str(tmp_path), '--device', 'cpu']
+    monkeypatch.syspath_prepend(TOOLS)
+    monkeypatch.setattr(sys, 'argv', ['test.py', *args, '--tta', '--conf', '0.2'])
+    runpy.run_path(str(TOOLS / 'test.py'))['main']()
+    *_, merged, cut = capsys.readouterr().out.splitlines()
+    assert merged.startswith('with --tta: ') and cut.startswith('objects from a score of 0.2 on')
 
 
 def test_device_of_the_tool(monkeypatch):
