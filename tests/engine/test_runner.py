@@ -71,7 +71,7 @@ def test_safeguards_are_named_one_line_each():
     [
         ({'model.backbone.type': 'Res3Net'}, 'Res3Net'),
         ({'model.backbone.depth': 51}, 'depth'),
-        ({'model.neck.num_outs': 'five'}, 'the config cannot be built: .*str'),
+        ({'model.neck.num_outs': 'five'}, 'num_outs .*must be a number'),
         ({'train_dataloader.batchsize': 2}, "unexpected keyword argument 'batchsize'"),
         ({'train_dataloader.sampler.type': 'NoSampler'}, 'NoSampler'),
         (

@@ -157,7 +157,7 @@ class _Reader:
             if not (mask.get('size') == size if isinstance(mask, dict) else mask):
                 raise ValueError(
                     f'it has no segmentation for size {size}, but {brief(mask)}, and the pipeline '
-                    'loads masks (with_mask=True)'
+                    'loads masks (with_mask=True): use a detector without masks'
                 )
         image.objects.append(Object(name, box, title, reason, mask))
         self.boxes.append((x, y, width, height, image.width, image.height))
