@@ -189,7 +189,9 @@ def whole(tools, config, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    'number', [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_goes_on_within_its_epoch(tools, config, whole, tmp_path, number):
     """Ends with the same bits, whatever the step and the workers."""
     folder, log = tmp_path / 'interrupted', tmp_path / 'log'
