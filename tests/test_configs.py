@@ -12,6 +12,7 @@ from running import loaded
 import res2net_mm
 from res2net_mm.engine.config import load_config, our_networks, pretrained
 from res2net_mm.engine.config_checks import check_model
+from res2net_mm.engine.config_keys import check_arguments
 from res2net_mm.ops import DeformConv2d, ModulatedDeformConv2d
 from res2net_mm.weights import ZOO
 from res2net_mm.weights.zoo import IMAGENET_MEAN, IMAGENET_STD
@@ -52,7 +53,8 @@ def build(cfg):
         return MODELS.build(cfg.model)
 
 
-def test_parts_fit(config):
+def test_every_key_is_read_and_parts_fit(config):
+    check_arguments(config)
     check_model(config)
 
 

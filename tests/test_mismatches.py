@@ -279,7 +279,7 @@ def test_learning_rate_scaled_with_accumulation(runs):
         ('randomnes.seed', 9, 'randomness'),
         ('max_epoch', 1, 'max_epochs'),
         ('train_dataloader.batchsize', 2, 'batch_size'),
-        ('model.backbone.frozen_stage', 1, 'argument'),
+        ('model.backbone.frozen_stage', 1, 'frozen_stages'),
     ],
 )
 def test_key_that_nothing_reads(runs, option, value, near):
