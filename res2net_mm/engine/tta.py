@@ -56,7 +56,7 @@ def _merging(cfg: Config) -> dict[str, Any]:
         from mmseg.models import SegTTAModel
 
         return dict(type=SegTTAModel)
-    measured = [part.get('metric', ()) for part in walk_dicts(cfg.test_evaluator)]
+    measured = [part.get('metric') or () for part in walk_dicts(cfg.test_evaluator)]
     masks = any('segm' in metric for metric in measured) or 'mask_head' in str(cfg.model)
     boxes = facts['task'] == 'detection' and cfg.get('default_scope', 'mmdet') == 'mmdet'
     if masks or not boxes:
