@@ -241,6 +241,8 @@ def _make_stage(
 def _plugins_of(plugins: Sequence[dict] | None, stage: int, num_stages: int) -> list[dict]:
     chosen = []
     for plugin in plugins or ():
+        if not isinstance(plugin, dict) or not isinstance(plugin.get('cfg'), dict):
+            raise ValueError(f'plugins must be dict(cfg=dict(...), position=...), not {plugin!r}')
         stages = plugin.get('stages') or (True,) * num_stages
         check_each("plugins' stages", stages, num_stages, (False, True))
         if stages[stage]:

@@ -57,6 +57,7 @@ REMEDIES = {
     'label map of another size': 'write the map for the image as it is loaded',
     'label map of 16 bits': 'write it with 8 bits per pixel',
     'label map without image': 'add its image, or remove it',
+    'label map all ignored': 'label it, or remove the image: nothing is learnt from it',
 }
 
 

@@ -309,7 +309,7 @@ def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder
     if kind == 'labelme':
         files = [file for file in files if _json_kind(file) == 'labelme']
     elif kind == 'masks' and images == labels:
-        files = [file for file in files if _is_mask(file, labels)]
+        files = [file for file in files if _is_mask(file, labels)] or _with_endings(files)
     others = set(_below(images, IMAGE_SUFFIXES)).difference(files)
     there: dict[tuple, list[Path]] = defaultdict(list)
     for image in sorted(others, key=lambda file: (_is_mask(file, images), file)):
@@ -340,6 +340,13 @@ def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder
         if names:
             folder.notes.append(f'{len(names):,} {what} in {labels}: {listed(names, 3)}')
     return folder
+
+
+def _with_endings(files: list[Path]) -> list[Path]:
+    """The masks among files that are named after the images beside them: ``a_mask.png``."""
+    names = {file.with_suffix('') for file in files}
+    plain = {file: file.with_name(_MASK_ENDING.sub('', file.stem)) for file in files}
+    return [file for file in files if plain[file] in names - {file.with_suffix('')}]
 
 
 def _labelme_image(file: Path) -> list[Path]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from ..ops.internals import quiet_onnx_export
 from ..ops.sampling import without_autocast
 from .folding import fold_batch_norm
 from .graphs import Classified, Detector, Graph, Levels, Segmentor, Size, traceable
+from .int8 import quantize, require_nncf
 from .metadata import describe, normalisation_of
 from .running import KEY, open_onnx, open_openvino, openvino_core
 
@@ -76,6 +79,7 @@ def export(
     raw: bool = False,
     *,
     images: Sequence[np.ndarray] = (),
+    int8: bool | Sequence[np.ndarray] = False,
     about: Mapping[str, Any] | None = None,
     progress: Callable[[str], Any] | None = None,
 ) -> ExportReport:
@@ -97,13 +101,16 @@ def export(
         raw: The input is normalised float32, (1, C, h, w), instead of an image. The batch of a
             backbone is open.
         images: uint8 (h, w, 3), RGB, no larger than ``shape``, to compare on, beside made ones.
+        int8: Such images to calibrate with, or True for those in ``images``: an ``.xml`` file then
+            computes in int8. It is compared before, in float32; what int8 costs is seen on a
+            validation set (``tools/export.py --int8 --check``).
         about: For the metadata: ``config``, ``classes``, ``palette`` and ``resize``, and, of a
             backbone, ``mean``, ``std`` and ``channels`` ('RGB' or 'BGR') that it was trained with.
             Else classes and palette are those of ``model.dataset_meta``.
         progress: Called with a line before each step that takes long.
 
     Raises:
-        ImportError: onnx and onnxruntime, or openvino, are not installed.
+        ImportError: onnx and onnxruntime, openvino, or for int8 nncf are not installed.
         ExportError: The model cannot be exported, an argument has a value that it cannot have, or
             the file does not agree with the model. Nothing was written.
         OSError: The file could not be written.
@@ -113,7 +120,12 @@ def export(
         >>> export(net, 'res2net50.onnx', (480, 640)).metadata['outputs']
         ['c2', 'c3', 'c4', 'c5']
     """
-    path = check_path(path)
+    path, calibrated = check_path(path), int8 is not None and int8 is not False
+    calibration = [*(images if int8 is True else int8)] if calibrated else []
+    if calibrated and (path.suffix != '.xml' or raw or not calibration):
+        raise ExportError('int8 needs images, a path that ends in .xml, and raw=False')
+    if calibrated:
+        require_nncf()
     graph, metadata = _make_graph(model, shape, raw, about or {})
     say = progress or (lambda line: None)
     say(f'tracing {metadata["model"]}')
@@ -127,6 +139,10 @@ def export(
             convert(graph, as_input(graph, images[-3]), partial, metadata)
             say(f'comparing it with PyTorch on {len(images)} images')
             errors, stray = _compare(partial, graph, images)
+            if calibrated:
+                say(f'calibrating int8 on {len(calibration)} images')
+                in_float = _quantize(partial, calibration)
+                metadata['int8'] = dict(images=len(calibration), float=in_float)
             if weights.exists():
                 weights.replace(path.with_suffix('.bin'))
         finally:
@@ -304,6 +320,16 @@ def _write_openvino(graph: Graph, example: Tensor, path: Path, metadata: dict[st
         port.get_tensor().set_names({name})
     file.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
     openvino.save_model(file, path, compress_to_fp16=False)
+
+
+def _quantize(path: Path, images: Sequence[np.ndarray]) -> list[str]:
+    """Replaces an OpenVINO file by its int8 version; what of it stays in float."""
+    with TemporaryDirectory(dir=path.parent) as folder:  # OpenVINO maps the files that it has read
+        file = Path(folder, 'int8.xml')
+        in_float = quantize(path, file, images)
+        for suffix in ('.bin', '.xml'):
+            os.replace(file.with_suffix(suffix), path.with_suffix(suffix))
+    return in_float
 
 
 def _open(path: Path, score_thr: float | None = None) -> Run:

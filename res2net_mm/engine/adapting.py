@@ -84,6 +84,9 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
     Schedules keep their share of the run; validations and checkpoints become more frequent in a
     shorter one. A warm-up that takes most of the run becomes shorter, also if ``epochs`` is None.
     ``images`` are those of the training set, 0 if unknown. Returns the new length in words.
+
+    Raises:
+        ToolError: ``epochs`` cannot be iterations, as the number of images is unknown.
     """
     loop = cfg.train_cfg
     by_steps = 'max_iters' in loop
@@ -91,6 +94,11 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
     batch = cfg.train_dataloader.batch_size * int(os.environ.get('WORLD_SIZE', 1))
     an_epoch = math.ceil(images / batch)
     if epochs is not None:
+        if by_steps and not images:
+            raise ToolError(
+                '--epochs: how many images the training set has is not known, and train_cfg counts '
+                'iterations: set --cfg-options train_cfg.max_iters=N'
+            )
         length = epochs * an_epoch if by_steps else epochs
         _stretch(cfg, by_steps, length, length / loop[key])
         loop[key] = length

@@ -16,11 +16,11 @@ from torch import nn
 
 from ..backbones.base import CONVENTION
 from ..checks import listed, nearest
+from ..colours import class_colours
 from ..data.check.agreement import class_counts
 from ..data.errors import DataError
 from ..data.sets.nodes import find_nodes, type_name
 from ..weights.classifier import name_as_classifier
-from .drawing import class_colours
 from .errors import ToolError
 from .loading import unwrapped
 from .terminal import warn

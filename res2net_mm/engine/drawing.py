@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,16 @@ import mmcv
 import numpy as np
 import torch
 
+from ..colours import class_colours
 from ..files import writing
 from .classification import FONT, best_classes, draw_classes, name_of, true_class
 from .saliency import overlay, probability
 
 _BACKGROUND = {'background', '_background_', 'bg'}
 _OBJECTS = 1000  # mmdet writes class + 1000 * object into a panoptic map
-_TONES = ((0.85, 0.95), (0.95, 0.65), (0.45, 1.0))  # saturation and value
 _MOST = 0.2  # share of an image that labels may cover
 _OPACITY = 0.45
 _SIDE = 512  # px of a label map in which places for labels are searched
-
-
-def class_colours(count: int) -> list[tuple[int, ...]]:
-    """An RGB colour for each label: always the same, and neighbours differ most in hue."""
-    colours = (
-        colorsys.hsv_to_rgb(i * 0.618034 % 1, *_TONES[i // 8 % len(_TONES)]) for i in range(count)
-    )
-    return [tuple(round(255 * share) for share in colour) for colour in colours]
 
 
 def draw_sample(

@@ -6,7 +6,6 @@ Every text is escaped: names of classes and files come from data.
 from __future__ import annotations
 
 import base64
-import colorsys
 import io
 import json
 import math
@@ -21,6 +20,7 @@ from matplotlib.colors import TABLEAU_COLORS
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from ..colours import class_colour, class_colours
 from ..files import write_text
 
 _LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 44, 412, 8, 200, 420, 232  # px of a chart
@@ -169,7 +169,7 @@ def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = ()) -> str:
     size = max(height, width) / 32  # of letters
     parts = [_image(pixels, height, width, 'JPEG')]
     if isinstance(over, np.ndarray):
-        colours = np.array([[*_rgb(k), 150] for k in range(255)] + [[0] * 4], np.uint8)
+        colours = np.array([[*rgb, 150] for rgb in class_colours(255)] + [[0] * 4], np.uint8)
         parts.append(_image(colours[np.minimum(over, 255)], height, width, 'PNG'))
         over = ()
     for shape in over:
@@ -203,13 +203,8 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def colour(k: int) -> str:
-    """The CSS colour of a class; neighbours differ."""
-    return f'#{bytes(_rgb(k)).hex()}'
-
-
-def _rgb(k: int) -> tuple[int, ...]:
-    hue, light = k * 0.618034 % 1, (0.5, 0.62, 0.4)[k // 8 % 3]
-    return tuple(round(255 * part) for part in colorsys.hls_to_rgb(hue, light, 0.8))
+    """The CSS colour of a class."""
+    return f'#{bytes(class_colour(k)).hex()}'
 
 
 def _image(pixels: np.ndarray, height: int, width: int, form: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from faster_coco_eval import mask as coco_mask
 from mmdet.evaluation import VOCMetric as MMDetVOCMetric
 
+from ..checks import check_choice
 from .images_run import ImagesRun, warn
 
 
@@ -37,7 +38,9 @@ class VOCMetric(ImagesRun, MMDetVOCMetric):
                 "eval_mode of VOCMetric is not set: it is '11points' (VOC 2007), mmdet's default; "
                 "'area' is for VOC 2010 and later"
             )
-        super().__init__(eval_mode=eval_mode or '11points', **kwargs)
+        eval_mode = eval_mode or '11points'
+        check_choice('eval_mode', eval_mode, ('11points', 'area'))
+        super().__init__(eval_mode=eval_mode, **kwargs)
         if self.scale_ranges is not None or self.metric != 'mAP':
             raise ValueError(
                 "scale_ranges and metric='recall' of VOCMetric are not supported: use CocoMetric, "

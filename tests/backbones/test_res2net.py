@@ -274,6 +274,7 @@ def test_norm_and_conv_configs():
         (dict(style='tensorflow'), "style .*'pytorch', 'caffe'.*'tensorflow'"),
         (dict(stem_channels=33), 'stem_channels .*even.* 33'),
         (dict(base_channels=-1), 'base_channels .* -1'),
+        (dict(plugins=['se']), "plugins must be .*'se'"),
         (dict(plugins=[dict(cfg={}, position='before_conv1')]), "position .*'before_conv1'"),
         (dict(plugins=[dict(cfg={}, stages=(True,))]), r'stages .* 4 values.*\(True,\)'),
     ],

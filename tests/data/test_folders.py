@@ -179,6 +179,7 @@ def test_coco_without_its_images(tmp_path):
         ('{}/images', '{}/masks', '_mask.png'),
         ('{}', 'semseg/{}', '.png'),
         ('images/{}', 'labels/{}', '_L.png'),
+        ('{}', '{}', '_mask.png'),
     ],
 )
 def test_masks(tmp_path, images, masks, ending):

@@ -480,7 +480,7 @@ MAPS = {
     ),
     'metric ignores the same': (options(val_evaluator={'type': 'A', 'ignore_index': 255}), set()),
     'all ignored': (
-        file('maps/train/1.png', saved(cells(255))), set(),
+        file('maps/train/1.png', saved(cells(255))), warning('label map all ignored', '1.png'),
     ),
     'another size': (
         file('maps/val/1.png', saved(cells(0, 1, size=(WIDTH, HEIGHT)))),

@@ -4,9 +4,11 @@ import logging
 
 import numpy as np
 import pytest
+from exported import picture
 from PIL import Image
 
-from res2net_mm.deploy import int8
+from res2net_mm import create_backbone
+from res2net_mm.deploy import ExportError, export, int8
 from res2net_mm.deploy.running import ExportedModel, openvino_core
 from res2net_mm.engine import quantising
 from res2net_mm.engine.errors import ToolError
@@ -47,6 +49,21 @@ def test_arithmetic_stays_in_float(files, images, quantised):
     assert dict(model.metadata, int8=None) == exact.metadata
     a, b = model.predict(images[0]), exact.predict(images[0])
     assert len(a['scores']) > 3 and abs(a['scores'][0] - b['scores'][0]) < 0.1
+
+
+def test_export_in_int8(tmp_path):
+    net, path = create_backbone('res2net14_v1b_26w_4s'), tmp_path / 'net.xml'
+    images = [picture(64, 64, seed) for seed in range(3)]
+    for given in (dict(int8=True), dict(int8=images, raw=True), dict(int8=[])):
+        with pytest.raises(ExportError, match='int8 needs images, a path that ends in .xml'):
+            export(net, path, (64, 64), **given)
+    with pytest.raises(ExportError, match='int8 needs images'):
+        export(net, tmp_path / 'net.onnx', (64, 64), int8=images)
+    report = export(net, path, (64, 64), images=images, int8=True)
+    assert report.metadata['int8'] == dict(images=3, float=['elementwise arithmetic'])
+    assert ExportedModel(path).metadata == report.metadata
+    assert {'Convolution', 'MatMul'} & {*quantised_inputs(path).values()}
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['net.bin', 'net.xml']
 
 
 def test_steps_leave_more_in_float_and_loggers_as_they_are(files, images, quantised, tmp_path):

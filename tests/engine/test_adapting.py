@@ -45,6 +45,8 @@ def test_epochs_of_a_run_by_steps():
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 12
     cfg = loaded('sem_fpn_r2n50_ade20k')
     assert set_epochs(cfg, None, 100) == 'schedule: 160,000 steps of 4 images, 6400 epochs'
+    with pytest.raises(ToolError, match='how many images .* set --cfg-options train_cfg.max_iters'):
+        set_epochs(cfg, 20, 0)
 
 
 def test_epochs_with_accumulated_gradients():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import colorsys
 import math
 import os
 from collections import Counter, defaultdict
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
+from ...colours import class_colour, class_colours
 from ...columns import aligned, side_by_side
 from ...files import check_writable, writing
 from ..errors import DataError
@@ -173,11 +173,11 @@ def _draw_image(tile: np.ndarray, part: CheckedSet, image: Image) -> None:
     shown[:] = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
     if labels is not None:
         colours = np.zeros((256, 3), np.uint8)  # what is no class is black
-        colours[: len(part.classes)] = [_colour(i) for i in range(len(part.classes))]
+        colours[: len(part.classes)] = class_colours(len(part.classes))
         laid = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-        shown[:] = shown // 2 + colours[laid] // 2
+        shown[:] = shown // 2 + colours[laid][..., ::-1] // 2
     for item in image.objects:
-        colour = _RED if item.reason else _colour(part.classes.index(item.name))
+        colour = _RED if item.reason else class_colour(part.classes.index(item.name))[::-1]
         if part.masks and item.segmentation:
             with suppress(DataError):  # a finding says that the mask is broken
                 mask = coco_mask.decode(read_mask(item.segmentation, width, height)[0])
@@ -190,9 +190,3 @@ def _draw_image(tile: np.ndarray, part: CheckedSet, image: Image) -> None:
                 cv2.drawMarker(shown, (x1, y1), colour, cv2.MARKER_TILTED_CROSS, 12, 2)
             name = item.reason or (item.name if len(image.objects) <= _MOST_NAMES else '')
             _write(shown, name, (min(max(x1, 2), size[0] - 20), max(y1 - 3, 10)))
-
-
-def _colour(label: int) -> tuple[int, int, int]:
-    """A colour for each class, none of them red."""
-    hue = 0.08 + 0.84 * (label * 0.618 % 1)
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(hue, 0.85, 1)[::-1])
