@@ -14,6 +14,7 @@ REPO = Path(__file__).resolve().parents[2]
 ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(REPO))
 
 
+@pytest.mark.slow
 def test_whole_run(tool, tmp_path, capsys):
     args = ['backbone', '--size', '64x64', '--rounds', '1', '--threads', '1']
     json_file, chart = tmp_path / 'record.json', tmp_path / 'chart.png'
