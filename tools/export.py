@@ -2,6 +2,7 @@
 
 import argparse
 from functools import partial
+from operator import le
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -48,15 +49,16 @@ def main() -> None:
     add_shared(parser, '--cfg-options', help="change the config, or the variant's arguments")
     args = parser.parse_args()
 
+    from res2net_mm.data import DataError
     from res2net_mm.deploy import export
-    from res2net_mm.deploy.export import DETECTORS, check_path, images_of
+    from res2net_mm.deploy.export import DETECTORS, check_path
     from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
     from res2net_mm.engine.classes import prediction_meta, warn
     from res2net_mm.engine.config import load_config
     from res2net_mm.engine.errors import ToolError
     from res2net_mm.engine.exported import ExportedModule, facts_of
     from res2net_mm.engine.infer import load_model, test_dataset
-    from res2net_mm.engine.quantising import TrainingImages, compare_figures, measure, write_int8
+    from res2net_mm.engine.quantising import ResizedImages, compare_figures, measure, write_int8
 
     path = check_path(args.out)
     if args.int8 or args.check:
@@ -78,8 +80,9 @@ def main() -> None:
             if type(model).__name__ in DETECTORS and not (shape or args.dynamic):
                 shape = test_size(about['resize'])
             try:
-                images = images_of(dataset, 20, shape)
-            except OSError as error:
+                images = [*ResizedImages(cfg, 20, 'test')]
+                images = [i for i in images if not shape or all(map(le, i.shape, shape))]
+            except (OSError, DataError) as error:
                 warn(f'the file is compared on made images only: {error}')
     say = partial(print, flush=True)
     given = dict(raw=args.raw, images=images, about=about, progress=say)
@@ -91,7 +94,7 @@ def main() -> None:
             if not compare_figures(measure(cfg, model), measure(cfg, file), names, say):
                 raise ToolError(f'{path} loses too much of what PyTorch reaches: try --dynamic')
         return
-    training = TrainingImages(cfg, args.calibration)
+    training = ResizedImages(cfg, args.calibration)
     with TemporaryDirectory() as folder:
         source = Path(folder, 'float32.xml')
         say(str(export(model, source, shape, **given)).splitlines()[0])

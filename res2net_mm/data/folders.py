@@ -11,12 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice, product
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from ..checks import listed
-from .convert.formats import yaml_classes, yolo_classes
+from .convert.formats import read_yaml, yaml_classes, yolo_classes
 from .convert.writer import image_files
 from .errors import DataError
 from .sets.images import IMAGE_SUFFIXES
@@ -202,12 +199,12 @@ def _lines(file: Path) -> list[str]:
 
 
 def _yolo(root: Path) -> Folder:
-    yamls = [f for f in sorted(root.glob('*.y*ml')) if _is_yolo(_read_yaml(f))]
+    yamls = [f for f in sorted(root.glob('*.y*ml')) if _is_yolo(read_yaml(f))]
     if len(yamls) > 1:
         what = f'it has {len(yamls)} data yaml files'
         raise DataError(what, str(root), 'give the yaml itself as --data')
     if yamls:
-        return _yolo_yaml(yamls[0], _read_yaml(yamls[0]))
+        return _yolo_yaml(yamls[0], read_yaml(yamls[0]))
     folder = Folder(root, 'yolo')
     pairs = _yolo_pairs(_below(root, IMAGE_SUFFIXES))
     folders = {file.parent for _, file in pairs if file.is_file()}
@@ -272,7 +269,7 @@ def _class_folders(root: Path) -> Folder:
 
 def _read_parts(file: Path) -> Folder:
     """What a yaml says: YOLO's, or one that names the parts."""
-    content, base = _read_yaml(file), file.parent
+    content, base = read_yaml(file), file.parent
     if 'format' not in content:
         if not _is_yolo(content):
             raise DataError('it names no data', str(file), 'write train, val and names')
@@ -380,12 +377,3 @@ def _below(folder: Path, suffixes: str | tuple[str, ...]) -> list[Path]:
         shown = (name for name in names if not name.startswith('.'))
         found += [Path(here, name) for name in shown if name.lower().endswith(suffixes)]
     return sorted(found)
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text('utf-8-sig'))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        what = f'it is not valid YAML ({" ".join(str(error).split())})'
-        raise DataError(what, str(file)) from error
-    return content if isinstance(content, dict) else {}

@@ -488,18 +488,3 @@ def reference(graph: Graph, image: np.ndarray) -> Arrays:
         if graph.task == 'panoptic':
             values['segmentation'] = results.pred_panoptic_seg.sem_seg[0]
     return {name: value.numpy() for name, value in values.items()}
-
-
-def images_of(dataset: Mapping[str, Any], count: int, shape: Size | None) -> list[np.ndarray]:
-    """Up to ``count`` images spread over a data set, as its pipeline resizes them.
-
-    They are uint8 (h, w, 3), RGB, in the default scope; those larger than ``shape`` are left out.
-    An OSError says that the files are not there.
-    """
-    from mmengine.registry import DATASETS
-
-    steps = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
-    built = DATASETS.build(dict(dataset, pipeline=steps))
-    picked = np.linspace(0, len(built) - 1, min(count, len(built))).astype(int).tolist()
-    images = [built[i]['inputs'].permute(1, 2, 0).numpy()[:, :, ::-1] for i in picked]
-    return [i for i in images if shape is None or all(np.less_equal(i.shape[:2], shape))]

@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib
 import mmcv
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from ..colours import class_colours
 from ..files import writing
-from .classification import FONT, best_classes, draw_classes, name_of, true_class
-from .saliency import overlay, probability
 
+FONT = str(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'))  # not Latin letters only
 _BACKGROUND = {'background', '_background_', 'bg'}
 _OBJECTS = 1000  # mmdet writes class + 1000 * object into a panoptic map
 _MOST = 0.2  # share of an image that labels may cover
 _OPACITY = 0.45
 _SIDE = 512  # px of a label map in which places for labels are searched
+_MOST_CLASSES = 5  # of a classifier
 
 
 def draw_sample(
@@ -54,6 +56,55 @@ def write_picture(out: Path, pixels: np.ndarray) -> None:
         mmcv.imwrite(pixels if pixels.ndim == 2 else mmcv.rgb2bgr(pixels), str(partial))
 
 
+def best_classes(sample: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+    """``label``, ``name`` and ``score`` of the five most likely classes, best first."""
+    scores, labels = sample.pred_score.topk(min(_MOST_CLASSES, len(sample.pred_score)))
+    return [
+        dict(label=label, name=name_of(label, names), score=round(score, 6))
+        for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
+    ]
+
+
+def true_class(sample: Any, names: Sequence[str]) -> str:
+    """The annotated class of an image; ``''`` if it has none."""
+    return ', '.join(name_of(int(label), names) for label in sample.get('gt_label', ()))
+
+
+def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -> np.ndarray:
+    """An image (H, W, 3), RGB, above :func:`best_classes`, and the annotated one if given."""
+    image = Image.fromarray(pixels)
+    size = min(max(image.width // 28, 12), 28)
+    row, font = size * 3 // 2, ImageFont.truetype(FONT, size)
+    rows = [(c['score'], f'{c["score"]:.3f}  {c["name"]}') for c in classes]
+    rows += [(0, f'annotated: {truth}')] if truth else []
+    width = max(image.width, *(int(font.getlength(text)) + size for _, text in rows))
+    canvas = Image.new('RGB', (width, image.height + row * len(rows)), 'white')
+    canvas.paste(image)
+    pen = ImageDraw.Draw(canvas)
+    for i, (score, text) in enumerate(rows):
+        top = image.height + i * row
+        pen.rectangle((0, top + 1, round(score * width), top + row - 2), fill='#b9d7f2')
+        pen.text((size // 2, top + row // 2), text, 'black', font, anchor='lm')
+    return np.asarray(canvas)
+
+
+def name_of(label: int, names: Sequence[str]) -> str:
+    """The name of a label, or its number."""
+    return names[label] if label < len(names) else str(label)
+
+
+def probability(sample: Any) -> np.ndarray | None:
+    """(H, W) of a data sample, 0 to 1; None if the model has not one channel."""
+    found = sample.get('seg_logits')  # mmseg has applied the sigmoid
+    return None if found is None or len(found.data) != 1 else found.data[0].float().cpu().numpy()
+
+
+def overlay(pixels: np.ndarray, found: np.ndarray, colour: Sequence[int]) -> np.ndarray:
+    """An image (H, W, 3) of uint8, tinted by the probability (H, W), to 60 % where it is 1."""
+    share = 0.6 * found[..., None]
+    return (pixels * (1 - share) + np.asarray(colour) * share).round().astype(np.uint8)
+
+
 def _found(sample: Any, kind: str, threshold: float) -> dict[str, np.ndarray]:
     """``labels`` (N,) with ``boxes`` (N, 4), ``scores`` (N,) and ``masks`` (N, H, W), if any.
 
@@ -83,7 +134,6 @@ def _draw(
     pixels: np.ndarray, found: Mapping[str, np.ndarray], names: Sequence[str], colours: Sequence
 ) -> np.ndarray:
     import supervision as sv
-    from PIL import ImageFont
 
     labels, masks, boxes = found['labels'], found.get('masks'), found.get('boxes')
     drawn = pixels[..., ::-1].copy()  # supervision's colours are BGR

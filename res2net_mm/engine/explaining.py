@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from ..checks import check_choice, did_you_mean
 from ..data.errors import DataError
-from ..evaluation.curves import draw_sheet
 from ..evaluation.receptive_field import fields_by_level
+from ..files import writing
 from .arguments import CAM_METHODS
 from .errors import ToolError
 from .infer import ConfiguredModel
@@ -139,6 +140,21 @@ def prepared(predictor: ConfiguredModel, image: Path) -> tuple[np.ndarray, Tenso
     pixels = pixels[..., 2::-1] if pixels.shape[2] > 2 else pixels[..., [0, 0, 0]]
     data = predictor.model.data_preprocessor(batch, False)
     return pixels, data['inputs'], data['data_samples']
+
+
+def draw_sheet(rows: Sequence[Sequence[tuple[str, Any]]], out: Path) -> None:
+    """Writes rows of titled pictures: (H, W, 3) in RGB, or (H, W) in false colours."""
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(4 * columns, 4 * len(rows)), layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis('off')
+    for line, row in zip(grid, rows, strict=True):
+        for axes, (title, pixels) in zip(line, row, strict=False):
+            axes.imshow(pixels, cmap='inferno')
+            axes.set_title(title, fontsize=9)
+    with writing(out, durable=False) as partial:
+        figure.savefig(partial, dpi=120)
 
 
 def explain_images(

@@ -29,14 +29,12 @@ from ..files import write_text, writing
 from ..weights import constants, read_source
 from ..weights.classifier import name_as_classifier
 from .classes import prediction_meta
-from .classification import best_classes, name_of
 from .config import drop_timm_weights, walk_dicts
-from .drawing import draw_sample, write_picture
+from .drawing import best_classes, draw_sample, name_of, probability, write_picture
 from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
 from .loading import check_finite, exact_fit, warn_of_differences
 from .safety import use_safe_loading
-from .saliency import probability
 from .sources import (
     RESULTS,
     Source,

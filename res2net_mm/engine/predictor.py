@@ -15,11 +15,11 @@ from ..data.errors import DataError
 from ..data.transforms import LoadImageFromFile
 from ..deploy.running import ExportedModel
 from .config import load_config
+from .drawing import probability
 from .errors import ToolError
 from .exported import is_exported
 from .infer import ConfiguredModel
 from .posing import configured_model
-from .saliency import probability
 from .sources import Source, find_sources, frames_of, is_video, local_file
 
 Prediction = dict[str, np.ndarray]

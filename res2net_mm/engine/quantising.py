@@ -28,17 +28,18 @@ from .runner import Runner, prepare_config
 BOUNDS = dict(bbox_mAP=0.005, segm_mAP=0.005, mAP=0.005, Sm=0.005, mIoU=0.5, PQ=0.5, top1=0.5)
 
 
-class TrainingImages(Sequence):
-    """Training images of a config as its test pipeline resizes them: (h, w, 3), uint8, RGB.
+class ResizedImages(Sequence):
+    """Images of a config's training or test set as its test pipeline resizes them.
 
-    They are ``count``, spread evenly over the training set, or all if there are fewer.
+    Each is (h, w, 3), uint8, RGB. They are ``count``, spread evenly over the set, or all if there
+    are fewer. A DataError, if one is asked for, says that it cannot be read.
     """
 
-    def __init__(self, cfg: Config, count: int) -> None:
-        for key in ('train_dataloader', 'test_dataloader'):
+    def __init__(self, cfg: Config, count: int, split: str = 'train') -> None:
+        for key in (f'{split}_dataloader', 'test_dataloader'):
             if not cfg.get(key):
-                raise ToolError(f'the config has no {key}, which calibrating needs')
-        dataset = _innermost(cfg.train_dataloader.dataset)
+                raise ToolError(f'the config has no {key}, whose images are needed')
+        dataset = _innermost(cfg[f'{split}_dataloader'].dataset)
         steps = _innermost(cfg.test_dataloader.dataset)['pipeline']
         dataset['pipeline'] = [step for step in steps if 'Annotations' not in str(step['type'])]
         init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -64,7 +65,7 @@ def write_int8(
     cfg: Config,
     source: str | Path,
     path: str | Path,
-    images: TrainingImages,
+    images: Sequence[np.ndarray],
     check: bool = False,
     say: Callable[[str], Any] = print,
 ) -> None:

@@ -14,13 +14,13 @@ from res2net_mm.engine import quantising
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.exported import ExportedModule, facts_of
-from res2net_mm.engine.quantising import TrainingImages, measure, write_int8
+from res2net_mm.engine.quantising import ResizedImages, measure, write_int8
 from res2net_mm.engine.runner import prepare_config
 
 
 @pytest.fixture(scope='module')
 def images(config):
-    return TrainingImages(config, 6)
+    return ResizedImages(config, 6)
 
 
 def quantised_inputs(path):
@@ -83,9 +83,9 @@ def test_steps_leave_more_in_float_and_loggers_as_they_are(files, images, quanti
 
 
 def test_images_are_those_of_training(config, shapes):
-    images = TrainingImages(config, 1000)
+    images = ResizedImages(config, 1000)
     assert len(images) == 16
-    assert len(TrainingImages(config, 3)) == 3
+    assert len(ResizedImages(config, 3)) == 3
     path = sorted((shapes / 'train').glob('*.jpg'))[0]
     size = images[0].shape[1::-1]
     assert max(size) == 128
@@ -94,7 +94,7 @@ def test_images_are_those_of_training(config, shapes):
     wrapped = config.copy()
     inner = config.train_dataloader.dataset
     wrapped.train_dataloader = dict(dataset=dict(type='RepeatDataset', times=3, dataset=inner))
-    assert len(TrainingImages(wrapped, 1000)) == 16
+    assert len(ResizedImages(wrapped, 1000)) == 16
     with pytest.raises(ValueError, match='images'):
         int8.quantize('any.xml', 'any8.xml', [])
 

@@ -22,8 +22,8 @@ from weights.other_layouts import as_arrays, paddle
 import res2net_mm
 from res2net_mm.data import check_data
 from res2net_mm.data.errors import DataError
-from res2net_mm.engine.classification import draw_classes
 from res2net_mm.engine.config import load_config
+from res2net_mm.engine.drawing import draw_classes
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.infer import ConfiguredModel, predict_images

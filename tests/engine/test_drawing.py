@@ -11,8 +11,7 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 
 from res2net_mm.colours import class_colours
-from res2net_mm.engine.classification import draw_classes
-from res2net_mm.engine.drawing import draw_sample
+from res2net_mm.engine.drawing import draw_classes, draw_sample
 
 NAMES = ['disc', 'square']
 GREY = 128

@@ -12,11 +12,11 @@ from PIL import Image
 from res2net_mm import Predictor
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.config_checks import check_model
+from res2net_mm.engine.drawing import overlay
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
 from res2net_mm.engine.infer import ConfiguredModel, predict_images
 from res2net_mm.engine.runner import build_runner, prepare_config
-from res2net_mm.engine.saliency import overlay
 
 SIDES = (60, 76)
 

@@ -36,7 +36,7 @@ from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.exported import ExportedModule, facts_of
 from res2net_mm.engine.infer import ConfiguredModel
-from res2net_mm.engine.quantising import TrainingImages
+from res2net_mm.engine.quantising import ResizedImages
 from res2net_mm.engine.quantising import measure as figures_of
 from res2net_mm.engine.sources import find_images
 
@@ -382,5 +382,5 @@ def _write_files(
         for name in ('onnxruntime', FLOAT):
             export(model.model, folder / FILES[name], size, about=about)
     resize = ExportedModel(folder / FILES[FLOAT]).resize
-    examples = TrainingImages(cfg, 300) if trained else [resize(_decoded(p)) for p in images]
+    examples = ResizedImages(cfg, 300) if trained else [resize(_decoded(p)) for p in images]
     quantize(folder / FILES[FLOAT], folder / FILES[INT8], examples)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from ...checks import check_choice
 from ..errors import DataError
 from ..sets.coco import written_as_corners
 from ..sets.images import check_pixels
+from ..sets.label_maps import open_map
 from ..sets.voc import find_image, read_voc
 from .writer import Conversion, image_files
 
@@ -247,17 +249,24 @@ def yolo_classes(root: Path, label_folder: Path) -> list[str]:
 def yaml_classes(file: Path) -> list[str]:
     """The class names in a YOLO set's yaml."""
     try:
-        names = yaml.safe_load(_text(file))['names']
+        names = read_yaml(file)['names']
         names = [] if isinstance(names, str) else [names[i] for i in range(len(names))]
-    except (yaml.YAMLError, RecursionError) as error:
-        what = f'it is not valid YAML ({" ".join(str(error).split())})'
-        raise DataError(what, str(file)) from error
     except (KeyError, TypeError):
         names = []
     # writing out nested lists that refer to each other could take more than all memory
     if not names or any(isinstance(name, list | dict) for name in names):
         raise DataError('it has no names of classes, numbered from 0', str(file))
     return [str(name) for name in names]
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The content of a yaml file; ``{}`` if it is no dict."""
+    try:
+        content = yaml.safe_load(_text(file))
+    except (yaml.YAMLError, RecursionError) as error:
+        what = f'it is not valid YAML ({" ".join(str(error).split())})'
+        raise DataError(what, str(file)) from error
+    return content if isinstance(content, dict) else {}
 
 
 def _lines(file: Path) -> list[str]:
@@ -388,13 +397,7 @@ def masks2coco(
 
 def mask_values(file: Path) -> np.ndarray:
     """(H, W), the value of each pixel; raises DataError if it does not decode or has colours."""
-    check_pixels(file, f'mask {file}')
-    try:
-        with Image.open(file) as image:
-            values = np.array(image)
-    # Pillow raises SyntaxError for a broken png
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f'it cannot be read ({error})', str(file), 'write it again') from error
+    values = np.array(open_map(str(file)))
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # grey, written with three channels
     if values.ndim != 2:

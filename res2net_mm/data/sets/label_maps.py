@@ -61,7 +61,7 @@ def map_reader(node: Node) -> Callable[[str], np.ndarray]:
 
 def read_map(file: str, reduce_zero_label: bool) -> np.ndarray:
     """(H, W) of uint8: the labels in a file, as mmseg loads them; a DataError if it has none."""
-    values = np.array(_open(file)).squeeze()
+    values = np.array(open_map(file)).squeeze()
     if values.ndim != 2:
         what = f'the label map has shape {values.shape}, like a coloured picture'
         raise DataError(what, file, 'write one value per pixel, the number of its class')
@@ -76,7 +76,7 @@ def read_binary_mask(file: str) -> np.ndarray:
     The picture has the values 0 and 1, or grey levels: those above 128 are the object, as for
     PySODMetrics.
     """
-    image, what = _open(file), ''
+    image, what = open_map(file), ''
     grey = np.array(image)
     if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):  # 8 bits
         what = f'its mode is {image.mode}'
@@ -95,11 +95,12 @@ def read_binary_mask(file: str) -> np.ndarray:
     return (grey > (128 if max(values) > 1 else 0)).astype(np.uint8)
 
 
-def _open(file: str) -> PillowImage.Image:
+def open_map(file: str) -> PillowImage.Image:
+    """A label map or mask, decoded; a DataError if it cannot be, or is too large."""
     check_pixels(file, file)
     try:
         with PillowImage.open(file) as image:
             image.load()
-    except (OSError, SyntaxError, PillowImage.DecompressionBombError) as fault:
-        raise DataError(f'the label map does not decode ({fault})', file, 'replace it') from fault
+    except (OSError, ValueError, SyntaxError, PillowImage.DecompressionBombError) as fault:
+        raise DataError(f'it cannot be read ({fault})', file, 'write it again') from fault
     return image
