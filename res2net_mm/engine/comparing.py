@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import math
 import re
 import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +26,8 @@ from torch.utils.benchmark import Timer
 from ..backbones import VARIANTS
 from ..checks import did_you_mean, listed
 from ..data import check_data
+from ..deploy import ExportError, export
+from ..deploy.running import ExportedModel
 from ..evaluation.complexity import describe_stages
 from ..evaluation.models import describe_model
 from ..files import write_text, writing
@@ -31,9 +35,13 @@ from ..registry import MODELS, ROOT_MODELS
 from .config import our_backbones, walk_dicts
 from .errors import ToolError, building_config
 from .evaluate import run_test
+from .infer import load_model
 from .processes import hold_folder
+from .quantising import ResizedImages
 from .report import describe_run
+from .run_page import read_scalars
 from .runner import build_runner, prepare_config
+from .terminal import warn
 from .zoo_table import markdown
 
 # name -> arguments that make the config's own backbone such a network
@@ -44,6 +52,7 @@ KINDS = dict(
 )
 _MEASURES = re.compile(r'bbox_mAP(_[sml])?|mIoU|mAP')  # of those that a test gives
 _P = 0.05
+_VISUALIZER = dict(type='mmengine.Visualizer', vis_backends=[dict(type='LocalVisBackend')])
 
 
 class Compared(NamedTuple):
@@ -52,8 +61,10 @@ class Compared(NamedTuple):
     name: str
     params: float  # in millions, of the whole model
     macs: float  # in 1e9, of the whole model and one image
-    milliseconds: float  # one image through backbone and neck in PyTorch
+    eager: float  # ms of one image through backbone and neck in PyTorch
+    exported: float  # ms of one through the whole trained model in OpenVINO; NaN if it cannot
     scores: dict[str, list[float]]
+    losses: list[dict[int, float]] = []  # of training, by iteration, for every seed
 
 
 def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) -> Path:
@@ -68,14 +79,19 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
     variants = {name: with_backbone(cfg, name) for name in dict.fromkeys(backbones)}
     out, found, names = Path(out), [], {}
     for name, variant in variants.items():
-        runs = [_run(variant, seed, out / name.replace('/', '_')) for seed in range(seeds)]
+        home = out / name.replace('/', '_')
+        folders = [_run(variant, seed, home) for seed in range(seeds)]
+        runs = [json.loads((folder / 'scores.json').read_text()) for folder in folders]
         if not names:  # the first backbone's measures are those of the page
             names = {key: key.rpartition('/')[2] for key, value in runs[0].items() if value >= 0}
             names = {key: name for key, name in names.items() if _MEASURES.fullmatch(name)}
         if not names:
             raise ToolError(f'there is no measure to compare by: the test gives {listed(runs[0])}')
         scores = {name: [run[key] for run in runs] for key, name in names.items()}
-        found.append(Compared(name, *_cost(variant), scores))
+        logs = [sorted(folder.glob('*/vis_data/scalars.json')) for folder in folders]
+        losses = [read_scalars(log)[0].get('loss', {}) for log in logs]
+        cost = *_cost(variant), _exported(variant, folders[0])
+        found.append(Compared(name, *cost, scores, losses))
     with writing(out / 'compare.png', durable=False) as file:
         _chart(found).savefig(file, dpi=120)
     write_text(out / 'compare.md', page(found, seeds))
@@ -137,13 +153,29 @@ def _cost(cfg: Config) -> tuple[float, float, float]:
     return cost.params / 1e6, cost.gflops, timed.median * 1e3
 
 
-def _run(cfg: Config, seed: int, out: Path) -> dict[str, float]:
-    """Trains, tests and returns the metrics; what was done before is read."""
+def _exported(cfg: Config, run: Path) -> float:
+    model, _ = load_model(cfg, (run / 'last_checkpoint').read_text().strip())
+    image = ResizedImages(cfg, 1, 'test')[0]
+    try:
+        with TemporaryDirectory() as folder:
+            file = export(model, Path(folder, 'model.xml'), image.shape[:2]).path
+            inputs = dict(model=ExportedModel(file, torch.get_num_threads()), image=image)
+            timer = Timer('model.run(image)', globals=inputs)
+            return timer.blocked_autorange(min_run_time=0.5).median * 1e3
+    except (ImportError, ExportError) as error:
+        warn(f'no time of the exported model: {error}')
+        return math.nan
+
+
+def _run(cfg: Config, seed: int, out: Path) -> Path:
+    """Trains and tests, unless that was done, and returns the folder with ``scores.json``."""
     cfg = copy.deepcopy(cfg)
     cfg.randomness = dict(seed=seed)
     # the folder belongs to this very config
     key = hashlib.blake2b(repr(cfg.to_dict()).encode(), digest_size=4).hexdigest()
     folder = out / f'seed_{seed}_{key}'
+    # mmengine has one visualizer of a name, which would write into the folder of the first run
+    cfg.visualizer = dict(cfg.get('visualizer') or _VISUALIZER, name=str(folder))
     if not (folder / 'scores.json').is_file():
         prepared = prepare_config(cfg, work_dir=str(folder), resume='auto')
         print(describe_run(prepared, check_data(prepared)), flush=True)
@@ -153,7 +185,7 @@ def _run(cfg: Config, seed: int, out: Path) -> dict[str, float]:
         metrics, _ = run_test(prepare_config(cfg, work_dir=str(folder)), checkpoint)
         scores = {name: float(value) for name, value in metrics.items()}
         write_text(folder / 'scores.json', json.dumps(scores))
-    return json.loads((folder / 'scores.json').read_text())
+    return folder
 
 
 def page(found: Sequence[Compared], seeds: int) -> str:
@@ -161,17 +193,26 @@ def page(found: Sequence[Compared], seeds: int) -> str:
     measures = list(found[0].scores)
     rows = []
     for one in found:
-        costs = f'{one.params:.2f}', f'{one.macs:.2f}', f'{one.milliseconds:.1f}'
+        exported = '-' if math.isnan(one.exported) else f'{one.exported:.1f}'
+        costs = f'{one.params:.2f}', f'{one.macs:.2f}', f'{one.eager:.1f}', exported
         rows.append([f'`{one.name}`', *(_shown(one.scores[m]) for m in measures), *costs])
-    head = ['backbone', *measures, 'params (M)', 'multiply-adds (G)', 'ms']
+    head = [
+        'backbone',
+        *measures,
+        'params (M)',
+        'multiply-adds (G)',
+        'PyTorch (ms)',
+        'OpenVINO (ms)',
+    ]
     others = [(other, measure) for other in found[1:] for measure in measures]
     verdicts = '\n'.join(f'- {_verdict(found[0], *other)}' for other in others)
     return f"""# Comparison of backbones
 
 Means over seeds 0 to {seeds - 1}, ± the standard deviation. Every backbone starts from random
 weights, under one head and schedule; with the same seed it sees the images in the same order.
-Parameters and multiply-adds are those of the whole model. ms: median of one image through backbone
-and neck in PyTorch, where it was trained.
+Parameters and multiply-adds are those of the whole model. PyTorch: median time of one image through
+backbone and neck, where it was trained. OpenVINO: that of one test image through the whole trained
+model, exported in float32, on the CPU.
 
 {markdown(head, rows)}
 
@@ -203,15 +244,21 @@ def _verdict(first: Compared, other: Compared, measure: str) -> str:
 
 
 def _chart(found: Sequence[Compared]) -> Figure:
-    figure = Figure(figsize=(8, 4), layout='constrained')
-    axes = figure.subplots()
+    """The scores of all seeds, and the losses of training, their mean and range over the seeds."""
+    figure = Figure(figsize=(14, 4), layout='constrained')
+    axes, curves = figure.subplots(1, 2)
     for i, one in enumerate(found):
         places = np.arange(len(one.scores)) + (i - (len(found) - 1) / 2) * 0.15
         scores = [*one.scores.values()]
         axes.plot(places, scores, 'o', color=f'C{i}', alpha=0.5)
         axes.plot(places, np.mean(scores, 1), '_', color=f'C{i}', markersize=16, label=one.name)
+        if steps := sorted(set.intersection(*map(set, one.losses)) if one.losses else ()):
+            losses = np.array([[loss[step] for step in steps] for loss in one.losses])
+            curves.plot(steps, losses.mean(0), color=f'C{i}')
+            curves.fill_between(steps, losses.min(0), losses.max(0), color=f'C{i}', alpha=0.2)
     axes.set_xticks(range(len(found[0].scores)), list(found[0].scores))
     axes.set(ylabel='score, a dot for each seed', ylim=(0, None))
+    curves.set(xlabel='iteration', ylabel='training loss, mean and range', ylim=(0, None))
     axes.grid(axis='y', alpha=0.3)
     axes.legend(fontsize=8)
     return figure

@@ -1,5 +1,7 @@
 """Backbones are compared under the same conditions, and only clear differences count."""
 
+import math
+import re
 import statistics
 
 import pytest
@@ -11,6 +13,7 @@ from res2net_mm.engine import comparing
 from res2net_mm.engine.comparing import Compared, compare, page, with_backbone
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
+from res2net_mm.engine.run_page import read_scalars
 from res2net_mm.evaluation.complexity import describe_stages
 from res2net_mm.registry import MODELS
 
@@ -40,17 +43,19 @@ def test_the_rest_of_the_config_stays():
 
 
 def test_page():
-    a = Compared('a', 1, 2, 3, {'AP': [0.5, 0.52, 0.48], 'small': [0.1, 0.1, 0.1]})
-    b = Compared('b', 1, 2, 3, {'AP': [0.6, 0.62, 0.58], 'small': [0.1, 0.1, 0.1]})
-    c = Compared('c', 1, 2, 3, {'AP': [0.55, 0.45, 0.52], 'small': [0.2, 0.11, 0.1]})
+    a = Compared('a', 1, 2, 3, 4, {'AP': [0.5, 0.52, 0.48], 'small': [0.1, 0.1, 0.1]})
+    b = Compared('b', 1, 2, 3, math.nan, {'AP': [0.6, 0.62, 0.58], 'small': [0.1, 0.1, 0.1]})
+    c = Compared('c', 1, 2, 3, 4, {'AP': [0.55, 0.45, 0.52], 'small': [0.2, 0.11, 0.1]})
     text = page([a, b, c], 3)
     spread = statistics.stdev([0.5, 0.52, 0.48])
-    assert f'| `a` | 0.500 ± {spread:.3f} | 0.100 ± 0.000 | 1.00 | 2.00 | 3.0 |' in text
+    assert f'| `a` | 0.500 ± {spread:.3f} | 0.100 ± 0.000 | 1.00 | 2.00 | 3.0 | 4.0 |' in text
+    assert '| 1.00 | 2.00 | 3.0 | - |' in text
     p = stats.ttest_ind(a.scores['AP'], b.scores['AP'], equal_var=False).pvalue
     assert p < 0.05 and f'- `b` AP: +0.100, counts (p = {p:.2g})' in text
     assert '- `b` small: +0.000, within the spread (p = 1)' in text
     assert '- `c` AP: +0.007, within the spread' in text
-    one = page([Compared('a', 1, 2, 3, {'AP': [0.5]}), Compared('b', 1, 2, 3, {'AP': [0.9]})], 1)
+    single = [Compared(n, 1, 2, 3, 4, {'AP': [ap]}) for n, ap in (('a', 0.5), ('b', 0.9))]
+    one = page(single, 1)
     assert '- `b` AP: +0.400, of a single seed' in one and '| 0.500 |' in one
 
 
@@ -58,11 +63,16 @@ def test_page():
 def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path, monkeypatch):
     options = {**tiny_options, 'train_cfg.max_epochs': 1, 'param_scheduler.1.T_max': 1}
     cfg = load_config('faster_rcnn_r2n14_shapes', options)
-    written = compare(cfg, ['res2net14'], 1, tmp_path)
+    names = ['res2net14', 'resnet14']
+    written = compare(cfg, names, 1, tmp_path)
     text = written.read_text()
+    assert len(re.findall(r'\d+\.\d \| \d+\.\d \|$', text, re.M)) == 2, 'PyTorch and OpenVINO'
+    for name in names:  # each run logs in its own folder
+        (log,) = tmp_path.glob(f'{name}/seed_0_*/*/vis_data/scalars.json')
+        assert [*read_scalars([log])[0]['loss']] == [2, 4]
     (checkpoint,) = tmp_path.glob('res2net14/seed_0_*/epoch_1.pth')
     time = checkpoint.stat().st_mtime_ns
-    compare(cfg, ['res2net14'], 1, tmp_path)
+    compare(cfg, names, 1, tmp_path)
     assert checkpoint.stat().st_mtime_ns == time
     assert [line[:20] for line in written.read_text().splitlines()] == [
         line[:20] for line in text.splitlines()
