@@ -259,6 +259,7 @@ def _chart(found: Sequence[Compared]) -> Figure:
     axes.set_xticks(range(len(found[0].scores)), list(found[0].scores))
     axes.set(ylabel='score, a dot for each seed', ylim=(0, None))
     curves.set(xlabel='iteration', ylabel='training loss, mean and range', ylim=(0, None))
+    curves.set_visible(bool(curves.lines))  # an older comparison has no logs of its own
     axes.grid(axis='y', alpha=0.3)
     axes.legend(fontsize=8)
     return figure
