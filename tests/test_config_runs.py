@@ -176,6 +176,7 @@ def describe():
     return module.main
 
 
+@pytest.mark.slow
 def test_describe(config, describe, capsys):
     describe([config.filename, '--input', '128', '128'])
     printed = capsys.readouterr().out

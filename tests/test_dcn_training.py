@@ -232,9 +232,7 @@ DETECT = """
 """
 
 
-@pytest.mark.parametrize(
-    'stack', ['default', pytest.param('originals', marks=pytest.mark.slow)], indirect=True
-)
+@pytest.mark.slow
 def test_detector_in_a_fresh_process_is_the_trained_one(stack, python, tiny_options, tmp_path):
     options = {**tiny_options, 'train_cfg.max_epochs': 1, 'model.test_cfg.rcnn.score_thr': 0.0}
     for out in ('trained', 'anew'):

@@ -20,7 +20,12 @@ def test_help_does_not_load_torch(tool):
 
 
 @pytest.mark.parametrize(
-    'start', [['-m', 'tools.train'], ['res2net_command.py', 'train'], ['tools/train.py']]
+    'start',
+    [
+        pytest.param(['-m', 'tools.train'], marks=pytest.mark.slow),
+        ['res2net_command.py', 'train'],
+        pytest.param(['tools/train.py'], marks=pytest.mark.slow),
+    ],
 )
 def test_ways_to_start_a_tool(start, tmp_path):
     done = run(sys.executable, *start, 'no_such_config_r2n50')

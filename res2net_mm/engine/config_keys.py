@@ -275,11 +275,13 @@ def _folders(*packages: str) -> tuple[Path, ...]:
 
 
 def _mentioned(word: str, roots: tuple[Path, ...]) -> bool:
-    pattern = re.compile(rf'\b{re.escape(word)}\b'.encode())
-    return any(pattern.search(_text(root)) for root in roots)
+    parts = {*re.findall(rb'\w+', word.encode())}
+    return any(parts <= _words(root) for root in roots)
 
 
 @functools.cache
-def _text(root: Path) -> bytes:
+def _words(root: Path) -> set[bytes]:
+    """All words in the sources of a folder, or in a file."""
     files = [root] if root.is_file() else root.rglob('*.py')
-    return b'\n'.join(file.read_bytes() for file in files if '.mim' not in file.parts)
+    texts = (file.read_bytes() for file in files if '.mim' not in file.parts)
+    return set().union(*(re.findall(rb'\w+', text) for text in texts))

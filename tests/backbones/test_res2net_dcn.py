@@ -356,6 +356,7 @@ def test_costs_by_hand():
     assert not any(row.uncounted for row in rows[1])
 
 
+@pytest.mark.slow
 def test_describe(python):
     env = dict(os.environ, OMP_NUM_THREADS='1')
     run = python('tools/describe.py', 'configs/faster_rcnn_r2n50_dcn.py', env=env)
@@ -400,6 +401,9 @@ print([tuple(out.shape[1:]) for out in outs], len(with_offsets), all(with_offset
 """
 
 
+@pytest.mark.parametrize(
+    'stack', [pytest.param('default', marks=pytest.mark.slow), 'originals'], indirect=True
+)
 def test_step_on_each_stack(stack, python):
     run = python('-c', STEP, env=stack)
     assert run.returncode == 0, run.stderr[-2000:]

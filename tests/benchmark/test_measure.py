@@ -67,6 +67,7 @@ def test_times_are_those_of_the_calls(monkeypatch):
     assert measure.interleave(calls, 2, warmup=1) == dict(slow=[4, 5], fast=[1, 2])
 
 
+@pytest.mark.slow
 def test_rows_of_contenders():
     settings = SimpleNamespace(rounds=2, device='cpu')
     contenders = dict(a=False, b=True)
@@ -177,6 +178,7 @@ def is_running(pid):
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='needs /proc')
 def test_end_with_a_parent_that_is_killed(tmp_path):
     script = tmp_path / 'parent.py'

@@ -188,7 +188,7 @@ def test_maps_that_are_pictures(maps):
     check_fails(semantic(semantic_dataset(maps)), '(6, 8, 3)', 'coloured', where=file)
     content = (maps / 'maps/train/a.jpg1.png').read_bytes()
     file.write_bytes(content[: len(content) // 2])
-    check_fails(semantic(semantic_dataset(maps)), 'not decode', where=file)
+    check_fails(semantic(semantic_dataset(maps)), 'cannot be read', where=file)
 
 
 def test_a_palette_does_not_matter(maps):

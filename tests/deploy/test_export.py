@@ -136,7 +136,9 @@ def predicted(model, image):
 
 
 @FORMATS
-@pytest.mark.parametrize('mask', [False, True], ids=['faster', 'mask'])
+@pytest.mark.parametrize(
+    'mask', [pytest.param(False, marks=pytest.mark.slow), True], ids=['faster', 'mask']
+)
 def test_detector(mask, suffix, tmp_path):
     model, path = detector(mask), tmp_path / f'detector{suffix}'
     report = export(model, path, (96, 128), images=[picture(96, 100)])

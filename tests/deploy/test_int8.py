@@ -109,7 +109,10 @@ def test_figures_are_those_of_the_test_tool(config, files, tmp_path):
     )
 
 
-@pytest.mark.parametrize('falls, written', [([0.004], 0), ([0.02, 0.001], 1), ([0.02] * 4, None)])
+@pytest.mark.parametrize(
+    'falls, written',
+    [([0.004], 0), pytest.param([0.02, 0.001], 1, marks=pytest.mark.slow), ([0.02] * 4, None)],
+)
 def test_check_bounds_the_loss(config, files, images, tmp_path, monkeypatch, falls, written):
     figures = iter([0.5, *(0.5 - fall for fall in falls)])
     monkeypatch.setattr(quantising, 'measure', lambda *_: {'coco/bbox_mAP': next(figures)})

@@ -70,6 +70,9 @@ def test_bases_by_the_name_of_the_package(tmp_path, base):
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    'stack', [pytest.param('default', marks=pytest.mark.slow), 'originals'], indirect=True
+)
 def test_bases_on_both_stacks(tmp_path, stack, python):
     path = tmp_path / 'mine.py'
     path.write_text("_base_ = 'res2net_mm::faster_rcnn_r2n50.py'\n")

@@ -143,7 +143,8 @@ def test_killed_runs_can_be_resumed(tools, config, tmp_path, kills):
     assert not list(folder.glob('.*.partial*'))
 
 
-@pytest.mark.parametrize('signals', [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('signals', [3, 20])
 def test_signals_end_a_run_cleanly(tools, config, tmp_path, signals):
     draw = random.Random(1)
     kinds = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -221,6 +222,7 @@ def test_an_interrupted_run_goes_on_within_its_epoch(tools, config, whole, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_epoch(tools, config, whole, tmp_path):
     folder, log = tmp_path / 'killed', tmp_path / 'log'
     arguments = [str(config), '--work-dir', str(folder), *WORKERS]
@@ -233,7 +235,8 @@ def test_a_killed_run_goes_on_from_its_last_epoch(tools, config, whole, tmp_path
     assert_as_in(whole, folder)
 
 
-def test_weights_that_are_not_finite_are_nowhere_used(tools, config, tmp_path):
+@pytest.mark.parametrize('every', [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_weights_that_are_not_finite_are_nowhere_used(tools, config, tmp_path, every):
     log, folder = tmp_path / 'log', tmp_path / 'run'
 
     def call(tool, *arguments):
@@ -257,11 +260,11 @@ def test_weights_that_are_not_finite_are_nowhere_used(tools, config, tmp_path):
     work_dir = ['--work-dir', tmp_path / 'w']
     picture = next((config.parent / 'shapes' / 'val').iterdir())
     for tool, *arguments in (
-        ('test', config, bad, *work_dir),
         ('infer', config, bad, picture, '--out', tmp_path / 'predicted'),
         ('train', config, '--resume', bad, *work_dir),
+        ('test', config, bad, *work_dir),
         ('train', config, *work_dir, '--cfg-options', f'load_from={bad}'),
-    ):
+    )[: 4 if every else 2]:
         line = f'error: checkpoint {bad}: {name} has values that are NaN or infinite'
         assert call(tool, *arguments) == (1, line)
 

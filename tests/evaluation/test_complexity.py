@@ -377,6 +377,9 @@ def check_mistakes(expected, results):
         assert text in err
 
 
+@pytest.mark.parametrize(
+    'stack', [pytest.param('default', marks=pytest.mark.slow), 'originals'], indirect=True
+)
 def test_tool(stack, python, tmp_path):
     options = ['--cfg-options', 'dilations=1,1,1,2', 'plugins.0.cfg.reduction=8']
     config = 'configs/faster_rcnn_r2n50.py'

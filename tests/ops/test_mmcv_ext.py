@@ -223,6 +223,7 @@ def test_a_start_without_mmcv_costs_nothing():
     assert done.stdout.split() == ['set()', 'mmcv._ext'], done.stderr
 
 
+@pytest.mark.slow
 def test_a_package_imported_too_early_without_the_finder_is_named():
     """As where Python did not start with the finder: mmseg.models then holds None for operators."""
     code = (
