@@ -183,8 +183,8 @@ class Bottle2neck(BaseModule):
     def _cascade(self, x: Tensor) -> Tensor:
         groups = x.split(self.width, dim=1)
         outs: list[Tensor] = []
-        for group, conv, norm in zip(groups, self.convs, self.bns, strict=False):
-            y = group + outs[-1] if self.adds and outs else group
+        for i, (conv, norm) in enumerate(zip(self.convs, self.bns, strict=True)):
+            y = groups[i] + outs[-1] if self.adds and outs else groups[i]
             outs.append(self.relu(conv_norm(conv, norm, y)))
         if self.scales > 1:
             outs.append(groups[-1] if self.pool is None else self.pool(groups[-1]))
