@@ -27,6 +27,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM, _WIDTH, _HEIGHT = 44, 412, 8, 200, 420, 232  # px 
 _COLOURS = [*TABLEAU_COLORS.values()]  # of lines
 _MOST_POINTS = 400  # of a line
 _MOST_SIDE = 480  # of a picture, px
+_MOST_TEXTS = 12  # on a picture: more would hide it
 
 
 class Shape(NamedTuple):
@@ -34,7 +35,7 @@ class Shape(NamedTuple):
 
     box: Sequence[float]  # x, y, width, height in px
     kind: str  # found, lost or false of the style sheet; else a CSS colour
-    text: str = ''  # drawn at it
+    text: str = ''  # drawn at it, unless there are many
     told: str = ''  # shown at the pointer
     outlines: Sequence[np.ndarray] = ()  # polygons (N, 2) to draw in place of the box
 
@@ -184,7 +185,8 @@ def picture(pixels: np.ndarray, over: Sequence[Shape] | np.ndarray = ()) -> str:
             )
         at = f'x="{max(left, 0)}" y="{max(top - size / 5, size):.1f}"'
         told = f'<title>{escape(shape.told or shape.text)}</title>'
-        parts.append(f'<g {style}>{told}{drawn}<text {at}>{escape(shape.text)}</text></g>')
+        text = f'<text {at}>{escape(shape.text)}</text>' if len(over) <= _MOST_TEXTS else ''
+        parts.append(f'<g {style}>{told}{drawn}{text}</g>')
     box = f'viewBox="0 0 {width} {height}" font-size="{size:.1f}"'
     return f'<svg class="picture" {box}>{"".join(parts)}</svg>'
 
@@ -253,7 +255,7 @@ figcaption{font-weight:600}svg{width:100%;height:auto;display:block;touch-action
 svg text{fill:var(--dim);font-size:11px}.rule{stroke:var(--rule)}.at{stroke:var(--dim)}
 polyline{fill:none;stroke:var(--c);stroke-width:1.4}.bold polyline{stroke-width:2.4}
 circle{fill:var(--c)}ul{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:4px 0;
-padding:0;font-size:13px}li i{display:inline-block;width:10px;height:10px;margin-right:5px;
+padding:0;font-size:13px}details{overflow:hidden}li i{display:inline-block;width:10px;height:10px;margin-right:5px;
 background:var(--c)}output{font-weight:600}.scroll,pre{overflow:auto;font-size:13px}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}tbody tr+tr{border-top:1px solid
 var(--rule)}th{text-align:left;font-weight:500}thead th{color:var(--dim);white-space:nowrap}

@@ -85,6 +85,13 @@ def test_label_maps_lie_on_the_picture():
     assert len({charts.colour(k) for k in range(150)}) == 150
 
 
+def test_texts_do_not_hide_a_picture():
+    pixels, shape = np.zeros((60, 60, 3), np.uint8), Shape((1, 2, 3, 4), 'lost', 'cat', 'told')
+    assert charts.picture(pixels, [shape] * 12).count('>cat<') == 12
+    text = charts.picture(pixels, [shape] * 13)
+    assert '>cat<' not in text and text.count('<title>told') == 13
+
+
 def test_boxes_keep_the_coordinates_of_a_large_picture():
     pixels = np.zeros((600, 1000, 3), np.uint8)
     text = charts.picture(pixels, [Shape((100, 50, 300.26, 200), 'lost', 'cat')])
