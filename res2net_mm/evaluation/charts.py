@@ -255,7 +255,8 @@ figcaption{font-weight:600}svg{width:100%;height:auto;display:block;touch-action
 svg text{fill:var(--dim);font-size:11px}.rule{stroke:var(--rule)}.at{stroke:var(--dim)}
 polyline{fill:none;stroke:var(--c);stroke-width:1.4}.bold polyline{stroke-width:2.4}
 circle{fill:var(--c)}ul{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:4px 0;
-padding:0;font-size:13px}details{overflow:hidden}li i{display:inline-block;width:10px;height:10px;margin-right:5px;
+padding:0;font-size:13px}details{overflow:hidden}
+li i{display:inline-block;width:10px;height:10px;margin-right:5px;
 background:var(--c)}output{font-weight:600}.scroll,pre{overflow:auto;font-size:13px}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}tbody tr+tr{border-top:1px solid
 var(--rule)}th{text-align:left;font-weight:500}thead th{color:var(--dim);white-space:nowrap}
