@@ -21,6 +21,7 @@ REPO = Path(__file__).resolve().parents[1]
 LONG = re.compile(
     '^(?!fcn_).*_(ade20k|cityscapes)|(?<!vfnet_r2n)101|_2x|_20e|_ssld|_r50_|_[rsx]50$'
     '|^mask_rcnn_r2n50_dcn|^cascade|^(res2net50_(14w|26w|vd)|res2next50)'
+    '|^(atss|gfl)_r2n50$|_voc0712$|^sem_fpn_r2n50_voc'
 )
 CONFIGS = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * bool(LONG.search(path.stem)))
