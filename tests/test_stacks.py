@@ -2,15 +2,11 @@
 
 import importlib
 
-import pytest
 from running import ORIGINALS
 
 import res2net_mm
 
 
-@pytest.mark.parametrize(
-    'stack', [pytest.param('default', marks=pytest.mark.slow), 'originals'], indirect=True
-)
 def test_smoke(stack, python, shapes, tmp_path):
     run = python('tests/smoke_stack.py', shapes, tmp_path, env=stack)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -107,11 +107,12 @@ def random_networks(args: Namespace) -> dict[str, dict[str, Tensor]]:
 
 def report_fields(fields: dict[str, dict[str, Tensor]], out: Path | None) -> int:
     """Prints the sizes of effective receptive fields, and draws the fields."""
-    from res2net_mm.engine.explaining import draw_sheet
     from res2net_mm.evaluation.receptive_field import format_fields, square_side
 
     print(format_fields(fields))
     if out is not None:
+        from res2net_mm.engine.explaining import draw_sheet
+
         out.mkdir(parents=True, exist_ok=True)
         rows = [
             [

@@ -82,7 +82,7 @@ def main() -> None:
             try:
                 images = [*ResizedImages(cfg, 20, 'test')]
                 images = [i for i in images if not shape or all(map(le, i.shape, shape))]
-            except (OSError, DataError) as error:
+            except (OSError, DataError, ToolError) as error:
                 warn(f'the file is compared on made images only: {error}')
     say = partial(print, flush=True)
     given = dict(raw=args.raw, images=images, about=about, progress=say)

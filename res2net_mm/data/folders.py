@@ -342,7 +342,7 @@ def _pair(folder: Folder, images: Path, labels: Path, split: str = '') -> Folder
 def _with_endings(files: list[Path]) -> list[Path]:
     """The masks among files that are named after the images beside them: ``a_mask.png``."""
     names = {file.with_suffix('') for file in files}
-    plain = {file: file.with_name(_MASK_ENDING.sub('', file.stem)) for file in files}
+    plain = {file: file.parent / _MASK_ENDING.sub('', file.stem) for file in files}
     return [file for file in files if plain[file] in names - {file.with_suffix('')}]
 
 

@@ -121,11 +121,7 @@ def export(
         ['c2', 'c3', 'c4', 'c5']
     """
     path, calibrated = check_path(path), int8 is not None and int8 is not False
-    calibration = [*(images if int8 is True else int8)] if calibrated else []
-    if calibrated and (path.suffix != '.xml' or raw or not calibration):
-        raise ExportError('int8 needs images, a path that ends in .xml, and raw=False')
-    if calibrated:
-        require_nncf()
+    calibration = _calibration(images if int8 is True else int8, path, raw) if calibrated else []
     graph, metadata = _make_graph(model, shape, raw, about or {})
     say = progress or (lambda line: None)
     say(f'tracing {metadata["model"]}')
@@ -148,6 +144,18 @@ def export(
         finally:
             weights.unlink(missing_ok=True)
     return ExportReport(path, metadata, len(images), errors, stray)
+
+
+def _calibration(images: Any, path: Path, raw: bool) -> list[np.ndarray]:
+    """The images for int8; an ExportError if it cannot be calibrated with them."""
+    images = [*images] if isinstance(images, Sequence | np.ndarray) else []
+    fit = [getattr(i, 'dtype', 0) == np.uint8 and i.ndim == 3 and i.shape[2] == 3 for i in images]
+    if path.suffix != '.xml' or raw or not images or not all(fit):
+        raise ExportError(
+            'int8 needs images, uint8 (h, w, 3), a path that ends in .xml, and raw=False'
+        )
+    require_nncf()
+    return images
 
 
 def check_path(path: str | Path) -> Path:
@@ -324,7 +332,7 @@ def _write_openvino(graph: Graph, example: Tensor, path: Path, metadata: dict[st
 
 def _quantize(path: Path, images: Sequence[np.ndarray]) -> list[str]:
     """Replaces an OpenVINO file by its int8 version; what of it stays in float."""
-    with TemporaryDirectory(dir=path.parent) as folder:  # OpenVINO maps the files that it has read
+    with TemporaryDirectory(prefix='.', dir=path.parent) as folder:  # OpenVINO maps what it reads
         file = Path(folder, 'int8.xml')
         in_float = quantize(path, file, images)
         for suffix in ('.bin', '.xml'):

@@ -26,14 +26,14 @@ from torch.utils.benchmark import Timer
 from ..backbones import VARIANTS
 from ..checks import did_you_mean, listed
 from ..data import check_data
-from ..deploy import ExportError, export
+from ..deploy import export
 from ..deploy.running import ExportedModel
 from ..evaluation.complexity import describe_stages
 from ..evaluation.models import describe_model
 from ..files import write_text, writing
 from ..registry import MODELS, ROOT_MODELS
 from .config import our_backbones, walk_dicts
-from .errors import ToolError, building_config
+from .errors import ToolError, building_config, one_line
 from .evaluate import run_test
 from .infer import load_model
 from .processes import hold_folder
@@ -154,16 +154,18 @@ def _cost(cfg: Config) -> tuple[float, float, float]:
 
 
 def _exported(cfg: Config, run: Path) -> float:
-    model, _ = load_model(cfg, (run / 'last_checkpoint').read_text().strip())
-    image = ResizedImages(cfg, 1, 'test')[0]
     try:
+        # the folder may have been moved since
+        noted = Path((run / 'last_checkpoint').read_text().strip())
+        model, _ = load_model(cfg, str(run / noted.name))
+        image = ResizedImages(cfg, 1, 'test')[0]
         with TemporaryDirectory() as folder:
             file = export(model, Path(folder, 'model.xml'), image.shape[:2]).path
             inputs = dict(model=ExportedModel(file, torch.get_num_threads()), image=image)
             timer = Timer('model.run(image)', globals=inputs)
             return timer.blocked_autorange(min_run_time=0.5).median * 1e3
-    except (ImportError, ExportError) as error:
-        warn(f'no time of the exported model: {error}')
+    except Exception as error:  # a lost time must not cost the scores
+        warn(f'no time of the exported model: {one_line(error)}')
         return math.nan
 
 
@@ -259,7 +261,8 @@ def _chart(found: Sequence[Compared]) -> Figure:
     axes.set_xticks(range(len(found[0].scores)), list(found[0].scores))
     axes.set(ylabel='score, a dot for each seed', ylim=(0, None))
     curves.set(xlabel='iteration', ylabel='training loss, mean and range', ylim=(0, None))
-    curves.set_visible(bool(curves.lines))  # an older comparison has no logs of its own
+    # runs of older comparisons logged in the folder of the first
+    curves.set_visible(all(one.losses and all(one.losses) for one in found))
     axes.grid(axis='y', alpha=0.3)
     axes.legend(fontsize=8)
     return figure

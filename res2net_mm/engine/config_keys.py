@@ -275,8 +275,7 @@ def _folders(*packages: str) -> tuple[Path, ...]:
 
 
 def _mentioned(word: str, roots: tuple[Path, ...]) -> bool:
-    parts = {*re.findall(rb'\w+', word.encode())}
-    return any(parts <= _words(root) for root in roots)
+    return any(word.encode() in _words(root) for root in roots)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from ..deploy.int8 import STEPS, has_int8_instructions, quantize
 from ..files import writing
 from .errors import ToolError
 from .exported import ExportedModule, facts_of, pixels_of
+from .infer import test_dataset
 from .runner import Runner, prepare_config
 
 # by how much a figure may fall; AP and Sm are shares, the others are in percent
@@ -40,7 +41,7 @@ class ResizedImages(Sequence):
             if not cfg.get(key):
                 raise ToolError(f'the config has no {key}, whose images are needed')
         dataset = _innermost(cfg[f'{split}_dataloader'].dataset)
-        steps = _innermost(cfg.test_dataloader.dataset)['pipeline']
+        steps = test_dataset(cfg)['pipeline']
         dataset['pipeline'] = [step for step in steps if 'Annotations' not in str(step['type'])]
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         self.dataset = DATASETS.build(harden_dataset(dataset))

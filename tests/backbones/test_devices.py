@@ -27,6 +27,8 @@ def fake():
         try:
             torch.rand(1, device=CUDA).uniform_()
         except RuntimeError as error:
+            if 'CUDA driver' not in str(error):
+                raise
             pytest.skip(f'torch {torch.__version__} asks for a CUDA device: {error}')
         yield mode
 

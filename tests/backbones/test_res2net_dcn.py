@@ -401,9 +401,6 @@ print([tuple(out.shape[1:]) for out in outs], len(with_offsets), all(with_offset
 """
 
 
-@pytest.mark.parametrize(
-    'stack', [pytest.param('default', marks=pytest.mark.slow), 'originals'], indirect=True
-)
 def test_step_on_each_stack(stack, python):
     run = python('-c', STEP, env=stack)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -196,6 +196,13 @@ def test_masks(tmp_path, images, masks, ending):
             assert image.parent == tmp_path / images.format(split)
 
 
+def test_an_image_that_is_named_like_a_mask(tmp_path):
+    write_images(tmp_path, {'a': [], '_mask': []})
+    for task in ('maps', 'boxes'):
+        with pytest.raises(DataError, match='holds no'):
+            recognise(tmp_path, task)
+
+
 def test_class_folders(tmp_path):
     for name, count in {'cat': 3, 'dog': 2}.items():
         write_images(tmp_path / 'one' / name, {f'{name}{i}': [] for i in range(count)})

@@ -54,8 +54,14 @@ def test_arithmetic_stays_in_float(files, images, quantised):
 def test_export_in_int8(tmp_path):
     net, path = create_backbone('res2net14_v1b_26w_4s'), tmp_path / 'net.xml'
     images = [picture(64, 64, seed) for seed in range(3)]
-    for given in (dict(int8=True), dict(int8=images, raw=True), dict(int8=[])):
-        with pytest.raises(ExportError, match='int8 needs images, a path that ends in .xml'):
+    for given in (
+        dict(int8=True),
+        dict(int8=images, raw=True),
+        dict(int8=[]),
+        dict(int8=5),
+        dict(int8=[images[0] / 255]),
+    ):
+        with pytest.raises(ExportError, match='int8 needs images, uint8'):
             export(net, path, (64, 64), **given)
     with pytest.raises(ExportError, match='int8 needs images'):
         export(net, tmp_path / 'net.onnx', (64, 64), int8=images)

@@ -59,6 +59,10 @@ def test_page():
     assert '- `b` AP: +0.400, of a single seed' in one and '| 0.500 |' in one
 
 
+def test_a_model_that_is_not_exported_has_no_time(tmp_path):
+    assert math.isnan(comparing._exported(loaded('faster_rcnn_r2n14_shapes'), tmp_path))
+
+
 @pytest.mark.slow
 def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path, monkeypatch):
     options = {**tiny_options, 'train_cfg.max_epochs': 1, 'param_scheduler.1.T_max': 1}

@@ -114,10 +114,11 @@ def test_variables_of_a_file_are_its_own_affair(tmp_path):
             load_config(path)
 
 
-def test_settings_of_a_model_in_a_file(shapes_config):
+@pytest.mark.parametrize('key', ['score_thresh', 'score-thr', 'score thr', '宽度'])
+def test_settings_of_a_model_in_a_file(shapes_config, key):
     cfg = copy.deepcopy(shapes_config)
-    cfg.model.test_cfg.rcnn['score_thresh'] = cfg.model.test_cfg.rcnn.pop('score_thr')
-    with pytest.raises(ToolError, match='nothing reads model.test_cfg.rcnn.score_thresh'):
+    cfg.model.test_cfg.rcnn[key] = cfg.model.test_cfg.rcnn.pop('score_thr')
+    with pytest.raises(ToolError, match=f'nothing reads model.test_cfg.rcnn.{key}'):
         check_arguments(cfg)
 
 

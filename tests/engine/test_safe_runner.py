@@ -222,7 +222,6 @@ def test_an_interrupted_run_goes_on_within_its_epoch(tools, config, whole, tmp_p
     )
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_epoch(tools, config, whole, tmp_path):
     folder, log = tmp_path / 'killed', tmp_path / 'log'
     arguments = [str(config), '--work-dir', str(folder), *WORKERS]

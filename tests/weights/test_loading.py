@@ -427,9 +427,6 @@ def test_a_callers_dict_stays_what_it_is(layout, args):
     assert getattr(state, '_metadata', None) == getattr(before, '_metadata', None)
 
 
-@pytest.mark.parametrize(
-    'stack', [pytest.param('default', marks=pytest.mark.slow), 'originals'], indirect=True
-)
 def test_both_stacks(stack, python, tmp_path):
     code = f"""
         import mmengine.runner, res2net_mm

@@ -82,7 +82,7 @@ def _check_map(part: CheckedSet, image: Image) -> Iterator[Finding]:
         size, wanted = (f'{w} x {h} px' for w, h in (label_map.size, picture.size))
         yield error('label map of another size', file, f'it has {size}, its image {wanted}')
     classes, counts, skipped = len(part.classes), label_map.content, {*part.ignored.values()}
-    if skipped and {*np.flatnonzero(counts).tolist()} <= skipped:
+    if len(skipped) == 1 and {*np.flatnonzero(counts).tolist()} <= skipped:
         shown = f'it holds only what is ignored ({_shown(part.ignored)})'
         yield warning('label map all ignored', file, shown)
     # where heads and metrics ignore different values, none counts as ignored
