@@ -67,6 +67,10 @@ def test_config(name, suffix, tmp_path):
             export(model, tmp_path / f'x{suffix}', (128, 192))
         return
     spread(model)
+    if hasattr(model, 'roi_head') and 'Res2Net' not in cfg.model.backbone.type:
+        # features of the others are larger, and would make every score 1: any 100 would be the best
+        for level in model.neck.lateral_convs:
+            level.conv.weight.data *= 0.1
     detects = cfg.get('default_scope', 'mmdet') == 'mmdet'
     report = export(model, tmp_path / f'x{suffix}', (128, 192) if detects else None)
     assert report.compared == 3 and report.errors
