@@ -64,7 +64,7 @@ class Compared(NamedTuple):
     eager: float  # ms of one image through backbone and neck in PyTorch
     exported: float  # ms of one through the whole trained model in OpenVINO; NaN if it cannot
     scores: dict[str, list[float]]
-    losses: list[dict[int, float]] = []  # of training, by iteration, for every seed
+    losses: Sequence[dict[int, float]] = ()  # of training, by iteration, for every seed
 
 
 def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) -> Path:
@@ -154,6 +154,7 @@ def _cost(cfg: Config) -> tuple[float, float, float]:
 
 
 def _exported(cfg: Config, run: Path) -> float:
+    """Milliseconds of one test image through the trained model in OpenVINO; NaN if it fails."""
     try:
         # the folder may have been moved since
         noted = Path((run / 'last_checkpoint').read_text().strip())
