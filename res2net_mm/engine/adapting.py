@@ -107,9 +107,9 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
         if steps and not by_steps and not schedule.get('by_epoch', True):
             if type_name(schedule).endswith(('LinearLR', 'ConstantLR')) and schedule.get('end'):
                 schedule.end = min(schedule.end, max(1, steps // _WARM_UP))
-    if not steps:
-        return f'schedule: {loop[key]:,} epochs'
-    return f'schedule: {steps:,} steps of {batch} images, {steps / an_epoch:.4g} epochs'
+    lasting = steps / an_epoch if steps else loop[key]
+    taken = f'{steps:,} steps of {batch} images, ' if steps else ''
+    return f'schedule: {taken}{lasting:.6g} epoch{"s" * (lasting != 1)}'
 
 
 def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
