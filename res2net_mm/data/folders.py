@@ -13,7 +13,7 @@ from itertools import islice, product
 from pathlib import Path
 
 from ..checks import listed
-from .convert.formats import read_yaml, yaml_classes, yolo_classes
+from .convert.formats import class_lines, keypoint_numbers, read_yaml, yaml_classes, yolo_classes
 from .convert.writer import image_files
 from .errors import DataError
 from .sets.images import IMAGE_SUFFIXES
@@ -35,9 +35,9 @@ _MASKS = {
     *'masks mask labels label annotations annotation ann_dir ann gt groundtruth semseg'.split(),
     *'segmentation segmentationclass segmentationclassraw seg labelmaps label_maps'.split(),
 }
-_ROLES = _IMAGES | _MASKS | {*'xml xmls json jsons bbox bboxes photos pictures data'.split()}
+_ROLES = _IMAGES | _MASKS | {*'xml xmls json jsons bbox bboxes photos pictures data set'.split()}
 _MASK_ENDING = re.compile(r'[ _.-]+(mask|masks|gt|label|labels|labelids|seg|segmentation|l)$', re.I)
-_YOLO_IMAGES = re.compile(r'/images/(?!.*/images/)')  # the last of them
+_YOLO_IMAGES = re.compile(r'/images/(?!.*/images/)', re.IGNORECASE)  # the last of them
 _HEAD = 1 << 16  # bytes at either end of a json that show what it is
 
 Pair = tuple[Path, Path]  # an image and its annotation: a file, or for class folders its folder
@@ -52,6 +52,7 @@ class Folder:
     # train, val, test or all -> pairs; of COCO, one pair: the folder of the images and the json
     splits: dict[str, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     classes: tuple[str, ...] = ()  # if the folder lists them
+    keypoints: int = 0  # numbers after each box of YOLO
     notes: list[str] = field(default_factory=list)  # what is not used
 
 
@@ -109,10 +110,14 @@ def _nearest(root: Path, kinds: Iterable[str]) -> list[Folder]:
 
 
 def split_of(path: Path, root: Path) -> str:
-    """The split in a path: ``'instances_val2017.json'``, ``'valid/labels'``; ``ALL`` if none."""
+    """The split in a path: ``'instances_val2017.json'``, ``'valid/labels'``; ``ALL`` if none.
+
+    In the name of a folder, only a word such as ``images`` may follow: ``test_rig`` is no split.
+    """
     for part in reversed(path.relative_to(root).parts):
-        for word in re.split('[^a-z]+', part.lower()):
-            if word in _SPLITS:
+        words = re.findall('[a-z]+', part.lower())
+        for i, word in enumerate(words):
+            if word in _SPLITS and (part.endswith('.json') or _ROLES.issuperset(words[i + 1 :])):
                 return _SPLITS[word]
     return ALL
 
@@ -133,50 +138,84 @@ def _coco(root: Path) -> Folder:
 
 
 def _coco_images(root: Path, file: Path, split: str) -> Path:
-    """The folder below ``root`` that has most images of a COCO file, of several its split's."""
+    """The folder below ``root`` that has most images of a COCO file, of several its split's.
+
+    Raises:
+        DataError: None has any, or two folders may be meant.
+    """
     texts = re.finditer(rb'"file_name"\s*:\s*("(?:[^"\\]|\\.)*")', file.read_bytes())
     names = [json.loads(text[1]) for text in islice(texts, 50)]
     folders = [file.parent, root, *sorted(root.glob('*/')), *sorted(root.glob('*/*/'))]
     hits = {folder: sum((folder / name).is_file() for name in names) for folder in folders}
-    best = max(folders, key=lambda folder: (hits[folder], split_of(folder, root) == split))
+    usual = _IMAGES | _SPLITS.keys()  # rather than annotated/ and old_train/
+
+    def rank(folder: Path) -> tuple[int, bool, bool]:
+        plain = re.sub(r'\d+$', '', folder.name.lower()) in usual or folder == file.parent
+        return hits[folder], split_of(folder, root) == split, plain
+
+    best = max(folders, key=rank)
     if not hits[best]:
         raise DataError(
             f'none of its images is found (the first is {listed(names, 1) or "not named"})',
             str(file),
             'name the folder of the images in a yaml, and give that as --data',
         )
+    equal = {str(folder.resolve()) for folder in folders if rank(folder) == rank(best)}
+    if len(equal) > 1:
+        what = f'its images are in {" and in ".join(sorted(equal))}'
+        raise DataError(what, str(file), 'name one in a yaml, and give that as --data')
     return best
 
 
 def _json_kind(file: Path) -> str | None:
     with file.open('rb') as stream:
-        text = stream.read(_HEAD)
+        ends = stream.read(_HEAD)
         stream.seek(max(0, file.stat().st_size - _HEAD))
-        text += stream.read()
+        ends += stream.read()
+    return _kind_of(ends) or _kind_of(file.read_bytes())  # its keys may be in the middle
+
+
+def _kind_of(text: bytes) -> str | None:
     if not text.lstrip().startswith(b'{'):
         return None
     if b'"shapes"' in text and b'"imagePath"' in text:
         return 'labelme'
     kinds = b'"annotations"', b'"categories"', b'"images"'
-    return 'coco' if sum(key in text for key in kinds) > 1 and b'"caption"' not in text else None
+    captions = re.search(rb'"caption"\s*:', text)
+    return 'coco' if sum(key in text for key in kinds) > 1 and not captions else None
 
 
 def _voc(root: Path) -> Folder:
     folder = _pair(Folder(root, 'voc'), root, root)
-    lists = [d for d in root.rglob('ImageSets/Main') if d.is_dir()]
-    if len(lists) != 1:
+    return _by_lists(folder, 'ImageSets/Main')
+
+
+def _by_lists(folder: Folder, name: str) -> Folder:
+    """Splits a VOC set as its lists of images say, if it has some."""
+    places = [place for place in folder.root.rglob(name) if place.is_dir()]
+    if len(places) > 1:
+        folder.notes.append(f'{len(places)} folders {name} are there: their lists are not used')
+    if len(places) != 1:
         return folder
-    files = {file.stem: file for file in lists[0].glob('*.txt')}
-    pairs = {pair[1].stem: pair for part in folder.splits.values() for pair in part}
-    names = {'train': 'train', 'val': 'val', 'test': 'test'}
-    if not {'train', 'val'} <= files.keys():
-        names = {ALL: 'trainval' if 'trainval' in files else 'train', 'test': 'test'}
-    splits = {}
-    for split, file in ((s, files[name]) for s, name in names.items() if name in files):
+    lists = {_SPLITS.get(f.stem.lower(), f.stem.lower()): f for f in places[0].glob('*.txt')}
+    if not {'train', 'val'} <= lists.keys():
+        train = lists.pop('train', None)
+        lists[ALL] = lists.get('trainval', train)
+    pairs: dict[str, Pair] = {}
+    for pair in (pair for part in folder.splits.values() for pair in part):
+        if (stem := pair[0].stem) in pairs:
+            what = f'its lists name {stem}, which is {pairs[stem][0]} and {pair[0]}'
+            raise DataError(what, str(places[0]), 'rename one')
+        pairs[stem] = pair
+    splits: dict[str, list[Pair]] = {}
+    for split in ('train', 'val', 'test', ALL):
+        if (file := lists.get(split)) is None:
+            continue
         stems = dict.fromkeys(filter(None, _lines(file)))
-        splits[split] = [pairs[stem] for stem in stems if stem in pairs]
+        others = [pair for part in splits.values() for pair in part] if split == ALL else []
+        splits[split] = [p for stem in stems if (p := pairs.get(stem)) and p not in others]
         if missing := [stem for stem in stems if stem not in pairs]:
-            note = f'{len(missing):,} names of {file.name} have no image with an xml file'
+            note = f'{len(missing):,} names of {file.name} have no image with an annotation file'
             folder.notes.append(f'{note}: {listed(missing, 3)}')
     folder.splits = {s: found for s, found in splits.items() if found} or folder.splits
     return folder
@@ -190,8 +229,8 @@ def _masks(root: Path) -> Folder:
     folder = _pair(Folder(root, 'masks'), root, root)
     for name in ('class_names.txt', 'labels.txt', 'classes.txt'):
         if (root / name).is_file():
-            folder.classes = tuple(filter(None, _lines(root / name)))
-    return folder
+            folder.classes = tuple(class_lines(root / name))
+    return _by_lists(folder, 'ImageSets/Segmentation')
 
 
 def _lines(file: Path) -> list[str]:
@@ -199,7 +238,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _yolo(root: Path) -> Folder:
-    yamls = [f for f in sorted(root.glob('*.y*ml')) if _is_yolo(read_yaml(f))]
+    yamls = [file for file in sorted(root.glob('*.y*ml')) if _is_yolo(file)]
     if len(yamls) > 1:
         what = f'it has {len(yamls)} data yaml files'
         raise DataError(what, str(root), 'give the yaml itself as --data')
@@ -208,36 +247,47 @@ def _yolo(root: Path) -> Folder:
     folder = Folder(root, 'yolo')
     pairs = _yolo_pairs(_below(root, IMAGE_SUFFIXES))
     folders = {file.parent for _, file in pairs if file.is_file()}
-    folders = {labels for labels in folders if 'labels' in labels.relative_to(root).parts}
+    folders = {d for d in folders if 'labels' in map(str.lower, d.relative_to(root).parts)}
     for image, file in pairs:  # images without objects may be in folders of their own
         if folders.intersection(file.parents):
             folder.splits[split_of(file.parent, root)].append((image, file))
     with suppress(DataError):  # they can be given
         folder.classes = tuple(yolo_classes(root, min(folders, default=root)))
-    return folder
+    return _note_labels(folder)
 
 
-def _is_yolo(content: dict) -> bool:
+def _is_yolo(file: Path) -> bool:
+    try:
+        content = read_yaml(file)
+    except DataError:  # another program's, with tags of its own
+        if file.stem == 'data':
+            raise
+        return False
     return 'names' in content and bool({'train', 'val'} & content.keys())
 
 
 def _yolo_yaml(file: Path, content: dict) -> Folder:
     folder, base = Folder(file.parent, 'yolo', classes=tuple(yaml_classes(file))), file.parent
-    for key in ('train', 'val', 'valid', 'test'):
-        values = content.get(key) or []
-        for value in [values] if isinstance(values, str) else values:
+    folder.keypoints = keypoint_numbers(file)
+    for key in [key for key in content if str(key).lower() in _SPLITS]:
+        split, values = _SPLITS[key.lower()], content[key] or []
+        values = [values] if isinstance(values, str) else values
+        if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+            raise DataError(f'{key}: {values!r} is no path', str(file), 'correct it')
+        for value in values:
             # below its path or beside it; Roboflow writes ../ before what is beside it
             names = value, value.removeprefix('../')
             above = base / str(content.get('path') or ''), base
-            places = [(d / name).resolve() for d in above for name in names]
+            # a link keeps its name: the labels are beside it
+            places = [Path(os.path.normpath(d / name)) for d in above for name in names]
             place = next((place for place in places if place.exists()), None)
             if place is not None:
-                folder.splits[_SPLITS[key]] += _yolo_pairs(_yolo_images(place))
-            elif key == 'test':
+                folder.splits[split] += _yolo_pairs(_yolo_images(place))
+            elif split == 'test':
                 folder.notes.append(f'test: {value} does not exist')
             else:
                 raise DataError(f'{key}: {value} does not exist', str(file), 'correct it')
-    return folder
+    return _note_labels(folder)
 
 
 def _yolo_images(place: Path) -> list[Path]:
@@ -248,48 +298,88 @@ def _yolo_images(place: Path) -> list[Path]:
 
 def _yolo_pairs(images: Iterable[Path]) -> list[Pair]:
     """Images with their label files, for which the last folder ``images`` becomes ``labels``."""
-    return [(image, Path(_YOLO_IMAGES.sub('/labels/', str(image))).with_suffix('.txt'))
+
+    def labels(match: re.Match) -> str:
+        upper = match[0][1].isupper()
+        return '/LABELS/' if match[0].isupper() else '/Labels/' if upper else '/labels/'
+
+    return [(image, Path(_YOLO_IMAGES.sub(labels, str(image))).with_suffix('.txt'))
             for image in images]  # fmt: skip
+
+
+def _note_labels(folder: Folder) -> Folder:
+    """Notes images and label files of YOLO without the other."""
+    files = {file for pairs in folder.splits.values() for _, file in pairs}
+    there = {file for place in {f.parent for f in files} for file in place.glob('*.txt')}
+    if alone := sorted(files - there):
+        note = 'images without label file count as images without objects'
+        folder.notes.append(f'{len(alone):,} {note}: {listed((f.stem for f in alone), 3)}')
+    if lonely := sorted(file.name for file in there - files if file.name != 'classes.txt'):
+        note = 'label files without image in a split'
+        folder.notes.append(f'{len(lonely):,} {note}: {listed(lonely, 3)}')
+    return folder
 
 
 def _class_folders(root: Path) -> Folder:
     folder = Folder(root, 'folders')
     tops = {d.parent: split_of(d.parent, root) for d in root.glob('*/*/') if d.is_dir()}
-    tops = {top: split for top, split in tops.items() if split != ALL}
+    tops = {_innermost(top): split for top, split in tops.items() if split != ALL}
     tops = tops or {root: ALL}
     for top, split in sorted(tops.items()):
-        for image in _below(top, IMAGE_SUFFIXES):
-            name, *rest = image.relative_to(top).parts
-            if split != ALL and rest or len(rest) == 1 and name.lower() not in _SPLITS:
-                folder.splits[split].append((image, top / name))
-    names = {place.name for pairs in folder.splits.values() for _, place in pairs}
-    folder.classes = tuple(sorted(names))
-    return folder if len(names) > 1 else Folder(root, 'folders')
+        places = [(image, image.relative_to(top).parts) for image in _below(top, IMAGE_SUFFIXES)]
+        named = {parts[0] for _, parts in places if len(parts) == 2 or split != ALL}
+        named -= {name for name in named if split == ALL and name.lower() in _SPLITS}
+        folder.splits[split] += [(i, top / p[0]) for i, p in places if len(p) > 1 and p[0] in named]
+    names = {split: {p.name for _, p in pairs} for split, pairs in folder.splits.items()}
+    known = names.get('train') or names.get(ALL) or set()
+    if strange := sorted(names.get('val', set()) - known):
+        what = f'its class folders for validation are not all for training: {listed(strange)}'
+        raise DataError(what, str(root), 'name the folders of a class alike')
+    if strange := sorted(names.get('test', set()) - known):
+        folder.notes.append(f'test: {listed(strange)} is no class of train: not used')
+        folder.splits['test'] = [p for p in folder.splits['test'] if p[1].name in known]
+    folder.classes = tuple(sorted(known))
+    return folder if len(known) > 1 else Folder(root, 'folders')
+
+
+def _innermost(top: Path) -> Path:
+    """The folder of the classes: ``seg_train/seg_train`` as well as ``train``."""
+    inner = [place for place in top.iterdir() if place.is_dir()]
+    again = len(inner) == 1 and split_of(inner[0], top) == split_of(top, top.parent)
+    return _innermost(inner[0]) if again else top
 
 
 def _read_parts(file: Path) -> Folder:
     """What a yaml says: YOLO's, or one that names the parts."""
     content, base = read_yaml(file), file.parent
     if 'format' not in content:
-        if not _is_yolo(content):
+        if not _is_yolo(file):
             raise DataError('it names no data', str(file), 'write train, val and names')
         return _yolo_yaml(file, content)
     kind, classes = content['format'], content.get('classes') or ()
     if kind not in ('coco', 'voc', 'labelme', 'masks'):
         remedy = 'write coco, voc, labelme or masks'
         raise DataError(f'format: {kind!r} is unknown', str(file), remedy)
+    if not isinstance(classes, list | tuple):
+        raise DataError(f'classes: {classes!r} is no list', str(file), 'write classes: [cat, dog]')
     folder = Folder(base, kind, classes=tuple(map(str, classes)))
-    for key in [key for key in ('train', 'val', 'test') if key in content]:
+    for key in [key for key in content if str(key).lower() in _SPLITS]:
         try:
-            images, labels = (base / content[key][part] for part in ('images', 'annotations'))
+            images, labels = (
+                Path(os.path.normpath(base / content[key][part]))
+                for part in ('images', 'annotations')
+            )
         except (TypeError, KeyError) as error:
             raise DataError(f'{key} needs images and annotations', str(file)) from error
         if missing := [place for place in (images, labels) if not place.exists()]:
             raise DataError(f'{key}: there is no {missing[0]}', str(file), 'correct it')
-        if kind == 'coco':
-            folder.splits[key] = [(images, labels)]
+        split = _SPLITS[key.lower()]
+        if kind != 'coco':
+            _pair(folder, images, labels, split)
+        elif labels.is_file():
+            folder.splits[split] = [(images, labels)]
         else:
-            _pair(folder, images, labels, key)
+            raise DataError(f'{key}: {labels} is no file', str(file), 'name the json of COCO')
     if not folder.splits:
         raise DataError('it names no images', str(file), 'write train, and val if there is one')
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -12,18 +13,19 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from .errors import DataError
 
-# what tools append to the names of copies: Roboflow's hash, a number in brackets, the change
+# what tools append to the names of copies: a number in brackets, the change
 _COPY = re.compile(
-    r'(\.rf\.\w+|[ _-]*\(\d+\)|[ _-]+(copy|aug\w*|flip\w*|rot|rotated|mirror)[ _-]?\d*)+$',
-    re.IGNORECASE,
+    r'[ _-]*\(\d+\)$|[ _-]+(copy|aug|augmented|flip\w*|rot|rotated|mirror)[ _-]?\d*$', re.IGNORECASE
 )
+_FEW = 8  # as many changed images may belong together if the one that they were made from is gone
 
 
 def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[Path]:
     """Chooses images for validation.
 
-    Images of equal bytes, and images whose names differ only in a suffix (``a.jpg`` and ``a.png``,
-    ``a (1).jpg``, ``a_flip.jpg``, Roboflow's ``a_jpg.rf.0f3c.jpg``), stay together.
+    Images of equal bytes, images whose names differ only in the suffix (``a.jpg`` and ``a.png``,
+    Roboflow's ``a_jpg.rf.0f3c.jpg``), and copies beside the original (``a (1).jpg``,
+    ``a_flip.jpg``) stay together. Without ``a.jpg``, ``a (1).jpg`` is one of a series.
 
     The choice is about a ``share`` of the images; the same seed and images give the same one.
 
@@ -31,8 +33,9 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
         DataError: All images would have to stay together.
     """
     groups, first = DisjointSet(images), {}
+    originals = _originals(images)
     for image in images:
-        for mark in (_name(image), _digest(image)):
+        for mark in (originals[image], _digest(image)):
             groups.merge(first.setdefault(mark, image), image)
     together = groups.subsets()
     if len(together) < 2:
@@ -48,9 +51,26 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
     return chosen or min(together, key=len)
 
 
+def _originals(images: Sequence[Path]) -> dict[Path, str]:
+    """The name of the image that each one is, or is a copy of."""
+    names = {image: _name(image) for image in images}
+    there, changed = {*names.values()}, defaultdict(set)
+    for name in there:
+        shorter = name
+        while mark := _COPY.search(shorter):
+            shorter = shorter[: mark.start()]
+            changed[shorter].add(name)
+    found = {}
+    for shorter in sorted(changed, key=len, reverse=True):  # the shortest has the last word
+        brackets = any(name.endswith(')') for name in changed[shorter])
+        if shorter in there or (len(changed[shorter]) <= _FEW and not brackets):
+            found |= dict.fromkeys(changed[shorter], shorter)
+    return {image: found.get(name, name) for image, name in names.items()}
+
+
 def _name(image: Path) -> str:
-    """The name in lower case without what tools append to those of copies."""
-    name = _COPY.sub('', str(image.with_suffix('')).casefold())
+    """The name in lower case without its suffix and what Roboflow makes of that."""
+    name = re.sub(r'\.rf\.\w+$', '', str(image.with_suffix('')).casefold())
     return re.sub(r'_(jpg|jpeg|png)$', '', name)
 
 

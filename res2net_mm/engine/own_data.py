@@ -119,23 +119,30 @@ class OwnData:
         else:
             sources, pairs = {ALL: self._converted()}, self.folder.splits
         splits = self._split(pairs)
-        self._choose_classes(sources)
+        parent = self._choose_classes(sources)
         place = {name: i for i, name in enumerate(self.classes)}
         for split, part in splits.items():
             root, file, content = sources.get(split) or sources.get('train') or sources[ALL]
             chosen = {image for image, _ in part}
             images = [entry for entry in content['images'] if _image(root, entry) in chosen]
+            ids = {entry['id'] for entry in images}
+            annotated = any(a.get('image_id') in ids for a in content['annotations'])
+            if split == 'test' and not annotated:
+                self.notes.append('test has no annotations: not used')
+                del self.images[split]
+                continue
             self.images[split] = len(images)  # some may be left out
-            names = [c.get('name') for c in content['categories'] if c.get('name') in place]
+            names = [c.get('name') for c in content['categories'] if str(c.get('name')) in place]
             if len(images) < len(content['images']) or names != list(self.classes):
-                ids = {entry['id'] for entry in images}
                 content = dict(content, images=images)
                 content['annotations'] = [
                     a for a in content['annotations'] if a.get('image_id') in ids
                 ]
                 # a data set numbers its labels in the order of the categories
+                categories = [dict(c, name=str(c.get('name'))) for c in content['categories']]
                 content['categories'] = sorted(
-                    content['categories'], key=lambda c: place.get(c.get('name'), len(place))
+                    (c for c in categories if (c.get('id'), c['name']) != parent),
+                    key=lambda c: place.get(c['name'], len(place)),
                 )
                 file = self._write(f'{split}.json', [json.dumps(content, ensure_ascii=False)])
             self.splits[split] = dict(type='CocoDataset', data_root='', ann_file=str(file),
@@ -145,10 +152,7 @@ class OwnData:
         found = {}
         for split, [(root, file)] in self.folder.splits.items():
             content = load_coco(str(file), split != 'test')
-            if 'annotations' in content:
-                found[split] = root, file, content
-            else:
-                self.notes.append(f'{file} has no annotations: not used')
+            found[split] = root, file, {'annotations': [], **content}
         return found
 
     def _converted(self) -> tuple[Path, Path, dict]:
@@ -164,12 +168,16 @@ class OwnData:
         self.out.mkdir(parents=True, exist_ok=True)
         out = self.out / 'all.json'
         report = Conversion(out, names or None, force=True)
+        report.keypoints = self.folder.keypoints
         convert_files(report, kind, pairs, root)
         self.notes += [line.strip() for line in report.left_out.lines() + report.notes.lines()]
         return root, out, load_coco(str(out))
 
-    def _choose_classes(self, sources: dict[str, tuple[Path, Path, dict]]) -> None:
-        """The categories, apart from a mere parent, unless classes are asked for."""
+    def _choose_classes(self, sources: dict[str, tuple[Path, Path, dict]]) -> tuple | None:
+        """The categories are the classes, unless some are asked for, apart from a mere parent.
+
+        Returns id and name of the parent, which may have the name of a class.
+        """
         categories = (sources.get('train') or sources[ALL])[2]['categories']
         names = [str(category.get('name')) for category in categories]
         used = {a.get('category_id') for *_, c in sources.values() for a in c['annotations']}
@@ -182,6 +190,7 @@ class OwnData:
             self.notes.append(f'category {names[0]!r} is the parent of the others: no class')
             names = names[1:]  # as Roboflow writes it
         self.classes = self.classes or tuple(names)
+        return (categories[0].get('id'), str(categories[0].get('name'))) if abstract else None
 
     def _maps(self, ignored: int | None) -> None:
         splits = self._split(self.folder.splits)
@@ -200,6 +209,8 @@ class OwnData:
             what = f'its folders are {listed(self.folder.classes, 10)}'
             raise DataError(what, str(root), 'name the same with --classes, in any order')
         for split, pairs in self._split(self.folder.splits).items():
+            if split != 'test' and (none := {*self.classes} - {place.name for _, place in pairs}):
+                self.notes.append(f'{split} has no image of {listed(sorted(none))}')
             lines = [f'{image.relative_to(root)} {self.classes.index(place.name)}'
                      for image, place in pairs]  # fmt: skip
             file = self._write(f'{split}_labels.txt', lines)

@@ -254,11 +254,12 @@ def test_what_is_left_out_is_told(tmp_path):
         'b': voc_xml(size='<size><width>40</width><height>60</height></size>'),
         'c': voc_xml(),
         'd': voc_xml(),
+        'e': voc_xml(size='<size><width>120</width><height>80</height></size>'),
     }
     names = write_voc(tmp_path, annotations)
     (tmp_path / 'JPEGImages/c.jpg').unlink()
     (tmp_path / 'JPEGImages/d.jpg').write_bytes(b'no image')
-    names.write_text('\ufeffa\r\n\r\n  b \nc\nd\na\nnowhere', encoding='utf-8')
+    names.write_text('\ufeffa\r\n\r\n  b \nc\nd\na\nnowhere\ne', encoding='utf-8')
     report = voc2coco(tmp_path, tmp_path / 'out.json', names, classes=('cat', 'dog', 'horse'))
     boxes = [annotation['bbox'] for annotation in written(tmp_path / 'out.json')['annotations']]
     assert boxes == [[2, 3, 17, 26]]
@@ -271,9 +272,10 @@ def test_what_is_left_out_is_told(tmp_path):
         'image that cannot be read': 1,
         'image that is listed before': 1,
         'image without annotation file': 1,
+        'annotation file that cannot be read': 1,  # it is for a larger image
     }
     assert counts(report.notes) == {
-        'size in the annotation file that is not of the image': 1,
+        'width and height swapped in the annotation file': 1,
         'class without objects': 2,
     }
     assert report.objects == {'cat': 1, 'dog': 0, 'horse': 0}
@@ -355,6 +357,11 @@ def test_size_is_read_of_the_header_and_as_mmcv_turns_the_image(tmp_path):
 
     write_voc(tmp_path, {'6': voc_xml(voc_object('cat', (3, 4, 20, 30)))})
     (tmp_path / '6.jpg').replace(tmp_path / 'JPEGImages/6.jpg')
+    turned = '40 x 60 px, its annotations are for 60 x 40 px; its EXIF tag turns it'
+    fails(voc2coco, tmp_path, tmp_path / 'out.json', said=(turned,))
+    size = '<size><width>40</width><height>60</height></size>'
+    xml = voc_xml(voc_object('cat', (3, 4, 20, 30)), size=size)
+    (tmp_path / 'Annotations/6.xml').write_text(xml)
     report = voc2coco(tmp_path, tmp_path / 'out.json')
     (image,) = written(tmp_path / 'out.json')['images']
     assert (image['width'], image['height']) == (40, 60)
@@ -577,6 +584,25 @@ LAUGHS = 'l0: &l0 x\n' + ''.join(
 LAUGHS += 'names: [*l9]'
 
 
+def test_keypoints_of_yolo_are_no_polygons(tmp_path):
+    write_yolo(tmp_path, {'a': '0 0.5 0.5 0.25 0.5 0.1 0.2 2 0.3 0.4 1\n0 0.5 0.5 0.2 0.2 0.1 0.1'})
+    (tmp_path / 'data.yaml').write_text('names: [person]\nkpt_shape: [2, 3]')
+    report = yolo2coco(tmp_path, tmp_path / 'out.json')
+    (found,) = written(tmp_path / 'out.json')['annotations']
+    width, height = report.images[0]['width'], report.images[0]['height']
+    assert found['bbox'] == [0.375 * width, 0.25 * height, 0.25 * width, 0.5 * height]
+    assert 'segmentation' not in found
+    assert counts(report.left_out) == {'line that is no class with a box and keypoints': 1}
+    (tmp_path / 'data.yaml').write_text('names: [person]\nkpt_shape: 4')
+    fails(yolo2coco, tmp_path, tmp_path / 'o.json', said=('kpt_shape: 4 is no list',))
+
+
+def test_a_blank_line_would_shift_the_classes(tmp_path):
+    write_yolo(tmp_path, {'a': '1 0.5 0.5 0.5 0.25'})
+    (tmp_path / 'classes.txt').write_text('cat\n\ndog\n\n')
+    fails(yolo2coco, tmp_path, tmp_path / 'out.json', said=('line 2 is blank',))
+
+
 def test_mistakes_in_yolo_sets(tmp_path):
     out = tmp_path / 'out.json'
     fails(yolo2coco, tmp_path, out, said=(f'no folder {tmp_path}/labels', '--labels'))
@@ -593,6 +619,7 @@ def test_mistakes_in_yolo_sets(tmp_path):
     ):
         (tmp_path / 'data.yaml').write_text(text)
         fails(yolo2coco, tmp_path, out, said=('data.yaml', said))
+    (tmp_path / 'data.yaml').unlink()
     (tmp_path / 'labels/a.txt').write_text('0 320 200 64 64')  # pixels
     pixels = 'no object can be used', 'coordinates in pixels'
     fails(yolo2coco, tmp_path, out, classes=['a'], said=pixels)

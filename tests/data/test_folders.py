@@ -1,5 +1,7 @@
 """Folders of every format are recognised, with all images and their annotations."""
 
+import json
+
 import pytest
 import yaml
 from own_folders import (
@@ -51,10 +53,35 @@ def test_voc_with_lists(tmp_path):
     (lists / 'cat_train.txt').write_text(f'{names[0]}  1\n')
     found = recognise(tmp_path, 'boxes')
     assert counts(found) == {'all': 5}  # without val.txt, trainval is what there is
-    (lists / 'val.txt').write_text('\n'.join([*names[3:5], 'gone']))
-    found = recognise(tmp_path, 'boxes')
-    assert counts(found) == {'train': 3, 'val': 2}
-    assert any('1 names of val.txt have no image with an xml file: gone' in n for n in found.notes)
+    for name in ('val', 'valid', 'Validation'):
+        (lists / f'{name}.txt').write_text('\n'.join([*names[3:5], 'gone']))
+        found = recognise(tmp_path, 'boxes')
+        assert counts(found) == {'train': 3, 'val': 2}
+        note = f'1 names of {name}.txt have no image with an annotation file: gone'
+        assert note in found.notes
+        (lists / f'{name}.txt').unlink()
+    (lists / 'train.txt').unlink()
+    (lists / 'val.txt').write_text(names[4])
+    assert counts(recognise(tmp_path, 'boxes')) == {'val': 1, 'all': 4}
+    write_voc(tmp_path / 'VOC2007', scenes(1), 'JPEGImages/more', 'Annotations/more')
+    with pytest.raises(DataError, match=f'its lists name {names[0]}, which is .* and .*; rename'):
+        recognise(tmp_path, 'boxes')
+
+
+def test_masks_with_lists(tmp_path):
+    write_images(tmp_path / 'JPEGImages', scenes(5))
+    write_masks(tmp_path / 'SegmentationClass', scenes(5))
+    lists = tmp_path / 'ImageSets/Segmentation'
+    lists.mkdir(parents=True)
+    (lists / 'train.txt').write_text('\n'.join(list(scenes(5))[:3]))
+    (lists / 'val.txt').write_text('\n'.join(list(scenes(5))[3:]))
+    assert counts(recognise(tmp_path, 'maps')) == {'train': 3, 'val': 2}
+
+
+def test_words_in_the_names_of_folders(tmp_path):
+    for name in ('test_rig', 'dev-kit', 'scene_train', 'val_images', 'Valid'):
+        write_voc(tmp_path / name, scenes(1), '', '')
+    assert counts(recognise(tmp_path, 'boxes')) == {'val': 2, 'all': 2, 'train': 1}
 
 
 def test_images_and_xml_side_by_side(tmp_path):
@@ -113,10 +140,34 @@ def test_yolo_as_ultralytics_writes_it(tmp_path, listed):
     found = recognise(tmp_path / 'signs.yaml', 'boxes')
     assert (counts(found), found.classes) == ({'train': 5, 'val': 5}, CLASSES)
     assert sum(file.is_file() for _, file in found.splits['train']) == 4
-    assert found.notes == ['test: images/test does not exist']
+    name = next(iter(scenes(5, 5)))
+    missing = f'1 images without label file count as images without objects: {name}'
+    assert found.notes == ['test: images/test does not exist', missing]
     (tmp_path / 'signs.yaml').write_text(yaml.safe_dump(dict(content, val='images/gone')))
     with pytest.raises(DataError, match='val: images/gone does not exist'):
         recognise(tmp_path / 'signs.yaml', 'boxes')
+
+
+def test_yolo_in_capitals_behind_a_link_and_beside_other_yaml(tmp_path):
+    """The labels are beside the link, not beside what it links to."""
+    write_yolo(tmp_path / 'v1/Images', tmp_path / 'v1/Labels', scenes(4))
+    (tmp_path / 'v2').mkdir()
+    (tmp_path / 'v2/Images').symlink_to(tmp_path / 'v1/Images')
+    write_yolo(tmp_path / 'other', tmp_path / 'v2/Labels', scenes(4))
+    (tmp_path / 'v2/Labels/gone.txt').write_text('')
+    for folder in ('v1', 'v2'):
+        content = dict(train='Images', validation='Images', names=['cat', 'dog'])
+        (tmp_path / folder / 'data.yaml').write_text(yaml.safe_dump(content))
+        (tmp_path / folder / 'mkdocs.yml').write_text('theme: !ENV x')
+        found = recognise(tmp_path / folder, 'boxes')
+        assert counts(found) == {'train': 4, 'val': 4}
+        for image, file in found.splits['train']:
+            assert file == tmp_path / folder / f'Labels/{image.stem}.txt' and file.is_file()
+    assert found.notes == ['1 label files without image in a split: gone.txt']
+    for value in (5, ['Images', 3]):
+        (tmp_path / 'v1/data.yaml').write_text(yaml.safe_dump(dict(content, train=value)))
+        with pytest.raises(DataError, match='train: .* is no path'):
+            recognise(tmp_path / 'v1', 'boxes')
 
 
 def test_labelme(tmp_path):
@@ -160,6 +211,31 @@ def test_coco_files_that_cannot_be_told_apart(tmp_path):
         DataError, match='2 COCO files for train.*name one for each split in a yaml'
     ):
         recognise(tmp_path, 'boxes')
+
+
+def test_coco_images_that_are_there_twice(tmp_path):
+    file = tmp_path / 'annotations.json'
+    for name in ('annotated', 'images'):
+        write_coco(tmp_path / name, file, scenes(2))
+    assert recognise(tmp_path, 'boxes').splits == {'all': [(tmp_path / 'images', file)]}
+    for name in ('old_train', 'train'):
+        write_coco(tmp_path / name, tmp_path / 'train.json', scenes(3, 1))
+    file.unlink()
+    found = recognise(tmp_path, 'boxes')
+    assert found.splits == {'train': [(tmp_path / 'train', tmp_path / 'train.json')]}
+    (tmp_path / 'train').rename(tmp_path / 'new_train')
+    with pytest.raises(DataError, match='its images are in .*new_train and in .*old_train'):
+        recognise(tmp_path, 'boxes')
+
+
+def test_keys_of_a_json_may_be_in_its_middle(tmp_path):
+    write_coco(tmp_path, tmp_path / 'x.json', scenes(3))
+    content = json.loads((tmp_path / 'x.json').read_text())
+    padding = [dict(content['images'][0], id=1000 + i) for i in range(3000)]
+    content = dict(images=content.pop('images') + padding, **content, info='x' * 100_000)
+    content['categories'][0]['name'] = 'caption'
+    (tmp_path / 'x.json').write_text(json.dumps(content))
+    assert recognise(tmp_path, 'boxes').format == 'coco'
 
 
 def test_coco_without_its_images(tmp_path):
@@ -213,6 +289,26 @@ def test_class_folders(tmp_path):
     assert (counts(found), found.classes) == ({'train': 5, 'val': 5}, CLASSES)
 
 
+def test_class_folders_of_odd_splits(tmp_path):
+    for split in ('train', 'test'):  # as Kaggle packs them
+        for name in CLASSES:
+            write_images(tmp_path / f'a/seg_{split}/seg_{split}' / name, {f'{split}{name}': []})
+    write_images(tmp_path / 'a/seg_pred/seg_pred', {'x': []})
+    found = recognise(tmp_path / 'a', 'classes')
+    assert (counts(found), found.classes) == ({'train': 2, 'test': 2}, CLASSES)
+    write_images(tmp_path / 'a/seg_test/seg_test/unknown', {'x': []})
+    found = recognise(tmp_path / 'a', 'classes')
+    assert (counts(found), found.classes) == ({'train': 2, 'test': 2}, CLASSES)
+    assert found.notes == ['test: unknown is no class of train: not used']
+    write_images(tmp_path / 'a/val/Cat', {'y': []})
+    with pytest.raises(DataError, match='for validation are not all for training: Cat'):
+        recognise(tmp_path / 'a', 'classes')
+    write_images(tmp_path / 'b/cat', {'x': []})
+    write_images(tmp_path / 'b/cat/more', {'y': []})
+    write_images(tmp_path / 'b/dog', {'z': []})
+    assert counts(recognise(tmp_path / 'b', 'classes')) == {'all': 3}
+
+
 def test_a_folder_that_could_be_two_things(tmp_path):
     write_voc(tmp_path, scenes(3))
     write_coco(tmp_path / 'images', tmp_path / 'annotations/all.json', scenes(3))
@@ -250,10 +346,15 @@ def test_a_yaml_that_names_the_parts(tmp_path):
     file.write_text(yaml.safe_dump(content))
     found = recognise(file, 'boxes')
     assert (counts(found), found.classes) == ({'train': 4, 'val': 2}, ('dog', 'cat'))
+    content['valid'] = dict(images='notes/../pics/b', annotations='notes/b')
+    file.write_text(yaml.safe_dump({key: content[key] for key in content if key != 'val'}))
+    assert recognise(file, 'boxes').splits == found.splits
     for wrong, words in (
         (dict(format='vox'), "format: 'vox' is unknown"),
         (dict(train='pics/a'), 'train needs images and annotations'),
         (dict(val=dict(images='pics/c', annotations='notes/b')), 'val: there is no .*pics/c'),
+        (dict(classes='cell'), "classes: 'cell' is no list"),
+        (dict(format='coco', val=dict(images='pics/b', annotations='notes/b')), 'is no file'),
     ):
         file.write_text(yaml.safe_dump(content | wrong))
         with pytest.raises(DataError, match=words):

@@ -53,6 +53,27 @@ def test_numbers_of_frames_are_no_copies(tmp_path):
     assert len(set_aside(images)) == 2
 
 
+@pytest.mark.parametrize(
+    'names',
+    [
+        [f'{kind} ({i}).jpg' for kind in ('cat', 'dog') for i in range(1, 11)],  # Windows' renaming
+        [f'2023_aug_{i:02}.jpg' for i in range(1, 21)],
+        [f'apple_rot_{i:03}.jpg' for i in range(1, 21)],
+    ],
+)
+def test_a_series_is_not_of_one_image(tmp_path, names):
+    images = files(tmp_path, {name: name for name in names})
+    assert len(set_aside(images)) == 4
+    kinds = {image.name[:3] for seed in range(5) for image in set_aside(images, seed=seed)}
+    assert kinds == {name[:3] for name in names}
+
+
+def test_changed_images_whose_original_is_gone(tmp_path):
+    names = [f'{name}_aug_{i}.jpg' for name in 'abcdefghij' for i in range(4)]
+    chosen = {image.name for image in set_aside(files(tmp_path, {n: n for n in names}))}
+    assert len(chosen) == 8 and len({name[0] for name in chosen}) == 2
+
+
 def test_copies_of_one_image(tmp_path):
     with pytest.raises(DataError, match='3 images are one image or its copies'):
         set_aside(files(tmp_path, {'a.jpg': '1', 'a.png': '2', 'b.jpg': '1'}))

@@ -142,6 +142,32 @@ def test_the_parent_category_of_roboflow_is_no_class(tmp_path):
     assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
 
 
+def test_names_of_categories(tmp_path):
+    """The parent may be named like the only class, and names may be numbers."""
+    folder = tmp_path / 'export'
+    for name in ('fish', 7):
+        for split in ('train', 'valid', 'test'):
+            file = folder / split / '_annotations.coco.json'
+            write_coco(folder / split, file, scenes(4, len(split)))
+            content = json.loads(file.read_text())
+            for annotation in content['annotations']:
+                annotation['category_id'] = 1
+            content['categories'] = [dict(id=1, name=name, supercategory='fish')]
+            if name == 'fish':
+                content['categories'].insert(0, dict(id=0, name='fish', supercategory='none'))
+            if split == 'test':
+                content['annotations'] = []
+            file.write_text(json.dumps(content))
+        cfg = loaded(DETECTOR)
+        lines = adapt(cfg, arguments(tmp_path, folder))
+        assert cfg.train_dataloader.dataset.metainfo.classes == (str(name),)
+        assert 'note: test has no annotations: not used' in lines
+        dataset = DATASETS.build(dict(cfg.train_dataloader.dataset, _scope_='mmdet'))
+        found = dataset.get_data_info(0)['instances']
+        assert found and {instance['bbox_label'] for instance in found} == {0}
+        assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
+
+
 def test_a_broken_file_leaves_the_others(tmp_path):
     write_voc(tmp_path / 'a', scenes(8))
     (tmp_path / 'a/annotations/photo_003.xml').write_text('<annotation>')
@@ -195,6 +221,16 @@ def test_masks_are_written_as_label_maps(tmp_path, values, ending, given):
             wanted[y1:y2, x1:x2] = CLASSES.index(label) if 'ignore_label' in given else 1
         assert (values == wanted).mean() > 0.999 if 'jpg' in ending else (values == wanted).all()
     assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
+
+
+def test_a_value_of_few_masks(tmp_path):
+    """255 is what counts as nothing, not the second class, if one of many masks shows it."""
+    objects = {f'{i}': [('cat', 0, 0, 9, 9)] for i in range(130)}
+    write_images(tmp_path / 'a/images/train', objects)
+    write_masks(tmp_path / 'a/masks/train', objects, values=(0, 255, 1))
+    write_masks(tmp_path / 'a/masks/train', {'77': [('dog', 0, 0, 9, 9)]}, values=(0, 255, 1))
+    data = OwnData(loaded(SEGMENTOR), tmp_path / 'a', tmp_path / 'w', classes=['ground', 'defect'])
+    assert not (tmp_path / 'w/data/maps').exists() and len(data.lines) == 3
 
 
 def test_values_without_a_name(tmp_path):

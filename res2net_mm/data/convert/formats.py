@@ -23,14 +23,16 @@ from tqdm import tqdm
 
 from ...checks import check_choice
 from ..errors import DataError
+from ..findings import ERROR, REMEDIES
 from ..sets.coco import written_as_corners
-from ..sets.images import check_pixels
+from ..sets.images import check_pixels, read_header, size_fault
 from ..sets.label_maps import open_map
 from ..sets.voc import find_image, read_voc
 from .writer import Conversion, image_files
 
 IGNORED = 255  # the value in label maps that mmseg ignores by default
 _FARTHEST_SHARE = 2  # YOLO coordinates beyond this many image sides are taken for pixels
+_YAMLS = 'data.yaml', 'data.yml'
 _FAR_OUTSIDE = 0.04  # of the image's longer side by which a box must leave it to be suspicious
 
 
@@ -116,6 +118,8 @@ def yolo2coco(
     if not label_folder.is_dir():
         raise DataError(f'there is no folder {label_folder}; name it with --labels')
     coco = Conversion(out, list(classes or yolo_classes(root, label_folder)), force)
+    yamls = [root / name for name in _YAMLS if (root / name).is_file()]
+    coco.keypoints = keypoint_numbers(yamls[0]) if yamls else 0
     pairs = {
         image: (label_folder / image.relative_to(image_folder)).with_suffix('.txt')
         for image in image_files(image_folder)
@@ -134,7 +138,7 @@ def convert_files(
     A file that cannot be read takes its image out, which would seem to have no objects.
 
     Args:
-        coco: The json to write. For YOLO, it needs classes.
+        coco: The json to write. For YOLO, it needs classes, and its ``keypoints`` if it has some.
         kind: ``voc`` or ``yolo``, as :func:`voc2coco` and :func:`yolo2coco` read them, or
             ``labelme``: rectangles, circles, polygons and masks are objects, shapes of one label
             and ``group_id`` are one object, lines and points are left out.
@@ -152,7 +156,7 @@ def convert_files(
             continue
         before = len(coco.annotations)
         try:
-            readers[kind](coco, file, size)
+            readers[kind](coco, image, file, size)
         except (DataError, OSError) as error:
             coco.left_out.add('annotation file that cannot be read', str(error))
             coco.images.pop()
@@ -167,13 +171,12 @@ def convert_files(
     return coco.write(title or f'{kind} files of {root}')
 
 
-def _read_voc(coco: Conversion, xml: Path, size: tuple[int, int]) -> None:
+def _read_voc(coco: Conversion, image: Path, xml: Path, size: tuple[int, int]) -> None:
     def leave_out(error: DataError) -> None:
         coco.left_out.add('object without a name, or whose numbers are none', str(error))
 
     written_size, objects = read_voc(xml.read_bytes(), str(xml), leave_out)
-    if written_size not in (None, size):
-        coco.notes.add('size in the annotation file that is not of the image', xml)
+    _check_size(coco, image, written_size, size, [obj.corners for obj in objects])
     for obj in objects:
         x1, y1, x2, y2 = obj.corners
         width, height = x2 - x1, y2 - y1
@@ -181,7 +184,19 @@ def _read_voc(coco: Conversion, xml: Path, size: tuple[int, int]) -> None:
         coco.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
 
 
-def _read_yolo(coco: Conversion, file: Path, size: tuple[int, int]) -> None:
+def _check_size(
+    coco: Conversion, image: Path, written: tuple | None, size: tuple, boxes: list | None = None
+) -> None:
+    """Raises a DataError if an image is not of the size that was annotated; see size_fault."""
+    if written in (None, size):
+        return
+    found = size_fault(str(image), written, size, read_header(image), boxes)
+    if found.severity == ERROR:
+        raise DataError(found.what, found.file, REMEDIES[found.kind])
+    coco.notes.add('width and height swapped in the annotation file', image)
+
+
+def _read_yolo(coco: Conversion, image: Path, file: Path, size: tuple[int, int]) -> None:
     for where, (label, *shares) in _yolo_lines(coco, file):
         points = np.reshape(shares, (-1, 2)) * size  # (N, 2) px: of a polygon, or centre and size
         is_box, more = len(points) == 2, {}
@@ -227,21 +242,27 @@ def _yolo_lines(coco: Conversion, file: Path) -> Iterator[tuple[str, list[float]
             numbers = [0]
         if words in seen:
             coco.left_out.add('line that is there before', where)
-        elif words and len(numbers) != 5 and (len(numbers) < 7 or len(numbers) % 2 == 0):
+        elif coco.keypoints and words and len(numbers) != 5 + coco.keypoints:
+            coco.left_out.add('line that is no class with a box and keypoints', where)
+        elif (
+            words
+            and not coco.keypoints
+            and (len(numbers) < 5 or len(numbers) == 6 or len(numbers) % 2 == 0)
+        ):
             coco.left_out.add('line that is no class with a box or polygon', where)
         elif not all(map(math.isfinite, numbers)):
             coco.left_out.add('box that is not finite', where)
         elif words:
             seen.add(words)
-            yield where, numbers
+            yield where, numbers[:5] if coco.keypoints else numbers
 
 
 def yolo_classes(root: Path, label_folder: Path) -> list[str]:
     """The class names of a YOLO set."""
-    files = [root / name for name in ('data.yaml', 'data.yml', 'classes.txt')]
+    files = [root / name for name in (*_YAMLS, 'classes.txt')]
     for file in (*files, label_folder / 'classes.txt'):
         if file.is_file():
-            return _lines(file) if file.suffix == '.txt' else yaml_classes(file)
+            return class_lines(file) if file.suffix == '.txt' else yaml_classes(file)
     remedy = 'name the classes with --classes, in the order of their numbers'
     raise DataError('it has no data.yaml and no classes.txt', str(root), remedy)
 
@@ -257,6 +278,29 @@ def yaml_classes(file: Path) -> list[str]:
     if not names or any(isinstance(name, list | dict) for name in names):
         raise DataError('it has no names of classes, numbered from 0', str(file))
     return [str(name) for name in names]
+
+
+def keypoint_numbers(file: Path) -> int:
+    """How many numbers of keypoints follow each box of a YOLO set, by its yaml; 0 if none."""
+    shape = read_yaml(file).get('kpt_shape')
+    if shape is None:
+        return 0
+    if not (isinstance(shape, list) and all(isinstance(n, int) and n > 0 for n in shape)):
+        raise DataError(f'kpt_shape: {shape!r} is no list of numbers', str(file), 'correct it')
+    return math.prod(shape)
+
+
+def class_lines(file: Path) -> list[str]:
+    """The names of classes in a file, one in each line.
+
+    Raises:
+        DataError: A line between them is blank, which would shift the numbers of the others.
+    """
+    lines = [line.strip() for line in _text(file).rstrip().splitlines()]
+    if '' in lines:
+        what = f'line {lines.index("") + 1} is blank, but each line is a class'
+        raise DataError(what, str(file), 'remove it or name the class')
+    return lines
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -280,16 +324,19 @@ def _text(file: Path) -> str:
         raise DataError(f'it is no text in UTF-8 ({error})', str(file), 'write it again') from error
 
 
-def _read_labelme(coco: Conversion, file: Path, size: tuple[int, int]) -> None:
+def _read_labelme(coco: Conversion, image: Path, file: Path, size: tuple[int, int]) -> None:
     try:
         content = json.loads(_text(file))
         shapes = [(shape['label'], shape.get('group_id'), shape) for shape in content['shapes']]
+        if not all(isinstance(label, str | int) for label, *_ in shapes):
+            raise TypeError('labels are texts')
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError('it is no labelme file', str(file), 'write it again') from error
-    if (content.get('imageWidth'), content.get('imageHeight')) not in ((None, None), size):
-        coco.notes.add('size in the annotation file that is not of the image', file)
+    written_size = content.get('imageWidth'), content.get('imageHeight')
+    _check_size(coco, image, None if None in written_size else written_size, size)
     objects: dict[tuple, list[tuple]] = {}
     for i, (label, group, shape) in enumerate(shapes, 1):
+        label = str(label)
         where = f'{file} shape {i} ({label})'
         try:
             part = _labelme_shape(shape, size)
@@ -382,7 +429,7 @@ def masks2coco(
         if not (file.is_dir() if kind == 'binary' else file.is_file()):
             coco.left_out.add('image without mask', file)
         elif size := coco.image(image, images):
-            for png in sorted(file.glob('*.png')) if kind == 'binary' else [file]:
+            for png in sorted(file.glob('*.[pP][nN][gG]')) if kind == 'binary' else [file]:
                 values = mask_values(png)
                 if values.shape[1::-1] != size:
                     coco.left_out.add('mask of another size than its image', png)

@@ -15,8 +15,6 @@ from ...files import writing
 from ..errors import DataError
 from .formats import IGNORED, mask_values
 
-_SAMPLE = 64
-
 Rule = Callable[[np.ndarray], np.ndarray]
 
 
@@ -29,11 +27,11 @@ def label_rule(
     value that is no class.
 
     Raises:
-        DataError: The classes are not named, or values that were seen have no name.
+        DataError: The classes are not named, or values have no name.
     """
     folder = str(masks[0].parent)
-    sample = masks[:: max(1, len(masks) // _SAMPLE)]
-    seen = {value for file in sample for value in np.unique(mask_values(file)).tolist()}
+    shown = tqdm(masks, 'values of masks', leave=False, disable=None)
+    seen = set().union(*(_values(mask_values(file)) for file in shown))
     lossy = any(file.suffix.lower() in ('.jpg', '.jpeg') for file in masks)
     if not classes:
         what = f'its masks hold the values {listed(sorted(seen), 12)}, which nothing names'
@@ -55,6 +53,12 @@ def label_rule(
         return lambda values: np.where(values == ignored, IGNORED, values), f'{ignored} is ignored'
     with Image.open(masks[0]) as image:
         return (None, '') if len(image.getbands()) == 1 else (np.array, 'with one channel')
+
+
+def _values(mask: np.ndarray) -> set[int]:
+    if mask.dtype == np.uint8:  # 20 times as fast as np.unique
+        return {*np.flatnonzero(np.bincount(mask.ravel(), minlength=256)).tolist()}
+    return {*np.unique(mask).tolist()}
 
 
 def place_maps(

@@ -70,6 +70,7 @@ class Conversion:
         self.left_out = Tally()  # what is not in the json
         self.notes = Tally()  # what is in it but deserves a look
         self.yolo: Counter[str] = Counter()  # YOLO's boxes, for written_as_corners
+        self.keypoints = 0  # numbers after each box of YOLO
         self.spellings = {folded(name): name for name in reversed(classes or ())}
 
     def image(self, file: Path, folder: Path) -> tuple[int, int] | None:
