@@ -244,3 +244,11 @@ def test_two_processes(tiny_arguments, tmp_path):
     assert run.returncode == 0, run.stderr[-3000:]
     assert 'batch: 4 images a step (2 x 2 processes)' in run.stdout
     assert torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['meta']['iter'] == 4
+    # batch norm's statistics are those of the checkpoint in both processes
+    (log,) = tmp_path.glob('*/vis_data/scalars.json')
+    logged = [json.loads(line) for line in log.read_text().splitlines()][-1]
+    run = call('test', CONFIG, tmp_path / 'epoch_1.pth', '--work-dir', tmp_path / 't', *options)
+    (log,) = (tmp_path / 't').glob('*/*.json')
+    for name, value in json.loads(log.read_text()).items():
+        if 'mAP' in name:
+            assert logged[name] == pytest.approx(value, nan_ok=True), name

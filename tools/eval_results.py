@@ -21,7 +21,8 @@ def main() -> None:
         type=int,
         default=(1, 10, 100),
         metavar='N',
-        help='detections of an image and class that count; AP is at the largest (1 10 100)',
+        help='detections of an image and class that count; figures are at the largest, but AP of '
+        'all classes is at 100 if that is listed, as in pycocotools (1 10 100)',
     )
     parser.add_argument('--json', type=Path, metavar='OUT', help='write all figures')
     args = parser.parse_args()
@@ -44,6 +45,8 @@ def main() -> None:
     scores = evaluate(annotations, results, args.metric, max_dets=limits)
     metrics = scores.metrics() | scores.by_class()
     named = {f'coco_{args.metric}/{name}': value for name, value in metrics.items()}
+    if 100 in limits and limits[-1] > 100:
+        notes.append(f'AP of all is with 100 detections (pycocotools), the rest with {limits[-1]}')
     lines = [f'note: {note}' for note in notes]
     print(format_metrics(named, list(scores.categories.values())), *lines, sep='\n', flush=True)
     if args.json is None:

@@ -61,6 +61,8 @@ def main() -> None:
     from res2net_mm.engine.quantising import ResizedImages, compare_figures, measure, write_int8
 
     path = check_path(args.out)
+    if Path(args.checkpoint).resolve() == path.with_suffix('.bin'):
+        raise ToolError(f'{args.checkpoint} is the checkpoint, and {path.name} would replace it')
     if args.int8 or args.check:
         _check_int8(args, path)
     print(f'loading {args.checkpoint}', flush=True)
@@ -92,7 +94,9 @@ def main() -> None:
             file = ExportedModule(path, facts_of(cfg.model))
             names = ('PyTorch', 'file')
             if not compare_figures(measure(cfg, model), measure(cfg, file), names, say):
-                raise ToolError(f'{path} loses too much of what PyTorch reaches: try --dynamic')
+                raise ToolError(
+                    f'{path}, which stays, loses too much of what PyTorch reaches: try --dynamic'
+                )
         return
     training = ResizedImages(cfg, args.calibration)
     with TemporaryDirectory() as folder:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ctrl_c import run_tool
 
+from res2net_mm.engine.arguments import add_shared
+
 EXAMPLE = """example:
   python tools/report.py work_dirs/r2n50
   python tools/report.py work_dirs/r2n50 --results results.json --annotations instances_val.json \\
@@ -24,7 +26,8 @@ def main() -> None:
     )
     parser.add_argument('--annotations', help='COCO annotation json for --results')
     parser.add_argument('--images', type=Path, help='folder of its images: shows the worst')
-    parser.add_argument('--metric', choices=('bbox', 'segm'), default='bbox')
+    parser.add_argument('--metric', choices=('bbox', 'segm'), help='of --results (bbox)')
+    add_shared(parser, '--images-with-results')
     args = parser.parse_args()
 
     from res2net_mm.engine.errors import ToolError
@@ -32,6 +35,9 @@ def main() -> None:
 
     if (args.results is None) != (args.annotations is None):
         raise ToolError('--results and --annotations go together: give both or neither')
+    for name in ('images', 'metric', 'images_with_results') if args.results is None else ():
+        if getattr(args, name):
+            raise ToolError(f'--{name.replace("_", "-")} is for --results: give that too')
     if args.images is not None and not args.images.is_dir():
         raise ToolError(f'--images {args.images} is not a folder')
     sections = detections(args) if args.results else ()
@@ -42,10 +48,11 @@ def detections(args: argparse.Namespace) -> list[str]:
     """Sections on the results."""
     from res2net_mm.evaluation.analysis import analyse
     from res2net_mm.evaluation.analysis_page import detection_sections
-    from res2net_mm.evaluation.coco_files import read_annotations, read_results
+    from res2net_mm.evaluation.coco_files import read_files
 
-    annotations = read_annotations(args.annotations, args.metric)
-    results = read_results(args.results, annotations, args.metric)
+    args.metric = args.metric or 'bbox'
+    annotations, results, notes, _ = read_files(args)
+    print(*(f'note: {note}' for note in notes), sep='\n', end='\n' * bool(notes))
     found = analyse(annotations, results, args.metric)
     return detection_sections(found, annotations, results, args.images)
 

@@ -20,7 +20,55 @@ from .frozen_norm import freeze_statistics, frozen_norm_warning
 CONVENTION = 'res2net_mm'  # key in a state dict's _metadata and in a checkpoint's meta
 
 
-class Backbone(BaseModule):
+class Conventional(BaseModule):
+    """A module whose weights only fit with the convention that they were trained with.
+
+    It is saved with them, as metadata of the state dict, and checked on loading.
+    """
+
+    first_block: str | None = None  # None: published with one rule only
+    style = 'pytorch'
+
+    def __init__(self, init_cfg: dict | list[dict] | None) -> None:
+        super().__init__(init_cfg)
+        self.register_state_dict_post_hook(_write_convention)
+
+    @property
+    def convention(self) -> dict[str, str]:
+        """The arguments that change features without changing any weight's name or shape."""
+        scales = {m.scales for m in self.modules() if isinstance(m, Bottle2neck)}
+        has_rule = self.first_block is not None and scales != {1}
+        return {**(dict(first_block=self.first_block) if has_rule else {}), 'style': self.style}
+
+    def check_convention(
+        self, convention: Mapping[str, str], source: str = 'the state dict'
+    ) -> None:
+        """Raises ``ValueError`` if weights need another convention, naming what to set.
+
+        Args:
+            convention: The :attr:`convention` of the weights; {} fits every network.
+            source: What the message calls the weights.
+        """
+        own = self.convention
+        differs = [key for key in own if convention.get(key, own[key]) != own[key]]
+        if differs:
+            needs, has = (
+                ', '.join(f'{key}={values[key]!r}' for key in differs)
+                for values in (convention, own)
+            )
+            raise ValueError(
+                f'{source} needs {needs}, but the network has {has}: set the former (names and '
+                'shapes are equal, features are not)'
+            )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: Any
+    ) -> None:
+        self.check_convention(local_metadata.get(CONVENTION, {}))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+class Backbone(Conventional):
     """Base of the Res2Net backbones.
 
     A subclass builds its modules, calls :meth:`_set_outputs`, and computes its features in
@@ -35,8 +83,6 @@ class Backbone(BaseModule):
             published layout, which fits exactly or fails.
     """
 
-    first_block: str | None = None  # None: published with one rule only
-    style = 'pytorch'
     out_channels: tuple[int, ...]
     out_strides: tuple[int, ...]
     said_frozen_norm = False  # whether the user was warned that batch norm stays as built
@@ -52,7 +98,6 @@ class Backbone(BaseModule):
         super().__init__(default_init if init_cfg is None else init_cfg)
         self.norm_eval = norm_eval
         self.zero_init_residual = zero_init_residual and init_cfg is None
-        self.register_state_dict_post_hook(_write_convention)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Features of the stages in ``out_indices``.
@@ -123,40 +168,6 @@ class Backbone(BaseModule):
                     found[p.name] = p.default
         return found
 
-    @property
-    def convention(self) -> dict[str, str]:
-        """The arguments that change features without changing any weight's name or shape."""
-        scales = {m.scales for m in self.modules() if isinstance(m, Bottle2neck)}
-        has_rule = self.first_block is not None and scales != {1}
-        return {**(dict(first_block=self.first_block) if has_rule else {}), 'style': self.style}
-
-    def check_convention(
-        self, convention: Mapping[str, str], source: str = 'the state dict'
-    ) -> None:
-        """Raises ``ValueError`` if weights need another convention, naming what to set.
-
-        Args:
-            convention: The :attr:`convention` of the weights; {} fits every network.
-            source: What the message calls the weights.
-        """
-        own = self.convention
-        differs = [key for key in own if convention.get(key, own[key]) != own[key]]
-        if differs:
-            needs, has = (
-                ', '.join(f'{key}={values[key]!r}' for key in differs)
-                for values in (convention, own)
-            )
-            raise ValueError(
-                f'{source} needs {needs}, but the network has {has}: set the former (names and '
-                'shapes are equal, features are not)'
-            )
-
-    def _load_from_state_dict(
-        self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: Any
-    ) -> None:
-        self.check_convention(local_metadata.get(CONVENTION, {}))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
     def _set_outputs(
         self,
         stem: Sequence[str],
@@ -166,7 +177,8 @@ class Backbone(BaseModule):
     ) -> None:
         """Takes the stem's modules, name, channels and stride of all stages, and what to return."""
         check_choice('frozen_stages', frozen_stages, range(-1, len(stages) + 1))
-        listed = isinstance(out_indices, Sequence) and len(out_indices) > 0
+        frozen_stages = int(frozen_stages)  # 1.0 is a choice too
+        listed = isinstance(out_indices, Sequence) and {*map(type, out_indices)} == {int}
         if not listed or list(out_indices) != sorted({*out_indices} & {*range(len(stages))}):
             raise ValueError(
                 f'out_indices must be ascending stage numbers from 0 to {len(stages) - 1}, '
@@ -197,5 +209,5 @@ def pretrained_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
     return [cfg for cfg in cfgs if isinstance(cfg, dict) and cfg.get('type') in kinds]
 
 
-def _write_convention(module: Backbone, state: Mapping, prefix: str, local_metadata: dict) -> None:
-    local_metadata[CONVENTION] = module.convention
+def _write_convention(module: Conventional, state: Any, prefix: str, metadata: dict) -> None:
+    metadata[CONVENTION] = module.convention

@@ -47,6 +47,8 @@ class Res2NetDCN(Res2Net):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if not isinstance(dcn, Mapping):
+            raise ValueError(f'dcn must be a dict, but got {dcn!r}; without it, use Res2Net')
         check_each('stage_with_dcn', stage_with_dcn, len(self.stage_names), (False, True))
         for name, chosen in zip(self.stage_names, stage_with_dcn, strict=True):
             for block in getattr(self, name) if chosen else ():

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmengine.model import BaseModule
 from torch import Tensor
 
 from ..checks import check_choice
 from ..registry import MODELS
+from .base import Conventional
 from .frozen_norm import freeze_statistics
 from .res2net import Res2Net
 
 
 @MODELS.register_module(force=True)
-class Res2NetStage(BaseModule):
+class Res2NetStage(Conventional):
     """A stage that runs on regions of interest (``roi_head.shared_head``), as mmdet's ``ResLayer``.
 
     Parameters have the names of the stage in the whole network: ``layer4.0.conv1.weight``.
@@ -39,11 +39,13 @@ class Res2NetStage(BaseModule):
         **network: Any,
     ) -> None:
         super().__init__(init_cfg)
-        check_choice('stage', stage, range(4))
+        net = Res2Net(**network)
+        check_choice('stage', stage, range(len(net.stage_names)))
         self.norm_eval = norm_eval
         self.network = network
+        self.first_block, self.style = net.first_block, net.style
         self.layer = f'layer{stage + 1}'
-        self.add_module(self.layer, getattr(Res2Net(**network), self.layer))
+        self.add_module(self.layer, getattr(net, self.layer))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) of the stage before -> (N, out_channels, ceil(H/stride), ceil(W/stride))."""

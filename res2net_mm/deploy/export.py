@@ -25,8 +25,8 @@ from ..ops.sampling import without_autocast
 from .folding import fold_batch_norm
 from .graphs import Classified, Detector, Graph, Levels, Segmentor, Size, traceable
 from .int8 import quantize, require_nncf
-from .metadata import describe, normalisation_of
-from .running import KEY, open_onnx, open_openvino, openvino_core
+from .metadata import describe, normalisation_of, save_openvino
+from .running import KEY, file_hash, open_onnx, open_openvino, openvino_core
 
 # 16 brought GridSample and RoiAlign's half_pixel. 17 was run against PyTorch at odd sizes, where
 # pools that round up and do not count their padding have differed between releases.
@@ -139,6 +139,7 @@ def export(
                 say(f'calibrating int8 on {len(calibration)} images')
                 in_float = _quantize(partial, calibration)
                 metadata['int8'] = dict(images=len(calibration), float=in_float)
+                metadata['bin'] = file_hash(weights)
             if weights.exists():
                 weights.replace(path.with_suffix('.bin'))
         finally:
@@ -163,6 +164,9 @@ def check_path(path: str | Path) -> Path:
     path = Path(path).expanduser().resolve()
     if path.suffix not in PACKAGES or path.is_dir():
         raise ExportError(f'path must be a file that ends in .onnx or .xml, but got {path}')
+    weights = path.with_suffix('.bin')
+    if path.suffix == '.xml' and weights.exists() and not path.exists():
+        raise ExportError(f'{weights} exists, and would be replaced: give another name')
     if not path.parent.is_dir():
         raise ExportError(f'path must be in a folder that exists, but {path.parent} does not')
     try:
@@ -183,6 +187,12 @@ def refusal(model: nn.Module, open_sizes: bool = False) -> str | None:
     kind, test_cfg = type(model).__name__, getattr(model, 'test_cfg', None) or {}
     if isinstance(model, Backbone) or kind in CLASSIFIERS:
         return None
+    preprocessor = getattr(model, 'data_preprocessor', None)
+    value = getattr(preprocessor, 'pad_value', getattr(preprocessor, 'pad_val', 0))
+    others = {*(getattr(preprocessor, 'test_cfg', None) or {})} - {'size_divisor'}
+    if np.any(value) or others:
+        what = f'test_cfg {", ".join(sorted(others))}' if others else f'{value}'
+        return f'data_preprocessor pads images with {what}; only zeros, to a divisor, are known'
     if kind in DETECTORS:
         for cfg in (test_cfg, test_cfg.get('rpn') or {}, test_cfg.get('rcnn') or {}):
             nms = (cfg.get('nms') or {}).get('type', 'nms')
@@ -326,8 +336,7 @@ def _write_openvino(graph: Graph, example: Tensor, path: Path, metadata: dict[st
             port.get_tensor().set_names(set())
     for port, name in zip(file.inputs + file.outputs, ('image', *graph.outputs), strict=True):
         port.get_tensor().set_names({name})
-    file.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
-    openvino.save_model(file, path, compress_to_fp16=False)
+    save_openvino(file, path, metadata)
 
 
 def _quantize(path: Path, images: Sequence[np.ndarray]) -> list[str]:

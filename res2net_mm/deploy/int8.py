@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -13,7 +12,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from .running import KEY, ExportedModel, openvino_core
+from .metadata import save_openvino
+from .running import ExportedModel, openvino_core
 
 # Quantising everything, nncf's default, costs a detector AP, most of all of large objects: box
 # coordinates go through these operations, and 256 levels are too few for them.
@@ -69,7 +69,6 @@ def quantize(
     """
     require_nncf()
     import nncf
-    import openvino
 
     if not len(images):
         raise ValueError('int8 needs images to calibrate with, but got none')
@@ -90,8 +89,7 @@ def quantize(
     finally:
         logger.setLevel(level)
     metadata = dict(file.metadata, int8=dict(images=len(images), float=in_float))
-    quantized.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
-    openvino.save_model(quantized, path, compress_to_fp16=False)
+    save_openvino(quantized, path, metadata)
     return in_float
 
 

@@ -10,10 +10,11 @@ ONNX files have it in ``metadata_props``, OpenVINO files in ``rt_info``. Fields:
 - ``input``: ``kind`` (``'image'``: uint8, (1, h, w, 3), RGB; ``'raw'``: normalised float32,
   (N, C, h, w)); ``height`` and ``width``: the largest image, null where they are open; ``divisor``
   of the padded size; ``mean`` and ``std`` of pixels from 0 to 255, in the order ``channels`` of the
-  raw input; ``resize``: the config's rule, ``scale`` [w, h] and ``keep_ratio``, or null. Of
-  classifiers also ``backend`` and ``crop`` [w, h], and with ``edge`` a single number as scale.
+  raw input; ``resize``: the config's rule, ``scale`` [w, h], ``keep_ratio`` and ``backend``, or
+  null. Of classifiers also ``crop`` [w, h], and with ``edge`` a single number as scale.
 - ``outputs``: names; ``score_thr``, ``max_per_img``, ``mask_thr``: of detectors, the last also of
-  segmentors with one channel; ``opset``: of ONNX files.
+  segmentors with one channel; ``test_cfg``: all such settings by dotted key.
+- ``opset``: of ONNX files; ``bin``: of OpenVINO files, a hash of the ``.bin`` file.
 - ``int8``: null, or what a quantised file leaves in float.
 - ``variant`` (null if it has no name), ``first_block``, ``style``: of backbones.
 """
@@ -21,8 +22,10 @@ ONNX files have it in ``metadata_props``, OpenVINO files in ``rt_info``. Fields:
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +39,7 @@ from ..registry import MODELS
 from ..version import __version__
 from ..weights.architecture import architecture_of
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD
-from .running import FORMAT
+from .running import FORMAT, KEY, file_hash
 
 
 def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,33 +73,24 @@ def normalisation_of(model: nn.Module, channels: int, given: Mapping[str, Any]) 
 
 
 def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """``scale`` [w, h] and ``keep_ratio`` of a pipeline's Resize; None if it has none.
+    """How a test pipeline resizes and crops, as the metadata has it; None if it does not.
 
     Raises:
-        ValueError: A pipeline resizes or crops in a way that no rule describes.
+        ValueError: It changes images in a way that no rule describes.
     """
     pipeline = list(pipeline)
-    if any(type_name(step).endswith('PackInputs') for step in pipeline):
-        return _rule_of_classifier(pipeline)
-    for step in pipeline:
-        if type_name(step).endswith('Resize'):
-            if not step.get('scale'):
-                raise ValueError(f'an exported file cannot say {dict(step)}: give it a scale')
-            return dict(scale=list(step['scale']), keep_ratio=bool(step.get('keep_ratio')))
-    return None
-
-
-def _rule_of_classifier(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    crops = any(type_name(step).endswith('PackInputs') for step in pipeline)  # a classifier's
     rule: dict[str, Any] = {}
     for step in pipeline:
         name, scale = type_name(step).rpartition('.')[2], step.get('scale')
         bilinear = scale and step.get('interpolation', 'bilinear') == 'bilinear'
-        if name.startswith(('Load', 'Pack')):
+        turned = step.get('color_type') in ('color_ignore_orientation', 'unchanged')
+        if name.startswith(('Load', 'Pack')) and not turned:
             continue
-        if name == 'CenterCrop' and not step.get('auto_pad') and 'crop' not in rule:
+        if crops and name == 'CenterCrop' and not step.get('auto_pad') and 'crop' not in rule:
             size = step['crop_size']
             rule['crop'] = [size] * 2 if isinstance(size, int) else list(size)
-        elif name in ('Resize', 'ResizeEdge') and bilinear and not rule:
+        elif name in ('Resize', *['ResizeEdge'] * crops) and bilinear and not rule:
             rule = dict(scale=scale, backend=step.get('backend', 'cv2'))
             if name == 'ResizeEdge':
                 rule['edge'] = step.get('edge', 'short')
@@ -104,9 +98,10 @@ def _rule_of_classifier(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any]
                 rule['scale'] = [scale] * 2 if isinstance(scale, int) else list(scale)
                 rule['keep_ratio'] = bool(step.get('keep_ratio'))
         else:
+            known = 'Resize or ResizeEdge, and then CenterCrop' if crops else 'Resize with a scale'
             raise ValueError(
                 f'the test pipeline prepares images by {dict(step)}, and an exported file cannot '
-                'say so: use one bilinear Resize or ResizeEdge, and then CenterCrop'
+                f'say so: use one bilinear {known}'
             )
     return rule or None
 
@@ -117,6 +112,26 @@ def test_size(resize: Mapping[str, Any] | None) -> tuple[int, int] | None:
         return None
     width, height = resize['scale']
     return (min(width, height), max(width, height)) if resize['keep_ratio'] else (height, width)
+
+
+def settings_of(node: Any, key: str = '') -> dict[str, Any]:
+    """The values of nested dicts by dotted key, as JSON gives them back."""
+    if not isinstance(node, Mapping):
+        return {key: json.loads(json.dumps(node, default=str))}
+    found = {}
+    for name, part in node.items():
+        found |= settings_of(part, f'{key}.{name}' if key else str(name))
+    return found
+
+
+def save_openvino(model: Any, path: str | Path, metadata: dict[str, Any]) -> None:
+    """Writes an OpenVINO model with its metadata, and in that a hash of its ``.bin`` file."""
+    import openvino
+
+    openvino.save_model(model, path, compress_to_fp16=False)
+    metadata['bin'] = file_hash(Path(path).with_suffix('.bin'))
+    model.set_rt_info(json.dumps(metadata, ensure_ascii=False), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -163,7 +178,9 @@ def describe(graph: Any, normalisation: Mapping[str, Any], about: Mapping[str, A
         score_thr=test_cfg.get('score_thr'),
         max_per_img=test_cfg.get('max_per_img'),
         mask_thr=threshold,
+        test_cfg=settings_of(model.test_cfg) if getattr(model, 'test_cfg', None) else {},
         opset=None,
+        bin=None,
         int8=None,
     )
     backbone = getattr(model, 'backbone', model)

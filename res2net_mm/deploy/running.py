@@ -6,10 +6,12 @@ imports nothing else of this package, so a program without PyTorch can keep a co
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -51,12 +53,13 @@ class ExportedModel:
             raise ModelFileError(f'{path} is no exported model: it must end in .onnx or .xml')
         if not path.is_file():
             raise FileNotFoundError(f'exported model {path} does not exist')
-        onnx, weights = path.suffix == '.onnx', path.with_suffix('.bin')
+        file = path.resolve()  # the weights are beside what a link means
+        onnx, weights = path.suffix == '.onnx', file.with_suffix('.bin')
         if not (onnx or weights.is_file()):
             raise ModelFileError(f'{path} has no weights: {weights.name} is missing')
         try:
             self._compute, text = (
-                open_onnx(path, threads) if onnx else open_openvino(path, threads, precision)
+                open_onnx(file, threads) if onnx else open_openvino(file, threads, precision)
             )
         except ImportError as error:
             package = 'onnxruntime' if onnx else 'openvino'
@@ -66,6 +69,8 @@ class ExportedModel:
             raise ModelFileError(f'{path} is damaged or no exported model: {reason}') from error
         self.path = path
         self.metadata = _parse(path, text)
+        if not onnx and self.metadata.get('bin') not in (None, file_hash(weights)):
+            raise ModelFileError(f'{weights} has the weights of another file than {path}')
         self._input = self.metadata['input']
 
     @property
@@ -82,7 +87,7 @@ class ExportedModel:
             1, as far as the model has them. Of a classifier ``scores`` (classes,).
 
         Raises:
-            ValueError: ``image`` is no such array.
+            ValueError: ``image`` is no such array, or too small for the network.
         """
         shape, dtype = getattr(image, 'shape', ()), getattr(image, 'dtype', type(image).__name__)
         if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
@@ -122,9 +127,22 @@ class ExportedModel:
         Args:
             image: (h, w, 3), uint8, RGB, not larger than the file's size. For a raw file: (1, 3, H,
                 W), float32, normalised.
+
+        Raises:
+            ValueError: The file cannot run on an image of this size.
         """
         image = image if self._input['kind'] == 'raw' else image[None]
-        return dict(zip(self.metadata['outputs'], self._compute(image), strict=True))
+        height, width = image.shape[2:] if self._input['kind'] == 'raw' else image.shape[1:3]
+        highest, widest = self._input['height'] or height, self._input['width'] or width
+        size = f'{width} x {height} px'
+        if height > highest or width > widest:  # onnxruntime would cut it
+            raise ValueError(f'{self.path} takes at most {widest} x {highest} px, and got {size}')
+        try:
+            found = self._compute(image)
+        except Exception as error:  # exceptions of the runtimes have no base of their own
+            reason = str(error).strip().splitlines()[-1]
+            raise ValueError(f'{self.path} does not run on {size}: {reason}') from error
+        return dict(zip(self.metadata['outputs'], found, strict=True))
 
     def _restore(
         self, found: dict[str, Array], shape: tuple[int, int], wanted: tuple[int, int]
@@ -191,8 +209,27 @@ def open_openvino(
     if threads:
         options['INFERENCE_NUM_THREADS'] = threads
     text = model.get_rt_info([KEY]).value if model.has_rt_info([KEY]) else None
-    request = core.compile_model(model, 'CPU', options).create_infer_request()
-    return lambda image: list(request.infer([image], share_inputs=True).values()), text
+
+    def prepare() -> Any:
+        return core.compile_model(model, 'CPU', options).create_infer_request()
+
+    requests, lock = [prepare()], Lock()  # a request computes one image at a time
+
+    def compute(image: Array) -> list[Array]:
+        with lock:
+            try:
+                return list(requests[0].infer([image], share_inputs=True).values())
+            except BaseException:
+                # what failed is left half changed, and would give wrong values for other images
+                requests[0] = prepare()
+                raise
+
+    return compute, text
+
+
+def file_hash(path: Path) -> str:
+    """16 hexadecimal digits of a file's SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def _parse(path: Path, text: str | None) -> dict[str, Any]:

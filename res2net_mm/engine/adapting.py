@@ -16,7 +16,7 @@ from ..data import check_data
 from ..data.sets.nodes import type_name
 from .checkpoints import check_new_run
 from .config import dataloaders, walk_dicts
-from .config_checks import schedules
+from .config_checks import repetitions, schedules
 from .config_keys import TOP
 from .errors import ToolError
 from .own_data import OwnData
@@ -53,8 +53,9 @@ def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
         set_size(cfg, *args.size)
     if args.epochs is not None or data:
         if not images and 'max_iters' in cfg.train_cfg:
-            images = check_data(cfg, ('train',))[0].images
-        lines.append(set_epochs(cfg, args.epochs, images))
+            summary = check_data(cfg, ('train',))[0]
+            images = 0 if summary.unchecked else summary.images
+        lines += set_epochs(cfg, args.epochs, images)
     cfg.merge_from_dict(args.cfg_options or {})  # they have the last word
     return lines
 
@@ -78,12 +79,13 @@ def use_data(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> Own
     return data
 
 
-def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
+def set_epochs(cfg: Config, epochs: int | None, images: int) -> list[str]:
     """Makes training last ``epochs``, and all that is timed by them shorter or longer with it.
 
     Schedules keep their share of the run; validations and checkpoints become more frequent in a
     shorter one. A warm-up that takes most of the run becomes shorter, also if ``epochs`` is None.
-    ``images`` are those of the training set, 0 if unknown. Returns the new length in words.
+    ``images`` are those of the training set, 0 if unknown. Returns the new length in words, and
+    which steps of the learning rate such a short run does not reach.
 
     Raises:
         ToolError: ``epochs`` cannot be iterations, as the number of images is unknown.
@@ -92,6 +94,7 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
     by_steps = 'max_iters' in loop
     key = 'max_iters' if by_steps else 'max_epochs'
     batch = cfg.train_dataloader.batch_size * int(os.environ.get('WORLD_SIZE', 1))
+    images *= repetitions(cfg.train_dataloader.get('dataset'))
     an_epoch = math.ceil(images / batch)
     if epochs is not None:
         if by_steps and not images:
@@ -109,7 +112,14 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> str:
                 schedule.end = min(schedule.end, max(1, steps // _WARM_UP))
     lasting = steps / an_epoch if steps else loop[key]
     taken = f'{steps:,} steps of {batch} images, ' if steps else ''
-    return f'schedule: {taken}{lasting:.6g} epoch{"s" * (lasting != 1)}'
+    lost = [
+        f'note: {name}.milestones {schedule["milestones"]} are not within the run: its learning '
+        'rate does not fall there'
+        for name, schedule in schedules(cfg)
+        if schedule.get('by_epoch', True) != by_steps
+        and max(schedule.get('milestones') or [0]) >= loop[key]
+    ]
+    return [f'schedule: {taken}{lasting:.6g} epoch{"s" * (lasting != 1)}', *lost]
 
 
 def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
@@ -125,8 +135,8 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
         cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
     for part, key in timed:
         value = part.get(key)
-        if isinstance(value, (list, tuple)):
-            part[key] = [scaled(v) for v in value]
+        if isinstance(value, (list, tuple)):  # a step at the end would never be taken
+            part[key] = [max(1, min(length - 1, scaled(v))) for v in value]
         elif value:
             part[key] = scaled(value)
     # a longer run is not measured or saved less often
@@ -146,17 +156,26 @@ def set_size(cfg: Config, width: int, height: int) -> None:
     """
     for name, value in (('width', width), ('height', height)):
         check_positive(f'--size {name}', value)
-    loaders = [loader.dataset for loader in dataloaders(cfg).values()]
-    resized, crops = False, [(cfg.model.get('data_preprocessor') or {}, 'size')]
-    for step in walk_dicts([*loaders, cfg.get('tta_pipeline')]):
-        kind = type_name(step).rpartition('.')[2]
-        if kind in ('Resize', 'RandomResize', 'RandomChoiceResize'):
-            for key in {'scale', 'scales'} & step.keys():
-                step[key], resized = _rescaled(step[key], width, height), True
-        elif kind.endswith('RandomCrop'):
-            crops.append((step, 'crop_size'))
-    if not resized:
-        raise ToolError('--size: no Resize, RandomResize or RandomChoiceResize is in the pipelines')
+    resized, crops = set(), [(cfg.model.get('data_preprocessor') or {}, 'size')]
+    parts = {split: loader.dataset for split, loader in dataloaders(cfg).items()}
+    for split, part in (parts | {'tta': cfg.get('tta_pipeline')}).items():
+        for step in walk_dicts(part):
+            kind = type_name(step).rpartition('.')[2]
+            if kind in ('Resize', 'RandomResize', 'RandomChoiceResize'):
+                for key in {'scale', 'scales'} & step.keys():
+                    step[key] = _rescaled(step[key], width, height)
+                    resized.add(split)
+            elif kind == 'RandomResizedCrop':
+                step.scale = (width, height)
+                resized.add(split)
+            elif kind.endswith('RandomCrop'):
+                crops.append((step, 'crop_size'))
+    needed = parts if cfg.get('default_scope') == 'mmpretrain' else ['train']
+    if missing := [split for split in needed if split not in resized]:
+        raise ToolError(
+            f'--size: no Resize, RandomResize, RandomChoiceResize or RandomResizedCrop is in the '
+            f'pipeline of {missing[0]}'
+        )
     for part, key in crops:
         if isinstance(size := part.get(key), (list, tuple)):
             part[key] = (min(size[0], height), min(size[1], width))

@@ -26,13 +26,14 @@ from torch.utils.benchmark import Timer
 from ..backbones import VARIANTS
 from ..checks import did_you_mean, listed
 from ..data import check_data
+from ..data.sets.nodes import type_name
 from ..deploy import export
 from ..deploy.running import ExportedModel
 from ..evaluation.complexity import describe_stages
 from ..evaluation.models import describe_model
 from ..files import write_text, writing
 from ..registry import MODELS, ROOT_MODELS
-from .config import our_backbones, walk_dicts
+from .config import drop_backbone_rates, our_backbones, walk_dicts
 from .errors import ToolError, building_config, one_line
 from .evaluate import run_test
 from .infer import load_model
@@ -106,6 +107,10 @@ def with_backbone(cfg: Config, name: str) -> Config:
     multiply-adds. Other names are those of ``list_backbones()``, or ``timm/`` and timm's.
     """
     cfg = copy.deepcopy(cfg)
+    cfg.load_from, cfg.resume = None, False
+    for key in ('pretrained', 'init_cfg'):  # of the whole model
+        cfg.model.pop(key, None)
+    drop_backbone_rates(cfg)
     named, ours = re.fullmatch(f'({"|".join(KINDS)})(\\d+)', name), our_backbones(cfg)
     if name.startswith('timm/'):
         part = ConfigDict(type='res2net_mm.TimmBackbone', model_name=name.removeprefix('timm/'))
@@ -141,7 +146,11 @@ def _macs(part: ConfigDict, width: int | None = None) -> int:
 def _cost(cfg: Config) -> tuple[float, float, float]:
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     steps = walk_dicts(cfg.test_dataloader.dataset.pipeline)
-    width, height = next((s.scale for s in steps if s.get('type') == 'Resize'), (512, 512))
+    scales = [s.scale for s in steps if type_name(s).endswith('Resize') and s.get('scale')]
+    if scales:
+        width, height = (scales[0], scales[0]) if isinstance(scales[0], int) else scales[0]
+    else:
+        height, width = ResizedImages(cfg, 1, 'test')[0].shape[:2]
     with torch.device('meta'):
         cost = describe_model(ROOT_MODELS.build(cfg.model).eval(), height, width)
     device, threads = get_device(), torch.get_num_threads()
@@ -240,9 +249,9 @@ def _verdict(first: Compared, other: Compared, measure: str) -> str:
     difference = f'`{other.name}` {measure}: {statistics.fmean(b) - statistics.fmean(a):+.3f}'
     if len(a) < 2:
         return f'{difference}, of a single seed'
-    # the test is not defined if no score differs from its mean
-    constant = len({*a}) == len({*b}) == 1
-    p = float(a == b if constant else ttest_ind(a, b, equal_var=False).pvalue)
+    if max(map(statistics.stdev, (a, b))) < 1e-6:
+        return f'{difference}; no test, as neither has a spread'
+    p = float(ttest_ind(a, b, equal_var=False).pvalue)
     return f'{difference}, {"counts" if p < _P else "within the spread"} (p = {p:.2g})'
 
 

@@ -122,6 +122,17 @@ def drop_timm_weights(cfg: Mapping[str, Any]) -> None:
         part.pretrained = False
 
 
+def drop_backbone_rates(cfg: Config) -> list[str]:
+    """Takes the learning rates of a pretrained backbone out of a config; returns their keys."""
+    keys = []
+    for part in walk_dicts(cfg.get('optim_wrapper')):
+        rates = (part.get('paramwise_cfg') or {}).get('custom_keys') or {}
+        for name, values in rates.items():
+            if name.startswith('backbone') and values.pop('lr_mult', None) is not None:
+                keys.append(f'custom_keys.{name}')
+    return keys
+
+
 def _parts(cfg: Mapping[str, Any], *kinds: type) -> list[ConfigDict]:
     """The parts of a config's model whose class is one of ``kinds`` or inherits from it."""
     found = []

@@ -66,7 +66,7 @@ def check_training(cfg: Config, images: int) -> list[str]:
     """
     loop, loader = cfg.get('train_cfg') or {}, cfg.train_dataloader
     epochs, iterations = loop.get('max_epochs'), loop.get('max_iters')
-    mine = math.ceil(images * _times(loader.get('dataset')) / get_world_size())
+    mine = math.ceil(images * repetitions(loader.get('dataset')) / get_world_size())
     batch, last = loader.get('batch_size', 1), 0
     if epochs and mine:
         last = mine % batch
@@ -217,7 +217,8 @@ def _check_batch_norm(cfg: Config, batch: int) -> None:
             )
 
 
-def _times(dataset: Any) -> int:
+def repetitions(dataset: Any) -> int:
+    """How often an epoch of a data set config goes through its images."""
     times = 1
     while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
         times *= dataset.get('times', 1)

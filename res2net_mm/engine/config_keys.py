@@ -19,7 +19,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from ..backbones import TimmBackbone
-from ..checks import nearest
+from ..checks import did_you_mean, nearest
 from .errors import ToolError
 
 # read by mmengine's Runner, the tools of mmdet and mmseg, and this package
@@ -90,7 +90,11 @@ def check_arguments(cfg: Config) -> None:
     """
     scope = cfg.get('default_scope')
     for path, node in walk({key: cfg[key] for key in cfg if key in TOP}):
-        classes = classes_named(node.get('type'), scope) if isinstance(node, dict) else ()
+        kind = node.get('type') if isinstance(node, dict) else None
+        classes = classes_named(kind, scope)
+        if isinstance(kind, str) and not classes and path.endswith(('norm_cfg', 'conv_cfg')):
+            hint = did_you_mean(kind, registries.MODELS.module_dict)  # mmcv would name no key
+            raise ToolError(f'{path}.type of the config: there is no {kind!r}{hint}')
         if not classes and not (isinstance(node, dict) and _FREE.fullmatch(path)):
             continue
         names = set().union(*map(arguments_of, classes))

@@ -100,7 +100,7 @@ class Explainer(nn.Module):
             self._say('', label)
             return logits[:, label]
         chosen = labels == label
-        self._say(f'{int(chosen.sum())} pixels', label, chosen)
+        self._say(f'{chosen.float().mean():.0%}', label, chosen)  # of the image
         return (logits[:, label] * chosen).sum()[None]
 
     def _say(self, amount: str, label: int | None, chosen: Tensor | None = None) -> None:

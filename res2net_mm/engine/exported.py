@@ -14,6 +14,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from ..data.sets.nodes import type_name
+from ..deploy.metadata import settings_of
 from ..deploy.running import SUFFIXES, ExportedModel
 from ..registry import MODELS
 from .errors import ToolError
@@ -38,12 +39,16 @@ class ExportedModule(BaseModel):
         self.file = ExportedModel(path)
         self.warned = False  # that images are made smaller
         metadata = self.file.metadata
-        for name, value in expected.items():
-            if metadata.get(name) != value:
+        pairs = {k: (metadata.get(k), value) for k, value in expected.items() if k != 'test_cfg'}
+        ours, theirs = expected.get('test_cfg', {}), metadata.get('test_cfg')
+        if theirs is not None:
+            pairs |= {f'test_cfg.{k}': (theirs.get(k), ours.get(k)) for k in {**ours, **theirs}}
+        for name, (said, value) in pairs.items():
+            if said != value:
                 raise ToolError(
-                    f'{path}, exported from {metadata.get("config")}, has {name} '
-                    f'{metadata.get(name)}, but the config has {value}: give the config that it '
-                    'was exported with, or export it again'
+                    f'{path}, exported from {metadata.get("config")}, has {name} {said}, but the '
+                    f'config has {value}: give the config that it was exported with, or export it '
+                    'again'
                 )
 
     @property
@@ -119,12 +124,13 @@ def facts_of(model: Mapping[str, Any]) -> dict[str, Any]:
         task = 'panoptic'
     else:
         task = 'instance' if 'mask_head' in (model.get('roi_head') or {}) else 'detection'
-    test_cfg = model.get('test_cfg') or {}
-    test_cfg = test_cfg.get('rcnn', test_cfg)
+    whole = model.get('test_cfg') or {}
+    test_cfg = whole.get('rcnn', whole)
     return dict(
         task=task,
         model=type_name(model).rpartition('.')[2],
         score_thr=test_cfg.get('score_thr'),
         max_per_img=test_cfg.get('max_per_img'),
         mask_thr=test_cfg.get('mask_thr_binary', mask_thr),
+        test_cfg=settings_of(whole),
     )

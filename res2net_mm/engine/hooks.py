@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapperDict
 from mmengine.runner import IterBasedTrainLoop, Runner
@@ -86,6 +86,23 @@ class InterruptHook(Hook):
                 except (OSError, ToolError) as error:
                     warn(f'interrupted, and this moment is not saved: {one_line(error)}')
         raise KeyboardInterrupt
+
+
+@HOOKS.register_module(force=True)
+class SharedBuffersHook(Hook):
+    """Gives all processes the buffers of the first one, whose are saved, before they measure.
+
+    The running statistics of batch norm differ between processes, each of which measures a part of
+    the images. Without this, no checkpoint would give the scores that are logged.
+    """
+
+    priority = 'VERY_LOW'  # after EMAHook put averaged weights in place
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        for buffer in unwrapped(runner.model).buffers() if get_world_size() > 1 else ():
+            broadcast(buffer)
+
+    before_test_epoch = before_val_epoch
 
 
 @HOOKS.register_module(force=True)

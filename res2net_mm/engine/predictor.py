@@ -70,6 +70,8 @@ class Predictor:
         if not isinstance(model, Config) and is_exported(model):
             if checkpoint is not None:
                 raise ToolError(f'{model} holds its weights: give no checkpoint with it')
+            if fast is not None:
+                raise ToolError(f'fast is for checkpoints: {model} is a form for inference already')
             self._model: ExportedModel | ConfiguredModel = ExportedModel(model)
         elif checkpoint is None:
             raise ToolError(f'config {model} needs a checkpoint: Predictor(config, checkpoint)')
@@ -130,9 +132,14 @@ class Predictor:
                 yield named | dict(error=str(error))
 
     def _predict(self, image: Path | np.ndarray) -> Prediction:
-        if isinstance(self._model, ExportedModel):
-            return self._model.predict(_pixels(image))
-        return _arrays(self._model.predict(image))
+        if not isinstance(self._model, ExportedModel):
+            return _arrays(self._model.predict(image))
+        pixels = _pixels(image)
+        try:
+            return self._model.predict(pixels)
+        except ValueError as error:
+            where = str(image) if isinstance(image, Path) else 'image in memory'
+            raise DataError(str(error), where) from error
 
 
 def _pixels(image: Any) -> np.ndarray:
@@ -140,8 +147,11 @@ def _pixels(image: Any) -> np.ndarray:
     if isinstance(image, Path):
         return np.ascontiguousarray(LoadImageFromFile().picture(str(image))[..., ::-1])
     if isinstance(image, Image.Image):
+        if image.mode.startswith(('I', 'F')):  # Pillow would cut the values off at 255
+            raise ValueError(f'image must have 8 bits, but its mode is {image.mode}: give its file')
         return np.asarray(ImageOps.exif_transpose(image).convert('RGB'))
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+    plain = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.size
+    if not plain or image.shape[2:] != (3,):
         kind = f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image)
         raise ValueError(
             f'image must be a path, a PIL image or a uint8 array (H, W, 3), but got {kind}'

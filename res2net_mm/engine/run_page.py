@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import shlex
@@ -125,7 +126,11 @@ def read_scalars(logs: Sequence[Path], step: int = 1) -> tuple[Values, Values]:
     """
     trained, measured = defaultdict(dict), defaultdict(dict)
     for log in logs:
-        records = [json.loads(x) for x in log.read_text().splitlines() if x.endswith('}')]
+        lines = [line for line in log.read_text().splitlines() if line.endswith('}')]
+        try:
+            records = [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise DataError(f'a line is not valid JSON ({error})', str(log), 'remove it') from error
         first = min((r['iter'] for r in records if 'lr' in r), default=float('inf'))
         for values in (*trained.values(), *measured.values()):
             for place in [place for place in values if place >= first]:
@@ -172,7 +177,8 @@ def _state(trained: Values, measured: Values) -> str:
     done = max((max(values, default=0) for values in trained.values()), default=0)
     text = f'{done:,} iterations are logged'
     if main := main_metric(measured):
-        place, best = max(measured[main].items(), key=lambda item: item[1])
+        finite = {k: v for k, v in measured[main].items() if math.isfinite(v)} or measured[main]
+        place, best = max(finite.items(), key=lambda item: item[1])
         last = measured[main][max(measured[main])]
         text += f'. Best {main}: {best:.4g}, after {place:,}; last: {last:.4g}'
     return f'{text}. Written {time.strftime("%Y-%m-%d %H:%M")}.'

@@ -19,7 +19,14 @@ from ..ops.internals import onednn_computes
 from ..registry import MODELS
 from ..weights import DownloadError, locate, read_checkpoint
 from .checkpoints import find_newest
-from .config import dataloaders, drop_timm_weights, our_networks, pretrained, walk_dicts
+from .config import (
+    dataloaders,
+    drop_backbone_rates,
+    drop_timm_weights,
+    our_networks,
+    pretrained,
+    walk_dicts,
+)
 from .config_checks import check_model
 from .config_keys import check_arguments
 from .errors import ToolError, building_config
@@ -32,6 +39,7 @@ from .terminal import warn
 
 _FROM_SCRATCH = dict(init_cfg=None, pretrained=None, frozen_stages=-1, norm_eval=False)
 HOOKS = ('StepSeedHook', 'FiniteLossHook', 'FiniteWeightsHook', 'FrozenNormHook', 'Float32BoxHook')
+HOOKS += ('SharedBuffersHook',)
 
 
 def prepare_config(
@@ -163,6 +171,8 @@ def _set_weights(cfg: Config, from_scratch: bool, resumed: bool, trust: bool) ->
         for part in [*our_networks(cfg), *([backbone] if isinstance(backbone, dict) else [])]:
             accepted = {*part, *_arguments(part.get('type'), cfg.get('default_scope'))}
             part.update({k: v for k, v in _FROM_SCRATCH.items() if k in accepted})
+        if keys := drop_backbone_rates(cfg):
+            warn(f'--from-scratch: learning rates of {", ".join(keys)} are those of the others')
 
 
 def _arguments(kind: Any, scope: str | None) -> set[str]:

@@ -293,7 +293,10 @@ def _video_frames(file: Path) -> Iterator[Frame]:
                     pixels = np.rot90(frame.to_ndarray(format='rgb24'), frame.rotation // 90)
                     yield Frame(index, end, np.ascontiguousarray(pixels), stream.frames or None)
                     index += 1
-            cut = packets < stream.frames or end + held + 1 < _seconds(stream)
+            # a trimmed video keeps frames that its list of edits leaves out
+            indexed = len(stream.index_entries)
+            whole = min(stream.frames, indexed or stream.frames)
+            cut = packets < whole or end + held + 1 < _seconds(stream)
             if damaged or cut or not index:
                 raise DataError(
                     f'the video is damaged or cut off: {index} frames could be read, up to '

@@ -94,7 +94,9 @@ def _views(pipeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _resized(resize: Mapping[str, Any], factor: float) -> dict[str, Any]:
     scale = resize.get('scale')
     if not scale:
-        return dict(resize, scale_factor=factor * (resize.get('scale_factor') or 1))
+        given = resize.get('scale_factor') or 1
+        sides = given if isinstance(given, tuple | list) else (given, given)
+        return dict(resize, scale_factor=tuple(side * factor for side in sides))
     sides = [scale] if isinstance(scale, int) else scale
     sides = tuple(round(side * factor) for side in sides)
     return dict(resize, scale=sides[0] if isinstance(scale, int) else sides)

@@ -317,7 +317,8 @@ class ReportHook(_TrainingHook):
             truth, predicted = (
                 part.data.squeeze().cpu() for part in (sample.gt_sem_seg, sample.pred_sem_seg)
             )
-            ignored = truth == getattr(runner.val_evaluator.metrics[0], 'ignore_index', 255)
+            named = (getattr(m, 'ignore_index', None) for m in runner.val_evaluator.metrics)
+            ignored = truth == next((index for index in named if index is not None), 255)
             right = float((truth == predicted)[~ignored].float().mean().nan_to_num(1))
             step = -(-max(truth.shape) // _SIDE)
             maps = [m.masked_fill(ignored, 255)[::step, ::step].numpy() for m in (truth, predicted)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .coco import Scores, evaluate
+from .coco import Scores, area_of, evaluate
 from .judging import FALSE, IGNORED, MISSED, Judged, judge
 
 # square roots of areas, in pixels: COCO's small, medium and large, each cut in two
@@ -76,7 +76,7 @@ class Analysis:
     def calibration(self, bins: int = 10) -> list[tuple[float, float, int]]:
         """Mean score, precision and number of detections in each range of scores that has any."""
         scores, right = self._scored()
-        places = np.minimum((scores * bins).astype(int), bins - 1)
+        places = (scores * bins).astype(int).clip(0, bins - 1)
         chosen = [places == k for k in np.unique(places)]
         return [(float(scores[c].mean()), float(right[c].mean()), int(c.sum())) for c in chosen]
 
@@ -129,7 +129,8 @@ def analyse(
     every = judge(annotations, results, kind)
     confident = judge(annotations, results, kind, score=score)
     objects = [annotations['annotations'][o.source] for o in every.objects if not o.crowd]
-    areas = [a['bbox'][2] * a['bbox'][3] if a.get('area') is None else a['area'] for a in objects]
+    images = {image['id']: image for image in annotations['images']}
+    areas = [area_of(a, kind, images[a['image_id']]) for a in objects]
     counts, _ = np.histogram(areas, np.square(_EDGES))
     sizes = dict(zip(SIZE_BINS, counts.tolist(), strict=True))
     return Analysis(scores, every, confident, score, sizes)

@@ -142,9 +142,7 @@ def evaluate(
     )
     shapes = [entry(a) | dict(id=i) for i, a in enumerate(objects, 1)]
     for a, item in zip(objects, shapes, strict=True):
-        area, shape = a.get('area'), item[FIELDS[kind]]
-        if area is None:
-            area = float(coco_mask.area(shape) if kind == 'segm' else shape[2] * shape[3])
+        area = area_of(a | item, kind, entries[a['image_id']])
         item.update(area=area, iscrowd=int(a.get('iscrowd') or 0))
     truth = COCO(
         dict(
@@ -185,6 +183,14 @@ def check_max_dets(max_dets: Iterable[int]) -> tuple[int, ...]:
     if not limits or not all(isinstance(n, Integral) and n > 0 for n in limits):
         raise ValueError(f'max_dets must be positive integers, but is {limits}')
     return limits
+
+
+def area_of(entry: Mapping[str, Any], kind: str, image: Mapping[str, Any]) -> float:
+    """The area of an annotation: as it says, or else that of its box or mask."""
+    if entry.get('area') is not None:
+        return entry['area']
+    shape = shape_of(entry, kind, image)
+    return float(coco_mask.area(shape) if kind == 'segm' else shape[2] * shape[3])
 
 
 def shape_of(entry: Mapping[str, Any], kind: str, image: Mapping[str, Any]) -> Any:

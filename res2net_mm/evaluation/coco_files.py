@@ -47,6 +47,12 @@ def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], li
         notes.append(f'{again:,} of {len(results):,} detections are repeated, and count as false')
     if stray := sum(a['image_id'] not in images for a in annotations['annotations']):
         notes.append(f'{stray:,} annotations do not count: the file does not list their images')
+    known = {category['id'] for category in annotations['categories']}
+    if stray := sum(a['category_id'] not in known for a in annotations['annotations']):
+        notes.append(f'{stray:,} annotations do not count: the file has no such category')
+    scores = [result['score'] for result in results]
+    if scores and not 0 <= min(scores) <= max(scores) <= 1:
+        notes.append(f'scores are from {min(scores):g} to {max(scores):g}, not from 0 to 1')
     return annotations, results, notes, len(images)
 
 
@@ -63,8 +69,15 @@ def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
             raise DataError(f'no list {part!r}, so it is no COCO annotation file', file)
         optional = ('area', 'iscrowd') if part == 'annotations' else ()
         _check_entries(entries, keys, f'{file}: {part}', optional)
-        if part != 'annotations' and len({type(entry['id']) for entry in entries}) > 1:
-            raise DataError(f'id of {part} are numbers and texts', file, 'use one of them')
+        for key in () if part == 'annotations' else keys:
+            values = Counter(entry[key] for entry in entries)
+            if key == 'id' and len({*map(type, values)}) > 1:
+                raise DataError(f'id of {part} are numbers and texts', file, 'use one of them')
+            if key in ('id', 'name') and values and values.most_common(1)[0][1] > 1:
+                what = f'{part} have the {key} {values.most_common(1)[0][0]!r} more than once'
+                raise DataError(what, file, 'make them different')
+        if part == 'categories' and any(type(entry['id']) is str for entry in entries):
+            raise DataError('id of categories are texts', file, 'number them')
     if not content['images']:
         raise DataError('it has no image', file)
     _check_masks(content['annotations'], content, kind, f'{file}: annotations')
@@ -125,12 +138,18 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
 
 
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 _ID = ('a number or a text', lambda value: type(value) in (int, str))
 # key -> what its values must be
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(('id', 'image_id', 'category_id'), _ID),
     'name': ('a text', lambda value: isinstance(value, str)),
-    **dict.fromkeys(('height', 'width'), ('a number above 0', lambda v: _is_finite(v) and v > 0)),
+    **dict.fromkeys(
+        ('height', 'width'), ('an integer above 0', lambda v: type(v) is int and v > 0)
+    ),
     'bbox': ('4 finite numbers', _is_box),
     'score': ('a finite number', _is_finite),
     'area': ('a finite number', lambda value: value is None or _is_finite(value)),

@@ -79,7 +79,9 @@ def _on_meta(net: nn.Module, height: int, width: int) -> tuple[nn.Module, Tensor
     check_positive('width', width)
     net = copy.deepcopy(net).to('meta')
     net.eval()  # not chained: mmdet's backbones return None
-    return net, torch.empty(1, next(net.parameters()).shape[1], height, width, device='meta')
+    # of its first convolution: a transformer's first parameter is a token
+    channels = next(p.shape[1] for p in net.parameters() if p.dim() == 4)
+    return net, torch.empty(1, channels, height, width, device='meta')
 
 
 def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:

@@ -7,6 +7,7 @@ with the objects, at IoU 0.5 (foreground) and 0.1 (background).
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def judge(
     results: Sequence[Mapping[str, Any]],
     kind: str,
     *,
-    score: float = 0.0,
+    score: float = -math.inf,
 ) -> Judged:
     """Judges objects, and detections with at least ``score``, given as for :func:`~.coco.evaluate`.
 
@@ -134,7 +135,7 @@ def judge(
     entries = annotations['annotations']
     images = sorted(annotations['images'], key=lambda image: image['id'])
     number = {image['id']: i for i, image in enumerate(images)}
-    label = {key: k for k, key in enumerate(sorted(c['id'] for c in annotations['categories']))}
+    label = {key: k for k, key in enumerate(sorted({c['id'] for c in annotations['categories']}))}
 
     def known(part: Sequence[Mapping[str, Any]]) -> Iterator[tuple[tuple[int, int, int], Mapping]]:
         """Positions, of entries, images and classes, and the entries."""

@@ -160,7 +160,7 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
             heads = [key.removeprefix(f'{prefix}{kind}_') for key in recalls]
             add([f'{title} recall', *heads], [['all', *recalls]])
     # names by what follows the metric's prefix
-    tails = {part: key for key in metrics for part in (key.partition('/')[2], key)}
+    tails = {key.partition('/')[2]: key for key in metrics} | {key: key for key in metrics}
     voc = [part for part in tails if re.fullmatch(r'AP\d+', part)]
     for title, heads in (('VOC', voc), ('segmentation', _SEGMENTATION)):
         heads = [head for head in heads if any(f'{name}_{head}' in tails for name in classes)]

@@ -179,7 +179,10 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
             f'names in layout {layout} have no rule: {listing(unknown)}; is it a Res2Net?'
         )
     _complete(state, layout)
-    convention = read_convention(checkpoint, prefix) or _CONVENTIONS[layout]
+    known = _CONVENTIONS[layout]
+    if layout == 'mmpretrain' and unwrap(checkpoint) is checkpoint:
+        known = {}  # mmpretrain's files have a dict around; our classifiers have the same names
+    convention = read_convention(checkpoint, prefix) or known
     write_convention(state, convention)
     licence = _mapping(checkpoint.get('meta')).get('licence')
     licence = licence if isinstance(licence, str) else None

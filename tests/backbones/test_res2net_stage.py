@@ -58,3 +58,13 @@ def test_modes_and_start():
 def test_errors(arguments, error, text):
     with pytest.raises(error, match=text):
         Res2NetStage(**arguments)
+
+
+def test_weights_of_another_rule_are_refused():
+    state = Res2NetStage(stage=3, depth=14, first_block='paddle').state_dict()
+    Res2NetStage(stage=3, depth=14, first_block='paddle').load_state_dict(state)
+    with pytest.raises(ValueError, match="needs first_block='paddle', but the network has"):
+        Res2NetStage(stage=3, depth=14).load_state_dict(state)
+    with pytest.raises(ValueError, match='stage must be one of 0, 1, 2, but got 3'):
+        Res2NetStage(stage=3, depth=14, num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1),
+                     out_indices=(0,))  # fmt: skip

@@ -356,3 +356,25 @@ def test_refused_before_any_work(tmp_path):
             export(model, tmp_path / 'x.onnx', (64, 64))
     finally:
         model.test_cfg.rcnn.nms = before
+
+
+def test_a_file_of_weights_that_is_not_ours_stays(tmp_path):
+    (tmp_path / 'model.bin').write_bytes(b'a checkpoint')
+    with pytest.raises(ExportError, match='model.bin exists, and would be replaced'):
+        export(build(SMALL), tmp_path / 'model.xml')
+    assert (tmp_path / 'model.bin').read_bytes() == b'a checkpoint'
+
+
+def test_padding_that_a_file_cannot_do_is_refused(tmp_path):
+    model = detector()
+    before = model.data_preprocessor.pad_value
+    model.data_preprocessor.pad_value = 114
+    try:
+        with pytest.raises(ExportError, match='pads images with 114; only zeros'):
+            export(model, tmp_path / 'x.onnx')
+    finally:
+        model.data_preprocessor.pad_value = before
+    model = segmentor()
+    model.data_preprocessor.test_cfg = dict(size=(256, 256))
+    with pytest.raises(ExportError, match='pads images with test_cfg size'):
+        export(model, tmp_path / 'x.onnx')

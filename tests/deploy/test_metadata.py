@@ -67,8 +67,32 @@ def test_variants_are_told_from_networks_that_are_none():
         (dict(type='Resize', scale=(1333, 800), keep_ratio=True), (800, 1333)),
         (dict(type='mmdet.Resize', scale=(800, 1333), keep_ratio=True), (800, 1333)),
         (dict(type='Resize', scale=(512, 1024), keep_ratio=False), (1024, 512)),
-        (dict(type='RandomFlip'), None),
+        (dict(type='Resize', scale=512, keep_ratio=True), (512, 512)),
+        (dict(type='LoadAnnotations'), None),
     ],
 )
 def test_size_of_a_pipeline(step, size):
     assert size_of(resize_rule([dict(type='LoadImageFromFile'), step])) == size
+
+
+@pytest.mark.parametrize(
+    'step',
+    [
+        dict(type='RandomFlip'),
+        dict(type='ResizeShortestEdge', scale=(512, 2048), max_size=2048),
+        dict(type='Resize', scale=(64, 64), interpolation='nearest'),
+        dict(type='Resize', scale_factor=0.5),
+        dict(type='Pad', size=(64, 64)),
+        dict(type='CLAHE'),
+        dict(type='LoadImageFromFile', color_type='color_ignore_orientation'),
+    ],
+)
+def test_what_no_rule_describes_is_refused(step):
+    rest = dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs')
+    with pytest.raises(ValueError, match=f'prepares images by .*{step["type"]}'):
+        resize_rule([dict(type='LoadImageFromFile'), step, *rest])
+
+
+def test_pillow_is_kept_in_the_rule():
+    step = dict(type='Resize', scale=(64, 64), keep_ratio=True, backend='pillow')
+    assert resize_rule([step])['backend'] == 'pillow'

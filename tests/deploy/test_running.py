@@ -7,16 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exported import SMALL, build
 from mmcv.image import imresize, rescale_size
 from PIL import Image
 
 from res2net_mm import Predictor
-from res2net_mm.deploy import running
+from res2net_mm.deploy import export, running
 from res2net_mm.deploy.running import ExportedModel, ModelFileError
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
@@ -218,3 +220,78 @@ def test_without_pytorch(files, photo, tmp_path):
     # resized by Pillow: pixels differ from OpenCV's by one grey level at most
     np.testing.assert_allclose(found['scores'][:3], expected['scores'][:3], atol=0.05)
     np.testing.assert_allclose(found['boxes'][:3], expected['boxes'][:3], atol=2)
+
+
+def test_an_image_that_fails_changes_nothing_for_the_next(tmp_path):
+    """OpenVINO's compiled model is left half changed."""
+    net = build(dict(SMALL, deep_stem=True, avg_down=True))
+    model = ExportedModel(export(net, tmp_path / 'net.xml').path)
+    image = np.random.default_rng(0).integers(0, 256, (75, 61, 3), np.uint8)
+    before = model.run(image)
+    with pytest.raises(ValueError, match='net.xml does not run on 3 x 5 px: '):
+        model.run(image[:5, :3])
+    after = model.run(image)
+    for name, values in before.items():
+        np.testing.assert_array_equal(values, after[name])
+
+
+def test_threads_may_share_a_file(files, photo):
+    model = ExportedModel(files['.xml'])
+    expected = model.predict(photo)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(model.predict, [photo] * 8):
+            np.testing.assert_array_equal(found['boxes'], expected['boxes'])
+
+
+def test_weights_of_another_file_and_links(tmp_path):
+    for seed, name in enumerate(('a', 'b')):
+        torch.manual_seed(seed)
+        export(build(SMALL), tmp_path / f'{name}.xml')
+    (tmp_path / 'link.xml').symlink_to(tmp_path / 'a.xml')
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert ExportedModel(tmp_path / 'link.xml').run(image)['c2'].shape == (1, 32, 16, 16)
+    net = build(SMALL)
+    for parameter in net.parameters():
+        parameter.data += 0.01
+    export(net, tmp_path / 'b.xml')
+    shutil.copy(tmp_path / 'b.bin', tmp_path / 'a.bin')
+    with pytest.raises(ModelFileError, match='a.bin has the weights of another file'):
+        ExportedModel(tmp_path / 'a.xml')
+
+
+@pytest.mark.parametrize('suffix', running.SUFFIXES)
+def test_an_image_larger_than_a_fixed_size(files, suffix):
+    model = ExportedModel(files[suffix])
+    with pytest.raises(ValueError, match='takes at most 128 x 128 px, and got 200 x 100 px'):
+        model.run(np.zeros((100, 200, 3), np.uint8))
+
+
+def test_settings_of_the_config_are_those_of_the_file(config, files, tmp_path):
+    other = copy.deepcopy(config)
+    other.model.test_cfg.rpn.nms_pre = 5
+    with pytest.raises(ToolError, match='has test_cfg.rpn.nms_pre 200, but the config has 5'):
+        run_test(prepare_config(other, work_dir=str(tmp_path)), str(files['.onnx']))
+
+
+def test_images_of_16_bits_and_errors_in_a_folder(files, photo, tmp_path):
+    model = Predictor(files['.xml'])
+    with pytest.raises(ValueError, match='must have 8 bits, but its mode is I;16'):
+        model(Image.fromarray(np.zeros((9, 9), np.uint16)))
+    with pytest.raises(ValueError, match='image must be'):
+        model(np.zeros((0, 9, 3), np.uint8))
+    with pytest.raises(ToolError, match='fast is for checkpoints'):
+        Predictor(files['.xml'], fast={})
+    for name in 'abc':
+        Image.fromarray(photo).save(tmp_path / f'{name}.png')
+    compute, calls = model._model._compute, []
+
+    def fail(image):
+        calls.append(image)
+        if len(calls) == 2:
+            raise RuntimeError('no memory')
+        return compute(image)
+
+    model._model._compute = fail
+    found = [*model(tmp_path)]
+    assert ['error' in one for one in found] == [False, True, False]
+    assert 'b.png' in found[1]['error'] and 'no memory' in found[1]['error']

@@ -23,10 +23,27 @@ def test_epochs_of_a_schedule_with_steps():
     warm_up, steps = cfg.param_scheduler
     assert (steps.milestones, steps.end, warm_up.end) == ([24, 33], 36, 500)
     cfg = loaded('faster_rcnn_r2n50')
-    line = set_epochs(cfg, 6, 160)  # 16 a step are 2 here: 80 steps an epoch
+    (line,) = set_epochs(cfg, 6, 160)  # 16 a step are 2 here: 80 steps an epoch
     assert line == f'schedule: {6 * 80:,} steps of 2 images, 6 epochs'
-    assert cfg.param_scheduler[0].end == 160 and cfg.param_scheduler[1].milestones == [4, 6]
+    assert cfg.param_scheduler[0].end == 160 and cfg.param_scheduler[1].milestones == [4, 5]
     assert not check_training(cfg, 160)
+
+
+def test_steps_that_a_short_run_does_not_reach():
+    cfg = loaded('faster_rcnn_r2n50')
+    lines = set_epochs(cfg, 1, 160)
+    note = 'note: param_scheduler.1.milestones [1, 1] are not within the run'
+    assert lines[0] == 'schedule: 80 steps of 2 images, 1 epoch' and lines[1].startswith(note)
+
+
+def test_epochs_of_repeated_data():
+    cfg = loaded('sem_fpn_r2n14_camvid')
+    data = cfg.train_dataloader.dataset
+    cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=3, dataset=data)
+    batch = cfg.train_dataloader.batch_size
+    assert set_epochs(cfg, 2, 8 * batch)[0].startswith(
+        f'schedule: 48 steps of {batch} images, 2 ep'
+    )
 
 
 def test_epochs_of_a_cosine():
@@ -39,12 +56,12 @@ def test_epochs_of_a_cosine():
 
 def test_epochs_of_a_run_by_steps():
     cfg = loaded('sem_fpn_r2n50_ade20k')  # 160,000 steps of 4 images
-    line = set_epochs(cfg, 20, 100)
+    (line,) = set_epochs(cfg, 20, 100)
     assert line == 'schedule: 500 steps of 4 images, 20 epochs'
     assert cfg.train_cfg.max_iters == 500 and cfg.param_scheduler[0].end == 500
     assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 12
     cfg = loaded('sem_fpn_r2n50_ade20k')
-    assert set_epochs(cfg, None, 100) == 'schedule: 160,000 steps of 4 images, 6400 epochs'
+    assert set_epochs(cfg, None, 100) == ['schedule: 160,000 steps of 4 images, 6400 epochs']
     with pytest.raises(ToolError, match='how many images .* set --cfg-options train_cfg.max_iters'):
         set_epochs(cfg, 20, 0)
 
@@ -54,7 +71,7 @@ def test_epochs_with_accumulated_gradients():
     cfg = loaded('sem_fpn_r2n14_camvid')
     cfg.train_dataloader.batch_size = 8
     cfg.optim_wrapper.accumulative_counts = 4
-    assert set_epochs(cfg, 10, 400) == 'schedule: 500 steps of 8 images, 10 epochs'
+    assert set_epochs(cfg, 10, 400) == ['schedule: 500 steps of 8 images, 10 epochs']
     assert cfg.train_cfg.max_iters == 500
 
 
@@ -117,3 +134,12 @@ def test_cfg_options_have_the_last_word():
     cfg = load_config('faster_rcnn_r2n50', options)
     adapt(cfg, arguments(epochs=24, cfg_options=options))
     assert cfg.train_cfg.max_epochs == 5
+
+
+def test_size_of_classifiers():
+    cfg = loaded('res2net14_cells')
+    set_size(cfg, 96, 80)
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert steps['RandomResizedCrop'].scale == (96, 80)
+    with pytest.raises(ToolError, match='--size: no Resize.* is in the pipeline of val'):
+        set_size(loaded('res2net50_v1b_in1k'), 192, 192)

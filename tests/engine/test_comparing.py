@@ -52,7 +52,7 @@ def test_page():
     assert '| 1.00 | 2.00 | 3.0 | - |' in text
     p = stats.ttest_ind(a.scores['AP'], b.scores['AP'], equal_var=False).pvalue
     assert p < 0.05 and f'- `b` AP: +0.100, counts (p = {p:.2g})' in text
-    assert '- `b` small: +0.000, within the spread (p = 1)' in text
+    assert '- `b` small: +0.000; no test, as neither has a spread' in text
     assert '- `c` AP: +0.007, within the spread' in text
     single = [Compared(n, 1, 2, 3, 4, {'AP': [ap]}) for n, ap in (('a', 0.5), ('b', 0.9))]
     one = page(single, 1)
@@ -90,3 +90,25 @@ def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path, monkeypatch):
     with pytest.raises(InterruptedError):
         compare(cfg, ['res2net14'], 1, tmp_path)
     assert checkpoint.stat().st_mtime_ns == time
+
+
+def test_nothing_of_a_trained_model_is_left(tmp_path):
+    """Weights and learning rates for one of the backbones would decide the comparison."""
+    cfg = loaded('faster_rcnn_r2n50_vd_ssld')
+    cfg.load_from, cfg.resume = 'x.pth', True
+    cfg.model.init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+    rates = cfg.optim_wrapper.paramwise_cfg.custom_keys
+    assert any('lr_mult' in values for values in rates.values())
+    other = with_backbone(cfg, 'res2net14')
+    assert (other.load_from, other.resume, other.model.get('init_cfg')) == (None, False, None)
+    rates = other.optim_wrapper.paramwise_cfg.custom_keys
+    assert not any('lr_mult' in v for key, v in rates.items() if key.startswith('backbone'))
+
+
+@pytest.mark.parametrize('kind', ['Resize', 'mmdet.Resize'])
+def test_cost_is_that_of_the_tested_size(kind):
+    cfg = with_backbone(loaded('faster_rcnn_r2n14_shapes'), 'res2net14')
+    for step in cfg.test_dataloader.dataset.pipeline:
+        if step.type.endswith('Resize'):
+            step.type = kind
+    assert comparing._cost(cfg)[1] == pytest.approx(1.15, abs=0.01)

@@ -185,3 +185,11 @@ def test_values_of_another_sort(shapes_config, options, words):
 )
 def test_values_of_a_sort_that_fits(shapes_config, options):
     apply(shapes_config, options)
+
+
+@pytest.mark.parametrize('key', ['backbone.norm_cfg', 'neck.conv_cfg'])
+def test_layers_that_there_are_not(key):
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    cfg.merge_from_dict({f'model.{key}': dict(type='BM')})
+    with pytest.raises(ToolError, match=f"model.{key}.type of the config: there is no 'BM'; did"):
+        check_arguments(cfg)

@@ -1,12 +1,14 @@
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed
 import torch.multiprocessing
 
 from res2net_mm.engine.errors import ToolError
+from res2net_mm.engine.hooks import SharedBuffersHook
 from res2net_mm.engine.processes import hold_folder, on_first_rank
 
 
@@ -70,3 +72,20 @@ def test_the_first_process_works_and_fails_for_all(tmp_path):
     assert (tmp_path / '1').read_text() == (
         f'[7] {ToolError.__name__} stopped with the first process: no such class'
     )
+
+
+def _measure(rank, folder):
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder}/meet', rank=rank, world_size=2
+    )
+    norm = torch.nn.BatchNorm2d(3)
+    norm(torch.full((2, 3, 4, 4), float(rank)))
+    runner = SimpleNamespace(model=norm)
+    SharedBuffersHook().before_val_epoch(runner)
+    (folder / f'{rank}').write_text(f'{norm.running_mean.tolist()} {norm.num_batches_tracked}')
+    torch.distributed.destroy_process_group()
+
+
+def test_all_processes_measure_with_the_statistics_that_are_saved(tmp_path):
+    torch.multiprocessing.start_processes(_measure, (tmp_path,), nprocs=2, start_method='fork')
+    assert (tmp_path / '0').read_text() == (tmp_path / '1').read_text() == '[0.0, 0.0, 0.0] 1'

@@ -89,3 +89,9 @@ def test_a_mistake_in_a_config_is_one_line(tiny_options, tmp_path, option, word)
         runner = build_runner(prepare_config(cfg, work_dir=str(tmp_path)))
         runner.train() if 'train' in str(option) or 'optim' in str(option) else runner.test()
     assert is_mistake(caught.value)
+
+
+def test_from_scratch_no_part_learns_as_if_it_was_pretrained(capsys):
+    cfg = prepare_config(load_config('faster_rcnn_r2n50_vd_ssld.py'), from_scratch=True)
+    keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
+    assert keys and not any('lr_mult' in values for values in keys.values())

@@ -212,7 +212,7 @@ WRONG_TRUTH = {
         alter('annotations', segmentation=dict(size=[3, 3], counts=[9])),
         'annotations[0]: the mask cannot be used: the mask has size [3, 3]',
     ),
-    'no size': (alter('images', height=None), 'images[0]: height must be a number above 0'),
+    'no size': (alter('images', height=None), 'images[0]: height must be an integer above 0'),
 }
 
 
@@ -251,3 +251,54 @@ def test_tool_in_a_process_of_its_own(written, python):
     run = python('tools/eval_results.py', written / 'bbox.json', written / 'truth.json', env=ENV)
     assert run.returncode == 0 and run.stdout.startswith('bbox   '), run.stderr[-2000:]
     assert run.stderr == ''
+
+
+def small_set(**changes):
+    """Two objects of two classes in an image, and a detection of each."""
+    objects = [
+        dict(id=i, image_id=1, category_id=i, bbox=[10 * i, 10, 20, 20], iscrowd=0) for i in (1, 2)
+    ]
+    truth = dict(
+        images=[dict(id=1, file_name='a.jpg', width=100, height=100)],
+        categories=[dict(id=i, name=name) for i, name in ((1, 'cat'), (2, 'dog'))],
+        annotations=objects,
+    )
+    results = [{**{k: o[k] for k in ('image_id', 'category_id', 'bbox')}, 'score': 0.9}
+               for o in objects]  # fmt: skip
+    return truth | changes, results
+
+
+@pytest.mark.parametrize(
+    ('changes', 'said'),
+    [
+        (dict(categories=[dict(id=i, name='cat') for i in (1, 2)]), "name 'cat' more than once"),
+        (dict(categories=[dict(id=1, name=n) for n in 'ab']), 'the id 1 more than once'),
+        (dict(categories=[dict(id=str(i), name=str(i)) for i in (1, 2)]), 'id of categories are'),
+        (dict(images=[dict(id=1, width=100.5, height=9)]), 'width must be an integer above 0'),
+    ],
+)
+def test_files_that_cannot_be_scored(changes, said, tmp_path, monkeypatch, capsys):
+    truth, results = small_set(**changes)
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    files = tmp_path / 'results.json', tmp_path / 'truth.json'
+    metric = ('--metric', 'segm') if 'images' in changes else ()
+    status, _, error = call(monkeypatch, capsys, 'eval_results', *files, *metric)
+    assert status == 1 and said in error and error.count('\n') == 1
+
+
+def test_what_does_not_count_is_noted(tmp_path, monkeypatch, capsys):
+    truth, results = small_set()
+    truth['annotations'][1]['category_id'] = 7
+    results[0]['score'] = 90
+    (tmp_path / 'truth.json').write_text(json.dumps(truth))
+    (tmp_path / 'results.json').write_text(json.dumps(results))
+    files = tmp_path / 'results.json', tmp_path / 'truth.json'
+    status, text, _ = call(monkeypatch, capsys, 'eval_results', *files, '--max-dets', 100, 300)
+    assert status == 0
+    notes = [line for line in text.splitlines() if line.startswith('note: ')]
+    assert notes == [
+        'note: 1 annotations do not count: the file has no such category',
+        'note: scores are from 0.9 to 90, not from 0 to 1',
+        'note: AP of all is with 100 detections (pycocotools), the rest with 300',
+    ]

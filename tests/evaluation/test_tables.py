@@ -136,3 +136,9 @@ def test_which_metrics_are_replaced():
     assert split == [dict(type=f'{room}.voc_metric.VOCMetric', table=False)]
     assert use_our_metrics(None) is None and ignored_label(None) is None
     assert ignored_label(dict(decode_head=dict(ignore_index=3))) == 3
+
+
+def test_a_class_named_like_the_end_of_another():
+    figures = {'wall_IoU': 90.0, 'inner/wall_IoU': 10.0}
+    rows = [line.split() for line in format_metrics(figures, ['wall', 'inner/wall']).splitlines()]
+    assert ['wall', '90.000'] in rows and ['inner/wall', '10.000'] in rows

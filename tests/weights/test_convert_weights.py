@@ -93,7 +93,7 @@ LAYOUTS = {  # the rule, what is said of the layout and left out, the writer, mo
         'official',
         'mmpretrain',
         'head.fc.weight, head.fc.bias',
-        other_layouts.mmpretrain,
+        lambda state: dict(state_dict=other_layouts.mmpretrain(state)),
     ),
     'paddle': ('paddle', 'paddle', 'out.weight, out.bias', None),
 }

@@ -141,7 +141,8 @@ def test_the_text_of_a_report(published):
 def test_what_is_left_out_is_listed_by_rule():
     report = load_weights(Res2Net(**SMALL), other_layouts.official(weights()))
     assert (report.layout, report.dropped) == ('official', {'classifier': FC})
-    report = load_weights(Res2Net(**SMALL), other_layouts.mmpretrain(weights()))
+    whole = dict(state_dict=other_layouts.mmpretrain(weights()))
+    report = load_weights(Res2Net(**SMALL), whole)
     assert (report.layout, report.first_block) == ('mmpretrain', 'official')
     assert report.dropped == {'classifier': [f'head.{key}' for key in FC]}
     beyond = [key for key in weights() if key.startswith('layer4.')]
