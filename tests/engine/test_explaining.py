@@ -133,7 +133,7 @@ def test_what_cannot_be_explained(image):
     with pytest.raises(ToolError, match='Linear has no backbone'):
         Explainer(predictor_of(nn.Linear(1, 1), image), 'gradcam', None, 0.3)
     dark = predictor_of(Model(segment), torch.zeros(3, SIDE, SIDE).byte())
-    with pytest.raises(DataError, match='nothing to explain: 0 pixels dog'):
+    with pytest.raises(DataError, match='nothing to explain: 0% dog'):
         Explainer(dark, 'gradcam', 'dog', 0.3).explain(Path('x'))
 
 
