@@ -93,7 +93,9 @@ def main() -> None:
         if args.check:
             file = ExportedModule(path, facts_of(cfg.model))
             names = ('PyTorch', 'file')
-            if not compare_figures(measure(cfg, model), measure(cfg, file), names, say):
+            pairs = (model, loaded.get('meta')), (file, file.meta)
+            before, after = (measure(cfg, *pair) for pair in pairs)
+            if not compare_figures(before, after, names, say):
                 raise ToolError(
                     f'{path}, which stays, loses too much of what PyTorch reaches: try --dynamic'
                 )

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from ..data.transforms import harden_dataset
 from ..deploy.int8 import STEPS, has_int8_instructions, quantize
 from ..files import writing
+from .classes import SameClassesHook
 from .errors import ToolError
 from .exported import ExportedModule, facts_of, pixels_of
 from .infer import test_dataset
@@ -75,14 +77,14 @@ def write_int8(
     ``check`` measures both on the validation set. If a figure falls by more than ``BOUNDS``, more
     of the model is left in float; if that does not help, a ToolError is raised.
     """
-    before = measure(cfg, ExportedModule(source, facts_of(cfg.model))) if check else {}
+    before = _measure_file(cfg, source) if check else {}
     with TemporaryDirectory() as folder:
         for step in range(len(STEPS)):
             partial = Path(folder, f'int8_{step}.xml')  # OpenVINO maps the files that it has read
             say(f'int8: calibrating on {len(images)} training images')
             in_float = quantize(source, partial, images, step)
             say(f'in float: {", ".join(in_float)}')
-            after = measure(cfg, ExportedModule(partial, facts_of(cfg.model))) if check else {}
+            after = _measure_file(cfg, partial) if check else {}
             if compare_figures(before, after, ('float32', 'int8'), say):
                 break
         else:
@@ -107,9 +109,17 @@ def compare_figures(
     return all(before[name] - after[name] <= bounds[name] for name in before)  # not if NaN
 
 
+def _measure_file(cfg: Config, path: str | Path) -> dict[str, float]:
+    model = ExportedModule(path, facts_of(cfg.model))
+    return measure(cfg, model, model.meta)
+
+
 @torch.no_grad()
-def measure(cfg: Config, model: nn.Module) -> dict[str, float]:
-    """The figures of ``BOUNDS`` of a config's model, or one in its place, on its validation set."""
+def measure(cfg: Config, model: nn.Module, meta: Mapping[str, Any] | None) -> dict[str, float]:
+    """The figures of ``BOUNDS`` of a config's model, or one in its place, on its validation set.
+
+    ``meta`` is that of its checkpoint, which names its classes: they may be in another order.
+    """
     cfg = prepare_config(cfg)
     for key in ('val_dataloader', 'val_evaluator'):
         if not cfg.get(key):
@@ -118,6 +128,8 @@ def measure(cfg: Config, model: nn.Module) -> dict[str, float]:
     loader = Runner.build_dataloader(cfg.val_dataloader)
     evaluator = Evaluator(cfg.val_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
+    run = SimpleNamespace(cfg=cfg, model=model, val_dataloader=loader)
+    SameClassesHook('val').after_load_checkpoint(run, dict(meta=meta))
     for batch in tqdm(loader, desc='measuring', unit='batch'):
         evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
     metrics = evaluator.evaluate(len(loader.dataset))

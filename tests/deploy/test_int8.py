@@ -1,10 +1,12 @@
 """int8 files: what is quantised, with which images, and how much accuracy that may cost."""
 
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from exported import picture
+from mmengine.config import Config
 from PIL import Image
 
 from res2net_mm import create_backbone
@@ -106,13 +108,22 @@ def test_images_are_those_of_training(config, shapes):
 
 
 def test_figures_are_those_of_the_test_tool(config, files, tmp_path):
-    found = measure(config, ExportedModule(files['.xml'], facts_of(config.model)))
+    model = ExportedModule(files['.xml'], facts_of(config.model))
+    found = measure(config, model, model.meta)
     expected, _ = run_test(prepare_config(config, work_dir=str(tmp_path)), str(files['.xml']))
     (name,) = found
     assert name.endswith('bbox_mAP')
     assert found[name] == pytest.approx(
         next(value for key, value in expected.items() if key.endswith('bbox_mAP'))
     )
+    # a checkpoint whose labels have another order
+    names = list(config.classes)[::-1]
+    meta = dict(dataset_meta=dict(classes=names), res2net_mm={})
+    mapped = measure(config, ExportedModule(files['.xml'], facts_of(config.model)), meta)
+    config = Config({**config.to_dict(), 'checkpoint_classes': names})
+    expected, _ = run_test(prepare_config(config, work_dir=str(tmp_path)), str(files['.xml']))
+    (value,) = (value for key, value in expected.items() if key.endswith('bbox_mAP'))
+    assert mapped[name] == pytest.approx(value) != found[name]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +141,7 @@ def test_check_bounds_the_loss(config, files, images, tmp_path, monkeypatch, fal
         return quantize(source, path, images[:1], step) if step == written else ['nothing']
 
     monkeypatch.setattr(quantising, 'quantize', quick)
-    monkeypatch.setattr(quantising, 'ExportedModule', lambda *_: None)
+    monkeypatch.setattr(quantising, 'ExportedModule', lambda *_: SimpleNamespace(meta={}))
     monkeypatch.setattr(quantising, 'has_int8_instructions', lambda: False)
     given = config, files['.xml'], tmp_path / 'out.xml', [images[0]], True, lines.append
     if written is None:
