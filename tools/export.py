@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument('checkpoint', help='weights of the whole model, or of a variant')
     parser.add_argument('out', metavar='OUT', help='file that ends in .onnx or .xml')
     size = parser.add_mutually_exclusive_group()
-    padded = "size that images are padded to; default for detectors: the config's test size"
+    padded = 'size that images are padded to; default for detectors: that of the test images'
     size.add_argument('--shape', type=int, nargs=2, metavar=('H', 'W'), help=padded)
     size.add_argument('--dynamic', action='store_true', help='leave height and width open')
     parser.add_argument('--raw', action='store_true', help='input: normalised float (N, C, H, W)')
@@ -79,13 +79,18 @@ def main() -> None:
             model = model.backbone
         else:
             about.update(prediction_meta(cfg, loaded.get('meta'), dataset))
-            if type(model).__name__ in DETECTORS and not (shape or args.dynamic):
-                shape = test_size(about['resize'])
             try:
                 images = [*ResizedImages(cfg, 20, 'test')]
-                images = [i for i in images if not shape or all(map(le, i.shape, shape))]
             except (OSError, DataError, ToolError) as error:
                 warn(f'the file is compared on made images only: {error}')
+            if type(model).__name__ in DETECTORS and not (shape or args.dynamic):
+                shape = test_size(about['resize'], images)
+                if shape and len({image.shape for image in images}) > 1:
+                    print(
+                        f'note: images are padded to {shape[1]} x {shape[0]} px. PyTorch pads them '
+                        'less, so their scores differ a little; with --dynamic they do not'
+                    )
+            images = [i for i in images if not shape or all(map(le, i.shape, shape))]
     say = partial(print, flush=True)
     given = dict(raw=args.raw, images=images, about=about, progress=say)
     if not args.int8:

@@ -28,6 +28,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -106,8 +107,16 @@ def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     return rule or None
 
 
-def test_size(resize: Mapping[str, Any] | None) -> tuple[int, int] | None:
-    """(height, width), landscape, that holds every image a rule resizes; None if there is none."""
+def test_size(
+    resize: Mapping[str, Any] | None, images: Iterable[np.ndarray] = ()
+) -> tuple[int, int] | None:
+    """(height, width) of the images if they have one size, else of what holds any resized image.
+
+    The latter is landscape, and None if there is no rule.
+    """
+    sizes = {image.shape[:2] for image in images}
+    if len(sizes) == 1:
+        return sizes.pop()
     if resize is None:
         return None
     width, height = resize['scale']

@@ -1,5 +1,6 @@
 """What exported files say about themselves."""
 
+import numpy as np
 import pytest
 import torch
 from exported import SMALL, build, detector, metadata
@@ -72,7 +73,11 @@ def test_variants_are_told_from_networks_that_are_none():
     ],
 )
 def test_size_of_a_pipeline(step, size):
-    assert size_of(resize_rule([dict(type='LoadImageFromFile'), step])) == size
+    rule = resize_rule([dict(type='LoadImageFromFile'), step])
+    assert size_of(rule) == size
+    images = [np.zeros((30, 40, 3)), np.zeros((30, 40, 3))]
+    assert size_of(rule, images) == (30, 40)  # padding to more would change scores
+    assert size_of(rule, [*images, np.zeros((40, 30, 3))]) == size
 
 
 @pytest.mark.parametrize(
