@@ -86,7 +86,7 @@ def test_detector_and_its_backbone(export, here, detector, tiny_arguments, tmp_p
     assert run.returncode == 0, run.stderr[-3000:]
     assert 'compared with PyTorch on 15 images' in run.stdout
     said = metadata(out)
-    assert said['input']['resize'] == dict(scale=[128, 128], keep_ratio=True)
+    assert said['input']['resize'] == dict(scale=[128, 128], keep_ratio=True, backend='cv2')
     assert (said['input']['height'], said['input']['width']) == (128, 128)
     assert said['classes'][0] == 'disc' and len(said['palette']) == 4
     assert said['config'] == 'faster_rcnn_r2n14_shapes'

@@ -73,11 +73,12 @@ def main() -> None:
             raise ToolError(f'config {args.config} has no model')
         model, loaded = load_model(cfg, args.checkpoint, args.trust_checkpoint)
         dataset = test_dataset(cfg)
-        about = dict(config=Path(args.config).stem, resize=resize_rule(dataset['pipeline']))
+        about = dict(config=Path(args.config).stem)
         if args.backbone:
             about.update(normalisation_of(model, 3, {}))
             model = model.backbone
         else:
+            about.update(resize=resize_rule(dataset['pipeline']))
             about.update(prediction_meta(cfg, loaded.get('meta'), dataset))
             try:
                 images = [*ResizedImages(cfg, 20, 'test')]

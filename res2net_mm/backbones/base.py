@@ -178,15 +178,15 @@ class Backbone(Conventional):
         """Takes the stem's modules, name, channels and stride of all stages, and what to return."""
         check_choice('frozen_stages', frozen_stages, range(-1, len(stages) + 1))
         frozen_stages = int(frozen_stages)  # 1.0 is a choice too
-        listed = isinstance(out_indices, Sequence) and {*map(type, out_indices)} == {int}
-        if not listed or list(out_indices) != sorted({*out_indices} & {*range(len(stages))}):
+        known = isinstance(out_indices, Sequence) and {*map(type, out_indices)} - {bool, float}
+        if not known or list(out_indices) != sorted({*out_indices} & {*range(len(stages))}):
             raise ValueError(
                 f'out_indices must be ascending stage numbers from 0 to {len(stages) - 1}, '
                 f'but got {out_indices!r}'
             )
         self.stem_names = tuple(stem)
         self.stage_names, channels, strides = zip(*stages, strict=True)
-        self.out_indices = tuple(out_indices)
+        self.out_indices = tuple(map(int, out_indices))
         self.frozen_stages = frozen_stages
         self.out_channels = tuple(channels[i] for i in self.out_indices)
         self.out_strides = tuple(strides[i] for i in self.out_indices)

@@ -37,7 +37,6 @@ _MASKS = {
 }
 _ROLES = _IMAGES | _MASKS | {*'xml xmls json jsons bbox bboxes photos pictures data set'.split()}
 _MASK_ENDING = re.compile(r'[ _.-]+(mask|masks|gt|label|labels|labelids|seg|segmentation|l)$', re.I)
-_YOLO_IMAGES = re.compile(r'/images/(?!.*/images/)', re.IGNORECASE)  # the last of them
 _HEAD = 1 << 16  # bytes at either end of a json that show what it is
 
 Pair = tuple[Path, Path]  # an image and its annotation: a file, or for class folders its folder
@@ -112,12 +111,12 @@ def _nearest(root: Path, kinds: Iterable[str]) -> list[Folder]:
 def split_of(path: Path, root: Path) -> str:
     """The split in a path: ``'instances_val2017.json'``, ``'valid/labels'``; ``ALL`` if none.
 
-    In the name of a folder, only a word such as ``images`` may follow: ``test_rig`` is no split.
+    Of several words the first counts: ``train_val`` is for training. ``dev`` stands alone.
     """
     for part in reversed(path.relative_to(root).parts):
         words = re.findall('[a-z]+', part.lower())
-        for i, word in enumerate(words):
-            if word in _SPLITS and (part.endswith('.json') or _ROLES.issuperset(words[i + 1 :])):
+        for word in words:
+            if word in _SPLITS and (word != 'dev' or len(words) == 1):
                 return _SPLITS[word]
     return ALL
 
@@ -149,9 +148,12 @@ def _coco_images(root: Path, file: Path, split: str) -> Path:
     hits = {folder: sum((folder / name).is_file() for name in names) for folder in folders}
     usual = _IMAGES | _SPLITS.keys()  # rather than annotated/ and old_train/
 
-    def rank(folder: Path) -> tuple[int, bool, bool]:
-        plain = re.sub(r'\d+$', '', folder.name.lower()) in usual or folder == file.parent
-        return hits[folder], split_of(folder, root) == split, plain
+    def rank(folder: Path) -> tuple[int, bool, bool, bool]:
+        plain = re.sub(r'\d+$', '', folder.name.lower()) in usual
+        return hits[folder], split_of(folder, root) == split, folder == file.parent, plain
+
+    def sizes(folder: Path) -> list[int]:
+        return [(folder / name).stat().st_size for name in names if (folder / name).is_file()]
 
     best = max(folders, key=rank)
     if not hits[best]:
@@ -160,9 +162,9 @@ def _coco_images(root: Path, file: Path, split: str) -> Path:
             str(file),
             'name the folder of the images in a yaml, and give that as --data',
         )
-    equal = {str(folder.resolve()) for folder in folders if rank(folder) == rank(best)}
-    if len(equal) > 1:
-        what = f'its images are in {" and in ".join(sorted(equal))}'
+    equal = [folder for folder in folders if rank(folder) == rank(best)]
+    if any(sizes(folder) != sizes(best) for folder in equal):
+        what = f'its images are in {" and in ".join(sorted(map(str, equal)))}'
         raise DataError(what, str(file), 'name one in a yaml, and give that as --data')
     return best
 
@@ -201,19 +203,24 @@ def _by_lists(folder: Folder, name: str) -> Folder:
     if not {'train', 'val'} <= lists.keys():
         train = lists.pop('train', None)
         lists[ALL] = lists.get('trainval', train)
-    pairs: dict[str, Pair] = {}
+    pairs: dict[str, list[Pair]] = defaultdict(list)
     for pair in (pair for part in folder.splits.values() for pair in part):
-        if (stem := pair[0].stem) in pairs:
-            what = f'its lists name {stem}, which is {pairs[stem][0]} and {pair[0]}'
-            raise DataError(what, str(places[0]), 'rename one')
-        pairs[stem] = pair
+        pairs[pair[0].stem].append(pair)
     splits: dict[str, list[Pair]] = {}
+    others: set[str] = set()  # the names in the lists before
     for split in ('train', 'val', 'test', ALL):
         if (file := lists.get(split)) is None:
+            if split == ALL and splits and 'train' not in splits:  # what no list has
+                splits[ALL] = [p for stem in pairs.keys() - others for p in pairs[stem]]
             continue
         stems = dict.fromkeys(filter(None, _lines(file)))
-        others = [pair for part in splits.values() for pair in part] if split == ALL else []
-        splits[split] = [p for stem in stems if (p := pairs.get(stem)) and p not in others]
+        if twice := [stem for stem in stems if len(pairs.get(stem, ())) > 1]:
+            found = ' and '.join(str(image) for image, _ in pairs[twice[0]])
+            what = f'its lists name {twice[0]}, which is {found}'
+            raise DataError(what, str(places[0]), 'rename one')
+        new = [stem for stem in stems if stem in pairs and not (split == ALL and stem in others)]
+        splits[split] = [pairs[stem][0] for stem in new]
+        others |= stems.keys()
         if missing := [stem for stem in stems if stem not in pairs]:
             note = f'{len(missing):,} names of {file.name} have no image with an annotation file'
             folder.notes.append(f'{note}: {listed(missing, 3)}')
@@ -272,17 +279,23 @@ def _yolo_yaml(file: Path, content: dict) -> Folder:
     for key in [key for key in content if str(key).lower() in _SPLITS]:
         split, values = _SPLITS[key.lower()], content[key] or []
         values = [values] if isinstance(values, str) else values
-        if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+        named = isinstance(values, list) and all(isinstance(value, str) for value in values)
+        if not named and key not in ('train', 'val', 'test'):
+            continue  # a setting of another program
+        if not named:
             raise DataError(f'{key}: {values!r} is no path', str(file), 'correct it')
         for value in values:
             # below its path or beside it; Roboflow writes ../ before what is beside it
             names = value, value.removeprefix('../')
             above = base / str(content.get('path') or ''), base
-            # a link keeps its name: the labels are beside it
+            # a link keeps its name: its own labels may be beside it
             places = [Path(os.path.normpath(d / name)) for d in above for name in names]
             place = next((place for place in places if place.exists()), None)
             if place is not None:
-                folder.splits[split] += _yolo_pairs(_yolo_images(place))
+                pairs = _yolo_pairs(_yolo_images(place))
+                if not any(labels.is_file() for _, labels in pairs):  # they may be behind the link
+                    pairs = _yolo_pairs(_yolo_images(place.resolve()))
+                folder.splits[split] += pairs
             elif split == 'test':
                 folder.notes.append(f'test: {value} does not exist')
             else:
@@ -297,20 +310,29 @@ def _yolo_images(place: Path) -> list[Path]:
 
 
 def _yolo_pairs(images: Iterable[Path]) -> list[Pair]:
-    """Images with their label files, for which the last folder ``images`` becomes ``labels``."""
+    """Images with their label files."""
+    return [(image, _label_file(image)) for image in images]
 
-    def labels(match: re.Match) -> str:
-        upper = match[0][1].isupper()
-        return '/LABELS/' if match[0].isupper() else '/Labels/' if upper else '/labels/'
 
-    return [(image, Path(_YOLO_IMAGES.sub(labels, str(image))).with_suffix('.txt'))
-            for image in images]  # fmt: skip
+def _label_file(image: Path) -> Path:
+    """The label file of an image: the last folder ``images`` becomes ``labels``, else beside it."""
+    parts, places = image.parts, []
+    for i in reversed(range(len(parts) - 1)):
+        if parts[i].lower() == 'images':
+            names = 'labels' if parts[i].islower() else 'Labels', 'labels', 'Labels', 'LABELS'
+            places = [Path(*parts[:i], name, *parts[i + 1 :]) for name in dict.fromkeys(names)]
+            break
+    files = [place.with_suffix('.txt') for place in (*places, image)]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def _note_labels(folder: Folder) -> Folder:
     """Notes images and label files of YOLO without the other."""
     files = {file for pairs in folder.splits.values() for _, file in pairs}
     there = {file for place in {f.parent for f in files} for file in place.glob('*.txt')}
+    if files and not files & there:
+        what = f'none of its {len(files):,} images has a label file, such as {min(files)}'
+        raise DataError(what, str(folder.root), 'put the labels there')
     if alone := sorted(files - there):
         note = 'images without label file count as images without objects'
         folder.notes.append(f'{len(alone):,} {note}: {listed((f.stem for f in alone), 3)}')
@@ -433,7 +455,7 @@ def _with_endings(files: list[Path]) -> list[Path]:
     """The masks among files that are named after the images beside them: ``a_mask.png``."""
     names = {file.with_suffix('') for file in files}
     plain = {file: file.parent / _MASK_ENDING.sub('', file.stem) for file in files}
-    return [file for file in files if plain[file] in names - {file.with_suffix('')}]
+    return [f for f in files if plain[f] in names and plain[f] != f.with_suffix('')]
 
 
 def _labelme_image(file: Path) -> list[Path]:

@@ -15,9 +15,8 @@ from .errors import DataError
 
 # what tools append to the names of copies: a number in brackets, the change
 _COPY = re.compile(
-    r'[ _-]*\(\d+\)$|[ _-]+(copy|aug|augmented|flip\w*|rot|rotated|mirror)[ _-]?\d*$', re.IGNORECASE
+    r'[ _-]*\(\d+\)$|[ _-]+(copy|aug\w*|flip\w*|rot|rotated|mirror)[ _-]?\d*$', re.IGNORECASE
 )
-_FEW = 8  # as many changed images may belong together if the one that they were made from is gone
 
 
 def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[Path]:
@@ -33,7 +32,7 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
         DataError: All images would have to stay together.
     """
     groups, first = DisjointSet(images), {}
-    originals = _originals(images)
+    originals = _originals(images, share * len(images))
     for image in images:
         for mark in (originals[image], _digest(image)):
             groups.merge(first.setdefault(mark, image), image)
@@ -51,8 +50,11 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
     return chosen or min(together, key=len)
 
 
-def _originals(images: Sequence[Path]) -> dict[Path, str]:
-    """The name of the image that each one is, or is a copy of."""
+def _originals(images: Sequence[Path], most: float) -> dict[Path, str]:
+    """The name of the image that each one is, or is a copy of.
+
+    If that is not there, at most so many are copies of it rather than a series.
+    """
     names = {image: _name(image) for image in images}
     there, changed = {*names.values()}, defaultdict(set)
     for name in there:
@@ -63,7 +65,7 @@ def _originals(images: Sequence[Path]) -> dict[Path, str]:
     found = {}
     for shorter in sorted(changed, key=len, reverse=True):  # the shortest has the last word
         brackets = any(name.endswith(')') for name in changed[shorter])
-        if shorter in there or (len(changed[shorter]) <= _FEW and not brackets):
+        if shorter in there or (len(changed[shorter]) <= most and not brackets):
             found |= dict.fromkeys(changed[shorter], shorter)
     return {image: found.get(name, name) for image, name in names.items()}
 

@@ -53,7 +53,7 @@ class ExportedModel:
             raise ModelFileError(f'{path} is no exported model: it must end in .onnx or .xml')
         if not path.is_file():
             raise FileNotFoundError(f'exported model {path} does not exist')
-        file = path.resolve()  # the weights are beside what a link means
+        file = path if path.with_suffix('.bin').is_file() else path.resolve()  # of a link
         onnx, weights = path.suffix == '.onnx', file.with_suffix('.bin')
         if not (onnx or weights.is_file()):
             raise ModelFileError(f'{path} has no weights: {weights.name} is missing')
@@ -140,7 +140,7 @@ class ExportedModel:
         try:
             found = self._compute(image)
         except Exception as error:  # exceptions of the runtimes have no base of their own
-            reason = str(error).strip().splitlines()[-1]
+            reason = [type(error).__name__, *str(error).strip().splitlines()][-1]
             raise ValueError(f'{self.path} does not run on {size}: {reason}') from error
         return dict(zip(self.metadata['outputs'], found, strict=True))
 

@@ -95,7 +95,7 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> list[str]:
     key = 'max_iters' if by_steps else 'max_epochs'
     batch = cfg.train_dataloader.batch_size * int(os.environ.get('WORLD_SIZE', 1))
     images *= repetitions(cfg.train_dataloader.get('dataset'))
-    an_epoch = math.ceil(images / batch)
+    an_epoch, notes = math.ceil(images / batch), []
     if epochs is not None:
         if by_steps and not images:
             raise ToolError(
@@ -103,7 +103,7 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> list[str]:
                 'iterations: set --cfg-options train_cfg.max_iters=N'
             )
         length = epochs * an_epoch if by_steps else epochs
-        _stretch(cfg, by_steps, length, length / loop[key])
+        notes = _stretch(cfg, by_steps, length, length / loop[key])
         loop[key] = length
     steps = loop[key] if by_steps else loop[key] * an_epoch
     for _, schedule in schedules(cfg):
@@ -112,20 +112,16 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> list[str]:
                 schedule.end = min(schedule.end, max(1, steps // _WARM_UP))
     lasting = steps / an_epoch if steps else loop[key]
     taken = f'{steps:,} steps of {batch} images, ' if steps else ''
-    lost = [
-        f'note: {name}.milestones {schedule["milestones"]} are not within the run: its learning '
-        'rate does not fall there'
-        for name, schedule in schedules(cfg)
-        if schedule.get('by_epoch', True) != by_steps
-        and max(schedule.get('milestones') or [0]) >= loop[key]
-    ]
-    return [f'schedule: {taken}{lasting:.6g} epoch{"s" * (lasting != 1)}', *lost]
+    return [f'schedule: {taken}{lasting:.6g} epoch{"s" * (lasting != 1)}', *notes]
 
 
-def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
+def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> list[str]:
+    """Scales what is timed; tells which steps of the learning rate do not fit any more."""
+
     def scaled(value: float) -> int:
         return max(1, min(length, round(value * factor)))
 
+    notes: list[str] = []
     timed: list[tuple[dict, str]] = [(cfg.train_cfg, 'val_begin')]
     for _, schedule in schedules(cfg):
         if schedule.get('by_epoch', True) != by_steps:
@@ -135,8 +131,16 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
         cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
     for part, key in timed:
         value = part.get(key)
-        if isinstance(value, (list, tuple)):  # a step at the end would never be taken
-            part[key] = [max(1, min(length - 1, scaled(v))) for v in value]
+        if isinstance(value, (list, tuple)):  # each a step of its own, the last within the run
+            new, most = [], length - 1
+            for step in sorted(value, reverse=True):
+                most = min(scaled(step), most)
+                new.insert(0, most)
+                most -= 1
+            part[key] = [step for step in new if step > 0]
+            if len(part[key]) < len(value):
+                lost = f'of its steps at {list(value)}, {part[key] or "none"} are left'
+                notes.append(f'note: the run is too short for all learning rates: {lost}')
         elif value:
             part[key] = scaled(value)
     # a longer run is not measured or saved less often
@@ -144,6 +148,7 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> None:
     for part, key in ((cfg.train_cfg, 'val_interval'), (checkpoint, 'interval')):
         if part and part.get(key):
             part[key] = min(part[key], scaled(part[key]))
+    return notes
 
 
 def set_size(cfg: Config, width: int, height: int) -> None:

@@ -190,7 +190,10 @@ class OwnData:
             self.notes.append(f'category {names[0]!r} is the parent of the others: no class')
             names = names[1:]  # as Roboflow writes it
         self.classes = self.classes or tuple(names)
-        return (categories[0].get('id'), str(categories[0].get('name'))) if abstract else None
+        others = {str(category.get('name')) for category in categories[1:]}
+        if not abstract or not others.issuperset(self.classes):
+            return None  # or it is asked for
+        return categories[0].get('id'), str(categories[0].get('name'))
 
     def _maps(self, ignored: int | None) -> None:
         splits = self._split(self.folder.splits)

@@ -69,19 +69,33 @@ def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
             raise DataError(f'no list {part!r}, so it is no COCO annotation file', file)
         optional = ('area', 'iscrowd') if part == 'annotations' else ()
         _check_entries(entries, keys, f'{file}: {part}', optional)
-        for key in () if part == 'annotations' else keys:
-            values = Counter(entry[key] for entry in entries)
-            if key == 'id' and len({*map(type, values)}) > 1:
-                raise DataError(f'id of {part} are numbers and texts', file, 'use one of them')
-            if key in ('id', 'name') and values and values.most_common(1)[0][1] > 1:
-                what = f'{part} have the {key} {values.most_common(1)[0][0]!r} more than once'
-                raise DataError(what, file, 'make them different')
+        ids = [] if part == 'annotations' else [entry['id'] for entry in entries]
+        if len({*map(type, ids)}) > 1:
+            raise DataError(f'id of {part} are numbers and texts', file, 'use one of them')
+        if len({*ids}) < len(ids):
+            again = Counter(ids).most_common(1)[0][0]
+            raise DataError(f'{part} have the id {again!r} more than once', file, 'renumber them')
         if part == 'categories' and any(type(entry['id']) is str for entry in entries):
             raise DataError('id of categories are texts', file, 'number them')
     if not content['images']:
         raise DataError('it has no image', file)
+    content['categories'] = _distinct(content, file)
     _check_masks(content['annotations'], content, kind, f'{file}: annotations')
     return content
+
+
+def _distinct(content: dict[str, Any], file: str) -> list[dict]:
+    """The categories but for unused ones of a name that another has, as Roboflow's parent."""
+    used = {annotation['category_id'] for annotation in content['annotations']}
+    kept: dict[str, dict] = {}
+    for category in content['categories']:
+        other = kept.setdefault(category['name'], category)
+        if {other['id'], category['id']} <= used and other is not category:
+            what = f'categories have the name {category["name"]!r} more than once'
+            raise DataError(what, file, 'make them different')
+        if category['id'] in used:
+            kept[category['name']] = category
+    return list(kept.values())
 
 
 def read_results(path: str | Path, annotations: Mapping[str, Any], kind: str) -> list[dict]:
@@ -136,10 +150,6 @@ def _is_finite(value: Any) -> bool:
 
 def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
-
-
-def _is_side(value: Any) -> bool:
-    return type(value) is int and value > 0
 
 
 _ID = ('a number or a text', lambda value: type(value) in (int, str))

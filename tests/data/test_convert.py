@@ -272,7 +272,7 @@ def test_what_is_left_out_is_told(tmp_path):
         'image that cannot be read': 1,
         'image that is listed before': 1,
         'image without annotation file': 1,
-        'annotation file that cannot be read': 1,  # it is for a larger image
+        'annotation file for an image of another size': 1,
     }
     assert counts(report.notes) == {
         'width and height swapped in the annotation file': 1,

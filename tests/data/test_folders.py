@@ -63,7 +63,11 @@ def test_voc_with_lists(tmp_path):
     (lists / 'train.txt').unlink()
     (lists / 'val.txt').write_text(names[4])
     assert counts(recognise(tmp_path, 'boxes')) == {'val': 1, 'all': 4}
+    (lists / 'trainval.txt').unlink()
+    assert counts(recognise(tmp_path, 'boxes')) == {'val': 1, 'all': 5}  # all others
     write_voc(tmp_path / 'VOC2007', scenes(1), 'JPEGImages/more', 'Annotations/more')
+    assert counts(recognise(tmp_path, 'boxes')) == {'val': 1, 'all': 6}
+    (lists / 'val.txt').write_text(names[0])
     with pytest.raises(DataError, match=f'its lists name {names[0]}, which is .* and .*; rename'):
         recognise(tmp_path, 'boxes')
 
@@ -79,9 +83,10 @@ def test_masks_with_lists(tmp_path):
 
 
 def test_words_in_the_names_of_folders(tmp_path):
-    for name in ('test_rig', 'dev-kit', 'scene_train', 'val_images', 'Valid'):
+    names = ('train_v2', 'train_val', 'scene_train', 'dev-kit', 'val_labels_txt', 'test-dev', 'dev')
+    for name in names:
         write_voc(tmp_path / name, scenes(1), '', '')
-    assert counts(recognise(tmp_path, 'boxes')) == {'val': 2, 'all': 2, 'train': 1}
+    assert counts(recognise(tmp_path, 'boxes')) == {'all': 1, 'val': 2, 'train': 3, 'test': 1}
 
 
 def test_images_and_xml_side_by_side(tmp_path):
@@ -161,9 +166,24 @@ def test_yolo_in_capitals_behind_a_link_and_beside_other_yaml(tmp_path):
         (tmp_path / folder / 'mkdocs.yml').write_text('theme: !ENV x')
         found = recognise(tmp_path / folder, 'boxes')
         assert counts(found) == {'train': 4, 'val': 4}
+        assert found.notes == ['1 label files without image in a split: gone.txt'] * (
+            folder == 'v2'
+        )
         for image, file in found.splits['train']:
             assert file == tmp_path / folder / f'Labels/{image.stem}.txt' and file.is_file()
-    assert found.notes == ['1 label files without image in a split: gone.txt']
+    (tmp_path / 'v3').mkdir()
+    (tmp_path / 'v3/Images').symlink_to(tmp_path / 'v1/Images')  # without labels of its own
+    (tmp_path / 'v3/data.yaml').write_text(yaml.safe_dump(content))
+    pairs = recognise(tmp_path / 'v3', 'boxes').splits['train']
+    assert all(file.parent == tmp_path / 'v1/Labels' and file.is_file() for _, file in pairs)
+    write_yolo(tmp_path / 'Images/ds/train', tmp_path / 'Images/ds/train', scenes(3))
+    (tmp_path / 'Images/ds/data.yaml').write_text('train: train\nval: train\nnames: [cat, dog]')
+    pairs = recognise(tmp_path / 'Images/ds', 'boxes').splits['train']
+    assert all(file == image.with_suffix('.txt') for image, file in pairs) and len(pairs) == 3
+    for file in (tmp_path / 'Images/ds/train').glob('*.txt'):
+        file.unlink()
+    with pytest.raises(DataError, match='none of its 3 images has a label file'):
+        recognise(tmp_path / 'Images/ds', 'boxes')
     for value in (5, ['Images', 3]):
         (tmp_path / 'v1/data.yaml').write_text(yaml.safe_dump(dict(content, train=value)))
         with pytest.raises(DataError, match='train: .* is no path'):
@@ -224,6 +244,8 @@ def test_coco_images_that_are_there_twice(tmp_path):
     found = recognise(tmp_path, 'boxes')
     assert found.splits == {'train': [(tmp_path / 'train', tmp_path / 'train.json')]}
     (tmp_path / 'train').rename(tmp_path / 'new_train')
+    assert recognise(tmp_path, 'boxes').splits['train'][0][0] == tmp_path / 'new_train'
+    write_images(tmp_path / 'old_train', dict.fromkeys(scenes(3, 1), []))  # other pictures
     with pytest.raises(DataError, match='its images are in .*new_train and in .*old_train'):
         recognise(tmp_path, 'boxes')
 

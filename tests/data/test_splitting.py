@@ -69,9 +69,14 @@ def test_a_series_is_not_of_one_image(tmp_path, names):
 
 
 def test_changed_images_whose_original_is_gone(tmp_path):
-    names = [f'{name}_aug_{i}.jpg' for name in 'abcdefghij' for i in range(4)]
+    names = [
+        f'{name}_aug{mark}_{i}.jpg'
+        for name in 'abcdefghij'
+        for mark in ('', 'mentation')
+        for i in (1, 2, 3)
+    ]
     chosen = {image.name for image in set_aside(files(tmp_path, {n: n for n in names}))}
-    assert len(chosen) == 8 and len({name[0] for name in chosen}) == 2
+    assert len(chosen) == 12 and len({name[0] for name in chosen}) == 2
 
 
 def test_copies_of_one_image(tmp_path):

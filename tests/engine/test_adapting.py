@@ -29,11 +29,17 @@ def test_epochs_of_a_schedule_with_steps():
     assert not check_training(cfg, 160)
 
 
-def test_steps_that_a_short_run_does_not_reach():
+@pytest.mark.parametrize(
+    ('epochs', 'steps'), [(24, [16, 22]), (6, [4, 5]), (4, [2, 3]), (3, [1, 2]), (2, [1]), (1, [])]
+)
+def test_steps_of_the_learning_rate_stay_within_the_run(epochs, steps):
     cfg = loaded('faster_rcnn_r2n50')
-    lines = set_epochs(cfg, 1, 160)
-    note = 'note: param_scheduler.1.milestones [1, 1] are not within the run'
-    assert lines[0] == 'schedule: 80 steps of 2 images, 1 epoch' and lines[1].startswith(note)
+    line, *notes = set_epochs(cfg, epochs, 160)
+    assert line.startswith(f'schedule: {80 * epochs:,} steps of 2 images, {epochs} epoch')
+    assert cfg.param_scheduler[1].milestones == steps
+    left = f'of its steps at [8, 11], {steps or "none"} are left'
+    short = f'note: the run is too short for all learning rates: {left}'
+    assert notes == ([short] if len(steps) < 2 else [])
 
 
 def test_epochs_of_repeated_data():

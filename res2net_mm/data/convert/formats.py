@@ -158,7 +158,9 @@ def convert_files(
         try:
             readers[kind](coco, image, file, size)
         except (DataError, OSError) as error:
-            coco.left_out.add('annotation file that cannot be read', str(error))
+            other = isinstance(error, _OtherSize)
+            reason = 'for an image of another size' if other else 'that cannot be read'
+            coco.left_out.add(f'annotation file {reason}', str(error))
             coco.images.pop()
             del coco.annotations[before:]
     if written_as_corners(coco.yolo):
@@ -184,6 +186,10 @@ def _read_voc(coco: Conversion, image: Path, xml: Path, size: tuple[int, int]) -
         coco.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
 
 
+class _OtherSize(DataError):
+    pass
+
+
 def _check_size(
     coco: Conversion, image: Path, written: tuple | None, size: tuple, boxes: list | None = None
 ) -> None:
@@ -192,7 +198,7 @@ def _check_size(
         return
     found = size_fault(str(image), written, size, read_header(image), boxes)
     if found.severity == ERROR:
-        raise DataError(found.what, found.file, REMEDIES[found.kind])
+        raise _OtherSize(found.what, found.file, REMEDIES[found.kind])
     coco.notes.add('width and height swapped in the annotation file', image)
 
 
@@ -332,8 +338,9 @@ def _read_labelme(coco: Conversion, image: Path, file: Path, size: tuple[int, in
             raise TypeError('labels are texts')
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError('it is no labelme file', str(file), 'write it again') from error
-    written_size = content.get('imageWidth'), content.get('imageHeight')
-    _check_size(coco, image, None if None in written_size else written_size, size)
+    sides = str(content.get('imageWidth')), str(content.get('imageHeight'))
+    known = all(side.isdecimal() and int(side) for side in sides)
+    _check_size(coco, image, tuple(map(int, sides)) if known else None, size)
     objects: dict[tuple, list[tuple]] = {}
     for i, (label, group, shape) in enumerate(shapes, 1):
         label = str(label)
