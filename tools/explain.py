@@ -22,6 +22,8 @@ EXAMPLE = """example:
   python tools/explain.py configs/faster_rcnn_r2n50.py epoch_12.pth photos/ --out fields/ --erf
 """
 
+_LEAST_SIDE = 64  # of images whose last level has more than one pixel
+
 
 def main() -> int:
     parser = tool_parser(__doc__, EXAMPLE)
@@ -54,6 +56,8 @@ def main() -> int:
     add_shared(parser, '--trust-checkpoint')
     add_shared(parser, '--cfg-options', help='change CONFIG, but not that of --compare')
     args = parser.parse_args()
+    if args.erf is not None and args.side < _LEAST_SIDE:
+        parser.error(f'--side must be at least {_LEAST_SIDE}, but is {args.side}')
     if args.erf:
         if args.config:
             parser.error(
@@ -69,6 +73,10 @@ def main() -> int:
     from res2net_mm.engine.infer import ConfiguredModel
     from res2net_mm.engine.sources import find_images
 
+    if not 0 <= args.threshold <= 1:
+        raise ToolError(f'--threshold must be a score from 0 to 1, but is {args.threshold}')
+    if args.target is not None and args.method == 'eigencam':
+        raise ToolError('--target has no effect on eigencam, which looks at no class: leave it out')
     images = find_images(args.images, args.out)
     models = {}
     for config, checkpoint in filter(None, [(args.config, args.checkpoint), args.compare]):

@@ -132,4 +132,6 @@ def _create(name: str, **kwargs: Any) -> nn.Module:
         return timm.create_model(name, features_only=True, **kwargs)
     except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError) as error:
         reason = ' '.join(str(error).split())[:500]
+        if isinstance(error, IndexError) and 'out_indices' in kwargs:
+            reason = f'it has no such levels as out_indices={kwargs["out_indices"]}'
         raise ValueError(f'timm cannot build model_name={name!r} as asked: {reason}') from error

@@ -12,7 +12,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..checks import check_positive
-from ..data import check_data
+from ..data import DataError, check_data
 from ..data.sets.nodes import type_name
 from .checkpoints import check_new_run
 from .config import dataloaders, walk_dicts
@@ -52,9 +52,13 @@ def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
     if args.size is not None:
         set_size(cfg, *args.size)
     if args.epochs is not None or data:
-        if not images and 'max_iters' in cfg.train_cfg:
-            summary = check_data(cfg, ('train',))[0]
-            images = 0 if summary.unchecked else summary.images
+        if not images:
+            try:
+                summary = check_data(cfg, ('train',))[0]
+                images = 0 if summary.unchecked else summary.images
+            except DataError:  # is said when the run starts
+                if 'max_iters' in cfg.train_cfg:
+                    raise
         lines += set_epochs(cfg, args.epochs, images)
     cfg.merge_from_dict(args.cfg_options or {})  # they have the last word
     return lines
@@ -143,6 +147,8 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> list[st
                 notes.append(f'note: the run is too short for all learning rates: {lost}')
         elif value:
             part[key] = scaled(value)
+        if key == 'T_max' and part.get(key):
+            part[key] = max(1, min(part[key], length - (part.get('begin') or 0)))
     # a longer run is not measured or saved less often
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') if by_steps else None
     for part, key in ((cfg.train_cfg, 'val_interval'), (checkpoint, 'interval')):

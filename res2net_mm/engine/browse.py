@@ -76,7 +76,10 @@ def _figures(cfg: Config) -> Iterator[str]:
 
 
 def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray:
-    """The objects of a sample, grey if training ignores them; else its label map."""
+    """The objects of a sample, grey if training ignores them; else its label map.
+
+    None of a pose estimator, whose boxes are of the whole image and not of its crop.
+    """
     if 'gt_instances' not in sample and 'gt_sem_seg' in sample:
         labels = sample.gt_sem_seg.data.squeeze().cpu().numpy()
         return np.where(labels < len(names), labels, 255)
@@ -86,7 +89,8 @@ def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray
         if found is None or 'bboxes' not in found:
             continue
         masks = found.masks.to_ndarray() if 'masks' in found else [()] * len(found)
-        rows = zip(found.bboxes.tolist(), found.labels.tolist(), masks, strict=True)
+        labels = found.labels.tolist() if 'labels' in found else []
+        rows = zip(found.bboxes.tolist(), labels, masks, strict=False)
         for (left, top, right, bottom), label, mask in rows:
             name = str(names[label] if label < len(names) else label)
             text, mark = name, charts.colour(label)

@@ -36,8 +36,14 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         hub = runner.message_hub
         kept = hub.runtime_info.get('keep_ckpt_ids')
-        if kept and not all(type(step) is int for step in kept):  # parts of names to remove
+        moved = (
+            runner.iter
+            and Path(str(runner._load_from)).parent.resolve()
+            != Path(self.out_dir or runner.work_dir).resolve()
+        )
+        if kept and (moved or not all(type(step) is int for step in kept)):  # parts of names
             hub.update_info('keep_ckpt_ids', [])
+        self._forget_lost(runner)
         super().before_train(runner)
         if is_main_process():
             remove_partial(self.out_dir, Path(self.filename_tmpl).suffix)
@@ -45,7 +51,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         self.file_backend = _LateRemoval(self.file_backend, left if isinstance(left, list) else [])
         hub.update_info(_OUTDATED, self.file_backend.outdated)
         self._remove_outdated()
-        if self.save_best and runner.iter and self._lacks_validation(runner):
+        if self._needs_scores(runner) and runner.iter and self._lacks_validation(runner):
             runner.logger.info('validating the resumed checkpoint, which may not have been')
             runner.val_loop.run()
 
@@ -99,6 +105,24 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         best = getattr(self, 'best_ckpt_path_dict', {'': getattr(self, 'best_ckpt_path', None)})
         return {self.last_ckpt, *best.values()}
 
+    def _forget_lost(self, runner: Runner) -> None:
+        """Forgets the score of a best checkpoint that is gone, so that a new one is kept."""
+        known = runner.message_hub.runtime_info
+        for key in [key for key in known if key.startswith('best_ckpt')]:
+            path = str(known[key])
+            here = Path(self.out_dir or runner.work_dir, Path(path).name)
+            if '://' not in path and not (Path(path).exists() or here.exists()):
+                del known[key]
+                known.pop(key.replace('best_ckpt', 'best_score'), None)
+
+    def _needs_scores(self, runner: Runner) -> bool:
+        """Whether the run depends on the scores of its validations."""
+        schedules = runner.param_schedulers or []
+        several = schedules.values() if isinstance(schedules, dict) else [schedules]
+        plateau = any(getattr(s, 'need_val_args', False) for part in several for s in part)
+        stops = any(isinstance(hook, mmengine.hooks.EarlyStoppingHook) for hook in runner.hooks)
+        return bool(self.save_best) or plateau or stops
+
     def _lacks_validation(self, runner: Runner) -> bool:
         """Whether a validation is due now that the resumed checkpoint has no result of."""
         loop, done, end = runner.train_loop, runner.iter, runner.max_iters
@@ -130,10 +154,14 @@ class _LateRemoval:
 
 
 def check_new_run(cfg: Config) -> None:
-    """Raises ToolError if a run that resumes nothing would write into the folder of another one."""
+    """Raises ToolError if a run would write into the folder of one that it does not resume."""
     folder = Path(cfg.work_dir)
     there = [folder / LAST, *folder.glob('epoch_[0-9]*.pth'), *folder.glob('iter_[0-9]*.pth')]
-    if cfg.get('resume') or not any(file.exists() for file in there):
+    given = str(cfg.get('load_from') or '') if cfg.get('resume') else None
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    own = {folder.resolve(), Path(hook.get('out_dir') or folder, folder.absolute().name).resolve()}
+    own_file = given is not None and ('://' in given or Path(given).resolve().parent in own)
+    if own_file or not any(file.exists() for file in there):
         return
     free = next(f for f in (Path(f'{folder}_{k}') for k in count(2)) if not f.exists())
     raise ToolError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ def check_model(cfg: Config) -> None:
             _check_gray(cfg)
     for i, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or ()):
         _check_backend(cfg, i, backend.get('type'))
+    _check_order(cfg)
     for node in _datasets(cfg):
         if node.family == 'semantic':
             _check_zero_label(node.key, node.config, bool(node.option('reduce_zero_label')))
@@ -179,6 +181,20 @@ def _check_gray(cfg: Config) -> None:
                 )
 
 
+def _check_order(cfg: Config) -> None:
+    """VOCMetric would compare boxes in the resized image with those in the original."""
+    kinds = {s: [type_name(m) for _, m in evaluators_of(cfg, s)] for s in ('val', 'test')}
+    by_voc = tuple(s for s, names in kinds.items() if any(n.endswith('VOCMetric') for n in names))
+    for node in _datasets(cfg):
+        steps = ' '.join(type_name(step).rpartition('.')[2] for step in node.pipeline)
+        wrong = re.search(r'\bLoadAnnotations\b.* (\w*(Resize|Flip|Crop)\w*)', steps)
+        if wrong and node.key.startswith(by_voc or ('-',)):
+            raise ToolError(
+                f'{node.key}.pipeline has {wrong[1]} after LoadAnnotations, so VOCMetric would '
+                'compare boxes in different sizes: load the annotations after it'
+            )
+
+
 def _check_zero_label(key: str, dataset: dict, reduced: bool) -> None:
     for i, step in enumerate(dataset.get('pipeline') or ()):
         given = step.get('reduce_zero_label') if isinstance(step, dict) else None
@@ -218,12 +234,14 @@ def _check_batch_norm(cfg: Config, batch: int) -> None:
 
 
 def repetitions(dataset: Any) -> int:
-    """How often an epoch of a data set config goes through its images."""
+    """How often an epoch of a data set config goes through its images; 0 if that is unknown."""
     times = 1
     while isinstance(dataset, dict) and isinstance(dataset.get('dataset'), dict):
-        times *= dataset.get('times', 1)
+        balanced = type_name(dataset).endswith('ClassBalancedDataset')
+        times *= 0 if balanced else dataset.get('times', 1)
         dataset = dataset['dataset']
-    return times
+    parts = dataset.get('datasets') or () if isinstance(dataset, dict) else ()
+    return times * all(repetitions(part) == 1 for part in parts)
 
 
 def _datasets(cfg: Config) -> Iterator[Node]:

@@ -146,6 +146,7 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     saved = read_config_text(meta.get('cfg'))
     runner.earlier_lengths = _earlier_lengths(meta, saved, _run_length(runner.cfg))
     changed = dict(_changes(runner.cfg, saved))
+    _forget_scores(runner, checkpoint, saved)
     moved = _set_place(runner, meta, changed)
     pairs = _optimizers(runner, checkpoint)
     same_rates = all(
@@ -167,6 +168,23 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
             f'learning rate {groups[0]["lr"]:g} (the checkpoint had {before:g}): it and the '
             'schedules are those of a run that had this config from the start'
         )
+
+
+def _forget_scores(runner: Runner, checkpoint: Mapping[str, Any], saved: Mapping) -> None:
+    """Takes best scores out of a checkpoint if validation measured something else before."""
+    now, info = runner.cfg.to_dict(), checkpoint.get('message_hub', {}).get('runtime_info', {})
+
+    def measured(cfg: Mapping[str, Any]) -> dict[str, Any]:
+        hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        found = {key: hook.get(key) for key in ('save_best', 'rule')}
+        dataset = (cfg.get('val_dataloader') or {}).get('dataset')
+        return {'checkpoint': found, 'dataset': dataset, 'metric': cfg.get('val_evaluator')}
+
+    keys = [key for key in info if key.startswith('best_') or key == 'early_stop']
+    if saved and keys and any(True for _ in _differences(measured(saved), measured(now), 'val')):
+        for key in keys:
+            info.pop(key)
+        runner.logger.warning('validation differs from that of the checkpoint: its best is unknown')
 
 
 def read_config_text(text: Any) -> dict[str, Any]:

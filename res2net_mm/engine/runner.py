@@ -27,7 +27,7 @@ from .config import (
     pretrained,
     walk_dicts,
 )
-from .config_checks import check_model
+from .config_checks import check_model, schedules
 from .config_keys import check_arguments
 from .errors import ToolError, building_config
 from .pictures import use_our_pictures
@@ -83,6 +83,8 @@ def prepare_config(
                 '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch that '
                 'its learning rate is meant for; there is none'
             )
+        if absolute := [name for name, s in schedules(cfg) if type_name(s).endswith('OneCycleLR')]:
+            raise ToolError(f'--auto-scale-lr cannot scale {absolute[0]}: set its eta_max instead')
         cfg.auto_scale_lr.enable = True
     changes = add_safeguards(cfg)
     if changes and is_main_process():
@@ -118,6 +120,8 @@ def _set_precision(cfg: Config, amp: bool) -> None:
     """Puts the optimizer wrapper for mixed precision in, if the tool or the config asks for it."""
     wrapper = cfg.get('optim_wrapper')
     kind = wrapper.get('type', 'OptimWrapper') if isinstance(wrapper, dict) else None
+    if kind and 'optimizer' not in wrapper:
+        kind = 'several optimizers'
     device = get_device()
     if not amp and not (kind == 'AmpOptimWrapper' and device == 'cpu'):  # which fails on a CPU
         return
@@ -165,6 +169,12 @@ def _set_weights(cfg: Config, from_scratch: bool, resumed: bool, trust: bool) ->
     if resumed:
         drop_timm_weights(cfg)
     if from_scratch:
+        if cfg.get('load_from') and not resumed:
+            warn(f'--from-scratch: load_from {cfg.load_from} of the config is left out')
+            cfg.load_from = None
+        for part in walk_dicts(model):
+            if pretrained(part):
+                part['init_cfg'] = None
         if model.get('pretrained'):
             model.pretrained = None  # mmseg's older way
         backbone = model.get('backbone')  # may be mmdet's or mmseg's own

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+import math
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process, master_only
 from mmengine.hooks import EarlyStoppingHook, Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..checks import check_positive
@@ -36,6 +38,7 @@ _LOSS = 3  # the key of random numbers, beside those of samples and steps
 _SMALL = 1000  # images of a validation set
 _VALIDATIONS, _LINES = 10, 10  # at least so many of a run by iterations, and of an epoch
 _WORST, _SIDE = 8, 240  # label maps that a report shows, and their pixels
+_DROPS = 'Drop', 'StochasticDepth'  # class names of what leaves out values by chance
 _TRAINING_LINE = re.compile(r'(Epoch|Iter)\(train\)|Exp name:')
 
 
@@ -191,11 +194,11 @@ class _TrainingHook(Hook):
 class ValLossHook(_TrainingHook):
     """Logs the loss on the validation set, ``val_loss``, after each validation.
 
-    It is the training's loss, with the weights that were validated, batch norm by its running
-    statistics, and no dropout. Images and annotations pass the transforms of validation, not the
-    random ones of training. Samplers draw the same numbers each time. It is of a copy of the model,
-    and generators are afterwards what they were. If a model or a data set cannot do this, one line
-    says so and training goes on.
+    It is the training's loss, as heads compute it in training, with the weights that were
+    validated, batch norm by its running statistics, and no dropout. Images and annotations pass the
+    transforms of validation, not the random ones of training. Samplers draw the same numbers each
+    time. It is of a copy of the model, and generators are afterwards what they were. If a model or
+    a data set cannot do this, one line says so and training goes on.
     """
 
     priority = 'ABOVE_NORMAL'  # before EMAHook puts the trained weights back
@@ -226,13 +229,21 @@ class ValLossHook(_TrainingHook):
         """The sum of each loss over the images, and under ``''`` their number."""
         if self.loader is None:
             self.loader = runner.build_dataloader(loss_loader(runner.cfg), seed=runner.seed)
-        model, sums = copy.deepcopy(unwrapped(runner.model)).eval(), Counter()
+        model, sums, seen = copy.deepcopy(unwrapped(runner.model)).train(), Counter(), 0
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) or type(module).__name__.startswith(_DROPS):
+                module.eval()
         model.__dict__.pop('forward', None)  # a compiled one is that of the model itself
         if hasattr(model.data_preprocessor, 'batch_augments'):
             model.data_preprocessor.batch_augments = None
+        own = len(self.loader.dataset) - get_rank()
+        own = -(-own // get_world_size()) if get_world_size() > 1 else math.inf
         for i, batch in enumerate(self.loader):
             seed_generators(_LOSS, runner.seed, get_rank(), i)
-            images = len(batch['inputs'])
+            images = min(len(batch['inputs']), max(own - seen, 0))
+            seen += images
+            if images:  # the sampler gives all processes equally many, some images twice
+                batch = {key: part[:images] for key, part in batch.items()}
             data = model.data_preprocessor(batch, True)
             _, losses = model.parse_losses(model(**data, mode='loss'))
             sums[''] += images
@@ -254,11 +265,15 @@ def loss_loader(cfg: Config) -> dict[str, Any]:
     training = [step for part in parts for step in part['pipeline']]
     loads = [[step for step in part['pipeline'] if _loads(step)] for part in parts]
     packs = [step for step in training if _name(step).startswith('Pack')]
+    targets = [step for step in training if _name(step) == 'GenerateTarget']  # mmpose's heatmaps
     for part in list(walk_dicts(loader.dataset)):
         steps = part.get('pipeline') or []
         rest = [s for s in steps if not (_loads(s) or _name(s).startswith('Pack'))]
         if steps:
-            part.pipeline = [*rest[:1], *next(filter(None, loads), []), *rest[1:], *packs[:1]]
+            first = [*rest[:1], *next(filter(None, loads), []), *rest[1:]]
+            part.pipeline = [*first, *targets[:1], *packs[:1]]
+            if targets:  # detected persons have no keypoints to learn from
+                part.pop('bbox_file', None)
     maps = any(_name(step) == 'PackSegInputs' for step in packs)
     loader.batch_size = 1 if maps else cfg.train_dataloader.get('batch_size') or 1
     return loader
@@ -321,14 +336,16 @@ class ReportHook(_TrainingHook):
             ignored = truth == next((index for index in named if index is not None), 255)
             right = float((truth == predicted)[~ignored].float().mean().nan_to_num(1))
             step = -(-max(truth.shape) // _SIDE)
-            maps = [m.masked_fill(ignored, 255)[::step, ::step].numpy() for m in (truth, predicted)]
+            maps = [m.long().masked_fill(ignored, 255) for m in (truth, predicted)]
+            maps = [m[::step, ::step].numpy() for m in maps]
             found = dict(path=sample.img_path, accuracy=right, truth=maps[0], predicted=maps[1])
             self.worst = _worst([*self.worst, found])
 
     def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
         if not self.trains:
             return
-        worst = _worst(sum(all_gather_object(self.worst), []))
+        found = {w['path']: w for part in all_gather_object(self.worst) for w in part}
+        worst = _worst([*found.values()])
         by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop) and any(
             isinstance(hook, LoggerHook) and hook.log_metric_by_epoch for hook in runner.hooks
         )

@@ -93,7 +93,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
     def _truth(self, truths: Sequence[dict]) -> dict[str, Any]:
         """Content of the annotation file, or what mmdet makes of the samples' instances."""
         if self._coco_api is not None:
-            return self._coco_api.dataset
+            return {'annotations': [], **self._coco_api.dataset}
         with tempfile.TemporaryDirectory() as folder:
             file = self.gt_to_coco_json(truths, self.outfile_prefix or f'{folder}/results')
             return {'annotations': [], **json.loads(Path(file).read_text())}
@@ -127,7 +127,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         """mmdet's ``AR@100``, ...; its ``eval_recalls`` fails with numpy 2 for several images."""
         corners: dict[Any, list] = {key: [] for key in self.img_ids}
         for a in objects:
-            if not (a.get('iscrowd') or a.get('ignore')):
+            if a['category_id'] in self.cat_ids and not (a.get('iscrowd') or a.get('ignore')):
                 x, y, width, height = a['bbox']
                 corners[a['image_id']].append([x, y, x + width, y + height])
         found, total = np.zeros(len(self.agnostic_nums)), 0

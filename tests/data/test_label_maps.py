@@ -22,7 +22,8 @@ from written_sets import (
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
 from res2net_mm.data import check_data, format_summary
 from res2net_mm.data.check.inspection import SAMPLE
-from res2net_mm.data.sets.label_maps import read_map
+from res2net_mm.data.sets.label_maps import map_reader, read_map
+from res2net_mm.data.sets.nodes import find_nodes
 
 TRAIN = 'train_dataloader.dataset'
 
@@ -250,3 +251,23 @@ def test_real_sets(folder, photos, maps, ignore, images):
     assert tuple(summary.images for summary in summaries) == (*images, images[1])
     if folder == 'camvid':
         check_fails(semantic(train, model=model(11)), 'the value 11', '11 classes are 0 to 10')
+
+
+def test_chosen_classes_are_labelled_as_mmseg_does(tmp_path):
+    """Values 13 and 11 of Cityscapes are car and person, whatever the order of those chosen."""
+    write_label_maps(tmp_path, {'a': label_map(13, 13, 11, 0), 'b': label_map(0)})
+    classes = ('car', 'person')
+    dataset = semantic_dataset(
+        tmp_path,
+        type='CityscapesDataset',
+        metainfo={'classes': classes},
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+    )
+    (node,) = find_nodes(dataset, TRAIN, 'mmseg')
+    labels = map_reader(node)(str(next(tmp_path.rglob('a.png'))))
+    assert np.array_equal(labels, label_map(0, 0, 1, 255))
+    check_data(semantic(dataset, model=model(2)))
+    for file in tmp_path.rglob('a.png'):
+        Image.fromarray(label_map(0, 1)).save(file)
+    check_fails(semantic(dataset, model=model(2)), 'hold only class none', 'train')

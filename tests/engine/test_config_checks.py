@@ -3,7 +3,7 @@
 import pytest
 
 from res2net_mm.engine.config import load_config
-from res2net_mm.engine.config_checks import check_model, check_training
+from res2net_mm.engine.config_checks import check_model, check_training, repetitions
 from res2net_mm.engine.errors import ToolError
 
 SHAPES = 'faster_rcnn_r2n14_shapes.py'
@@ -108,3 +108,28 @@ def test_what_mmseg_and_mmengine_take_is_taken():
     check_model(cfg)
     cfg.param_scheduler = [dict(type='CosineAnnealingLR', T_max=None, begin=None, end=None)]
     assert check_training(cfg, 100) == []
+
+
+def test_voc_boxes_are_compared_in_one_size():
+    cfg = load_config('faster_rcnn_r2n50_voc0712.py')
+    check_model(cfg)
+    steps = cfg.val_dataloader.dataset.pipeline
+    (loads,) = [step for step in steps if step.type == 'LoadAnnotations']
+    steps.remove(loads)
+    steps.insert(1, loads)
+    with pytest.raises(ToolError, match='val_dataloader.* has Resize after LoadAnnotations'):
+        check_model(cfg)
+
+
+@pytest.mark.parametrize(
+    ('dataset', 'times'),
+    [
+        (dict(type='X'), 1),
+        (dict(type='RepeatDataset', times=3, dataset=dict(type='X')), 3),
+        (dict(type='mmdet.ClassBalancedDataset', dataset=dict(type='X')), 0),
+        (dict(datasets=[dict(type='X'), dict(type='Y')]), 1),
+        (dict(datasets=[dict(type='RepeatDataset', times=2, dataset=dict(type='X'))]), 0),
+    ],
+)
+def test_repetitions(dataset, times):
+    assert repetitions(dataset) == times

@@ -92,6 +92,23 @@ def test_a_mistake_in_a_config_is_one_line(tiny_options, tmp_path, option, word)
 
 
 def test_from_scratch_no_part_learns_as_if_it_was_pretrained(capsys):
-    cfg = prepare_config(load_config('faster_rcnn_r2n50_vd_ssld.py'), from_scratch=True)
+    cfg = load_config('faster_rcnn_r2n50_vd_ssld.py')
+    cfg.load_from = 'https://example.com/x.pth'
+    cfg.model.neck.init_cfg = dict(type='Pretrained', checkpoint='x.pth')
+    cfg = prepare_config(cfg, from_scratch=True)
+    assert cfg.load_from is None and cfg.model.neck.init_cfg is None
     keys = cfg.optim_wrapper.paramwise_cfg.custom_keys
     assert keys and not any('lr_mult' in values for values in keys.values())
+
+
+def test_what_mixed_precision_and_scaling_cannot_do():
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    wrapper = cfg.optim_wrapper
+    cfg.optim_wrapper = dict(constructor='X', backbone=wrapper, rest=wrapper)
+    with pytest.raises(ToolError, match='--amp needs .* but the config has several optimizers'):
+        prepare_config(cfg, amp=True)
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    cfg.auto_scale_lr = dict(base_batch_size=16)
+    cfg.param_scheduler = [dict(type='OneCycleLR', eta_max=0.1, total_steps=9, by_epoch=False)]
+    with pytest.raises(ToolError, match='cannot scale param_scheduler.0: set its eta_max'):
+        prepare_config(cfg, auto_scale_lr=True)

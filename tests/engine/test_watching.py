@@ -9,6 +9,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 
 from res2net_mm.data import check_data
 from res2net_mm.data.check.survey import SplitSummary
@@ -23,7 +26,7 @@ from res2net_mm.engine.checkpoints import check_new_run
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.runner import build_runner, prepare_config
-from res2net_mm.engine.watching import EarlyStopHook, loss_loader, watch_run
+from res2net_mm.engine.watching import EarlyStopHook, ReportHook, loss_loader, watch_run
 from res2net_mm.evaluation import main_metric
 
 CONFIG = 'faster_rcnn_r2n14_shapes.py'
@@ -110,7 +113,12 @@ def test_mistakes_are_one_line(tmp_path):
     (tmp_path / 'w' / 'epoch_3.pth').touch()
     with pytest.raises(ToolError, match=r'w holds a run.*--resume.*--work-dir \S+w_3$'):
         check_new_run(cfg)
-    cfg.resume = True
+    cfg.resume, cfg.load_from = True, str(tmp_path / 'w' / 'epoch_3.pth')
+    check_new_run(cfg)
+    cfg.load_from = str(tmp_path / 'another' / 'epoch_3.pth')  # a run of another folder
+    with pytest.raises(ToolError, match='w holds a run'):
+        check_new_run(cfg)
+    cfg.work_dir = str(tmp_path / 'empty')
     check_new_run(cfg)
 
 
@@ -181,8 +189,39 @@ def test_validation_loss_is_that_of_training_and_touches_nothing(prepared):
     assert logged['val_loss'] == pytest.approx(total / len(dataset), rel=1e-5)
 
 
+def test_validation_loss_of_a_head_that_differs_when_it_predicts(prepared):
+    """mmdet's FCOS multiplies boxes by their stride then, and SOLO suppresses scores."""
+    cfg = prepared(**{'train_cfg.max_epochs': 1})
+    runner = build_runner(cfg)
+    modes = []
+
+    def note(module, args, kwargs):
+        if kwargs.get('mode') == 'loss' and not torch.is_grad_enabled():
+            norms = [m for m in module.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+            modes.append(
+                (module.training, module.rpn_head.training, any(n.training for n in norms))
+            )
+
+    runner.model.register_forward_pre_hook(note, with_kwargs=True)
+    runner.train()
+    assert {*modes} == {(True, True, False)}
+
+
 def scalars(runner):
     return Path(runner.log_dir, 'vis_data', 'scalars.json')
+
+
+def test_report_of_a_map_with_one_channel(tmp_path):
+    """mmseg's prediction of such a head is in floats."""
+    hook = ReportHook()
+    hook.trains = True
+    runner = SimpleNamespace(val_evaluator=SimpleNamespace(metrics=[SimpleNamespace()]))
+    sample = SegDataSample(metainfo=dict(img_path='a.jpg'))
+    sample.gt_sem_seg = PixelData(data=torch.ones(1, 8, 8, dtype=torch.long))
+    sample.pred_sem_seg = PixelData(data=torch.ones(1, 8, 8))
+    hook.after_val_iter(runner, outputs=[sample])
+    (found,) = hook.worst
+    assert found['accuracy'] == 1 and found['predicted'].dtype == found['truth'].dtype == np.int64
 
 
 def test_pipeline_of_the_loss():
@@ -236,13 +275,13 @@ def test_what_fails_is_said_and_training_goes_on(prepared, monkeypatch):
     monkeypatch.setattr(logging.Logger, 'log', lambda self, level, text: said.append(text))
 
     def broken(self, losses):
-        if not self.training:
-            raise RuntimeError('no loss in eval mode')
+        if not torch.is_grad_enabled():
+            raise RuntimeError('no loss without gradients')
         return real(self, losses)
 
     monkeypatch.setattr(type(runner.model), 'parse_losses', broken)
     runner.train()
-    once = 'no validation loss: no loss in eval mode; training goes on'
+    once = 'no validation loss: no loss without gradients; training goes on'
     assert [t for t in said if 'validation loss' in t] == [once]
     assert 'val_loss' not in scalars(runner).read_text() and runner.epoch == 2
     line = r'no report: \w+: .*report.html.*; training goes on'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -89,13 +90,14 @@ def check_evaluators(nodes: Sequence[Node], evaluators: Mapping[str, Mapping]) -
     """Errors unless the annotation file of every metric fits the datasets."""
     for key, config in evaluators.items():
         file, where = config.get('ann_file'), f'{key}.ann_file'
+        own = re.search(r'\.metrics\.(\d+)$', key)  # each has a data set of its own
         if not isinstance(file, str) or '://' in file:
             continue
         if not os.path.isfile(file):
             what = f'{file!r} does not exist: no file {os.path.abspath(file)}'
             yield error('metric', where, what, f'set it, such as --cfg-options {where}=FILE')
         elif type_name(config).endswith('CocoMetric'):
-            for node in nodes:
+            for node in nodes[int(own[1]) :][:1] if own else nodes:
                 if node.kind == 'coco':
                     yield from _compare_files(where, file, node)
 
@@ -104,6 +106,8 @@ def _configs(value: Any, key: str) -> dict[str, Mapping]:
     """Place -> config, for a value of ``key`` that is one config or a list of them."""
     if isinstance(value, list | tuple):
         return {f'{key}.{i}': part for i, part in enumerate(value) if isinstance(part, Mapping)}
+    if isinstance(value, Mapping) and 'metrics' in value:  # of MultiDatasetsEvaluator
+        return _configs(value['metrics'], f'{key}.metrics')
     return {key: value} if isinstance(value, Mapping) else {}
 
 

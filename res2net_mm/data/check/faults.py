@@ -39,7 +39,7 @@ def check_files(part: CheckedSet) -> Iterator[Finding]:
         yield from _check_picture(part, image)
         yield from _check_map(part, image)
     seen = [repr(part.classes[label]) for label in part.labels() if label < len(part.classes)]
-    if part.compared and part.count_values().any() and len(seen) < 2:
+    if part.compared and part.count_values().any() and len(seen) < 2 - part.chosen:
         maps = sum(image.label_map in part.pictures for image in part.used)
         what = f'the {maps:,} label maps hold only class {listed(seen) or "none"}; all else is '
         what += f'ignored ({_shown(part.ignored)})'

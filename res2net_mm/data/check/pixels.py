@@ -49,8 +49,12 @@ class CheckedSet:
     def compared(self) -> bool:
         """Whether the values in its label maps can be compared with the numbers of its classes."""
         # with a single class, only the loss knows what stands for the background
-        own = tuple(self.node.own_classes or self.classes)
-        return bool(self.ignored) and len(own) > 1 and own == self.classes
+        return bool(self.ignored) and len(self.classes) > 1
+
+    @property
+    def chosen(self) -> bool:
+        """Whether its classes are a part of its data set's own."""
+        return tuple(self.node.own_classes or self.classes) != self.classes
 
     def count_values(self) -> np.ndarray:
         """(256,) pixels with each value in the label maps that were looked at."""

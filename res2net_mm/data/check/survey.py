@@ -149,7 +149,8 @@ class Survey:
             except DataError as fault:
                 yield error('classes', fault.where, fault.what, fault.remedy)
                 continue
-            options = {'annotated': annotated} if node.kind == 'coco' else {}
+            options = {'annotated': annotated} if node.kind in ('coco', 'semantic') else {}
+            options |= {'several': len(nodes) > 1} if node.kind == 'voc' else {}
             images = yield from guarded('files', _READERS[node.kind](node, classes, **options))
             if images is None:
                 continue

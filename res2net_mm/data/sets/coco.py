@@ -16,7 +16,7 @@ from ...checks import listed, nearest
 from ..errors import DataError
 from ..findings import Finding, error, warning
 from .nodes import Node
-from .records import BORDER, Image, Object
+from .records import BORDER, Image, Object, check_missing
 
 _MOST_SIDE = 10_000_000  # px of an image
 _MOST_AREA = 1.1  # share of its box that an object may cover: rounding
@@ -44,6 +44,13 @@ def read_coco(
     yield from reader.each(content['images'], 'image', reader.image)
     yield from reader.each(content.get('annotations') or (), 'annotation', reader.annotation)
     yield from _check_format(np.array(reader.boxes, float).reshape(-1, 6), file)
+    folders = node.option('data_prefix') or {}
+    loads = [isinstance(step, Mapping) and step.get('with_seg') for step in node.pipeline]
+    if folders.get('seg') and any(loads):
+        stems = [os.path.splitext(image['file_name'])[0] for image in content['images']]
+        end, folder = node.option('seg_map_suffix'), node.prefix('seg')
+        maps = [os.path.join(folder, f'{stem}{end}') for stem in stems]
+        yield from check_missing(maps, 'semantic maps', file, node.key)
     return list(reader.images.values())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from functools import partial
 
 import numpy as np
 from mmengine.fileio import list_dir_or_file
@@ -19,8 +18,10 @@ from .nodes import Node, read_list, type_name
 from .records import Image, check_missing
 
 
-def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None, list[Image]]:
-    """The images that mmseg's ``BaseSegDataset`` lists, and their label maps."""
+def read_semantic(
+    node: Node, classes: Sequence[str], annotated: bool = True
+) -> Generator[Finding, None, list[Image]]:
+    """The images that mmseg's ``BaseSegDataset`` lists, and their label maps if ``annotated``."""
     own = node.own_classes or classes
     unknown = [repr(name) for name in classes if name not in own]
     if unknown:
@@ -28,7 +29,7 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None
         remedy = f'choose from {listed(own, 20)}, or use type BaseSegDataset'
         yield error('classes', node.classes_key, what, remedy)
     suffix, map_suffix = node.option('img_suffix'), node.option('seg_map_suffix')
-    source, map_folder = node.prefix('img_path'), node.prefix('seg_map_path')
+    source = node.prefix('img_path')
     folder = source
     if node.config.get('ann_file'):
         source = node.annotation_file()
@@ -44,10 +45,11 @@ def read_semantic(node: Node, classes: Sequence[str]) -> Generator[Finding, None
                 folder,
                 f'set the suffix, for example --cfg-options {node.key}.img_suffix=.png',
             )
-    files, maps = (
-        [os.path.join(place, name + end) for name in names]
-        for place, end in ((folder, suffix), (map_folder, map_suffix))
-    )
+    files = [os.path.join(folder, name + suffix) for name in names]
+    if not annotated:
+        return [*map(Image, files)]
+    map_folder = node.prefix('seg_map_path')
+    maps = [os.path.join(map_folder, name + map_suffix) for name in names]
     yield from check_missing(maps, 'label maps', source, node.key)
     return [Image(file, label_map=map_) for file, map_ in zip(files, maps, strict=True)]
 
@@ -56,7 +58,12 @@ def map_reader(node: Node) -> Callable[[str], np.ndarray]:
     """What gives the labels in a file, (H, W) of uint8, as the pipeline of a dataset loads them."""
     if any(type_name(step).endswith('LoadMaskAnnotations') for step in node.pipeline):
         return read_binary_mask
-    return partial(read_map, reduce_zero_label=bool(node.option('reduce_zero_label')))
+    table = np.arange(256, dtype=np.uint8)
+    own, used = [*(node.own_classes or ())], [*node.classes()]
+    for label, name in enumerate(own if own != used else ()):  # after the zero label was removed
+        table[label] = used.index(name) if name in used else 255
+    reduced = bool(node.option('reduce_zero_label'))
+    return lambda file: table[read_map(file, reduced)]
 
 
 def read_map(file: str, reduce_zero_label: bool) -> np.ndarray:

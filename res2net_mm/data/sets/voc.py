@@ -84,8 +84,13 @@ def find_image(stem: str, exists: Callable[[str], bool]) -> str:
     return next(found, stem + IMAGE_SUFFIXES[0])
 
 
-def read_voc_set(node: Node, classes: Sequence[str]) -> Generator[Finding, None, list[Image]]:
-    """What mmdet's ``XMLDataset``, or ours, reads; ``classes`` are those it is used with."""
+def read_voc_set(
+    node: Node, classes: Sequence[str], several: bool = False
+) -> Generator[Finding, None, list[Image]]:
+    """What mmdet's ``XMLDataset``, or ours, reads; ``classes`` are those it is used with.
+
+    Of ``several`` that are joined, each may lack classes.
+    """
     file = node.annotation_file()
     lines = read_list(file)
     for i, name in enumerate(lines, 1):
@@ -112,7 +117,7 @@ def read_voc_set(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
         if os.path.isfile(xml_file):
             reading = _read_objects(image, xml_file, classes, least)
             yield from guarded('broken annotation', reading)
-    yield from _check_names(node, classes, images, file)
+    yield from _check_names(node, classes, images, file, several)
     return images
 
 
@@ -140,7 +145,7 @@ def _read_objects(
 
 
 def _check_names(
-    node: Node, classes: Sequence[str], images: Sequence[Image], file: str
+    node: Node, classes: Sequence[str], images: Sequence[Image], file: str, several: bool
 ) -> Iterator[Finding]:
     """An error if objects have none of the classes, or a class seems misspelt."""
     found = {item.name for image in images for item in image.objects}
@@ -148,6 +153,7 @@ def _check_names(
     likeness = _LIKENESS if node.config.get('test_mode') else _LIKENESS_IN_TRAINING
     lacking = {name: nearest(name, others, likeness) for name in classes if name not in found}
     likely = [f'{name!r} (did you mean {other!r}?)' for name, other in lacking.items() if other]
+    likely = [] if several else likely
     if likely or (others and not found):
         shown = listed((f'{name} ({count:,})' for name, count in others.most_common()), 10)
         yield error(
