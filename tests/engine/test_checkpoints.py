@@ -149,11 +149,43 @@ def test_the_best_of_another_folder_is_not_removed(tmp_path):
     runner(first, scores(1, 1, 1), dict(interval=1)).train()
     before = names(first)
     (second / 'best_acc_epoch_1.pth').touch()  # of the same name as the other's
+    (second / 'epoch_3.pth').touch()
     loop = dict(by_epoch=True, max_epochs=4)
     source = dict(load_from=str(first / 'epoch_3.pth'), resume=True)
     runner(second, scores(1, 5), dict(interval=1), loop, **source).train()
     assert names(first) == before
-    assert names(second) == {'epoch_4.pth', 'best_acc_epoch_4.pth', 'best_acc_epoch_1.pth'}
+    kept = {'epoch_3.pth', 'best_acc_epoch_1.pth'}
+    assert names(second) == {'epoch_4.pth', 'best_acc_epoch_4.pth'} | kept
+
+
+def test_a_best_checkpoint_that_is_gone_is_replaced(tmp_path):
+    runner(tmp_path, scores(1, 3, 2), dict(interval=1)).train()
+    (tmp_path / 'best_acc_epoch_2.pth').unlink()
+    loop = dict(by_epoch=True, max_epochs=5)
+    source = dict(load_from=str(tmp_path / 'epoch_3.pth'), resume=True)
+    runner(tmp_path, scores(2, 1, 1), dict(interval=1), loop, **source).train()
+    assert names(tmp_path) == {'epoch_5.pth', 'best_acc_epoch_3.pth'}
+
+
+def test_a_stop_that_depends_on_scores_validates_the_resumed_checkpoint(tmp_path, monkeypatch):
+    """A run that was killed between saving and validating ends as one that was not."""
+    hook = dict(interval=1, save_best=None)
+    stop = [dict(type='res2net_mm.EarlyStopHook', patience=2)]
+    loop = dict(by_epoch=True, max_epochs=5)
+    values = [dict(mAP=value) for value in (0.5, 0.4, 0.3, 0.2, 0.1)]
+    (tmp_path / 'a').mkdir()
+    run = runner(tmp_path / 'a', values, hook, loop, stop)
+    run.train()
+    assert run.epoch == 3
+    monkeypatch.setattr(Score, 'compute_metrics', lambda *_: (_ for _ in ()).throw(SystemExit))
+    (tmp_path / 'b').mkdir()
+    with pytest.raises(SystemExit):
+        runner(tmp_path / 'b', values, hook, loop, stop).train()
+    monkeypatch.undo()
+    source = dict(load_from=str(tmp_path / 'b' / 'epoch_1.pth'), resume=True)
+    run = runner(tmp_path / 'b', values, hook, loop, stop, **source)
+    run.train()
+    assert run.epoch == 3
 
 
 @pytest.mark.parametrize('note', [None, '', '{}/epoch_3.pth', '{}/gone.pth', '/moved/epoch_2.pth'])
