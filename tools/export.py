@@ -99,8 +99,7 @@ def main() -> None:
         if args.check:
             file = ExportedModule(path, facts_of(cfg.model))
             names = ('PyTorch', 'file')
-            pairs = (model, loaded.get('meta')), (file, file.meta)
-            before, after = (measure(cfg, *pair) for pair in pairs)
+            before, after = (measure(cfg, m, loaded.get('meta')) for m in (model, file))
             if not compare_figures(before, after, names, say):
                 raise ToolError(
                     f'{path}, which stays, loses too much of what PyTorch reaches: try --dynamic'
@@ -110,7 +109,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         source = Path(folder, 'float32.xml')
         say(str(export(model, source, shape, **given)).splitlines()[0])
-        write_int8(cfg, source, path, training, args.check, say)
+        write_int8(cfg, source, path, training, args.check, say, loaded.get('meta'))
     say(f'written: {path}')
 
 

@@ -79,6 +79,8 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         found = [_read_parts(path)]
     else:
         raise DataError('there is no such folder, and no such yaml file', str(path))
+    if not found and 'yolo' in known and (notes := _yolo(path).notes):
+        raise DataError(' '.join(notes), str(path), 'put the labels there')
     if not found:
         raise DataError(
             f'it holds no {" and no ".join(known.values())} annotations that are known',
@@ -111,12 +113,13 @@ def _nearest(root: Path, kinds: Iterable[str]) -> list[Folder]:
 def split_of(path: Path, root: Path) -> str:
     """The split in a path: ``'instances_val2017.json'``, ``'valid/labels'``; ``ALL`` if none.
 
-    Of several words the first counts: ``train_val`` is for training. ``dev`` stands alone.
+    Of several words the first counts: ``train_val`` is for training. ``dev-kit`` is no split.
     """
     for part in reversed(path.relative_to(root).parts):
         words = re.findall('[a-z]+', part.lower())
-        for word in words:
-            if word in _SPLITS and (word != 'dev' or len(words) == 1):
+        for i, word in enumerate(words):
+            alone = part.endswith('.json') or _ROLES.issuperset(words[i + 1 :])
+            if word in _SPLITS and (word != 'dev' or alone):
                 return _SPLITS[word]
     return ALL
 
@@ -211,7 +214,8 @@ def _by_lists(folder: Folder, name: str) -> Folder:
     for split in ('train', 'val', 'test', ALL):
         if (file := lists.get(split)) is None:
             if split == ALL and splits and 'train' not in splits:  # what no list has
-                splits[ALL] = [p for stem in pairs.keys() - others for p in pairs[stem]]
+                left = [some for stem, some in pairs.items() if stem not in others]
+                splits[ALL] = sum(left, [])
             continue
         stems = dict.fromkeys(filter(None, _lines(file)))
         if twice := [stem for stem in stems if len(pairs.get(stem, ())) > 1]:
@@ -332,7 +336,7 @@ def _note_labels(folder: Folder) -> Folder:
     there = {file for place in {f.parent for f in files} for file in place.glob('*.txt')}
     if files and not files & there:
         what = f'none of its {len(files):,} images has a label file, such as {min(files)}'
-        raise DataError(what, str(folder.root), 'put the labels there')
+        return Folder(folder.root, 'yolo', notes=[what])
     if alone := sorted(files - there):
         note = 'images without label file count as images without objects'
         folder.notes.append(f'{len(alone):,} {note}: {listed((f.stem for f in alone), 3)}')
@@ -377,7 +381,10 @@ def _read_parts(file: Path) -> Folder:
     if 'format' not in content:
         if not _is_yolo(file):
             raise DataError('it names no data', str(file), 'write train, val and names')
-        return _yolo_yaml(file, content)
+        folder = _yolo_yaml(file, content)
+        if not folder.splits:
+            raise DataError(' '.join(folder.notes), str(file), 'put the labels there')
+        return folder
     kind, classes = content['format'], content.get('classes') or ()
     if kind not in ('coco', 'voc', 'labelme', 'masks'):
         remedy = 'write coco, voc, labelme or masks'

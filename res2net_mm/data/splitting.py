@@ -18,6 +18,8 @@ _COPY = re.compile(
     r'[ _-]*\(\d+\)$|[ _-]+(copy|aug\w*|flip\w*|rot|rotated|mirror)[ _-]?\d*$', re.IGNORECASE
 )
 
+_FEW = 8  # changed images that are copies of one image, rather than a series, if that is gone
+
 
 def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[Path]:
     """Chooses images for validation.
@@ -32,7 +34,7 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
         DataError: All images would have to stay together.
     """
     groups, first = DisjointSet(images), {}
-    originals = _originals(images, share * len(images))
+    originals = _originals(images, max(_FEW, share * len(images)))
     for image in images:
         for mark in (originals[image], _digest(image)):
             groups.merge(first.setdefault(mark, image), image)

@@ -12,7 +12,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..checks import check_positive
-from ..data import DataError, check_data
+from ..data import check_data
 from ..data.sets.nodes import type_name
 from .checkpoints import check_new_run
 from .config import dataloaders, walk_dicts
@@ -45,20 +45,19 @@ def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
     if args.batch is not None:
         cfg.train_dataloader.batch_size = args.batch
     if args.batch is not None or data:
-        if (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        absolute = any(type_name(s).endswith('OneCycleLR') for _, s in schedules(cfg))
+        if absolute:
+            lines.append('note: the learning rates of OneCycleLR are absolute, and stay')
+        elif (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             cfg.auto_scale_lr.enable = True  # describe_batch says by how much
         else:
             lines.append('note: without auto_scale_lr.base_batch_size, its learning rate stays')
     if args.size is not None:
         set_size(cfg, *args.size)
     if args.epochs is not None or data:
-        if not images:
-            try:
-                summary = check_data(cfg, ('train',))[0]
-                images = 0 if summary.unchecked else summary.images
-            except DataError:  # is said when the run starts
-                if 'max_iters' in cfg.train_cfg:
-                    raise
+        if not images and 'max_iters' in cfg.train_cfg:
+            summary = check_data(cfg, ('train',))[0]
+            images = 0 if summary.unchecked else summary.images
         lines += set_epochs(cfg, args.epochs, images)
     cfg.merge_from_dict(args.cfg_options or {})  # they have the last word
     return lines

@@ -36,14 +36,13 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         hub = runner.message_hub
         kept = hub.runtime_info.get('keep_ckpt_ids')
-        moved = (
-            runner.iter
-            and Path(str(runner._load_from)).parent.resolve()
-            != Path(self.out_dir or runner.work_dir).resolve()
-        )
+        name = Path(runner.work_dir).absolute().name
+        folder = Path(self.out_dir, name) if self.out_dir else Path(runner.work_dir)
+        source = Path(str(runner._load_from)).parent.resolve()
+        moved = runner.iter and source != folder.resolve()
         if kept and (moved or not all(type(step) is int for step in kept)):  # parts of names
             hub.update_info('keep_ckpt_ids', [])
-        self._forget_lost(runner)
+        self._forget_lost(runner, folder)
         super().before_train(runner)
         if is_main_process():
             remove_partial(self.out_dir, Path(self.filename_tmpl).suffix)
@@ -105,12 +104,12 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         best = getattr(self, 'best_ckpt_path_dict', {'': getattr(self, 'best_ckpt_path', None)})
         return {self.last_ckpt, *best.values()}
 
-    def _forget_lost(self, runner: Runner) -> None:
+    def _forget_lost(self, runner: Runner, folder: Path) -> None:
         """Forgets the score of a best checkpoint that is gone, so that a new one is kept."""
         known = runner.message_hub.runtime_info
         for key in [key for key in known if key.startswith('best_ckpt')]:
             path = str(known[key])
-            here = Path(self.out_dir or runner.work_dir, Path(path).name)
+            here = folder / Path(path).name
             if '://' not in path and not (Path(path).exists() or here.exists()):
                 del known[key]
                 known.pop(key.replace('best_ckpt', 'best_score'), None)
@@ -160,7 +159,7 @@ def check_new_run(cfg: Config) -> None:
     given = str(cfg.get('load_from') or '') if cfg.get('resume') else None
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     own = {folder.resolve(), Path(hook.get('out_dir') or folder, folder.absolute().name).resolve()}
-    own_file = given is not None and ('://' in given or Path(given).resolve().parent in own)
+    own_file = given == '' or (given and ('://' in given or Path(given).resolve().parent in own))
     if own_file or not any(file.exists() for file in there):
         return
     free = next(f for f in (Path(f'{folder}_{k}') for k in count(2)) if not f.exists())

@@ -186,7 +186,8 @@ def _check_order(cfg: Config) -> None:
     kinds = {s: [type_name(m) for _, m in evaluators_of(cfg, s)] for s in ('val', 'test')}
     by_voc = tuple(s for s, names in kinds.items() if any(n.endswith('VOCMetric') for n in names))
     for node in _datasets(cfg):
-        steps = ' '.join(type_name(step).rpartition('.')[2] for step in node.pipeline)
+        kept = [step for step in node.pipeline if step.get('prob') != 0]
+        steps = ' '.join(type_name(step).rpartition('.')[2] for step in kept)
         wrong = re.search(r'\bLoadAnnotations\b.* (\w*(Resize|Flip|Crop)\w*)', steps)
         if wrong and node.key.startswith(by_voc or ('-',)):
             raise ToolError(

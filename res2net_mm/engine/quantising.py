@@ -71,20 +71,23 @@ def write_int8(
     images: Sequence[np.ndarray],
     check: bool = False,
     say: Callable[[str], Any] = print,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes an int8 version of an ``.xml`` file that was exported with a config.
 
-    ``check`` measures both on the validation set. If a figure falls by more than ``BOUNDS``, more
-    of the model is left in float; if that does not help, a ToolError is raised.
+    ``check`` measures both on the validation set; ``meta`` is that of the checkpoint. If a figure
+    falls by more than ``BOUNDS``, more of the model is left in float; if that does not help, a
+    ToolError is raised.
     """
-    before = _measure_file(cfg, source) if check else {}
+    before = measure(cfg, ExportedModule(source, facts_of(cfg.model)), meta) if check else {}
     with TemporaryDirectory() as folder:
         for step in range(len(STEPS)):
             partial = Path(folder, f'int8_{step}.xml')  # OpenVINO maps the files that it has read
             say(f'int8: calibrating on {len(images)} training images')
             in_float = quantize(source, partial, images, step)
             say(f'in float: {", ".join(in_float)}')
-            after = _measure_file(cfg, partial) if check else {}
+            file = ExportedModule(partial, facts_of(cfg.model)) if check else None
+            after = measure(cfg, file, meta) if check else {}
             if compare_figures(before, after, ('float32', 'int8'), say):
                 break
         else:
@@ -107,11 +110,6 @@ def compare_figures(
         say(f'{name}: {names[0]} {before[name]:.4f}, {names[1]} {after[name]:.4f}')
     bounds = {name: BOUNDS[name.split('/')[-1]] for name in before}
     return all(before[name] - after[name] <= bounds[name] for name in before)  # not if NaN
-
-
-def _measure_file(cfg: Config, path: str | Path) -> dict[str, float]:
-    model = ExportedModule(path, facts_of(cfg.model))
-    return measure(cfg, model, model.meta)
 
 
 @torch.no_grad()

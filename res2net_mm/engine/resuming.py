@@ -174,11 +174,18 @@ def _forget_scores(runner: Runner, checkpoint: Mapping[str, Any], saved: Mapping
     """Takes best scores out of a checkpoint if validation measured something else before."""
     now, info = runner.cfg.to_dict(), checkpoint.get('message_hub', {}).get('runtime_info', {})
 
+    def tails(node: Any) -> Any:  # of paths: folders may have been moved
+        if isinstance(node, dict):
+            return {key: tails(part) for key, part in node.items() if key != 'data_root'}
+        if isinstance(node, (list, tuple)):
+            return [*map(tails, node)]
+        return node.rstrip('/').rpartition('/')[2] if isinstance(node, str) else node
+
     def measured(cfg: Mapping[str, Any]) -> dict[str, Any]:
         hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
         found = {key: hook.get(key) for key in ('save_best', 'rule')}
         dataset = (cfg.get('val_dataloader') or {}).get('dataset')
-        return {'checkpoint': found, 'dataset': dataset, 'metric': cfg.get('val_evaluator')}
+        return tails({'checkpoint': found, 'dataset': dataset, 'metric': cfg.get('val_evaluator')})
 
     keys = [key for key in info if key.startswith('best_') or key == 'early_stop']
     if saved and keys and any(True for _ in _differences(measured(saved), measured(now), 'val')):

@@ -83,9 +83,10 @@ def prepare_config(
                 '--auto-scale-lr needs auto_scale_lr.base_batch_size in the config, the batch that '
                 'its learning rate is meant for; there is none'
             )
-        if absolute := [name for name, s in schedules(cfg) if type_name(s).endswith('OneCycleLR')]:
+        absolute = [name for name, s in schedules(cfg) if type_name(s).endswith('OneCycleLR')]
+        if absolute and auto_scale_lr:
             raise ToolError(f'--auto-scale-lr cannot scale {absolute[0]}: set its eta_max instead')
-        cfg.auto_scale_lr.enable = True
+        cfg.auto_scale_lr.enable = not absolute
     changes = add_safeguards(cfg)
     if changes and is_main_process():
         print('safeguards in the config:', *changes, sep='\n  ', flush=True)

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process, master_only
 from mmengine.hooks import EarlyStoppingHook, Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
+from torch.nn import MultiheadAttention
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
@@ -38,7 +39,7 @@ _LOSS = 3  # the key of random numbers, beside those of samples and steps
 _SMALL = 1000  # images of a validation set
 _VALIDATIONS, _LINES = 10, 10  # at least so many of a run by iterations, and of an epoch
 _WORST, _SIDE = 8, 240  # label maps that a report shows, and their pixels
-_DROPS = 'Drop', 'StochasticDepth'  # class names of what leaves out values by chance
+_DROPS = re.compile('Drop|StochasticDepth')  # class names of what leaves out values by chance
 _TRAINING_LINE = re.compile(r'(Epoch|Iter)\(train\)|Exp name:')
 
 
@@ -231,7 +232,8 @@ class ValLossHook(_TrainingHook):
             self.loader = runner.build_dataloader(loss_loader(runner.cfg), seed=runner.seed)
         model, sums, seen = copy.deepcopy(unwrapped(runner.model)).train(), Counter(), 0
         for module in model.modules():
-            if isinstance(module, _BatchNorm) or type(module).__name__.startswith(_DROPS):
+            drops = isinstance(module, MultiheadAttention) or _DROPS.search(type(module).__name__)
+            if drops or isinstance(module, _BatchNorm):
                 module.eval()
         model.__dict__.pop('forward', None)  # a compiled one is that of the model itself
         if hasattr(model.data_preprocessor, 'batch_augments'):

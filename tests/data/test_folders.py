@@ -83,7 +83,7 @@ def test_masks_with_lists(tmp_path):
 
 
 def test_words_in_the_names_of_folders(tmp_path):
-    names = ('train_v2', 'train_val', 'scene_train', 'dev-kit', 'val_labels_txt', 'test-dev', 'dev')
+    names = 'train_v2 train_val scene_train dev-kit val_labels_txt test-dev dev_images'.split()
     for name in names:
         write_voc(tmp_path / name, scenes(1), '', '')
     assert counts(recognise(tmp_path, 'boxes')) == {'all': 1, 'val': 2, 'train': 3, 'test': 1}

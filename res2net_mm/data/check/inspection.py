@@ -104,7 +104,8 @@ def _look(survey: Survey, splits: Sequence[str]) -> Iterator[Finding]:
         loads = any(map(is_known_loader, part.node.pipeline))  # else the user has their own loader
         most = SAMPLE
         part.look(spread(part.used, most), loads, quick=True)
-        while part.ignored and most < len(part.used) and len(part.labels()) < 2:
+        least = 2 - part.chosen  # others than those chosen may fill the maps
+        while part.ignored and most < len(part.used) and len(part.labels()) < least:
             most *= 4  # perhaps other label maps have more classes
             part.look(spread(part.used, most), loads=False, quick=True)
         found = chain(check_files(part), check_objects(part, masks=False))

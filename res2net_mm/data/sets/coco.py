@@ -47,7 +47,8 @@ def read_coco(
     folders = node.option('data_prefix') or {}
     loads = [isinstance(step, Mapping) and step.get('with_seg') for step in node.pipeline]
     if folders.get('seg') and any(loads):
-        stems = [os.path.splitext(image['file_name'])[0] for image in content['images']]
+        files = [os.path.relpath(image.file, reader.folder) for image in reader.images.values()]
+        stems = [os.path.splitext(name)[0] for name in files]
         end, folder = node.option('seg_map_suffix'), node.prefix('seg')
         maps = [os.path.join(folder, f'{stem}{end}') for stem in stems]
         yield from check_missing(maps, 'semantic maps', file, node.key)
