@@ -125,7 +125,8 @@ def export(
     graph, metadata = _make_graph(model, shape, raw, about or {})
     say = progress or (lambda line: None)
     say(f'tracing {metadata["model"]}')
-    images = [*images, *_made_images(graph, shape or (256, 320))]
+    given = len(images)
+    images = [*images, *_made_images(graph, shape or (256, 320), images)]
     quiet = warnings.catch_warnings(), quiet_onnx_export()
     with without_autocast('cpu'), quiet[0], quiet[1], writing(path) as partial:
         warnings.simplefilter('ignore')  # those of mmdet, mmseg and the exporters
@@ -134,7 +135,7 @@ def export(
             convert = _write_onnx if path.suffix == '.onnx' else _write_openvino
             convert(graph, as_input(graph, images[-3]), partial, metadata)
             say(f'comparing it with PyTorch on {len(images)} images')
-            errors, stray = _compare(partial, graph, images)
+            errors, stray = _compare(partial, graph, images, given)
             if calibrated:
                 say(f'calibrating int8 on {len(calibration)} images')
                 in_float = _quantize(partial, calibration)
@@ -245,15 +246,24 @@ def as_input(graph: Graph, image: np.ndarray) -> Tensor:
     return graph.normalise(batch) if graph.raw else batch
 
 
-def _made_images(graph: Graph, shape: Size) -> list[np.ndarray]:
-    """Three images of random blocks and noise, the same at every call; the first fills ``shape``.
+def _made_images(graph: Graph, shape: Size, given: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Three images, the same at every call; the first fills ``shape``.
 
-    The others are smaller, and leave the upper levels of a pyramid without objects.
+    The others are smaller, and leave the upper levels of a pyramid without objects. They are
+    ``given`` images in other sizes, or else random blocks and noise, on which a trained model can
+    be so sure of so much that rounding decides.
     """
     random = np.random.default_rng(0)
     images = []
     for i in range(3):
         height, width = (max(n * (3 - i) // 3, 1) for n in shape)
+        if given:
+            image = given[i % len(given)]
+            rows, columns = (
+                np.arange(n) * image.shape[k] // n for k, n in enumerate((height, width))
+            )
+            images.append(image[rows[:, None], columns])
+            continue
         cell = 8 << i
         blocks = random.integers(0, 256, (height // cell + 1, width // cell + 1, len(graph.mean)))
         pixels = blocks.repeat(cell, 0).repeat(cell, 1)[:height, :width]
@@ -369,9 +379,11 @@ def _open(path: Path, score_thr: float | None = None) -> Run:
 
 
 def _compare(
-    path: Path, graph: Graph, images: Sequence[np.ndarray]
+    path: Path, graph: Graph, images: Sequence[np.ndarray], given: int
 ) -> tuple[dict[str, float], tuple[int, int]]:
     """Compares a file with PyTorch on images, and the last with other thresholds of the score.
+
+    The first ``given`` images were not made for it.
 
     Returns the largest difference of each output, and how many detections had no counterpart, of
     how many. An ExportError says what differs, or that the file does not run.
@@ -379,7 +391,7 @@ def _compare(
     worst: dict[str, float] = {}
     stray: list[str] = []
     found = 0
-    for what, run, image in _cases(path, graph, images):
+    for what, run, image in _cases(path, graph, images, given):
         what = f'{what} ({image.shape[0]} x {image.shape[1]})'
         expected = reference(graph, image)
         try:
@@ -407,11 +419,11 @@ def _compare(
 
 
 def _cases(
-    path: Path, graph: Graph, images: Sequence[np.ndarray]
+    path: Path, graph: Graph, images: Sequence[np.ndarray], given: int
 ) -> Iterator[tuple[str, Run, np.ndarray]]:
     run = _open(path)
     for i, image in enumerate(images):
-        yield f'image {i + 1}', run, image
+        yield f'image {i + 1}' if i < given else f'made image {i + 1 - given}', run, image
     if not isinstance(graph, Detector):
         return
     test_cfg = (getattr(graph.model, 'roi_head', None) or graph.model.bbox_head).test_cfg

@@ -168,9 +168,11 @@ def _exported(cfg: Config, run: Path) -> float:
         # the folder may have been moved since
         noted = Path((run / 'last_checkpoint').read_text().strip())
         model, _ = load_model(cfg, str(run / noted.name))
-        image = ResizedImages(cfg, 1, 'test')[0]
+        images = [*ResizedImages(cfg, 20, 'test')]
+        image = images[0]
+        fitting = [i for i in images if i.shape == image.shape]
         with TemporaryDirectory() as folder:
-            file = export(model, Path(folder, 'model.xml'), image.shape[:2]).path
+            file = export(model, Path(folder, 'model.xml'), image.shape[:2], images=fitting).path
             inputs = dict(model=ExportedModel(file, torch.get_num_threads()), image=image)
             timer = Timer('model.run(image)', globals=inputs)
             return timer.blocked_autorange(min_run_time=0.5).median * 1e3

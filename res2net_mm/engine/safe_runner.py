@@ -119,8 +119,12 @@ class Runner(_Base):
             built.__class__ = EpochLoop
         return built
 
+    def dump_config(self) -> None:
+        """Nothing: only :meth:`train` writes it; that of a test would replace its run's."""
+
     def train(self) -> nn.Module:
         """Trains; raises ToolError if weights have the data's classes in another order."""
+        super().dump_config()
         self.register_hook(SameClassesHook('train'))
         self.register_hook(InterruptHook())
         try:

@@ -256,7 +256,7 @@ class Baked(res2net_mm.Res2Net):
 @FORMATS
 def test_a_file_that_differs_is_refused(suffix, tmp_path):
     path = tmp_path / f'net{suffix}'
-    with pytest.raises(ExportError, match='c2 of image 1.* differs by 0.001'):
+    with pytest.raises(ExportError, match='c2 of made image 1.* differs by 0.001'):
         export(randomise(Wrong(**SMALL)), path, (64, 64))
     assert left(tmp_path) == []
     path.write_bytes(b'an older file')

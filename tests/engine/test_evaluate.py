@@ -315,3 +315,14 @@ def test_on_the_originals():
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     assert ' passed' in run.stdout
+
+
+def test_the_config_of_the_run_stays(shapes, tmp_path):
+    """A test in the folder of a run would else leave its own options there."""
+    cfg, checkpoint = config_of(shapes, tmp_path)
+    run = Path(cfg.work_dir, Path(cfg.filename).name)
+    run.parent.mkdir(exist_ok=True)
+    run.write_text('# of the training run')
+    run_test(cfg, checkpoint, out=str(tmp_path / 'results.json'))
+    assert run.read_text() == '# of the training run'
+    assert not [*tmp_path.glob('.*.json')]
