@@ -68,18 +68,19 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
     Raises:
         DataError: It does not exist, holds nothing for this task, or could be two things.
     """
-    path, known = Path(path).resolve(), FORMATS[task]
+    path, known, notes = Path(path).resolve(), FORMATS[task], []
     if path.is_dir():
         found = _nearest(path, [form] if form else known)
         inner = [entry for entry in path.iterdir() if entry.is_dir()]
-        if not found and len(inner) == 1:  # as archives unpack
+        notes = [] if found or 'yolo' not in known else _yolo(path).notes
+        if not found and len(inner) == 1 and not notes:  # as archives unpack
             return recognise(inner[0], task, form)
         found = found or _nearest(path, [kind for kind in TITLES if kind not in known])
     elif path.is_file() and path.suffix in ('.yaml', '.yml'):
         found = [_read_parts(path)]
     else:
         raise DataError('there is no such folder, and no such yaml file', str(path))
-    if not found and 'yolo' in known and (notes := _yolo(path).notes):
+    if not found and notes:
         raise DataError(' '.join(notes), str(path), 'put the labels there')
     if not found:
         raise DataError(

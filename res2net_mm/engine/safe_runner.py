@@ -163,6 +163,7 @@ class Runner(_Base):
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         """Resumes from a checkpoint, which has to fit; see :mod:`.resuming`."""
         self.loads_exactly = self.goes_on = True
+        self.resumed_from = filename
         super().resume(filename, *args, **kwargs)
 
     def load_checkpoint(

@@ -19,9 +19,9 @@ from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_p
 from mmengine.hooks import EarlyStoppingHook, Hook, LoggerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import MultiheadAttention
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from ..backbones.layers import BATCH_NORMS
 from ..checks import check_positive
 from ..data.check.survey import SplitSummary
 from ..data.sets.nodes import type_name
@@ -233,7 +233,7 @@ class ValLossHook(_TrainingHook):
         model, sums, seen = copy.deepcopy(unwrapped(runner.model)).train(), Counter(), 0
         for module in model.modules():
             drops = isinstance(module, MultiheadAttention) or _DROPS.search(type(module).__name__)
-            if drops or isinstance(module, _BatchNorm):
+            if drops or isinstance(module, BATCH_NORMS):
                 module.eval()
         model.__dict__.pop('forward', None)  # a compiled one is that of the model itself
         if hasattr(model.data_preprocessor, 'batch_augments'):

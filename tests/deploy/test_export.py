@@ -260,7 +260,7 @@ def test_a_file_that_differs_is_refused(suffix, tmp_path):
         export(randomise(Wrong(**SMALL)), path, (64, 64))
     assert left(tmp_path) == []
     path.write_bytes(b'an older file')
-    with pytest.raises(ExportError, match='c2 of image 2'):
+    with pytest.raises(ExportError, match='c2 of made image 2'):
         export(randomise(Baked(**SMALL)), path)
     assert left(tmp_path) == [path.name] and path.read_bytes() == b'an older file'
 
@@ -290,7 +290,7 @@ class Bessel(nn.Module):
 def test_values_that_are_not_finite_and_operators_without_export(tmp_path, capfd):
     net = build(SMALL)
     net.layer2[0].conv1.weight.data[0] = float('nan')
-    with pytest.raises(ExportError, match='c3 of image 1.* nan'):
+    with pytest.raises(ExportError, match='c3 of made image 1.* nan'):
         export(net, tmp_path / 'net.onnx', (64, 64))
     net = build(SMALL)
     net.layer1[0].relu = Bessel()
