@@ -102,7 +102,7 @@ def main() -> None:
             before, after = (measure(cfg, m, loaded.get('meta')) for m in (model, file))
             if not compare_figures(before, after, names, say):
                 raise ToolError(
-                    f'{path}, which stays, loses too much of what PyTorch reaches: try --dynamic'
+                    f'{path} was written, but loses too much of what PyTorch reaches: try --dynamic'
                 )
         return
     training = ResizedImages(cfg, args.calibration)

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 
 from ..checks import listed
@@ -215,8 +215,8 @@ def _by_lists(folder: Folder, name: str) -> Folder:
     for split in ('train', 'val', 'test', ALL):
         if (file := lists.get(split)) is None:
             if split == ALL and splits and 'train' not in splits:  # what no list has
-                left = [some for stem, some in pairs.items() if stem not in others]
-                splits[ALL] = sum(left, [])
+                left = (some for stem, some in pairs.items() if stem not in others)
+                splits[ALL] = [*chain.from_iterable(left)]
             continue
         stems = dict.fromkeys(filter(None, _lines(file)))
         if twice := [stem for stem in stems if len(pairs.get(stem, ())) > 1]:

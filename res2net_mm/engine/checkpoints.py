@@ -38,8 +38,8 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         kept = hub.runtime_info.get('keep_ckpt_ids')
         name = Path(runner.work_dir).absolute().name
         folder = Path(self.out_dir, name) if self.out_dir else Path(runner.work_dir)
-        source = Path(getattr(runner, 'resumed_from', folder / LAST)).parent
-        moved = source.resolve() != folder.resolve()
+        source = str(getattr(runner, 'resumed_from', folder / LAST))
+        moved = '://' not in source and Path(source).parent.resolve() != folder.resolve()
         if kept and (moved or not all(type(step) is int for step in kept)):  # parts of names
             hub.update_info('keep_ckpt_ids', [])
         self._forget_lost(runner, folder)
