@@ -127,7 +127,9 @@ def measure(cfg: Config, model: nn.Module, meta: Mapping[str, Any] | None) -> di
     evaluator = Evaluator(cfg.val_evaluator)
     evaluator.dataset_meta = loader.dataset.metainfo
     run = SimpleNamespace(cfg=cfg, model=model, val_dataloader=loader)
-    SameClassesHook('val').after_load_checkpoint(run, dict(meta=meta))
+    SameClassesHook('val').after_load_checkpoint(
+        run, dict(meta=meta, state_dict=model.state_dict())
+    )
     for batch in tqdm(loader, desc='measuring', unit='batch'):
         evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
     metrics = evaluator.evaluate(len(loader.dataset))

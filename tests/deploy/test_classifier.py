@@ -15,6 +15,10 @@ from res2net_mm.deploy.running import SUFFIXES, ExportedModel
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import run_test
+from res2net_mm.engine.exported import ExportedModule as Module
+from res2net_mm.engine.exported import facts_of
+from res2net_mm.engine.infer import load_model
+from res2net_mm.engine.quantising import measure
 from res2net_mm.engine.runner import prepare_config
 
 SIZES = (300, 400), (401, 257), (100, 333), (64, 64)
@@ -71,6 +75,10 @@ def test_a_file_is_measured_as_its_checkpoint(suffix, files, config, tmp_path):
         for s in ('.pth', suffix)
     ]
     assert figures[0] == figures[1]
+    model, loaded = load_model(config, str(files['.pth']))
+    for measured in (model, Module(files[suffix], facts_of(config.model))):
+        (top1,) = measure(config, measured, loaded.get('meta')).values()  # as export.py --check
+        assert top1 == figures[0]['accuracy/top1']
 
 
 @pytest.mark.parametrize(
