@@ -72,10 +72,12 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
     if path.is_dir():
         found = _nearest(path, [form] if form else known)
         inner = [entry for entry in path.iterdir() if entry.is_dir()]
-        notes = [] if found or 'yolo' not in known else _yolo(path).notes
+        asked = 'yolo' in known and form in (None, 'yolo')
+        notes = _yolo(path).notes if asked and not found else []
         if not found and len(inner) == 1 and not notes:  # as archives unpack
             return recognise(inner[0], task, form)
-        found = found or _nearest(path, [kind for kind in TITLES if kind not in known])
+        with suppress(DataError):  # what is wrong there is not asked for
+            found = found or _nearest(path, [kind for kind in TITLES if kind not in known])
     elif path.is_file() and path.suffix in ('.yaml', '.yml'):
         found = [_read_parts(path)]
     else:

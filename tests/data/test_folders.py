@@ -325,6 +325,8 @@ def test_class_folders_of_odd_splits(tmp_path):
     write_images(tmp_path / 'a/val/Cat', {'y': []})
     with pytest.raises(DataError, match='for validation are not all for training: Cat'):
         recognise(tmp_path / 'a', 'classes')
+    with pytest.raises(DataError, match='it holds no COCO json'):  # which no detector asks for
+        recognise(tmp_path / 'a', 'boxes')
     write_images(tmp_path / 'b/cat', {'x': []})
     write_images(tmp_path / 'b/cat/more', {'y': []})
     write_images(tmp_path / 'b/dog', {'z': []})
