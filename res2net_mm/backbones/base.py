@@ -146,7 +146,7 @@ class Backbone(Conventional):
             # this package's initializer, which sets every weight; mmengine's loads what matches
             for cfg in pretrained:
                 arguments = {key: value for key, value in cfg.items() if key != 'type'}
-                WEIGHT_INITIALIZERS.get('Pretrained')(**arguments)(self)
+                WEIGHT_INITIALIZERS.get('Pretrained')(self, **arguments)
             self.is_init = True
             return
         trained = self.is_init

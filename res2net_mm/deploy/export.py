@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,7 @@ from .folding import fold_batch_norm
 from .graphs import Classified, Detector, Graph, Levels, Segmentor, Size, traceable
 from .int8 import quantize, require_nncf
 from .metadata import describe, normalisation_of, save_openvino
-from .running import KEY, file_hash, open_onnx, open_openvino, openvino_core
+from .running import KEY, open_onnx, open_openvino, openvino_core
 
 # 16 brought GridSample and RoiAlign's half_pixel. 17 was run against PyTorch at odd sizes, where
 # pools that round up and do not count their padding have differed between releases.
@@ -138,9 +136,7 @@ def export(
             errors, stray = _compare(partial, graph, images, given)
             if calibrated:
                 say(f'calibrating int8 on {len(calibration)} images')
-                in_float = _quantize(partial, calibration)
-                metadata['int8'] = dict(images=len(calibration), float=in_float)
-                metadata['bin'] = file_hash(weights)
+                metadata = quantize(partial, partial, calibration)
             if weights.exists():
                 weights.replace(path.with_suffix('.bin'))
         finally:
@@ -347,16 +343,6 @@ def _write_openvino(graph: Graph, example: Tensor, path: Path, metadata: dict[st
     for port, name in zip(file.inputs + file.outputs, ('image', *graph.outputs), strict=True):
         port.get_tensor().set_names({name})
     save_openvino(file, path, metadata)
-
-
-def _quantize(path: Path, images: Sequence[np.ndarray]) -> list[str]:
-    """Replaces an OpenVINO file by its int8 version; what of it stays in float."""
-    with TemporaryDirectory(prefix='.', dir=path.parent) as folder:  # OpenVINO maps what it reads
-        file = Path(folder, 'int8.xml')
-        in_float = quantize(path, file, images)
-        for suffix in ('.bin', '.xml'):
-            os.replace(file.with_suffix(suffix), path.with_suffix(suffix))
-    return in_float
 
 
 def _open(path: Path, score_thr: float | None = None) -> Run:

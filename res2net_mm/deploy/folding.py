@@ -13,7 +13,7 @@ import torch
 from mmcv.cnn import ConvModule
 from mmengine.logging import print_log
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from ..backbones import Bottle2neck, Res2Net
 from ..checks import check_choice
@@ -102,7 +102,8 @@ def optimize_for_inference(
 def fold_batch_norm(model: nn.Module) -> None:
     """Folds each batch norm of a model in evaluation mode into the convolution before it.
 
-    A convolution shared by several norms, as in heads with a norm for each level, is left out.
+    It is computed in float64. A convolution shared by several norms, as in heads with a norm for
+    each level, is left out.
     """
     owned = [child for module in model.modules() for child in module._modules.values()]
     places = Counter(map(id, owned))
@@ -111,7 +112,9 @@ def fold_batch_norm(model: nn.Module) -> None:
         plain = type(conv) in _CONVOLUTIONS and not nn.utils.parametrize.is_parametrized(conv)
         fixed = type(norm) in _NORMS and norm.running_mean is not None
         if plain and fixed and places[id(conv)] == 1:
-            conv.weight, conv.bias = _folded(conv, norm)
+            copies = (copy.deepcopy(module).double() for module in (conv, norm))
+            fused = fuse_conv_bn_eval(*copies).to(conv.weight.dtype).requires_grad_(False)
+            conv.weight, conv.bias = fused.weight, fused.bias
             setattr(owner, name, nn.Identity())
 
 
@@ -131,21 +134,6 @@ def _pairs(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, str]]:
             order = [layer for layer in module.order if layer != 'act' or module.with_activation]
             if ('conv', 'norm') in zip(order, order[1:], strict=False):
                 yield module, module.conv, module.norm_name
-
-
-def _folded(conv: Any, norm: Any) -> tuple[nn.Parameter, nn.Parameter]:
-    """Weight and bias, computed in float64."""
-    names = 'running_mean', 'running_var', 'weight', 'bias'
-    mean, var, scale, shift = (_double(getattr(norm, name)) for name in names)
-    folded = fuse_conv_bn_weights(
-        _double(conv.weight), _double(conv.bias), mean, var, norm.eps, scale, shift
-    )
-    dtype = conv.weight.dtype
-    return tuple(nn.Parameter(value.to(dtype), requires_grad=False) for value in folded)
-
-
-def _double(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.double()
 
 
 @torch.compiler.disable

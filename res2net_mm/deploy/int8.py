@@ -55,14 +55,15 @@ def require_nncf() -> None:
 
 def quantize(
     source: str | Path, path: str | Path, images: Sequence[np.ndarray], step: int = 0
-) -> list[str]:
-    """Writes an int8 version of an OpenVINO file, and returns what stays in float.
+) -> dict[str, Any]:
+    """Writes an int8 version of an OpenVINO file, and returns its metadata.
 
     Convolutions and linear layers are quantised; the arithmetic between them stays in float.
 
     Args:
         source: The float32 file, ``.xml``.
-        path: The file to write, ``.xml``; its weights go into a ``.bin`` file beside it.
+        path: The file to write, ``.xml``, which may be ``source``; its weights go into a ``.bin``
+            file beside it.
         images: To calibrate with, (h, w, 3), uint8, RGB, resized as the config resizes; they are
             read twice.
         step: Which of ``STEPS`` to leave in float.
@@ -90,7 +91,7 @@ def quantize(
         logger.setLevel(level)
     metadata = dict(file.metadata, int8=dict(images=len(images), float=in_float))
     save_openvino(quantized, path, metadata)
-    return in_float
+    return metadata
 
 
 def _layers(model: Any, modules: Sequence[str]) -> list[str]:

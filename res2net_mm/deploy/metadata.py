@@ -29,16 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-from ..backbones import VARIANTS, Backbone
+from ..backbones import Backbone
 from ..backbones.layers import BATCH_NORMS
 from ..checks import check_choice
 from ..data.sets.nodes import type_name
-from ..registry import MODELS
 from ..version import __version__
-from ..weights.architecture import architecture_of
+from ..weights.architecture import architecture_of, variants_like
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD
 from .running import FORMAT, KEY, file_hash
 
@@ -202,15 +200,8 @@ def describe(graph: Any, normalisation: Mapping[str, Any], about: Mapping[str, A
 def variant_of(net: Backbone) -> str | None:
     """Name of the variant that a network is, by its weights, convention and layers."""
     shown, own = {**architecture_of(net.state_dict()), **net.convention}, _layers(net)
-    for name, args in VARIANTS.items():
-        args = dict(args)
-        kind = MODELS.get(args.pop('type', 'Res2Net'))
-        full = {'type': type(net).__name__, **kind.arguments(), **args}
-        if kind is type(net) and all(full.get(k) in (None, v) for k, v in shown.items()):
-            with torch.device('meta'):
-                if _layers(kind(**args)) == own:
-                    return name
-    return None
+    twins = ((name, twin) for name, twin in variants_like(shown) if type(twin) is type(net))
+    return next((name for name, twin in twins if _layers(twin) == own), None)
 
 
 def _layers(net: Backbone) -> Any:

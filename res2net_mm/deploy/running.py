@@ -195,7 +195,9 @@ def openvino_core() -> Any:
     """
     import openvino
 
-    return openvino.Core()
+    core = openvino.Core()
+    core.set_property({'ENABLE_MMAP': False})  # files that were read may be replaced
+    return core
 
 
 def open_openvino(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..backbones import Res2Net
+from ..backbones import VARIANTS, Backbone, Res2Net
+from ..registry import MODELS
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -56,6 +58,18 @@ def architecture_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     if len(stem) == 4:
         found['in_channels'] = stem[1]
     return found
+
+
+def variants_like(arch: Mapping[str, Any]) -> Iterator[tuple[str, Backbone]]:
+    """Names of the variants with the arguments ``arch``, as far as they say, and the networks."""
+    for name, args in VARIANTS.items():
+        args = dict(args)
+        kind = MODELS.get(args.pop('type', 'Res2Net'))
+        full = {'type': kind.__name__, **kind.arguments(), **args}
+        if all(full.get(key) in (None, value) for key, value in arch.items()):
+            with torch.device('meta'):
+                net = kind(**args)
+            yield name, net
 
 
 def _deformable(shapes: Shapes) -> dict[str, Any]:

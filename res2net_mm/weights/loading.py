@@ -185,21 +185,9 @@ def unfit(key: str, value: Tensor, own: Tensor) -> str | None:
 
 
 @WEIGHT_INITIALIZERS.register_module(name='Pretrained', force=True)
-class Pretrained:
-    """``init_cfg=dict(type='Pretrained', ...)`` of this package's backbones: loads, and logs it.
-
-    Args:
-        checkpoint: As ``source`` of :func:`load_weights`.
-        **options: Keywords of :func:`load_weights`.
-    """
-
-    def __init__(self, checkpoint: str, **options: Any) -> None:
-        self.checkpoint = checkpoint
-        self.options = options
-
-    def __call__(self, module: Backbone) -> None:
-        report = load_weights(module, self.checkpoint, **self.options)
-        MMLogger.get_current_instance().info(str(report))
+def load_pretrained(module: Backbone, checkpoint: str, **options: Any) -> None:
+    """``init_cfg=dict(type='Pretrained', ...)`` of our backbones: :func:`load_weights`, logged."""
+    MMLogger.get_current_instance().info(str(load_weights(module, checkpoint, **options)))
 
 
 def describe_partial_load(model: nn.Module, weights: Mapping[str, Any], source: str) -> str:

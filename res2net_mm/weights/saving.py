@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backbones import VARIANTS, Backbone, Res2Net
+from ..backbones import VARIANTS, Backbone
 from ..backbones.base import CONVENTION
 from ..backbones.bottle2neck import FIRST_BLOCK_RULES
 from ..checks import check_choice
 from ..files import writing
 from ..registry import MODELS
-from .architecture import architecture_of
+from .architecture import architecture_of, variants_like
 from .layouts import listing, write_convention
 from .loading import check_fit, load_weights
 from .reading import CheckpointError
@@ -73,13 +73,19 @@ def convert_weights(
         convention = {'style': 'pytorch', **convention, 'first_block': first_block}
     state = OrderedDict((key, value.clone().contiguous()) for key, value in converted.state.items())
     arch = architecture_of(state)
-    variants = _variants(arch, convention, state)
+    variants = [name for name, net in variants_like(arch) if _fits(net, convention, state)]
     args = VARIANTS[variants[0]] if variants else _buildable(arch)
-    if not variants and not _fits(args, {}, state):
-        raise CheckpointError(
-            f'{source} holds no network that this package builds: {arch}, with batch norm and '
-            'without plugins'
-        )
+    unknown = CheckpointError(
+        f'{source} holds no network that this package builds: {arch}, with batch norm and without '
+        'plugins'
+    )
+    try:
+        with torch.device('meta'):
+            fits = _fits(_build(args, {}), {}, state)
+    except ValueError as error:
+        raise unknown from error
+    if not fits:
+        raise unknown
     net = _build(args, convention)
     if first_block is not None and 'first_block' not in net.convention:
         raise ValueError(f'{source} is of a kind that has no first-block rule: leave it out')
@@ -137,20 +143,6 @@ def _serialised(
     return len(text).to_bytes(8, 'little') + text + content[end:]
 
 
-def _variants(
-    arch: Mapping[str, Any], convention: Mapping[str, str], state: Mapping[str, Tensor]
-) -> list[str]:
-    """Names of the variants that the weights fit."""
-    found = []
-    for name, args in VARIANTS.items():
-        full = {'type': 'Res2Net', **Res2Net.arguments(), **args}
-        shown = ('type', 'depth', 'scales', 'groups', 'base_width')  # quicker than to build it
-        alike = all(arch.get(key, full[key]) == full[key] for key in shown)
-        if alike and _fits(args, convention, state):
-            found.append(name)
-    return found
-
-
 def _buildable(arch: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments, completed for a network of fewer than four stages."""
     stages = arch.get('num_stages', 4)
@@ -165,15 +157,8 @@ def _build(args: Mapping[str, Any], convention: Mapping[str, str]) -> Backbone:
     return cls(**{key: value for key, value in args.items() if key != 'type'})
 
 
-def _fits(
-    args: Mapping[str, Any], convention: Mapping[str, str], state: Mapping[str, Tensor]
-) -> bool:
-    """Whether the network has these names and shapes, and the convention's rule."""
-    with torch.device('meta'):
-        try:
-            net = _build(args, {})
-        except ValueError:
-            return False
+def _fits(net: Backbone, convention: Mapping[str, str], state: Mapping[str, Tensor]) -> bool:
+    """Whether a network has these names and shapes, and the convention's rule."""
     own = {key: value.shape for key, value in net.state_dict().items()}
     same_rule = all(convention.get(key, value) == value for key, value in net.convention.items())
     return same_rule and own == {key: value.shape for key, value in state.items()}

@@ -38,7 +38,7 @@ def quantised_inputs(path):
 @pytest.fixture(scope='module')
 def quantised(files, images, tmp_path_factory):
     path = tmp_path_factory.mktemp('int8') / 'int8.xml'
-    return path, int8.quantize(files['.xml'], path, images)
+    return path, int8.quantize(files['.xml'], path, images)['int8']['float']
 
 
 def test_arithmetic_stays_in_float(files, images, quantised):
@@ -82,7 +82,7 @@ def test_steps_leave_more_in_float_and_loggers_as_they_are(files, images, quanti
     layers = [int8._layers(model, step) for step in int8.STEPS[1:]]
     assert 0 < len(layers[0]) < len(layers[1]) < len(layers[2])  # first layers, heads, neck
     path = tmp_path / 'int8.xml'
-    in_float = int8.quantize(files['.xml'], path, [images[0]], step=2)
+    in_float = int8.quantize(files['.xml'], path, [images[0]], step=2)['int8']['float']
     assert in_float[1:] == [*int8.STEPS[2]]
     fewer, more = (quantised_inputs(file) for file in (path, quantised[0]))
     assert fewer and not fewer.keys() & {*layers[1]} and more.keys() & {*layers[1]}
@@ -138,7 +138,11 @@ def test_check_bounds_the_loss(config, files, images, tmp_path, monkeypatch, fal
 
     def quick(source, path, images, step):
         steps.append(step)
-        return quantize(source, path, images[:1], step) if step == written else ['nothing']
+        return (
+            quantize(source, path, images[:1], step)
+            if step == written
+            else dict(int8=dict(float=['nothing']))
+        )
 
     monkeypatch.setattr(quantising, 'quantize', quick)
     monkeypatch.setattr(quantising, 'ExportedModule', lambda *_: SimpleNamespace(meta={}))

@@ -38,8 +38,8 @@ def backward(compute: Compute, names: str, adds: str | None = None) -> Callable[
 
     Args:
         compute: The forward pass.
-        names: Names of the tensors, among them ``grad_output``, the gradient of the result.
-        adds: A tensor to which ``scale`` times its own gradient is added instead.
+        names: Names of the tensors; ``grad_output``, the gradient of the result, is else 1.
+        adds: A tensor to which its own gradient, times ``scale``, is added instead.
     """
 
     def operator(*tensors: Tensor, **sizes: Any) -> None:
@@ -48,11 +48,11 @@ def backward(compute: Compute, names: str, adds: str | None = None) -> Callable[
         leaves = {name: given[name].detach().requires_grad_() for name in wanted}
         with torch.enable_grad():
             result = compute(given | leaves, sizes)
-        grad = given['grad_output'].to(result.dtype)
+        grad = given.get('grad_output', torch.ones_like(result)).to(result.dtype)
         found = torch.autograd.grad(result, leaves.values(), grad, allow_unused=True)
         for name, grad in zip(wanted, found, strict=True):
             if adds:
-                given[adds].add_(grad, alpha=sizes['scale'])
+                given[adds].add_(grad, alpha=sizes.get('scale', 1))
             elif grad is not None:
                 given[f'grad_{name}'].copy_(grad)
 

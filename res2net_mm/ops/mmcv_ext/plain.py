@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,43 +10,26 @@ from ..precision import compute_dtype
 from .buffers import Sizes, Tensors, backward, forward
 
 
-def _signed_logits(
-    input: Tensor, target: Tensor, weight: Tensor, alpha: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For each sample and class: sign and logit of the right answer, and the loss's weight."""
-    logits = input.to(compute_dtype(input))
-    classes = logits.shape[1]
-    positive = target[:, None] == torch.arange(classes, device=target.device)
-    sign = positive.to(logits.dtype) * 2 - 1
-    scale = torch.where(positive, logits.new_tensor(alpha), logits.new_tensor(1 - alpha))
-    if weight.numel():
-        known = (target >= 0) & (target < classes)
-        # The weights have no entry for the background, which counts once.
-        by_row = torch.where(known, weight.to(logits)[target.where(known, 0)], 1.0)
-        scale = scale * by_row[:, None]
-    return sign, sign * logits, scale
-
-
-def sigmoid_focal_loss_forward(
-    input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
-) -> None:
+def _focal_loss(tensors: Tensors, sizes: Sizes) -> Tensor:
     """Focal loss of each class on its own (https://arxiv.org/abs/1708.02002).
 
     Takes logits (N, C) and their classes (N,), any number but 0 to C - 1 for the background.
     ``weight``, (C,), may be empty.
     """
-    _, logits, scale = _signed_logits(input, target, weight, alpha)
-    output.copy_(-scale * torch.sigmoid(-logits) ** gamma * F.logsigmoid(logits))
-
-
-def sigmoid_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
-) -> None:
-    """Derivative of :func:`sigmoid_focal_loss_forward` for its input, (N, C)."""
-    sign, logits, scale = _signed_logits(input, target, weight, alpha)
-    right, wrong = torch.sigmoid(logits), torch.sigmoid(-logits)
-    slope = gamma * right * F.logsigmoid(logits) - wrong
-    grad_input.copy_(sign * scale * wrong**gamma * slope)
+    input, target, weight = (tensors[name] for name in ('input', 'target', 'weight'))
+    logits = input.to(compute_dtype(input))
+    classes = logits.shape[1]
+    positive = target[:, None] == torch.arange(classes, device=target.device)
+    alpha = logits.new_tensor(sizes['alpha'])
+    scale = torch.where(positive, alpha, 1 - alpha)
+    if weight.numel():
+        known = (target >= 0) & (target < classes)
+        # The weights have no entry for the background, which counts once.
+        by_row = torch.where(known, weight.to(logits)[target.where(known, 0)], 1.0)
+        scale = scale * by_row[:, None]
+    right = torch.where(positive, logits, -logits)  # logits of the right answers
+    # not sigmoid ** gamma, whose derivative has no value where it underflows
+    return -scale * (sizes['gamma'] * F.logsigmoid(-right)).exp() * F.logsigmoid(right)
 
 
 def _psamask(tensors: Tensors, sizes: Sizes) -> Tensor:
@@ -75,12 +56,6 @@ def _psamask(tensors: Tensors, sizes: Sizes) -> Tensor:
     laid_out = picked.reshape(batch, height * width, height * width)
     laid_out = laid_out if sizes['psa_type'] == 0 else laid_out.transpose(1, 2)
     return laid_out.reshape(batch, height * width, height, width)
-
-
-def _psamask_backward(grad_output: Tensor, grad_input: Tensor, **sizes: Any) -> None:
-    # without the input, whose values do not count: the buffer has its shape
-    operator = backward(_psamask, 'grad_output grad_input input')
-    operator(grad_output, grad_input, grad_input, **sizes)
 
 
 def _carafe(tensors: Tensors, sizes: Sizes) -> Tensor:
@@ -110,8 +85,8 @@ def _carafe_forward(tensors: Tensors, sizes: Sizes) -> Tensor:
 
 
 OPERATORS = {
-    'sigmoid_focal_loss_forward': sigmoid_focal_loss_forward,
-    'sigmoid_focal_loss_backward': sigmoid_focal_loss_backward,
+    'sigmoid_focal_loss_forward': forward(_focal_loss, 'input target weight output'),
+    'sigmoid_focal_loss_backward': backward(_focal_loss, 'input target weight grad_input'),
     'carafe_forward': forward(_carafe_forward, 'features masks rfeatures routput rmasks output'),
     'carafe_backward': backward(
         _carafe,
@@ -119,5 +94,6 @@ OPERATORS = {
         'grad_features grad_masks',
     ),
     'psamask_forward': forward(_psamask, 'input output'),
-    'psamask_backward': _psamask_backward,
+    # its gradient does not depend on the input, whose place the buffer takes
+    'psamask_backward': backward(_psamask, 'grad_output input', adds='input'),
 }
