@@ -23,7 +23,7 @@ def _child(parent: Registry, *modules: str) -> Registry:
 
 MODELS = _child(ROOT_MODELS, 'backbones')
 HOOKS = _child(roots.HOOKS, 'engine.hooks', 'engine.watching')
-OPTIM_WRAPPERS = _child(roots.OPTIM_WRAPPERS, 'engine.precision')
+OPTIM_WRAPPERS = _child(roots.OPTIM_WRAPPERS, 'engine.hooks')
 TRANSFORMS = _child(roots.TRANSFORMS, 'data.transforms')
 WEIGHT_INITIALIZERS = _child(roots.WEIGHT_INITIALIZERS, 'weights.loading')
 

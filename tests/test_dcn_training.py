@@ -17,8 +17,7 @@ from references import randomise, relative_error
 import res2net_mm
 from res2net_mm.data import check_data
 from res2net_mm.engine.config import load_config, walk_dicts
-from res2net_mm.engine.hooks import use_float32_boxes
-from res2net_mm.engine.precision import CPUAmpOptimWrapper
+from res2net_mm.engine.hooks import CPUAmpOptimWrapper, Float32BoxHook
 from res2net_mm.ops import DeformConv2d
 from res2net_mm.weights import read_checkpoint
 
@@ -98,7 +97,7 @@ def take_step(cfg, batch, dtype=torch.float32, **backbone):
     set_random_seed(0)
     model = MODELS.build(cfg.model)
     model.init_weights()
-    use_float32_boxes(model)
+    Float32BoxHook().before_run(SimpleNamespace(model=model))
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
     kind = CPUAmpOptimWrapper if dtype == torch.bfloat16 else OptimWrapper
     wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, type=kind))

@@ -4,7 +4,6 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from res2net_mm.data import make_shapes
 from res2net_mm.engine.arguments import add_shared
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.evaluate import FastHook, fast_options, run_test
+from res2net_mm.engine.evaluate import fast_options, run_test
 from res2net_mm.engine.infer import ConfiguredModel
 from res2net_mm.engine.runner import prepare_config
 
@@ -274,12 +273,6 @@ def test_options_of_the_tools():
     assert options('--compile', '--fast') == dict(dtype=torch.float32, compile='default')
     with pytest.raises(ToolError, match='--compile is a part of --fast'):
         options('--compile')
-
-
-def test_model_spread_over_processes_is_refused(monkeypatch):
-    monkeypatch.setattr('res2net_mm.engine.evaluate.is_model_wrapper', lambda model: True)
-    with pytest.raises(ToolError, match='--fast .* not Identity'):
-        FastHook({}).before_test_epoch(SimpleNamespace(model=torch.nn.Identity()))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import ctrl_c  # noqa: F401
 
+from res2net_mm.engine.arguments import tool_parser
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.files import write_text
 
@@ -63,9 +64,7 @@ def _module(task: str):
 
 def _parser(chosen: str) -> argparse.ArgumentParser:
     """Of all tasks; only what the chosen one needs is imported."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parts = parser.add_subparsers(dest='task', required=True, metavar='TASK')
     for name, (_, text) in TASKS.items():
         part = parts.add_parser(name, help=text, description=text)

@@ -1,8 +1,8 @@
 """Converts published weights of any layout to this package's names, with their convention."""
 
-import argparse
-
 from ctrl_c import run_tool
+
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 EXAMPLE = """example:
   python tools/convert_weights.py Res2Net50_vd_26w_4s_pretrained.pdparams res2net50_vd.safetensors
@@ -11,9 +11,7 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument(
         'source', metavar='IN', help='file, http address, res2net://name or open-mmlab://name'
     )
@@ -26,11 +24,7 @@ def main() -> None:
         help='the rule, if the file does not say it',
     )
     parser.add_argument('--prefix', help="what the backbone's names begin with in the file")
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read the file with pickle, which runs code that is in it',
-    )
+    add_shared(parser, '--trust-checkpoint')
     args = parser.parse_args()
 
     from res2net_mm.weights import convert_weights

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_shared
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 if TYPE_CHECKING:
     from res2net_mm.backbones import Backbone
@@ -22,9 +22,7 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument('config', metavar='CONFIG_OR_VARIANT', help='config or backbone name')
     parser.add_argument('checkpoint', help='weights of the whole model, or of a variant')
     parser.add_argument('out', metavar='OUT', help='file that ends in .onnx or .xml')
@@ -44,8 +42,7 @@ def main() -> None:
     )
     parser.add_argument('--check', action='store_true', help=check)
     parser.add_argument('--backbone', action='store_true', help="only the model's backbone")
-    trust = 'read the checkpoint with pickle, which runs code that is in it'
-    parser.add_argument('--trust-checkpoint', action='store_true', help=trust)
+    add_shared(parser, '--trust-checkpoint')
     add_shared(parser, '--cfg-options', help="change the config, or the variant's arguments")
     args = parser.parse_args()
 
@@ -54,10 +51,10 @@ def main() -> None:
     from res2net_mm.deploy.export import DETECTORS, check_path
     from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
     from res2net_mm.engine.classes import prediction_meta, warn
-    from res2net_mm.engine.config import load_config
+    from res2net_mm.engine.config import first_dataset, load_config
     from res2net_mm.engine.errors import ToolError
     from res2net_mm.engine.exported import ExportedModule, facts_of
-    from res2net_mm.engine.infer import load_model, test_dataset
+    from res2net_mm.engine.infer import load_model
     from res2net_mm.engine.quantising import ResizedImages, compare_figures, measure, write_int8
 
     path = check_path(args.out)
@@ -72,14 +69,13 @@ def main() -> None:
         if not cfg.get('model'):
             raise ToolError(f'config {args.config} has no model')
         model, loaded = load_model(cfg, args.checkpoint, args.trust_checkpoint)
-        dataset = test_dataset(cfg)
         about = dict(config=Path(args.config).stem)
         if args.backbone:
             about.update(normalisation_of(model, 3, {}))
             model = model.backbone
         else:
-            about.update(resize=resize_rule(dataset['pipeline']))
-            about.update(prediction_meta(cfg, loaded.get('meta'), dataset))
+            about.update(resize=resize_rule(first_dataset(cfg).pipeline))
+            about.update(prediction_meta(cfg, loaded.get('meta')))
             try:
                 images = [*ResizedImages(cfg, 20, 'test')]
             except (OSError, DataError, ToolError) as error:

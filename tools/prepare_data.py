@@ -1,10 +1,9 @@
 """Downloads a published data set, or takes its archives from a folder, and lays it out."""
 
-import argparse
-
 from ctrl_c import run_tool
 
 from res2net_mm.data.prepare.archives import DATA_SETS
+from res2net_mm.engine.arguments import tool_parser
 
 EXAMPLE = """examples:
   python tools/prepare_data.py coco --root data
@@ -24,11 +23,7 @@ def main() -> None:
         + '\n'
         for name, dataset in DATA_SETS.items()
     )
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLE + parts,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = tool_parser(__doc__, EXAMPLE + parts)
     parser.add_argument('dataset', metavar='SET', help=', '.join(DATA_SETS))
     parser.add_argument('--root', default='data', help='folder of all data sets (default: data)')
     parser.add_argument(

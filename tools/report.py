@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ctrl_c import run_tool
 
-from res2net_mm.engine.arguments import add_shared
+from res2net_mm.engine.arguments import add_shared, tool_parser
 
 EXAMPLE = """example:
   python tools/report.py work_dirs/r2n50
@@ -15,9 +15,7 @@ EXAMPLE = """example:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = tool_parser(__doc__, EXAMPLE)
     parser.add_argument('work_dir', type=Path, help='folder of the run')
     parser.add_argument('--out', type=Path, help='the file (WORK_DIR/report.html)')
     parser.add_argument(

@@ -14,7 +14,8 @@ from mmengine.registry import MODELS, init_default_scope
 from ..checks import check_positive
 from ..data import check_data
 from ..evaluation import charts
-from .errors import ToolError, building_config
+from .config import require
+from .errors import building_config
 from .runner import prepare_config
 from .safe_runner import seeded_loader
 from .seeding import seed_step
@@ -34,9 +35,7 @@ def write_batches(cfg: Config, out: Path, limit: int) -> Path:
         DataError: The data cannot be used.
     """
     check_positive('--limit', limit)
-    for key in ('model', 'train_dataloader'):
-        if not cfg.get(key):
-            raise ToolError(f'the config has no {key}, which training needs')
+    require(cfg, 'training', 'model', 'train_dataloader')
     cfg = prepare_config(cfg, work_dir=str(out))
     check_data(cfg, splits=('train',))
     figures = list(islice(_figures(cfg), limit))

@@ -116,9 +116,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
 
     def _needs_scores(self, runner: Runner) -> bool:
         """Whether the run depends on the scores of its validations."""
-        schedules = runner.param_schedulers or []
-        several = schedules.values() if isinstance(schedules, dict) else [schedules]
-        plateau = any(getattr(s, 'need_val_args', False) for part in several for s in part)
+        plateau = any(getattr(s, 'need_val_args', False) for s in runner.param_schedulers or ())
         stops = any(isinstance(hook, mmengine.hooks.EarlyStoppingHook) for hook in runner.hooks)
         return bool(self.save_best) or plateau or stops
 

@@ -21,6 +21,7 @@ from ..data.check.agreement import class_counts
 from ..data.errors import DataError
 from ..data.sets.nodes import find_nodes, type_name
 from ..weights.classifier import name_as_classifier
+from .config import first_dataset
 from .errors import ToolError
 from .loading import unwrapped
 from .terminal import warn
@@ -117,14 +118,14 @@ class SameClassesHook(Hook):
         return any(node.family == 'coco' for node in nodes)
 
 
-def prediction_meta(cfg: Config, meta: Mapping | None, dataset: Mapping | None) -> dict[str, Any]:
+def prediction_meta(cfg: Config, meta: Mapping | None) -> dict[str, Any]:
     """``classes`` and ``palette`` for predictions, one of each per label of the model.
 
     Takes the names from the checkpoint, else from the config, else from its type of data set, if
     there are as many as the heads have classes; else numbers. Warns if the sources disagree.
     """
     count, given = _count_classes(cfg.get('model') or {}), _given(cfg)
-    sources = dict(checkpoint=_meta_of(meta), config=_data_meta(dataset, cfg.get('default_scope')))
+    sources = dict(checkpoint=_meta_of(meta), config=_data_meta(cfg))
     if _is_list(given):
         sources['checkpoint'] = dict(classes=given)
     elif given == 'data':
@@ -165,12 +166,11 @@ def _meta_of(meta: Any) -> dict[str, Any]:
     return dict(classes=())
 
 
-def _data_meta(dataset: Mapping | None, scope: str | None) -> dict[str, Any]:
-    if dataset:
-        node = next(find_nodes(dataset, 'test_dataloader.dataset', scope))
-        with contextlib.suppress(DataError):
-            meta = {**getattr(node.cls, 'METAINFO', {}), **(node.config.get('metainfo') or {})}
-            return dict(meta, classes=node.classes())
+def _data_meta(cfg: Config) -> dict[str, Any]:
+    node = first_dataset(cfg)
+    with contextlib.suppress(DataError):
+        meta = {**getattr(node.cls, 'METAINFO', {}), **(node.config.get('metainfo') or {})}
+        return dict(meta, classes=node.classes())
     return dict(classes=())
 
 

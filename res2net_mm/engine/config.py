@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mmengine.dist import get_world_size
 from ..backbones import Backbone, Res2NetStage, TimmBackbone
 from ..backbones.base import pretrained_cfgs
 from ..checks import nearest
+from ..data.sets.nodes import Node, find_nodes
 from ..registry import MODELS, SCOPE, config_folders, find_config
 from .config_keys import TOP, check_keys, check_options, walk
 from .errors import ToolError, one_line
@@ -101,21 +103,6 @@ def walk_dicts(node: Any) -> Iterator[dict]:
     yield from (part for _, part in walk(node) if isinstance(part, dict))
 
 
-def our_backbones(cfg: Config) -> list[ConfigDict]:
-    """The Res2Net backbones of this package in a config's model."""
-    return _parts(cfg, Backbone)
-
-
-def our_networks(cfg: Config) -> list[ConfigDict]:
-    """The same plus single stages: everything that takes our pretrained weights."""
-    return _parts(cfg, Backbone, Res2NetStage)
-
-
-def timm_backbones(cfg: Mapping[str, Any]) -> list[ConfigDict]:
-    """The networks of timm in a config's model."""
-    return _parts(cfg, TimmBackbone)
-
-
 def drop_timm_weights(cfg: Mapping[str, Any]) -> None:
     """Takes timm's weights out of a config whose model gets those of a checkpoint."""
     for part in timm_backbones(cfg):
@@ -133,7 +120,7 @@ def drop_backbone_rates(cfg: Config) -> list[str]:
     return keys
 
 
-def _parts(cfg: Mapping[str, Any], *kinds: type) -> list[ConfigDict]:
+def _parts(kinds: type | tuple[type, ...], cfg: Mapping[str, Any]) -> list[ConfigDict]:
     """The parts of a config's model whose class is one of ``kinds`` or inherits from it."""
     found = []
     for part in walk_dicts(cfg.get('model')):
@@ -145,9 +132,21 @@ def _parts(cfg: Mapping[str, Any], *kinds: type) -> list[ConfigDict]:
     return found
 
 
+our_backbones = partial(_parts, Backbone)  # of this package
+our_networks = partial(_parts, (Backbone, Res2NetStage))  # all that take our pretrained weights
+timm_backbones = partial(_parts, TimmBackbone)
+
+
 def pretrained(part: ConfigDict) -> list[ConfigDict]:
     """The initialisations of a part of a model that load weights."""
     return pretrained_cfgs(part.get('init_cfg'))
+
+
+def require(cfg: Config, purpose: str, *keys: str) -> None:
+    """Raises a ToolError if a config lacks what a purpose needs."""
+    for key in keys:
+        if cfg.get(key) is None:
+            raise ToolError(f'the config has no {key}, which {purpose} needs')
 
 
 def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
@@ -156,12 +155,14 @@ def dataloaders(cfg: Config) -> dict[str, ConfigDict]:
     return {split: loader for split, loader in found.items() if loader is not None}
 
 
-def images_per_step(cfg: Config, optimizer: str | None = None) -> int:
-    """Images in one step of an optimizer, over all processes and accumulated batches.
+def first_dataset(cfg: Config, split: str = 'test') -> Node:
+    """The data set of a split, below wrappers; of several the first."""
+    loader = cfg.get(f'{split}_dataloader') or {}
+    key = f'{split}_dataloader.dataset'
+    return next(find_nodes(loader.get('dataset'), key, cfg.get('default_scope')))
 
-    ``optimizer`` is its name, if the config has several.
-    """
-    wrapper = cfg.get('optim_wrapper') or {}
-    wrapper = wrapper if optimizer is None else wrapper.get(optimizer, {})
-    accumulated = wrapper.get('accumulative_counts', 1)
+
+def images_per_step(cfg: Config) -> int:
+    """Images in one step of the optimizer, over all processes and accumulated batches."""
+    accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     return cfg.train_dataloader.batch_size * get_world_size() * accumulated

@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size
-from mmengine.registry import VISBACKENDS
 
-from ..checks import nearest
-from ..data.check.agreement import evaluators_of
+from ..data.check.agreement import configs_at, evaluators_of
 from ..data.sets.nodes import Node, find_nodes, type_name
 from ..registry import MODELS
 from .config import dataloaders, our_backbones, timm_backbones
@@ -45,8 +43,6 @@ def check_model(cfg: Config) -> None:
         _check_top(cfg, model.get('head'))
         if backbone.get('in_channels', 3) == 1:
             _check_gray(cfg)
-    for i, backend in enumerate((cfg.get('visualizer') or {}).get('vis_backends') or ()):
-        _check_backend(cfg, i, backend.get('type'))
     _check_order(cfg)
     for node in _datasets(cfg):
         if node.family == 'semantic':
@@ -102,16 +98,9 @@ def check_training(cfg: Config, images: int) -> list[str]:
     return warnings
 
 
-def schedules(cfg: Config) -> Iterator[tuple[str, dict]]:
+def schedules(cfg: Config) -> list[tuple[str, dict]]:
     """The schedules of a config with their keys."""
-    given = cfg.get('param_scheduler') or []
-    several = isinstance(given, dict) and 'type' not in given
-    for key, part in given.items() if several else [(None, given)]:
-        name = 'param_scheduler' if key is None else f'param_scheduler.{key}'
-        if isinstance(part, dict):
-            yield name, part
-        else:
-            yield from ((f'{name}.{i}', schedule) for i, schedule in enumerate(part))
+    return [*configs_at(cfg.get('param_scheduler'), 'param_scheduler').items()]
 
 
 def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
@@ -138,9 +127,7 @@ def _check_channels(cfg: Config, model: dict, backbone: dict) -> None:
                 _fit(f'model.{name}.in_channels', taken, width, f'the neck gives {width}')
         return
     for name in ('decode_head', 'auxiliary_head'):
-        several = isinstance(model.get(name), (list, tuple))
-        for i, head in enumerate(model[name] if several else [model.get(name) or {}]):
-            path = f'model.{name}.{i}' if several else f'model.{name}'
+        for path, head in configs_at(model.get(name), f'model.{name}').items():
             index = head.get('in_index')
             if index is None or 'in_channels' not in head:
                 continue
@@ -207,21 +194,8 @@ def _check_zero_label(key: str, dataset: dict, reduced: bool) -> None:
             )
 
 
-def _check_backend(cfg: Config, i: int, kind: Any) -> None:
-    try:
-        with VISBACKENDS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
-            known = not isinstance(kind, str) or registry.get(kind) is not None
-    except Exception:  # mmengine tries to import unknown names
-        known = False
-    if not known:
-        known = list(VISBACKENDS.module_dict)
-        near = nearest(str(kind), known, 0.4) or ' or '.join(known)
-        raise ToolError(f'visualizer.vis_backends.{i}.type {kind} does not exist; there is {near}')
-
-
 def _check_batch_norm(cfg: Config, batch: int) -> None:
-    heads = (cfg.get('model') or {}).get('decode_head')
-    for head in heads if isinstance(heads, list) else [heads or {}]:
+    for head in configs_at((cfg.get('model') or {}).get('decode_head'), '').values():
         kind = str(head.get('type')).rpartition('.')[2]
         norm = str((head.get('norm_cfg') or {}).get('type'))
         shared = norm == 'SyncBN' and get_world_size() > 1 and torch.cuda.is_available()

@@ -38,6 +38,12 @@ _ALWAYS = set(
 )
 # settings that the model's classes read in their own way
 _FREE = re.compile(r'model\.(train|test)_cfg(\.\w+)?')
+# places of types that mmengine or mmcv would not name in an error
+_UNNAMED = {
+    r'.*(norm|conv)_cfg': registries.MODELS,
+    r'optim_wrapper\.optimizer': registries.OPTIMIZERS,
+    r'visualizer\.vis_backends\.\d+': registries.VISBACKENDS,
+}
 _NUMBER = re.compile(r'(Optional\[)?(int|float|bool)\]?( \| None)?')
 _CUTOFF = 0.85  # how similar an unknown key at the top has to be to one of TOP to be a typo
 _PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', __package__.partition('.')[0])
@@ -92,12 +98,13 @@ def check_arguments(cfg: Config) -> None:
     for path, node in walk({key: cfg[key] for key in cfg if key in TOP}):
         kind = node.get('type') if isinstance(node, dict) else None
         classes = classes_named(kind, scope)
-        if isinstance(kind, str) and not classes and path.endswith(('norm_cfg', 'conv_cfg')):
-            hint = did_you_mean(kind, registries.MODELS.module_dict)  # mmcv would name no key
-            raise ToolError(f'{path}.type of the config: there is no {kind!r}{hint}')
+        for place, registry in _UNNAMED.items() if isinstance(kind, str) and not classes else ():
+            if re.fullmatch(place, path):
+                hint = did_you_mean(kind, registry.module_dict)
+                raise ToolError(f'{path}.type of the config: there is no {kind!r}{hint}')
         if not classes and not (isinstance(node, dict) and _FREE.fullmatch(path)):
             continue
-        names = set().union(*map(arguments_of, classes))
+        names = arguments_of(*classes)
         # the code that builds the class may read more, such as requires_grad of a norm_cfg
         roots = _roots(cfg) + _sources(classes)
         roots += _folders('timm') if TimmBackbone in classes else ()  # passed on to timm
@@ -174,7 +181,7 @@ def _check_new_key(cfg: Config, prefix: str, node: Mapping[str, Any], key: str) 
     below = [path for path, _ in walk(node, prefix) if path.rpartition('.')[2] == key]
     if 'type' in node:
         classes = classes_named(node['type'], cfg.get('default_scope'))
-        if classes and below and key not in set().union(*map(arguments_of, classes)):
+        if classes and below and key not in arguments_of(*classes):
             raise _unread(f'{prefix}.{key}', below)
         return  # check_arguments looks at the rest
     if below and all(isinstance(value, dict) for value in node.values()):
@@ -232,9 +239,9 @@ def _parameters(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters) - {'self'}
 
 
-def arguments_of(cls: type) -> set[str]:
-    """Names of the arguments of a class and of those it inherits from."""
-    inits = [vars(base)['__init__'] for base in cls.__mro__ if '__init__' in vars(base)]
+def arguments_of(*classes: type) -> set[str]:
+    """Names of the arguments of classes and of those they inherit from."""
+    inits = [vars(base).get('__init__') for cls in classes for base in cls.__mro__]
     return set().union(*(_parameters(init) for init in inits if inspect.isfunction(init)))
 
 

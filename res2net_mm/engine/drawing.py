@@ -36,7 +36,8 @@ def draw_sample(
     """
     names = meta.get('classes') or ()
     if 'pred_score' in sample:
-        annotated = true_class(sample, names) if truth else ''
+        labels = sample.get('gt_label', ()) if truth else ()
+        annotated = ', '.join(name_of(int(label), names) for label in labels)
         return draw_classes(pixels, best_classes(sample, names), annotated)
     colours = meta.get('palette')
     if not colours or len(colours) != len(names) or isinstance(colours, str):
@@ -63,11 +64,6 @@ def best_classes(sample: Any, names: Sequence[str]) -> list[dict[str, Any]]:
         dict(label=label, name=name_of(label, names), score=round(score, 6))
         for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
     ]
-
-
-def true_class(sample: Any, names: Sequence[str]) -> str:
-    """The annotated class of an image; ``''`` if it has none."""
-    return ', '.join(name_of(int(label), names) for label in sample.get('gt_label', ()))
 
 
 def draw_classes(pixels: np.ndarray, classes: Sequence[dict], truth: str = '') -> np.ndarray:

@@ -11,8 +11,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from torch.nn.parallel import DistributedDataParallel
 
 from ..data.sets.nodes import type_name
 from ..deploy import optimize_for_inference
@@ -21,7 +19,7 @@ from ..evaluation import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
 from .classes import SameClassesHook, class_names
-from .config import drop_timm_weights
+from .config import drop_timm_weights, require
 from .errors import ToolError
 from .exported import exported_model, facts_of, is_exported
 from .loading import unwrapped
@@ -50,13 +48,8 @@ class FastHook(Hook):
         self.options = options
 
     def before_test_epoch(self, runner: Runner) -> None:
-        model = runner.model
-        if is_model_wrapper(model) and not isinstance(model, DistributedDataParallel):
-            raise ToolError(
-                f'--fast needs a whole model in each process, not {type(model).__name__}'
-            )
         # without the wrapper, as no gradients have to be added up
-        runner.model = optimize_for_inference(unwrapped(model), **self.options)
+        runner.model = optimize_for_inference(unwrapped(runner.model), **self.options)
 
 
 def run_test(
@@ -87,9 +80,7 @@ def run_test(
     Returns:
         The metrics by name, and the class names.
     """
-    for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
-        if cfg.get(key) is None:
-            raise ToolError(f'the config has no {key}, which measuring needs')
+    require(cfg, 'measuring', 'test_dataloader', 'test_evaluator', 'test_cfg')
     exported = is_exported(checkpoint)
     if tta and exported:
         raise ToolError(f'--tta is for checkpoints: {checkpoint} predicts an image in one way')

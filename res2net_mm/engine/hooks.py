@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 
 from ..backbones import Backbone
 from ..backbones.frozen_norm import frozen_norm_warning
-from ..registry import HOOKS
+from ..registry import HOOKS, OPTIM_WRAPPERS
 from ..weights import not_finite, say_not_finite
 from .checkpoints import CheckpointHook
 from .errors import ToolError, deferral, one_line
@@ -57,9 +59,7 @@ class InterruptHook(Hook):
         deferral.active = True
 
     def after_train_iter(self, runner: Runner, **_: Any) -> None:
-        wrapper = runner.optim_wrapper
-        wrappers = wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]
-        if all(part.should_update() for part in wrappers):  # no gradients are kept for later
+        if runner.optim_wrapper.should_update():  # no gradients are kept for later
             self._end(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, **_: Any) -> None:
@@ -188,21 +188,16 @@ class Float32BoxHook(Hook):
     """
 
     def before_run(self, runner: Runner) -> None:
-        use_float32_boxes(unwrapped(runner.model))
-
-
-def use_float32_boxes(model: nn.Module) -> None:
-    """Does what :class:`Float32BoxHook` does, outside of a run; twice is harmless."""
-    for module in model.modules():
-        extracts, dense = hasattr(module, 'roi_layers'), hasattr(module, 'prior_generator')
-        if hasattr(module, '_res2net_mm_float32') or not (extracts or dense):
-            continue
-        module._res2net_mm_float32 = True
-        if extracts:
-            module.register_forward_pre_hook(_cast_features)
-            module.register_forward_hook(_cast_output)
-        else:
-            module.register_forward_hook(_as_float32)
+        for module in unwrapped(runner.model).modules():
+            extracts, dense = hasattr(module, 'roi_layers'), hasattr(module, 'prior_generator')
+            if hasattr(module, '_res2net_mm_float32') or not (extracts or dense):
+                continue
+            module._res2net_mm_float32 = True
+            if extracts:
+                module.register_forward_pre_hook(_cast_features)
+                module.register_forward_hook(_cast_output)
+            else:
+                module.register_forward_hook(_as_float32)
 
 
 def _cast_features(extractor: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -222,3 +217,17 @@ def _as_float32(head: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     if isinstance(output, (tuple, list)):
         return type(output)(_as_float32(head, args, part) for part in output)
     return output
+
+
+@OPTIM_WRAPPERS.register_module(force=True)
+class CPUAmpOptimWrapper(OptimWrapper):
+    """``AmpOptimWrapper`` for a CPU, which mmengine's refuses.
+
+    Autocasts the forward pass to bfloat16, which has the range of float32: losses are not scaled.
+    """
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        """The context of a forward pass."""
+        with super().optim_context(model), torch.autocast('cpu', torch.bfloat16):
+            yield

@@ -29,7 +29,7 @@ from ..files import write_text, writing
 from ..weights import constants, read_source
 from ..weights.classifier import name_as_classifier
 from .classes import prediction_meta
-from .config import drop_timm_weights, walk_dicts
+from .config import drop_timm_weights, first_dataset, require
 from .drawing import best_classes, draw_sample, name_of, probability, write_picture
 from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
@@ -67,8 +67,7 @@ class ConfiguredModel:
         trust: bool = False,
         fast: Mapping[str, Any] | None = None,
     ) -> None:
-        if not cfg.get('test_dataloader'):
-            raise ToolError('the config has no test_dataloader, which predicting needs')
+        require(cfg, 'predicting', 'test_dataloader')
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         if is_exported(checkpoint):
             model: nn.Module = MODELS.build(exported_model(cfg, checkpoint, fast))
@@ -82,10 +81,9 @@ class ConfiguredModel:
             raise ToolError(f'--device {device} cannot be used: {one_line(error)}') from error
         if fast is not None:
             self.model = optimize_for_inference(self.model, **fast)
-        dataset = test_dataset(cfg)
-        self.meta = prediction_meta(cfg, loaded.get('meta'), dataset)
+        self.meta = prediction_meta(cfg, loaded.get('meta'))
         self.classes = list(self.meta['classes'])
-        steps = [s for s in dataset.pipeline if 'Annotations' not in str(s['type'])]
+        steps = [s for s in first_dataset(cfg).pipeline if 'Annotations' not in str(s['type'])]
         with building_config():
             self.pipeline = Compose(harden_pipeline(steps))
         self.loader = loader_of(steps)
@@ -284,12 +282,3 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     check_finite(model.state_dict(), checkpoint, known)
     warn_of_differences(model, loaded, cfg, checkpoint)
     return model.eval(), loaded
-
-
-def test_dataset(cfg: Config) -> dict[str, Any]:
-    """The config of the test data, without wrappers; of several the first."""
-    parts = walk_dicts(cfg.test_dataloader.dataset)
-    found = next((part for part in parts if 'pipeline' in part), None)
-    if found is None:
-        raise ToolError('the test_dataloader.dataset of the config has no pipeline')
-    return found

@@ -19,10 +19,10 @@ from ..data.convert.writer import Conversion
 from ..data.errors import DataError
 from ..data.folders import ALL, TITLES, Pair, recognise
 from ..data.sets.coco import load_coco, loads_masks
-from ..data.sets.nodes import Node, find_nodes, type_name
+from ..data.sets.nodes import type_name
 from ..data.splitting import set_aside
 from ..files import write_text
-from .config import dataloaders, walk_dicts
+from .config import dataloaders, first_dataset, walk_dicts
 from .errors import ToolError
 
 _SHARE = 0.2  # of the images, set aside for validation
@@ -59,7 +59,7 @@ class OwnData:
         ignored: int | None = None,
     ) -> None:
         self.task = _task(cfg)
-        self.masks = loads_masks(_node(cfg, 'train').pipeline)
+        self.masks = loads_masks(first_dataset(cfg, 'train').pipeline)
         self.out = Path(work_dir).resolve() / 'data'
         self.seed = (cfg.get('randomness') or {}).get('seed') or 0
         self.folder = recognise(path, self.task, form)
@@ -113,7 +113,10 @@ class OwnData:
     def _boxes(self) -> None:
         # split -> folder of the images, json, its content; the images of each split
         if self.folder.format == 'coco':
-            sources = self._coco_files()
+            sources = {}
+            for split, [(root, file)] in self.folder.splits.items():
+                content = load_coco(str(file), split != 'test')
+                sources[split] = root, file, {'annotations': [], **content}
             pairs = {split: [(_image(root, entry), file) for entry in content['images']]
                      for split, (root, file, content) in sources.items()}  # fmt: skip
         else:
@@ -147,13 +150,6 @@ class OwnData:
                 file = self._write(f'{split}.json', [json.dumps(content, ensure_ascii=False)])
             self.splits[split] = dict(type='CocoDataset', data_root='', ann_file=str(file),
                                       data_prefix=dict(img=f'{root}/'))  # fmt: skip
-
-    def _coco_files(self) -> dict[str, tuple[Path, Path, dict]]:
-        found = {}
-        for split, [(root, file)] in self.folder.splits.items():
-            content = load_coco(str(file), split != 'test')
-            found[split] = root, file, {'annotations': [], **content}
-        return found
 
     def _converted(self) -> tuple[Path, Path, dict]:
         """All images of another format; an image of two splits is converted once."""
@@ -235,7 +231,7 @@ class OwnData:
             cfg.test_evaluator = copy.deepcopy(cfg.val_evaluator)
         kept = ('pipeline', 'test_mode', *['filter_cfg'] * (self.task == 'boxes'))
         for split, outer in dataloaders(cfg).items():
-            new, old = self.splits.get(split) or self.splits['val'], _node(cfg, split)
+            new, old = self.splits.get(split) or self.splits['val'], first_dataset(cfg, split)
             dataset = {key: old.config[key] for key in kept if key in old.config}
             if 'dataset' in outer.dataset and 'pipeline' in outer.dataset:  # that mixes images
                 outer = outer.dataset
@@ -294,9 +290,3 @@ def _task(cfg: Config) -> str:
         what = 'panoptic maps' if panoptic else 'data that --data cannot set'
         raise ToolError(f'--data: this config trains on {what}; write a config that names them')
     return 'boxes'
-
-
-def _node(cfg: Config, split: str) -> Node:
-    """The first data set of a split."""
-    dataset = cfg[f'{split}_dataloader'].dataset
-    return next(find_nodes(dataset, f'{split}_dataloader.dataset', cfg.get('default_scope')))

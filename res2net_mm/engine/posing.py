@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 
 from ..data.errors import DataError
-from ..data.sets.nodes import find_nodes
+from .config import first_dataset, require
 from .errors import ToolError, building_config, one_line
-from .infer import ConfiguredModel, test_dataset
+from .infer import ConfiguredModel
 
 
 def configured_model(
@@ -41,11 +41,9 @@ class PoseModel(ConfiguredModel):
         from mmpose.datasets.datasets.utils import parse_pose_metainfo
 
         super().__init__(cfg, *args, **kwargs)
-        dataset = test_dataset(cfg)
-        (node,) = find_nodes(dataset, 'test_dataloader.dataset', 'mmpose')
-        self.meta = parse_pose_metainfo(dataset.get('metainfo') or node.cls.METAINFO)
-        if not cfg.get('visualizer'):
-            raise ToolError('the config has no visualizer, which drawing skeletons needs')
+        node = first_dataset(cfg)
+        self.meta = parse_pose_metainfo(node.config.get('metainfo') or node.cls.METAINFO)
+        require(cfg, 'drawing skeletons', 'visualizer')
         with building_config('visualizer'):
             self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))
         self.visualizer.set_dataset_meta(self.meta)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,9 +21,9 @@ from ..data.transforms import harden_dataset
 from ..deploy.int8 import STEPS, has_int8_instructions, quantize
 from ..files import writing
 from .classes import SameClassesHook
+from .config import first_dataset, require
 from .errors import ToolError
 from .exported import ExportedModule, facts_of, pixels_of
-from .infer import test_dataset
 from .runner import Runner, prepare_config
 
 # by how much a figure may fall; AP and Sm are shares, the others are in percent
@@ -39,12 +38,10 @@ class ResizedImages(Sequence):
     """
 
     def __init__(self, cfg: Config, count: int, split: str = 'train') -> None:
-        for key in (f'{split}_dataloader', 'test_dataloader'):
-            if not cfg.get(key):
-                raise ToolError(f'the config has no {key}, whose images are needed')
-        dataset = _innermost(cfg[f'{split}_dataloader'].dataset)
-        steps = test_dataset(cfg)['pipeline']
-        dataset['pipeline'] = [step for step in steps if 'Annotations' not in str(step['type'])]
+        require(cfg, 'exporting', f'{split}_dataloader', 'test_dataloader')
+        steps = first_dataset(cfg).pipeline
+        steps = [step for step in steps if 'Annotations' not in str(step['type'])]
+        dataset = dict(first_dataset(cfg, split).config, pipeline=steps)
         init_default_scope(cfg.get('default_scope', 'mmdet'))
         self.dataset = DATASETS.build(harden_dataset(dataset))
         most = len(self.dataset)
@@ -55,13 +52,6 @@ class ResizedImages(Sequence):
 
     def __getitem__(self, i: int) -> np.ndarray:
         return pixels_of(self.dataset[self.indices[i]]['inputs'])
-
-
-def _innermost(dataset: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the data set within wrappers; of several the first."""
-    while 'dataset' in dataset or 'datasets' in dataset:
-        dataset = dataset.get('dataset') or dataset['datasets'][0]
-    return copy.deepcopy(dataset)
 
 
 def write_int8(
@@ -82,9 +72,9 @@ def write_int8(
     before = measure(cfg, ExportedModule(source, facts_of(cfg.model)), meta) if check else {}
     with TemporaryDirectory() as folder:
         for step in range(len(STEPS)):
-            partial = Path(folder, f'int8_{step}.xml')  # OpenVINO maps the files that it has read
+            partial = Path(folder, f'int8_{step}.xml')
             say(f'int8: calibrating on {len(images)} training images')
-            in_float = quantize(source, partial, images, step)
+            in_float = quantize(source, partial, images, step)['int8']['float']
             say(f'in float: {", ".join(in_float)}')
             file = ExportedModule(partial, facts_of(cfg.model)) if check else None
             after = measure(cfg, file, meta) if check else {}
@@ -119,9 +109,7 @@ def measure(cfg: Config, model: nn.Module, meta: Mapping[str, Any] | None) -> di
     ``meta`` is that of its checkpoint, which names its classes: they may be in another order.
     """
     cfg = prepare_config(cfg)
-    for key in ('val_dataloader', 'val_evaluator'):
-        if not cfg.get(key):
-            raise ToolError(f'the config has no {key}, which measuring needs')
+    require(cfg, 'measuring', 'val_dataloader', 'val_evaluator')
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     loader = Runner.build_dataloader(cfg.val_dataloader)
     evaluator = Evaluator(cfg.val_evaluator)

@@ -17,7 +17,7 @@ from ..ops.mmcv_ext import describe_ops
 from ..registry import MODELS
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD, SCHEME
-from .config import images_per_step, our_networks, pretrained, timm_backbones
+from .config import images_per_step, our_networks, pretrained, require, timm_backbones
 from .config_checks import check_training
 from .errors import ToolError
 
@@ -40,13 +40,13 @@ def describe_device() -> str:
 
 def describe_batch(cfg: Config) -> str:
     """One line: effective batch and learning rate, and whether they fit the schedule."""
-    for key in ('optim_wrapper', 'train_dataloader'):
-        if not cfg.get(key):
-            raise ToolError(f'the config has no {key}, which training needs')
+    require(cfg, 'training', 'optim_wrapper', 'train_dataloader')
+    if 'optimizer' not in cfg.optim_wrapper:
+        raise ToolError('optim_wrapper of the config has no optimizer: training needs a single one')
     check_positive('train_dataloader.batch_size', cfg.train_dataloader.get('batch_size'))
     world, images, batch = get_world_size(), cfg.train_dataloader.batch_size, images_per_step(cfg)
     accumulated = batch // (images * world)
-    lr = cfg.optim_wrapper.get('optimizer', {}).get('lr')
+    lr = cfg.optim_wrapper.optimizer.get('lr')
     line = f'batch: {batch} images a step ({images} x {world} processes'
     line += f' x {accumulated} accumulated)' if accumulated > 1 else ')'
     if lr is None:

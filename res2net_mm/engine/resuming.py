@@ -16,7 +16,6 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.dist import get_world_size
 from mmengine.hooks import ParamSchedulerHook
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from ..data.sets.nodes import type_name
@@ -148,26 +147,22 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     changed = dict(_changes(runner.cfg, saved))
     _forget_scores(runner, checkpoint, saved)
     moved = _set_place(runner, meta, changed)
-    pairs = _optimizers(runner, checkpoint)
-    same_rates = all(
-        [group.get('initial_lr') for group in wrapper.optimizer.param_groups]
-        == [group.get('initial_lr') for group in state['param_groups']]
-        for wrapper, state in pairs
-    )
-    if same_rates and not moved and not any(key.startswith(_SCHEDULE) for key in changed):
+    wrapper, state = runner.optim_wrapper, _optimizer_state(runner, checkpoint)
+    own, groups = wrapper.optimizer.param_groups, state['param_groups']
+    rates, before = ([group.get('initial_lr') for group in g] for g in (own, groups))
+    if rates == before and not moved and not any(key.startswith(_SCHEDULE) for key in changed):
         return
     _replay(runner, meta['epoch'], meta['iter'])
     checkpoint.pop('param_schedulers', None)
-    for wrapper, state in pairs:
-        before, groups = state['param_groups'][0]['lr'], state['param_groups']
-        for group, now in zip(groups, wrapper.optimizer.param_groups, strict=True):
-            group.update({key: value for key, value in now.items() if key != 'params'})
-        if 'base_param_settings' in state:
-            state['base_param_settings'] = wrapper.base_param_settings
-        runner.logger.warning(
-            f'learning rate {groups[0]["lr"]:g} (the checkpoint had {before:g}): it and the '
-            'schedules are those of a run that had this config from the start'
-        )
+    had = groups[0]['lr']
+    for group, now in zip(groups, own, strict=True):
+        group.update({key: value for key, value in now.items() if key != 'params'})
+    if 'base_param_settings' in state:
+        state['base_param_settings'] = wrapper.base_param_settings
+    runner.logger.warning(
+        f'learning rate {groups[0]["lr"]:g} (the checkpoint had {had:g}): it and the schedules are '
+        'those of a run that had this config from the start'
+    )
 
 
 def _forget_scores(runner: Runner, checkpoint: Mapping[str, Any], saved: Mapping) -> None:
@@ -326,39 +321,30 @@ def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any])
     return before != length
 
 
-def _optimizers(
-    runner: Runner, checkpoint: Mapping[str, Any]
-) -> list[tuple[OptimWrapper, dict[str, Any]]]:
-    """The runner's optimizers, each with its state in the checkpoint."""
-    wrapper, state = runner.optim_wrapper, checkpoint.get('optimizer')
-    several = isinstance(wrapper, OptimWrapperDict)
-    wrappers = dict(wrapper.items()) if several else {'': wrapper}
-    states = state if several else {'': state}
-    if not state or wrappers.keys() != states.keys():
+def _optimizer_state(runner: Runner, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The state in the checkpoint of the runner's optimizer, whose parameters it has to fit."""
+    state = checkpoint.get('optimizer')
+    if not state:
         raise ToolError(
             'the checkpoint holds no state of the optimizer to resume with (a published file, or '
             f'save_optimizer=False): {_ANEW}'
         )
-    pairs = [(wrappers[name], states[name]) for name in wrappers]
-    for wrapper, state in pairs:
-        now, before = (
-            [len(group['params']) for group in groups]
-            for groups in (wrapper.optimizer.param_groups, state['param_groups'])
+    now, before = (
+        [len(group['params']) for group in groups]
+        for groups in (runner.optim_wrapper.optimizer.param_groups, state['param_groups'])
+    )
+    if now != before:
+        raise ToolError(
+            f'the optimizer of the checkpoint had {sum(before)} parameters in {len(before)} groups '
+            f'and that of the config has {sum(now)} in {len(now)}: set '
+            f'optim_wrapper.paramwise_cfg and the model back, or {_ANEW}'
         )
-        if now != before:
-            raise ToolError(
-                f'the optimizer of the checkpoint had {sum(before)} parameters in {len(before)} '
-                f'groups and that of the config has {sum(now)} in {len(now)}: set '
-                f'optim_wrapper.paramwise_cfg and the model back, or {_ANEW}'
-            )
-    return pairs
+    return state
 
 
 def _replay(runner: Runner, epochs: int, iterations: int) -> None:
     """Steps schedulers from the start to where the run is now."""
-    schedulers = runner.param_schedulers or []
-    flat = sum(schedulers.values(), []) if isinstance(schedulers, dict) else schedulers
-    if any(getattr(scheduler, 'need_val_args', False) for scheduler in flat):
+    if any(getattr(s, 'need_val_args', False) for s in runner.param_schedulers or ()):
         raise ToolError(
             'param_scheduler has a schedule that depends on results, which cannot be computed '
             f'again: set the config back, or {_ANEW}'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ..data.sets.nodes import type_name
 from ..data.transforms import harden_dataset, harden_pipeline
 from ..evaluation import ignored_label, use_our_metrics
 from ..ops.internals import onednn_computes
-from ..registry import MODELS
 from ..weights import DownloadError, locate, read_checkpoint
 from .checkpoints import find_newest
 from .config import (
@@ -28,7 +26,7 @@ from .config import (
     walk_dicts,
 )
 from .config_checks import check_model, schedules
-from .config_keys import check_arguments
+from .config_keys import arguments_of, check_arguments, classes_named
 from .errors import ToolError, building_config
 from .pictures import use_our_pictures
 from .processes import start_processes
@@ -180,18 +178,11 @@ def _set_weights(cfg: Config, from_scratch: bool, resumed: bool, trust: bool) ->
             model.pretrained = None  # mmseg's older way
         backbone = model.get('backbone')  # may be mmdet's or mmseg's own
         for part in [*our_networks(cfg), *([backbone] if isinstance(backbone, dict) else [])]:
-            accepted = {*part, *_arguments(part.get('type'), cfg.get('default_scope'))}
+            classes = classes_named(part.get('type'), cfg.get('default_scope'))
+            accepted = {*part, *arguments_of(*classes)}
             part.update({k: v for k, v in _FROM_SCRATCH.items() if k in accepted})
         if keys := drop_backbone_rates(cfg):
             warn(f'--from-scratch: learning rates of {", ".join(keys)} are those of the others')
-
-
-def _arguments(kind: Any, scope: str | None) -> set[str]:
-    """Names of the arguments of a network's class and of those that it inherits from."""
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        cls = registry.get(kind) if isinstance(kind, str) else kind
-    bases = cls.__mro__ if isinstance(cls, type) else ()
-    return {name for base in bases for name in inspect.signature(base.__init__).parameters}
 
 
 def add_safeguards(cfg: Config) -> list[str]:

@@ -17,8 +17,8 @@ from mmengine.dist import get_rank, master_only
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
 from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
-from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import DATA_SAMPLERS, DATASETS, OPTIMIZERS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATA_SAMPLERS, DATASETS
 from mmengine.runner import EpochBasedTrainLoop
 from torch import nn
 from torch.utils.data import BatchSampler
@@ -30,7 +30,7 @@ from ..weights import constants, conventions_of, describe_partial_load, say_unkn
 from .checkpoints import CheckpointHook
 from .classes import SameClassesHook
 from .config import images_per_step
-from .errors import ToolError, building_config, deferral
+from .errors import building_config, deferral
 from .hooks import InterruptHook
 from .loading import check_finite, exact_fit, unwrapped, warn_of_differences
 from .resuming import fit_checkpoint, run_facts
@@ -72,6 +72,7 @@ class Runner(_Base):
     # built when the run starts, so mistakes in these parts of the config show up only then
     build_val_loop = building_config('validation of the config')(_Base.build_val_loop)
     build_test_loop = building_config('test of the config')(_Base.build_test_loop)
+    build_optim_wrapper = building_config('optim_wrapper')(_Base.build_optim_wrapper)
     build_param_scheduler = building_config('param_scheduler')(_Base.build_param_scheduler)
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
@@ -91,16 +92,6 @@ class Runner(_Base):
                 module=model, broadcast_buffers=False, find_unused_parameters=unused
             )
         return super().wrap_model(model_wrapper_cfg, model)
-
-    @building_config('optim_wrapper')
-    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
-        """Builds the optimizer; mmengine does not name an unknown one."""
-        part = optim_wrapper.get('optimizer') if isinstance(optim_wrapper, dict) else None
-        kind = part.get('type') if isinstance(part, dict) else None
-        with OPTIMIZERS.switch_scope_and_registry(None) as registry:
-            if isinstance(kind, str) and registry.get(kind) is None:
-                raise ToolError(f'optim_wrapper.optimizer: there is no optimizer {kind!r}')
-        return super().build_optim_wrapper(optim_wrapper)
 
     @building_config('training of the config')
     def build_train_loop(self, loop: Any) -> Any:
@@ -153,11 +144,9 @@ class Runner(_Base):
         """Scales learning rates to the images of a step; mmengine ignores accumulated batches."""
         if not (auto_scale_lr or {}).get('enable'):
             return
-        several = isinstance(optim_wrapper, OptimWrapperDict)
-        for name, wrapper in optim_wrapper.items() if several else [(None, optim_wrapper)]:
-            factor = images_per_step(self.cfg, name) / auto_scale_lr['base_batch_size']
-            for group in wrapper.param_groups:  # includes the one that mmengine logs as base_lr
-                group['lr'] *= factor
+        factor = images_per_step(self.cfg) / auto_scale_lr['base_batch_size']
+        for group in optim_wrapper.param_groups:  # includes the one that mmengine logs as base_lr
+            group['lr'] *= factor
 
     @building_config('resumed run')
     def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:

@@ -244,8 +244,9 @@ def test_the_runner_compares_before_it_trains(tiny_options, tmp_path):
         runner.train()
 
 
-def config_of(model, dataset=None, **config):
-    return Config(dict(default_scope='mmdet', model=model, **config)), dataset
+def config_of(model, dataset=None, scope='mmdet', **config):
+    config['test_dataloader'] = None if dataset is None else dict(dataset=dataset)
+    return Config(dict(default_scope=scope, model=model, **config))
 
 
 HEAD = dict(bbox_head=dict(num_classes=2))
@@ -267,28 +268,27 @@ NAMED = dict(type='CocoDataset', metainfo=dict(classes=('a', 'b')))
     ],
 )
 def test_names_of_predictions(meta, dataset, expected, said):
-    cfg, dataset = config_of(HEAD, dataset)
-    found = prediction_meta(cfg, meta, dataset)
+    found = prediction_meta(config_of(HEAD, dataset), meta)
     assert found['classes'] == expected and len(found['palette']) == 2
     assert bool(said) == (meta is None or dataset is NAMED)
 
 
 def test_names_of_the_type_of_the_data_set(said):
     """They are in mmdet's registry, not in mmengine's."""
-    cfg, dataset = config_of(dict(bbox_head=dict(num_classes=80)), COCO)
-    found = prediction_meta(cfg, None, dataset)
+    found = prediction_meta(config_of(dict(bbox_head=dict(num_classes=80)), COCO), None)
     assert found['classes'][:2] == ('person', 'bicycle')
     assert tuple(found['palette'][0]) == (220, 20, 60)
-    cfg = Config(dict(default_scope='mmseg', model=dict(decode_head=dict(num_classes=19))))
-    assert prediction_meta(cfg, None, dict(type='CityscapesDataset'))['classes'][0] == 'road'
+    head = dict(decode_head=dict(num_classes=19))
+    cfg = config_of(head, dict(type='CityscapesDataset'), scope='mmseg')
+    assert prediction_meta(cfg, None)['classes'][0] == 'road'
 
 
 def test_names_in_a_file_and_one_name(tmp_path, said):
     (tmp_path / 'classes.txt').write_text('a\nb\n')
     listed = dict(COCO, metainfo=dict(classes=str(tmp_path / 'classes.txt')))
-    assert prediction_meta(config_of(HEAD)[0], None, listed)['classes'] == ('a', 'b')
-    one = config_of(dict(bbox_head=dict(num_classes=1)))[0]
-    assert prediction_meta(one, dict(CLASSES='nucleus'), None)['classes'] == ('nucleus',)
+    assert prediction_meta(config_of(HEAD, listed), None)['classes'] == ('a', 'b')
+    one = config_of(dict(bbox_head=dict(num_classes=1)))
+    assert prediction_meta(one, dict(CLASSES='nucleus'))['classes'] == ('nucleus',)
 
 
 def test_a_panoptic_model_has_things_and_stuff(said):
@@ -296,16 +296,16 @@ def test_a_panoptic_model_has_things_and_stuff(said):
     fusion = dict(num_things_classes=2, num_stuff_classes=3)
     model = dict(roi_head=dict(bbox_head=dict(num_classes=2)), panoptic_fusion_head=fusion)
     meta = dict(dataset_meta=dict(classes=names))
-    assert prediction_meta(config_of(model)[0], meta, None)['classes'] == names and not said
+    assert prediction_meta(config_of(model), meta)['classes'] == names and not said
 
 
 def test_checkpoint_classes_is_checked():
     with pytest.raises(ToolError, match='checkpoint_classes'):
-        prediction_meta(config_of(HEAD, checkpoint_classes='dat')[0], None, NAMED)
+        prediction_meta(config_of(HEAD, NAMED, checkpoint_classes='dat'), None)
 
 
 def test_names_for_an_export_without_data(said):
-    cfg = config_of(HEAD)[0]
-    assert prediction_meta(cfg, None, None)['classes'] == ('0', '1')
-    assert prediction_meta(cfg, dict(CLASSES=('x', 'y')), None)['classes'] == ('x', 'y')
+    cfg = config_of(HEAD)
+    assert prediction_meta(cfg, None)['classes'] == ('0', '1')
+    assert prediction_meta(cfg, dict(CLASSES=('x', 'y')))['classes'] == ('x', 'y')
     assert len(said) == 1 and 'numbers' in said[0]

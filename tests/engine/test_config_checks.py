@@ -35,11 +35,6 @@ PSPNET = 'pspnet_r2n50_cityscapes.py'
         (SHAPES, {'model.data_preprocessor.mean': [1, 2, 3, 4]}, 'data_preprocessor.mean has 4'),
         (PSPNET, {'model.data_preprocessor.std': [1, 2]}, 'data_preprocessor.std has 2'),
         (
-            SHAPES,
-            {'visualizer.vis_backends.0.type': 'TensorboardBackend'},
-            'vis_backends.0.type TensorboardBackend.* TensorboardVisBackend',
-        ),
-        (
             PSPNET,
             {'val_dataloader.dataset.pipeline.2.reduce_zero_label': True},
             'set val_dataloader.dataset.reduce_zero_label=True',

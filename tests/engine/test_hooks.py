@@ -14,11 +14,7 @@ from torch import nn
 
 from res2net_mm.backbones import Res2Net
 from res2net_mm.engine.errors import ToolError
-from res2net_mm.engine.hooks import (
-    FiniteLossHook,
-    FrozenNormHook,
-    use_float32_boxes,
-)
+from res2net_mm.engine.hooks import FiniteLossHook, Float32BoxHook, FrozenNormHook
 from res2net_mm.engine.runner import prepare_config
 
 
@@ -83,8 +79,8 @@ def test_boxes_keep_their_pixels_in_half_precision(dtype):
     boxes = torch.tensor([[0, 801.3, 733.7, 877.1, 799.2], [0, 601.0, 201.0, 1001.0, 703.0]])
     exact = extractor([level.double() for level in levels], boxes.double())
     lossy = extractor(levels, boxes)
-    use_float32_boxes(extractor)
-    use_float32_boxes(extractor)  # twice is harmless
+    for _ in range(2):  # twice is harmless
+        Float32BoxHook().before_run(SimpleNamespace(model=extractor))
     ours = extractor(levels, boxes)
     assert ours.dtype == dtype
     step = torch.finfo(dtype).eps  # what is left is the rounding of the output alone
@@ -97,8 +93,8 @@ def test_dense_heads_predict_in_float32():
     levels = [torch.rand(1, 8, 4, 4) for _ in range(5)]
     with torch.autocast('cpu', torch.bfloat16):
         assert head(levels)[0][0].dtype == torch.bfloat16
-        use_float32_boxes(head)
-        use_float32_boxes(head)
+        for _ in range(2):
+            Float32BoxHook().before_run(SimpleNamespace(model=head))
         predicted = head(levels)
     assert len(predicted) == 3 and len(head._forward_hooks) == 1
     assert {level.dtype for kind in predicted for level in kind} == {torch.float32}

@@ -76,7 +76,11 @@ def test_safeguards_are_named_one_line_each():
         ({'train_dataloader.sampler.type': 'NoSampler'}, 'NoSampler'),
         (
             {'optim_wrapper.optimizer.type': 'Adan'},
-            'optim_wrapper.optimizer: there is no .*Adan',
+            'optim_wrapper.optimizer.type of the config: there is no .*Adan',
+        ),
+        (
+            {'visualizer.vis_backends.0.type': 'TensorboardBackend'},
+            'vis_backends.0.type .*TensorboardBackend.* TensorboardVisBackend',
         ),
         ({'test_evaluator.metric': 'box'}, 'box'),
     ],

@@ -37,7 +37,6 @@ from res2net_mm.engine.classes import prediction_meta
 from res2net_mm.engine.config import load_config, our_backbones
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.evaluate import FastHook
-from res2net_mm.engine.infer import test_dataset
 from res2net_mm.engine.runner import build_runner, prepare_config
 from res2net_mm.engine.sources import find_images
 from res2net_mm.registry import SCOPE
@@ -183,7 +182,7 @@ def _use_images(cfg: Config, images: list[Path], folder: Path) -> None:
         with Image.open(path) as image:
             width, height = image.size
         records.append(dict(id=number, file_name=str(path.resolve()), width=width, height=height))
-    names = prediction_meta(cfg, None, test_dataset(cfg))['classes']
+    names = prediction_meta(cfg, None)['classes']
     categories = [dict(id=i, name=name) for i, name in enumerate(names, 1)]
     file = folder / 'images.json'
     file.write_text(json.dumps(dict(images=records, annotations=[], categories=categories)))

@@ -75,7 +75,7 @@ def ignored_labels(model: Mapping, evaluators: Mapping[str, Mapping]) -> dict[st
         return {}
     heads = {}
     for name in ('decode_head', 'auxiliary_head'):
-        heads |= _configs(model.get(name), f'model.{name}')
+        heads |= configs_at(model.get(name), f'model.{name}')
     ignored = {key: head.get('ignore_index', 255) for key, head in heads.items()}
     ignored |= {key: config.get('ignore_index') for key, config in evaluators.items()}
     return {f'{key}.ignore_index': v for key, v in ignored.items() if isinstance(v, int)}
@@ -83,7 +83,7 @@ def ignored_labels(model: Mapping, evaluators: Mapping[str, Mapping]) -> dict[st
 
 def evaluators_of(cfg: Config, split: str) -> list[tuple[str, Mapping]]:
     """The places and configs of a split's metrics."""
-    return [*_configs(cfg.get(f'{split}_evaluator'), f'{split}_evaluator').items()]
+    return [*configs_at(cfg.get(f'{split}_evaluator'), f'{split}_evaluator').items()]
 
 
 def check_evaluators(nodes: Sequence[Node], evaluators: Mapping[str, Mapping]) -> Iterator[Finding]:
@@ -102,12 +102,12 @@ def check_evaluators(nodes: Sequence[Node], evaluators: Mapping[str, Mapping]) -
                     yield from _compare_files(where, file, node)
 
 
-def _configs(value: Any, key: str) -> dict[str, Mapping]:
+def configs_at(value: Any, key: str) -> dict[str, Mapping]:
     """Place -> config, for a value of ``key`` that is one config or a list of them."""
     if isinstance(value, list | tuple):
         return {f'{key}.{i}': part for i, part in enumerate(value) if isinstance(part, Mapping)}
     if isinstance(value, Mapping) and 'metrics' in value:  # of MultiDatasetsEvaluator
-        return _configs(value['metrics'], f'{key}.metrics')
+        return configs_at(value['metrics'], f'{key}.metrics')
     return {key: value} if isinstance(value, Mapping) else {}
 
 
