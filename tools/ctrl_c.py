@@ -17,7 +17,7 @@ _helps = _helps and not {'-h', '--help'}.isdisjoint(sys.argv)
 if _is_tool and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 # empty packages, whose modules can be imported: what they import themselves loads torch
-for _name in ('res2net_mm', 'res2net_mm.data', 'res2net_mm.evaluation') if _helps else ():
+for _name in ('res2net_mm', 'res2net_mm.data') if _helps else ():
     if _spec := find_spec(_name):
         sys.modules[_name] = module_from_spec(_spec)
 

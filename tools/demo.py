@@ -31,7 +31,7 @@ def main() -> None:
     from res2net_mm.engine.runner import build_runner, prepare_config
     from res2net_mm.engine.sources import find_images
     from res2net_mm.engine.watching import watch_run
-    from res2net_mm.evaluation import format_metrics
+    from res2net_mm.evaluation.tables import format_metrics
 
     load_config(args.config, _options(args))  # fails before the work if an argument is wrong
     print(make_shapes(args.work_dir / 'shapes', train=args.train, val=args.val))

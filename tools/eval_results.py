@@ -28,9 +28,9 @@ def main() -> None:
     args = parser.parse_args()
 
     from res2net_mm.engine.errors import ToolError
-    from res2net_mm.evaluation import format_metrics
     from res2net_mm.evaluation.coco import check_max_dets, evaluate
     from res2net_mm.evaluation.coco_files import read_files
+    from res2net_mm.evaluation.tables import format_metrics
     from res2net_mm.files import check_writable, write_text
 
     try:

@@ -71,7 +71,7 @@ def main() -> None:
 
 def print_figures(metrics: dict[str, float], classes: list[str], notes: Sequence[str] = ()) -> None:
     """Prints the metrics as tables, with notes under them."""
-    from res2net_mm.evaluation import format_metrics
+    from res2net_mm.evaluation.tables import format_metrics
 
     text = format_metrics(metrics, classes) or 'the evaluator of the config measured nothing'
     print(text, *notes, sep='\n', flush=True)

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process, master_only
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
-from ..evaluation import main_metric
+from ..evaluation.tables import main_metric
 from ..files import remove_partial, write_text
 from ..weights import CheckpointError, read_checkpoint
 from .errors import ToolError

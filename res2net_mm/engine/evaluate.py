@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from ..data.sets.nodes import type_name
 from ..deploy import optimize_for_inference
 from ..deploy.folding import DTYPES
-from ..evaluation import collect_results, discard_results, split_coco_metrics
+from ..evaluation.tables import collect_results, discard_results, split_coco_metrics
 from ..files import check_writable
 from ..weights import read_source
 from .classes import SameClassesHook, class_names

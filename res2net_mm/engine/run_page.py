@@ -18,7 +18,8 @@ import numpy as np
 from mmengine.config import Config
 
 from ..data.errors import DataError
-from ..evaluation import charts, main_metric
+from ..evaluation import charts
+from ..evaluation.tables import main_metric
 from ..files import remove_partial, write_text
 from .errors import ToolError
 

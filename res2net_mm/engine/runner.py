@@ -13,7 +13,7 @@ from mmengine.dist import is_main_process, sync_random_seed
 
 from ..data.sets.nodes import type_name
 from ..data.transforms import harden_dataset, harden_pipeline
-from ..evaluation import ignored_label, use_our_metrics
+from ..evaluation.tables import ignored_label, use_our_metrics
 from ..ops.internals import onednn_computes
 from ..weights import DownloadError, locate, read_checkpoint
 from .checkpoints import find_newest

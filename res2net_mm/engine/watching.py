@@ -25,7 +25,7 @@ from ..backbones.layers import BATCH_NORMS
 from ..checks import check_positive
 from ..data.check.survey import SplitSummary
 from ..data.sets.nodes import type_name
-from ..evaluation import main_metric
+from ..evaluation.tables import main_metric
 from ..registry import HOOKS, SCOPE
 from .arguments import BACKENDS
 from .config import walk_dicts

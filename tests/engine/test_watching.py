@@ -27,7 +27,7 @@ from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.runner import build_runner, prepare_config
 from res2net_mm.engine.watching import EarlyStopHook, ReportHook, loss_loader, watch_run
-from res2net_mm.evaluation import main_metric
+from res2net_mm.evaluation.tables import main_metric
 
 CONFIG = 'faster_rcnn_r2n14_shapes.py'
 

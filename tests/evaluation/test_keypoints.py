@@ -9,8 +9,9 @@ import pytest
 from reference_coco import pycocotools_eval
 
 from res2net_mm.data.errors import DataError
-from res2net_mm.evaluation import keypoints, use_our_metrics
+from res2net_mm.evaluation import keypoints
 from res2net_mm.evaluation.keypoints import KeypointMetric
+from res2net_mm.evaluation.tables import use_our_metrics
 
 # COCO's: a tenth of a head is far off for an eye, and near for a hip
 SIGMAS = np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000

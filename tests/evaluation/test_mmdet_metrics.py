@@ -11,8 +11,9 @@ from mmengine.registry import METRICS
 from random_sets import random_set
 
 import res2net_mm  # noqa: F401  (before mmdet)
-from res2net_mm.evaluation import mmdet_metrics, use_our_metrics
+from res2net_mm.evaluation import mmdet_metrics
 from res2net_mm.evaluation.panoptic import id2rgb
+from res2net_mm.evaluation.tables import use_our_metrics
 
 META = dict(classes=('cat', 'sky'), thing_classes=('cat',), stuff_classes=('sky',))
 

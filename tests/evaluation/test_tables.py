@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from res2net_mm.evaluation import (
+from res2net_mm.evaluation.tables import (
     collect_results,
     format_metrics,
     ignored_label,
