@@ -11,7 +11,7 @@ from layouts import BOXES, HEIGHT, WIDTH, voc
 from PIL import Image
 from running import call
 
-from res2net_mm.data import check_data
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.engine.config import load_config
 
 PAGE = Path(__file__).resolve().parents[1] / 'docs/classification.md'

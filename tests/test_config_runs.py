@@ -12,7 +12,7 @@ from layouts import write_layouts
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from res2net_mm.data import check_data
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.engine.config import load_config, our_networks, walk_dicts
 from res2net_mm.engine.runner import build_runner, prepare_config
 

@@ -15,7 +15,7 @@ from mmengine.runner import set_random_seed
 from references import randomise, relative_error
 
 import res2net_mm
-from res2net_mm.data import check_data
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.engine.config import load_config, walk_dicts
 from res2net_mm.engine.hooks import CPUAmpOptimWrapper, Float32BoxHook
 from res2net_mm.ops import DeformConv2d

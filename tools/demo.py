@@ -21,7 +21,8 @@ def main() -> None:
     parser.add_argument('--epochs', type=int, help="instead of the config's")
     args = parser.parse_args()
 
-    from res2net_mm.data import check_data, make_shapes
+    from res2net_mm.data import make_shapes
+    from res2net_mm.data.check.inspection import check_data
     from res2net_mm.engine.config import load_config
     from res2net_mm.engine.evaluate import run_test
     from res2net_mm.engine.infer import ConfiguredModel, predict_images

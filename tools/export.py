@@ -46,7 +46,7 @@ def main() -> None:
     add_shared(parser, '--cfg-options', help="change the config, or the variant's arguments")
     args = parser.parse_args()
 
-    from res2net_mm.data import DataError
+    from res2net_mm.data.errors import DataError
     from res2net_mm.deploy import export
     from res2net_mm.deploy.export import DETECTORS, check_path
     from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size

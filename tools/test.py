@@ -38,7 +38,8 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
-    from res2net_mm.data import check_data, format_summary
+    from res2net_mm.data.check.inspection import check_data
+    from res2net_mm.data.check.survey import format_summary
     from res2net_mm.engine.config import load_config
     from res2net_mm.engine.evaluate import fast_options, run_test
     from res2net_mm.engine.processes import on_first_rank

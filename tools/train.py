@@ -41,7 +41,7 @@ def main() -> None:
 
     from mmengine.dist import is_main_process
 
-    from res2net_mm.data import check_data
+    from res2net_mm.data.check.inspection import check_data
     from res2net_mm.engine.adapting import adapt
     from res2net_mm.engine.checkpoints import check_new_run
     from res2net_mm.engine.config import load_config

@@ -12,7 +12,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..checks import check_positive
-from ..data import check_data
+from ..data.check.inspection import check_data
 from ..data.sets.nodes import type_name
 from .checkpoints import check_new_run
 from .config import dataloaders, walk_dicts

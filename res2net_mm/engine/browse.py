@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from ..checks import check_positive
-from ..data import check_data
+from ..data.check.inspection import check_data
 from ..evaluation import charts
 from .config import require
 from .errors import building_config

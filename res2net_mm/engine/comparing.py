@@ -25,7 +25,7 @@ from torch.utils.benchmark import Timer
 
 from ..backbones import VARIANTS
 from ..checks import did_you_mean, listed
-from ..data import check_data
+from ..data.check.inspection import check_data
 from ..data.sets.nodes import type_name
 from ..deploy import export
 from ..deploy.running import ExportedModel

@@ -10,8 +10,8 @@ from mmengine import Config
 from PIL import Image
 
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
-from res2net_mm.data import check_data, format_summary
-from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.inspection import check_data, inspect_data
+from res2net_mm.data.check.survey import format_summary
 from res2net_mm.data.errors import DataError
 from res2net_mm.data.sets.label_maps import read_binary_mask
 from res2net_mm.data.transforms import LoadMaskAnnotations, harden_pipeline

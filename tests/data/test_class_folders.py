@@ -6,9 +6,9 @@ import pytest
 from classifiers import COLOURS, write_config, write_folders
 from mmengine.config import Config
 
-from res2net_mm.data import check_data, format_summary
-from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.inspection import check_data, inspect_data
 from res2net_mm.data.check.report import write_inspection
+from res2net_mm.data.check.survey import format_summary
 from res2net_mm.data.errors import DataError
 
 

@@ -36,7 +36,7 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data import check_data
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.data.convert.formats import masks2coco, voc2coco, yolo2coco
 from res2net_mm.data.convert.writer import Tally, image_size
 from res2net_mm.data.errors import DataError

@@ -27,8 +27,7 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data import check_data
-from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.inspection import check_data, inspect_data
 
 LOAD = [{'type': 'LoadImageFromFile'}]
 

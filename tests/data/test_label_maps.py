@@ -20,8 +20,8 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmseg needs mmcv's operators
-from res2net_mm.data import check_data, format_summary
-from res2net_mm.data.check.inspection import SAMPLE
+from res2net_mm.data.check.inspection import SAMPLE, check_data
+from res2net_mm.data.check.survey import format_summary
 from res2net_mm.data.sets.label_maps import map_reader, read_map
 from res2net_mm.data.sets.nodes import find_nodes
 

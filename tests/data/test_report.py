@@ -14,9 +14,8 @@ import pytest
 from planting import SHAPES, coco_config, told
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data import check_data
 from res2net_mm.data.check import report
-from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.inspection import check_data, inspect_data
 from res2net_mm.data.check.report import format_inspection, write_inspection
 
 

@@ -31,8 +31,8 @@ from written_sets import (
 )
 
 import res2net_mm  # noqa: F401  mmdet needs its operators
-from res2net_mm.data import SplitSummary, check_data, format_summary
-from res2net_mm.data.check.inspection import inspect_data
+from res2net_mm.data.check.inspection import check_data, inspect_data
+from res2net_mm.data.check.survey import SplitSummary, format_summary
 from res2net_mm.data.transforms import harden_dataset
 
 LOADING = [{'type': 'LoadImageFromFile'}, {'type': 'LoadAnnotations', 'with_bbox': True}]

@@ -11,7 +11,7 @@ import pytest
 from mmengine import Config
 from PIL import Image
 
-from res2net_mm.data import check_data
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.data.errors import DataError
 
 DATA = os.environ.get('RES2NET_MM_DATA')

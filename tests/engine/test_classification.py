@@ -20,7 +20,7 @@ from torchvision import transforms
 from weights.other_layouts import as_arrays, paddle
 
 import res2net_mm
-from res2net_mm.data import check_data
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.data.errors import DataError
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.drawing import draw_classes

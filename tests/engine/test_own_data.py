@@ -22,8 +22,8 @@ from own_folders import (
 from PIL import Image
 from running import loaded
 
-from res2net_mm.data import check_data
 from res2net_mm.data.check.agreement import class_counts
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.data.errors import DataError
 from res2net_mm.engine.adapting import adapt
 from res2net_mm.engine.config import load_config

@@ -197,7 +197,7 @@ def test_figures_say_how_they_were_made(detector, tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(Evaluator, 'process', lambda self, data_samples, data_batch: None)
     monkeypatch.setattr(Evaluator, 'evaluate', lambda self, size: {'coco/bbox_mAP': 0.5})
-    monkeypatch.setattr('res2net_mm.data.check_data', lambda *args, **kwargs: [])
+    monkeypatch.setattr('res2net_mm.data.check.inspection.check_data', lambda *args, **kwargs: [])
     cfg = copy.deepcopy(detector[0])
     cfg.test_dataloader.dataset.indices = 1
     cfg.dump(tmp_path / 'c.py')

@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 
-from res2net_mm.data import check_data
+from res2net_mm.data.check.inspection import check_data
 from res2net_mm.data.check.survey import SplitSummary
 from res2net_mm.engine.checkpoints import check_new_run
 from res2net_mm.engine.config import load_config
