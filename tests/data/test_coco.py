@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named_by_both_checks(tmp_path, form):
     cfg = config(coco_dataset(tmp_path, pipeline=LOAD))
     message = check_fails(cfg, said)
     assert len(message) < 500
-    assert inspect_data(cfg, workers=1).findings.errors
+    assert inspect_data(cfg).findings.errors
 
 
 @pytest.mark.parametrize(

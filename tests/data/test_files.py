@@ -39,7 +39,7 @@ def test_an_image_in_two_splits_is_one_warning_in_both_checks(tmp_path, form):
     quick = {summary.split: summary.warnings for summary in check_data(cfg)}
     assert not quick['train'] and len(quick['val']) == 1
     assert quick['val'][0].startswith('split overlap: ') and 'and 1 more' in quick['val'][0]
-    findings = inspect_data(cfg, workers=1).findings
+    findings = inspect_data(cfg).findings
     overlaps = [f for f in findings if f.kind == 'split overlap']
     assert [(f.severity, f.split) for f in overlaps] == [('warning', 'val')] * 2
     assert findings.verdict == 'fit to train'
@@ -54,7 +54,7 @@ def test_what_is_no_file_ends_both_checks_at_once(tmp_path, form, kind):
     file.unlink()
     make[kind](file)
     cfg = Config({key: value for key, value in cfg.items() if not key.startswith('test')})
-    findings = [] if kind == 'loop' and form == 'maps' else inspect_data(cfg, workers=1).findings
+    findings = [] if kind == 'loop' and form == 'maps' else inspect_data(cfg).findings
     if form == 'maps' and kind != 'loop':  # mmseg passes over it
         assert [f.kind for f in findings if Path(f.file).name == '0.png'] == [
             'label map without image'
@@ -95,7 +95,7 @@ def test_turns_that_the_size_does_not_show_are_told(tmp_path):
 def test_images_that_mmseg_passes_over_for_their_suffix_are_told(tmp_path):
     cfg = MAKERS['maps'](tmp_path)
     (tmp_path / 'photos/train/3.jpg').rename(tmp_path / 'photos/train/3.JPG')
-    inspection = inspect_data(cfg, workers=1)
+    inspection = inspect_data(cfg)
     unused = [Path(f.file).name for f in inspection.findings if f.kind == 'image not listed']
     assert inspection.summaries[0].images == 3 and unused == ['3.JPG']
 

@@ -534,7 +534,7 @@ def test_it_is_found_and_nothing_else(tmp_path, form, fault):
     cfg = MAKERS[form](tmp_path)
     plant, expected = FAULTS[form][fault]
     plant(tmp_path, cfg)
-    findings = inspect_data(cfg, workers=1).findings
+    findings = inspect_data(cfg).findings
     assert found(findings) == expected
     errors = sum(severity == 'error' for severity, *_ in expected)
     assert findings.errors >= errors and (findings.verdict == 'fit to train') == (not errors)

@@ -81,7 +81,7 @@ def test_the_sheet_shows_images_as_the_pipeline_loads_them(tmp_path: Path):
     for colours in ('color', 'color_ignore_orientation'):
         pipeline = [{'type': 'LoadImageFromFile', 'color_type': colours}]
         cfg = config(coco_dataset(tmp_path, pipeline=pipeline))
-        inspection = inspect_data(cfg, workers=1)
+        inspection = inspect_data(cfg)
         turned = [f.kind for f in inspection.findings.copy() if f.severity == 'error']
         assert turned == (['image turned by EXIF'] if colours == 'color' else [])
         sheets[colours] = draw_inspection(inspection, tmp_path / 'sheet.jpg')

@@ -377,6 +377,6 @@ def test_warnings_are_printed_a_line_a_kind(tmp_path):
     assert 'and 1 more' in kinds['box beyond the border']
     lines = format_summary([summary]).split('\n')[1:]
     assert lines == [f'WARNING: train: {line}' for line in summary.warnings]
-    findings = inspect_data(config(coco_dataset(tmp_path)), workers=1).findings
+    findings = inspect_data(config(coco_dataset(tmp_path))).findings
     told = {finding.kind for finding in findings}
     assert set(kinds) <= told and findings.verdict == 'fit to train'

@@ -299,7 +299,7 @@ def test_voc_images_of_any_suffix(tmp_path, suffix):
         noise(file.with_suffix(suffix))
     dataset = voc_dataset(tmp_path, pipeline=LOAD)
     assert not check_data(config(dataset))[0].warnings
-    assert not inspect_data(config(dataset), workers=1).findings.errors
+    assert not inspect_data(config(dataset)).findings.errors
     with DefaultScope.overwrite_default_scope('mmdet'):
         sample = DATASETS.build(harden_dataset(dataset))[0]
     assert sample['img'].shape == (HEIGHT, WIDTH, 3) and sample['img_path'].endswith(suffix)

@@ -37,13 +37,11 @@ class Inspection:
     sets: list[CheckedSet]  # the datasets that were read; only one of two that are the same
 
 
-def inspect_data(
-    cfg: Config, splits: Sequence[str] = SPLITS, workers: int | None = None
-) -> Inspection:
+def inspect_data(cfg: Config, splits: Sequence[str] = SPLITS) -> Inspection:
     """Looks at all data of an mmdet or mmseg config: annotations, images, masks and label maps.
 
     A fault that ends training or teaches it something wrong is an error; one that training survives
-    is a warning. ``workers`` threads decode; by default one per processor, but at most 16.
+    is a warning.
 
     Raises:
         DataError: The config has none of the dataloaders that ``splits`` names.
@@ -60,7 +58,7 @@ def inspect_data(
     findings = Findings(finding for finding in found if finding.split in {'', *asked})
     parts = [part for part in survey.sets if part.split in asked]
     for part in parts:
-        part.look(part.used, threads=workers)
+        part.look(part.used)
         left_over, limit = check_left_over(part, survey.sets), check_limit(part, survey.model)
         found = chain(check_files(part), check_objects(part, masks=True), left_over, limit)
         findings.extend(of_split(part.split, found))

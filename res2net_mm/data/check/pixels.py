@@ -66,13 +66,7 @@ class CheckedSet:
         """The values in these label maps that are not ignored."""
         return set(np.flatnonzero(self.count_values()).tolist()) - {*self.ignored.values()}
 
-    def look(
-        self,
-        images: Iterable[Image],
-        loads: bool = True,
-        quick: bool = False,
-        threads: int | None = None,
-    ) -> None:
+    def look(self, images: Iterable[Image], loads: bool = True, quick: bool = False) -> None:
         """Decodes label maps and, if it ``loads`` them, images, and sets their ``pictures``.
 
         A ``quick`` look leaves out label maps that may need a loader of the user's own.
@@ -83,7 +77,7 @@ class CheckedSet:
         read |= dict.fromkeys(known, self._read_map)
         there = [file for file in read if os.path.isfile(file)]
         # threads are enough: decoding and hashing happen outside of Python
-        pool = ThreadPoolExecutor(threads or min(16, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
         found = pool.map(lambda file: _look(file, read[file]), there)
         with pool, closing(found):  # closing drops what is not yet done
             shown = tqdm(found, f'{self.split} files', len(there), leave=False, disable=None)
