@@ -13,7 +13,14 @@ from itertools import chain, islice, product
 from pathlib import Path
 
 from ..checks import listed
-from .convert.formats import class_lines, keypoint_numbers, read_yaml, yaml_classes, yolo_classes
+from .convert.formats import (
+    class_lines,
+    keypoint_numbers,
+    read_yaml,
+    text_lines,
+    yaml_classes,
+    yolo_classes,
+)
 from .convert.writer import image_files
 from .errors import DataError
 from .sets.images import IMAGE_SUFFIXES
@@ -220,7 +227,7 @@ def _by_lists(folder: Folder, name: str) -> Folder:
                 left = (some for stem, some in pairs.items() if stem not in others)
                 splits[ALL] = [*chain.from_iterable(left)]
             continue
-        stems = dict.fromkeys(filter(None, _lines(file)))
+        stems = dict.fromkeys(text_lines(file))
         if twice := [stem for stem in stems if len(pairs.get(stem, ())) > 1]:
             found = ' and '.join(str(image) for image, _ in pairs[twice[0]])
             what = f'its lists name {twice[0]}, which is {found}'
@@ -245,10 +252,6 @@ def _masks(root: Path) -> Folder:
         if (root / name).is_file():
             folder.classes = tuple(class_lines(root / name))
     return _by_lists(folder, 'ImageSets/Segmentation')
-
-
-def _lines(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text('utf-8-sig').splitlines()]
 
 
 def _yolo(root: Path) -> Folder:
@@ -313,7 +316,7 @@ def _yolo_yaml(file: Path, content: dict) -> Folder:
 def _yolo_images(place: Path) -> list[Path]:
     if place.is_dir():
         return image_files(place)
-    return [Path(os.path.normpath(place.parent / line)) for line in _lines(place) if line]
+    return [Path(os.path.normpath(place.parent / line)) for line in text_lines(place)]
 
 
 def _yolo_pairs(images: Iterable[Path]) -> list[Pair]:

@@ -70,6 +70,9 @@ def test_voc_with_lists(tmp_path):
     (lists / 'val.txt').write_text(names[0])
     with pytest.raises(DataError, match=f'its lists name {names[0]}, which is .* and .*; rename'):
         recognise(tmp_path, 'boxes')
+    (lists / 'val.txt').write_text('größe', encoding='latin-1')
+    with pytest.raises(DataError, match='val.txt: it is no text in UTF-8'):
+        recognise(tmp_path, 'boxes')
 
 
 def test_masks_with_lists(tmp_path):

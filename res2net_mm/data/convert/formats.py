@@ -73,7 +73,7 @@ def voc2coco(
             raise DataError(f'there is no folder {folder}; name it with --images, --annotations')
     stems = sorted(path.stem for path in xml_folder.glob('*.xml'))
     if names is not None:
-        stems = _lines(root / names if (root / names).is_file() else Path(names))
+        stems = text_lines(root / names if (root / names).is_file() else Path(names))
     pairs = {}
     for stem in stems:
         xml = xml_folder / f'{stem}.xml'
@@ -319,7 +319,8 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _lines(file: Path) -> list[str]:
+def text_lines(file: Path) -> list[str]:
+    """The lines of a text file but for blank ones; a DataError if it is no UTF-8."""
     return [line.strip() for line in _text(file).splitlines() if line.strip()]
 
 
