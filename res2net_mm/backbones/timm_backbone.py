@@ -14,6 +14,8 @@ from ..checks import check_choice, did_you_mean
 from ..registry import MODELS
 from .frozen_norm import freeze_statistics
 
+_OWN_FILE = 'a file of your own needs pretrained=True, pretrained_cfg_overlay=dict(file=...)'
+
 
 @MODELS.register_module(force=True)
 class TimmBackbone(BaseModule):
@@ -56,6 +58,8 @@ class TimmBackbone(BaseModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(init_cfg)
+        if pretrained not in (True, False, None):
+            raise ValueError(f'pretrained must be True or False, not {pretrained!r}; {_OWN_FILE}')
         if pretrained and init_cfg:
             raise ValueError('pretrained and init_cfg exclude each other: give one of them')
         if out_indices is not None:

@@ -145,6 +145,7 @@ def test_weights_fit_or_are_refused(saved, tmp_path):
         (dict(out_indices=(1, 9)), 'timm cannot build'),
         (dict(out_indices=(1, 2), frozen_stages=3), 'frozen_stages must be one of -1, 0, 1, 2,'),
         (dict(pretrained=True, init_cfg=dict(type='Kaiming')), 'pretrained and init_cfg exclude'),
+        (dict(pretrained='net.pth'), r"not 'net.pth'; .* pretrained_cfg_overlay=dict\(file="),
     ],
 )
 def test_wrong_values_are_named(args, words):
