@@ -34,12 +34,14 @@ def main() -> int:
     args = parser.parse_args()
 
     from res2net_mm.data.check.inspection import inspect_data
-    from res2net_mm.data.check.report import format_inspection, make_folder, write_inspection
+    from res2net_mm.data.check.report import format_inspection, write_inspection
     from res2net_mm.engine.adapting import use_data
     from res2net_mm.engine.config import load_config
+    from res2net_mm.files import check_writable
 
     cfg = load_config(args.config, args.cfg_options)
-    out = make_folder(args.out or Path('work_dirs', Path(args.config).stem, 'data_check'))
+    out = Path(args.out or Path('work_dirs', Path(args.config).stem, 'data_check'))
+    check_writable(out, '--out', folder=True)
     if data := use_data(cfg, args, out):
         print(*data.lines, sep='\n')
     inspection = inspect_data(cfg, args.splits)

@@ -15,7 +15,7 @@ from faster_coco_eval.core import mask as coco_mask
 
 from ...colours import class_colour, class_colours
 from ...columns import aligned, side_by_side
-from ...files import check_writable, writing
+from ...files import writing
 from ..errors import DataError
 from ..findings import ERROR
 from ..sets.images import COCO_SIDES
@@ -53,15 +53,9 @@ def format_inspection(inspection: Inspection) -> str:
     return '\n\n'.join([*blocks, *map(str, inspection.findings.groups())])
 
 
-def make_folder(folder: str | Path) -> Path:
-    """Makes the folder for :func:`write_inspection`; an OSError if nothing can be written there."""
-    check_writable(folder, '--out', folder=True)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(folder)
-
-
 def write_inspection(inspection: Inspection, folder: str | Path) -> list[Path]:
-    """Writes ``sheet.jpg`` and ``findings.csv`` into an existing folder."""
+    """Writes ``sheet.jpg`` and ``findings.csv`` into a folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
     files = [Path(folder, name) for name in ('sheet.jpg', 'findings.csv')]
     inspection.findings.write_csv(files[1])
     with writing(files[0], durable=False) as partial:
