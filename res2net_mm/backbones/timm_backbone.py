@@ -85,7 +85,8 @@ class TimmBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         for part in self._frozen_parts():
-            part.eval().requires_grad_(False)
+            part.requires_grad_(False)
+            part.eval()  # not chained: LeViT's returns None
         if frozen_stages >= 0:  # tokens and position embeddings, which come before every level
             for name, parameter in self.timm_model.named_parameters():
                 if re.fullmatch(r'(model\.)?\w*(token|pos_embed)\w*', name):

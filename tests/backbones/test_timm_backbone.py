@@ -101,6 +101,13 @@ def test_frozen_levels_stay_as_they_are(name, frozen, parts):
     assert not statistics & kept
 
 
+def test_frozen_network_whose_mode_returns_nothing():
+    net = TimmBackbone('efficientvit_m0', frozen_stages=0).train()
+    frozen = net.timm_model.stages_0
+    assert not any(module.training for module in frozen.modules())
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
 def test_norm_eval_keeps_statistics():
     net = TimmBackbone(SMALL, norm_eval=True).train()
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
