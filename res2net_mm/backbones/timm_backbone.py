@@ -33,7 +33,8 @@ class TimmBackbone(BaseModule):
         frozen_stages: -1 freezes nothing, i everything up to level i.
         norm_eval: Keep batch norm in evaluation mode during training; for loaded weights only.
         in_channels: Channels of the image; timm adapts its weights.
-        init_cfg: mmengine's initialisation config; None keeps what timm made.
+        init_cfg: mmengine's initialisation config; None keeps what timm made. The names in a file
+            of ``Pretrained`` must begin with ``timm_model.``.
         **kwargs: Further arguments of ``timm.create_model``, such as ``drop_path_rate``.
 
     Raises:
@@ -108,6 +109,12 @@ class TimmBackbone(BaseModule):
         if mode and self.norm_eval:
             freeze_statistics(self)
         return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # Without a prefix it is init_cfg's Pretrained, which only warns if no name matches
+        if not prefix and not any(key.startswith('timm_model.') for key in state_dict):
+            raise ValueError(f"none of the weights' names begins with timm_model.; {_OWN_FILE}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _frozen_parts(self) -> list[nn.Module]:
         """All modules up to the frozen level; timm registers modules in the order of their use."""

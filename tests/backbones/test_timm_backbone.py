@@ -139,6 +139,9 @@ def test_weights_fit_or_are_refused(saved, tmp_path):
     again = TimmBackbone(SMALL, init_cfg=init_cfg)
     again.init_weights()
     assert all(value.equal(before[key]) for key, value in again.state_dict().items())
+    init_cfg['checkpoint'] = str(tmp_path / 'resnet10t.pth')  # timm's names
+    with pytest.raises(ValueError, match=r'timm_model\.; .* pretrained_cfg_overlay=dict\(file='):
+        TimmBackbone(SMALL, init_cfg=init_cfg).init_weights()
 
 
 @pytest.mark.parametrize(
