@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ...checks import listed
 from ..findings import Finding, error, warning
-from ..sets.images import IMAGE_SUFFIXES, size_fault, unseen_turn
+from ..sets.images import IMAGE_SUFFIXES, size_fault
 from ..sets.masks import MASK_ERRORS, mask_fault
 from ..sets.records import BORDER, IGNORED, ZERO_SIZE, Image, check_missing, places
 from .pixels import CheckedSet
@@ -54,14 +54,16 @@ def _check_picture(part: CheckedSet, image: Image) -> Iterator[Finding]:
         yield error('image unreadable', image.file, picture.fault.what, picture.fault.remedy)
     if not (picture and picture.size):
         return
-    annotated = image.width, image.height
-    if all(annotated) and picture.size != annotated:
+    header, size, annotated = picture.header, picture.size, (image.width, image.height)
+    swapped = header.swaps and size != size[::-1]
+    if all(annotated) and size != annotated:
         boxes = [item.box for item in image.objects] if part.node.kind == 'voc' else None
-        yield size_fault(image.file, annotated, picture.size, picture.header, boxes)
-    else:
-        yield from unseen_turn(image.file, picture.header, picture.size)
-    if picture.header.deep:
-        what = f'training sees the upper 8 of its bits (mode {picture.header.mode})'
+        yield size_fault(image.file, annotated, size, header, boxes)
+    elif header.orientation > 1 and size == header.size and not swapped:
+        what = f'its EXIF tag ({header.orientation}) may turn it without changing its size'
+        yield warning('image turned by EXIF', image.file, what)
+    if header.deep:
+        what = f'training sees the upper 8 of its bits (mode {header.mode})'
         yield warning('image of 16 bits', image.file, what)
 
 

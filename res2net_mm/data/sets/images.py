@@ -7,7 +7,7 @@ import math
 import os
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,14 +118,6 @@ def size_fault(
     if turned and inside and voc_boxes is not None:
         return warning('width and height swapped', file, f'{what}; its boxes are used as they are')
     return error('image of another size', file, what)
-
-
-def unseen_turn(file: str, header: Header, loaded: Size) -> Iterator[Finding]:
-    """Warns of an EXIF tag that may turn the image without changing its size."""
-    shows = header.swaps and loaded[0] != loaded[1]
-    if header.orientation > 1 and header.size == loaded and not shows:
-        what = f'its EXIF tag ({header.orientation}) may turn it without changing its size'
-        yield warning('image turned by EXIF', file, what)
 
 
 def value_notes(file: str | Path) -> list[str]:
