@@ -8,7 +8,7 @@ data_preprocessor = dict(
     num_classes=100,
     mean=[123.675, 116.28, 103.53],
     std=[58.395, 57.12, 57.375],
-    to_rgb=False,  # the images are RGB
+    to_rgb=True,
 )
 train_dataloader = dict(
     batch_size=64,
@@ -20,6 +20,7 @@ train_dataloader = dict(
         data_root=data_root,
         split='train',
         pipeline=[
+            dict(type='res2net_mm.LoadImageFromFile'),  # the data set holds pixels
             dict(type='RandomCrop', crop_size=32, padding=4),
             dict(type='RandomFlip', prob=0.5, direction='horizontal'),
             dict(type='PackInputs'),
@@ -32,7 +33,10 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='CIFAR100', data_root=data_root, split='test', pipeline=[dict(type='PackInputs')]
+        type='CIFAR100',
+        data_root=data_root,
+        split='test',
+        pipeline=[dict(type='res2net_mm.LoadImageFromFile'), dict(type='PackInputs')],
     ),
 )
 test_dataloader = val_dataloader

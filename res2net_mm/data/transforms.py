@@ -54,8 +54,9 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
 
     Many releases of OpenCV silently fill the missing part of a truncated file with grey. Here a
     JPEG must reach its end-of-image marker and a PNG its IEND chunk. If the annotations have
-    ``width`` and ``height``, the image must have them. Arguments and results are mmcv's; with
-    ``ignore_empty``, a file that is missing or not whole gives None.
+    ``width`` and ``height``, the image must have them. Pixels that a data set gives as ``img``, RGB,
+    are put into mmcv's order. Arguments and results are mmcv's; with ``ignore_empty``, a file that
+    is missing or not whole gives None.
 
     Raises:
         DataError: The image cannot be used, or it or its label map is too large.
@@ -64,7 +65,10 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
     def transform(self, results: dict) -> dict | None:
         """Adds ``img`` (H, W, 3) or (H, W), ``img_shape`` and ``ori_shape``."""
         try:
-            image = self._load(results['img_path'])
+            if 'img_path' not in results and 'img' in results:  # pixels of a data set, RGB
+                image = np.ascontiguousarray(results['img'][..., ::-1])
+            else:
+                image = self._load(results['img_path'])
             if results.get('seg_map_path'):  # which a later step of mmseg's or mmdet's loads
                 check_pixels(results['seg_map_path'], results['seg_map_path'])
         except Exception:

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from mmcv.transforms import Compose
 from mmengine.registry import init_default_scope
+from PIL import Image
 from references import randomise, relative_error
 from torch.nn.functional import conv2d
 
@@ -146,3 +148,16 @@ def test_a_step_of_the_config():
     assert loss.item() < 0.5
     found = model.eval().val_step(dict(inputs=inputs, data_samples=samples))
     assert [sample.pred_label.item() for sample in found] == [17 * i for i in range(6)]
+
+
+def test_files_and_arrays_reach_the_network_as_the_data_set_does(tmp_path):
+    pytest.importorskip('mmpretrain')
+    cfg = load_config('res2next29_cifar100.py')
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
+    steps = Compose(cfg.test_dataloader.dataset.pipeline)
+    trained_on = steps(dict(img=pixels, gt_label=0))['inputs']  # as CIFAR's data set gives it
+    assert (trained_on.permute(1, 2, 0).numpy() == pixels[..., ::-1]).all()
+    assert cfg.data_preprocessor.to_rgb
+    Image.fromarray(pixels).save(tmp_path / 'a.png')
+    read = steps(dict(img_path=str(tmp_path / 'a.png'), gt_label=0))['inputs']
+    assert (read == trained_on).all()
