@@ -48,7 +48,7 @@ def main() -> None:
 
     from res2net_mm.data.errors import DataError
     from res2net_mm.deploy import export
-    from res2net_mm.deploy.export import DETECTORS, check_path
+    from res2net_mm.deploy.export import DETECTORS, check_path, refusal
     from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
     from res2net_mm.engine.classes import prediction_meta, warn
     from res2net_mm.engine.config import first_dataset, load_config
@@ -70,6 +70,8 @@ def main() -> None:
             raise ToolError(f'config {args.config} has no model')
         model, loaded = load_model(cfg, args.checkpoint, args.trust_checkpoint)
         about = dict(config=Path(args.config).stem)
+        if reason := None if args.backbone else refusal(model, args.dynamic):
+            raise ToolError(f'{args.config} cannot be exported: {reason}')
         if args.backbone:
             about.update(normalisation_of(model, 3, {}))
             model = model.backbone

@@ -62,6 +62,8 @@ class Explainer(nn.Module):
         with torch.set_grad_enabled(self.method == 'gradcam'):
             heat = self.cam(inputs, targets=[lambda score: score])[0]
         heat = heat[: pixels.shape[0], : pixels.shape[1]]  # padding is below and on the right
+        if not heat.any():  # no place speaks for it more than another
+            self.title += ', no map: all places alike'
         return self.title, show_cam_on_image(pixels, heat, use_rgb=True)
 
     def forward(self, inputs: Tensor) -> Tensor:

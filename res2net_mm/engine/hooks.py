@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import nn
 
 from ..backbones import Backbone
 from ..backbones.frozen_norm import frozen_norm_warning
+from ..evaluation.images_run import check_finite
 from ..registry import HOOKS, OPTIM_WRAPPERS
 from ..weights import not_finite, say_not_finite
 from .checkpoints import CheckpointHook
@@ -107,7 +108,7 @@ class SharedBuffersHook(Hook):
 
 @HOOKS.register_module(force=True)
 class FiniteLossHook(Hook):
-    """Stops the run at a loss that is NaN or infinite, and names the images of the batch."""
+    """Stops the run at a loss or a class score that is NaN or infinite, and names the images."""
 
     priority = 'VERY_HIGH'
 
@@ -126,6 +127,13 @@ class FiniteLossHook(Hook):
                 'it saved the weights: look at the boxes of these images, or lower the learning '
                 'rate'
             )
+
+    def after_val_iter(self, runner: Runner, outputs: Sequence | None = None, **_: Any) -> None:
+        for sample in outputs or ():
+            if 'pred_score' in sample:  # mmpretrain's metrics do not look
+                check_finite(sample)
+
+    after_test_iter = after_val_iter
 
 
 @HOOKS.register_module(force=True)

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..data.transforms import harden_dataset
 from ..deploy.int8 import STEPS, has_int8_instructions, quantize
+from ..evaluation.images_run import check_finite
 from ..files import writing
 from .classes import SameClassesHook
 from .config import first_dataset, require
@@ -119,7 +120,10 @@ def measure(cfg: Config, model: nn.Module, meta: Mapping[str, Any] | None) -> di
         run, dict(meta=meta, state_dict=model.state_dict())
     )
     for batch in tqdm(loader, desc='measuring', unit='batch'):
-        evaluator.process(data_samples=model.test_step(batch), data_batch=batch)
+        samples = model.test_step(batch)
+        for sample in samples:
+            check_finite(sample)
+        evaluator.process(data_samples=samples, data_batch=batch)
     metrics = evaluator.evaluate(len(loader.dataset))
     found = {name: float(v) for name, v in metrics.items() if name.split('/')[-1] in BOUNDS}
     if not found:

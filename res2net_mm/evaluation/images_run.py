@@ -49,7 +49,7 @@ class ImagesRun:
     def process(self, data_batch: dict, data_samples: Sequence[dict]) -> None:
         """Keeps what is predicted for each sample; DataError if a value of it is not finite."""
         for sample in data_samples:
-            _check_finite(sample)
+            check_finite(sample)
             before = len(self.results)
             super().process(data_batch, [sample])
             if len(self.results) > before:
@@ -103,12 +103,15 @@ class ImagesRun:
         return dict(sample, img_path=name + path.suffix)
 
 
-def _check_finite(sample: Mapping[str, Any]) -> None:
+def check_finite(sample: Mapping[str, Any]) -> None:
+    """Raises a DataError that names the image if a predicted value is not finite."""
     found = sample.get('pred_instances') or {}
     names = ('bboxes', 'scores', 'mask_scores', 'keypoints', 'keypoint_scores')
     values = {key: found[key] for key in names if key in found}
     if 'seg_logits' in sample:
         values['logits'] = sample['seg_logits']['data']
+    if 'pred_score' in sample:
+        values['scores'] = sample['pred_score']
     for name, value in values.items():
         value = torch.as_tensor(value)
         # NaN is both the least and the largest; on logits, isfinite takes 30 times as long

@@ -135,6 +135,9 @@ def test_what_cannot_be_explained(image):
     dark = predictor_of(Model(segment), torch.zeros(3, SIDE, SIDE).byte())
     with pytest.raises(DataError, match='nothing to explain: 0% dog'):
         Explainer(dark, 'gradcam', 'dog', 0.3).explain(Path('x'))
+    single = predictor_of(Model(classify), torch.full((3, 1, 1), 5).byte())  # one cell: no contrast
+    title, _ = Explainer(single, 'gradcam', 'cat', 0.3).explain(Path('x'))
+    assert title.endswith('no map: all places alike')
 
 
 def saved(cfg, folder):

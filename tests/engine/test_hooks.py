@@ -30,6 +30,15 @@ def test_a_loss_that_is_not_finite_names_the_images(value):
         FiniteLossHook().after_train_iter(runner, data_batch=batch, outputs=outputs)
 
 
+def test_class_scores_that_are_not_finite_are_not_measured():
+    good, bad = (dict(pred_score=torch.tensor([0.5, v]), img_path='a.jpg') for v in (0.5, math.nan))
+    hook = FiniteLossHook()
+    hook.after_val_iter(None, outputs=[good])
+    for check in (hook.after_val_iter, hook.after_test_iter):
+        with pytest.raises(ValueError, match='scores predicted for a.jpg are not finite'):
+            check(None, outputs=[good, bad])
+
+
 class Detector(nn.Module):
     def __init__(self, backbone):
         super().__init__()
