@@ -1,6 +1,5 @@
 """Trains a model of an mmdet or mmseg config, on the config's data or on your own."""
 
-import os
 from contextlib import ExitStack
 
 from ctrl_c import run_tool
@@ -45,7 +44,7 @@ def main() -> None:
     from res2net_mm.engine.adapting import adapt
     from res2net_mm.engine.checkpoints import check_new_run
     from res2net_mm.engine.config import load_config
-    from res2net_mm.engine.processes import hold_folder, on_first_rank
+    from res2net_mm.engine.processes import hold_folder, on_first_rank, start_processes
     from res2net_mm.engine.report import describe_run, keep_memory
     from res2net_mm.engine.run_page import note_run
     from res2net_mm.engine.runner import build_runner, check_weights, prepare_config
@@ -53,8 +52,9 @@ def main() -> None:
 
     keep_memory()
     cfg = load_config(args.config, args.cfg_options)
+    start_processes(cfg, args.launcher)
     said = adapt(cfg, args)
-    if said and os.environ.get('RANK', '0') == '0':
+    if said and is_main_process():
         print(*said, sep='\n', flush=True)
     cfg = prepare_config(
         cfg,

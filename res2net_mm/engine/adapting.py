@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.dist import get_world_size
 
 from ..checks import check_positive
 from ..data.check.inspection import check_data
@@ -21,6 +21,7 @@ from .config_keys import TOP
 from .errors import ToolError
 from .own_data import OwnData
 
+_OTHER_SIZES = 'img_scale', 'random_size_range'  # of mmdet's Mosaic, MixUp, batch augments
 _WARM_UP = 3  # warm-up takes at most one in so many steps
 
 
@@ -71,11 +72,12 @@ def use_data(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> Own
         DataError: It cannot be used.
     """
     given = dict(form=args.data_format, classes=args.classes, ignored=args.ignore_label)
+    resumes = getattr(args, 'resume', None) is not None
     if args.data is None:
         if any(value is not None for value in given.values()):
             raise ToolError('--classes, --data-format and --ignore-label belong to --data')
         return None
-    data = OwnData(cfg, args.data, work_dir, **given)
+    data = OwnData(cfg, args.data, work_dir, resumes=resumes, **given)
     data.apply(cfg)
     for key in cfg.keys() - TOP:  # variables of the file, which say something else now
         cfg.pop(key)
@@ -96,7 +98,7 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> list[str]:
     loop = cfg.train_cfg
     by_steps = 'max_iters' in loop
     key = 'max_iters' if by_steps else 'max_epochs'
-    batch = cfg.train_dataloader.batch_size * int(os.environ.get('WORLD_SIZE', 1))
+    batch = cfg.train_dataloader.batch_size * get_world_size()
     images *= repetitions(cfg.train_dataloader.get('dataset'))
     an_epoch, notes = math.ceil(images / batch), []
     if epochs is not None:
@@ -162,15 +164,24 @@ def set_size(cfg: Config, width: int, height: int) -> None:
     Several scales keep their relation: the largest becomes this size.
 
     Raises:
-        ToolError: The pipelines do not resize.
+        ToolError: The pipelines do not resize, or set sizes in ways that this does not know.
     """
     for name, value in (('width', width), ('height', height)):
         check_positive(f'--size {name}', value)
-    resized, crops = set(), [(cfg.model.get('data_preprocessor') or {}, 'size')]
+    batches = cfg.model.get('data_preprocessor') or {}
+    resized, crops = set(), [(batches, 'size')]
     parts = {split: loader.dataset for split, loader in dataloaders(cfg).items()}
-    for split, part in (parts | {'tta': cfg.get('tta_pipeline')}).items():
+    others = dict(tta=cfg.get('tta_pipeline'), hooks=cfg.get('custom_hooks'), batches=batches)
+    for split, part in (parts | others).items():
         for step in walk_dicts(part):
             kind = type_name(step).rpartition('.')[2]
+            edges = isinstance(step.get('scales'), list) and isinstance(step['scales'][0], int)
+            fixed = [key for key in _OTHER_SIZES if step.get(key)] + ['scales'] * edges
+            if fixed := fixed + ['size'] * (kind == 'Pad' and bool(step.get('size'))):
+                raise ToolError(
+                    f'--size cannot set {fixed[0]}={step[fixed[0]]} of {kind}, which the config '
+                    'has: write the sizes that you want into a config'
+                )
             if kind in ('Resize', 'RandomResize', 'RandomChoiceResize'):
                 for key in {'scale', 'scales'} & step.keys():
                     step[key] = _rescaled(step[key], width, height)
@@ -192,7 +203,7 @@ def set_size(cfg: Config, width: int, height: int) -> None:
 
 
 def _rescaled(scale: Any, width: int, height: int) -> Any:
-    if not isinstance(scale[0], (list, tuple)):
+    if isinstance(scale, int) or not isinstance(scale[0], (list, tuple)):
         return (width, height)
     most = np.max(scale, axis=0)
     if (most[0] < most[1]) != (width < height):  # the config has the short side first

@@ -38,6 +38,7 @@ class OwnData:
         form: The format, if the folder has several.
         classes: Names in the order of the labels; by default as the folder has them.
         ignored: The value in masks that is no class.
+        resumes: Whether a run in ``work_dir`` goes on, whose images for validation stay that.
 
     Raises:
         DataError: The folder does not fit the config, or something has to be said by a flag.
@@ -57,11 +58,13 @@ class OwnData:
         form: str | None = None,
         classes: Sequence[str] | None = None,
         ignored: int | None = None,
+        resumes: bool = False,
     ) -> None:
         self.task = _task(cfg)
         self.masks = loads_masks(first_dataset(cfg, 'train').pipeline)
         self.out = Path(work_dir).resolve() / 'data'
         self.seed = (cfg.get('randomness') or {}).get('seed') or 0
+        self.resumes = resumes  # then images that were trained on must not measure
         self.folder = recognise(path, self.task, form)
         self.classes = tuple(classes or self.folder.classes)
         self.notes, self.splits, self.aside = [*self.folder.notes], {}, ''
@@ -93,11 +96,19 @@ class OwnData:
             what = f'it has images for {listed(splits)} only: none to train on'
             raise DataError(what, str(self.folder.root), 'name them in a yaml')
         if not splits.get('val'):
-            pairs = splits['train']
-            chosen = set_aside([image for image, _ in pairs], _SHARE, self.seed)
+            pairs, file = splits['train'], self.out / 'val.txt'
+            images, how = [image for image, _ in pairs], 'what the run set aside at its start'
+            kept = (
+                file.read_text(encoding='utf-8').splitlines()
+                if self.resumes and file.is_file()
+                else ()
+            )
+            chosen = {Path(line) for line in kept} & {*images}
+            if not chosen:
+                chosen = set_aside(images, _SHARE, self.seed)
+                how = f'{_SHARE:.0%} set aside with seed {self.seed}'
             splits['val'] = [pair for pair in pairs if pair[0] in chosen]
             splits['train'] = [pair for pair in pairs if pair[0] not in chosen]
-            how = f'{_SHARE:.0%} set aside with seed {self.seed}'
             self.aside = f'; val is {how}: {self.out}/val.txt'
         ordered = {split: splits[split] for split in ('train', 'val', 'test') if splits.get(split)}
         for split, pairs in ordered.items():

@@ -30,7 +30,11 @@ LOCK = '.training'
 def start_processes(cfg: Config, launcher: str) -> None:
     """Starts the process group, which the seed and the report need before there is a Runner."""
     cfg.launcher = launcher
+    if torch.distributed.is_initialized():
+        return
     if launcher == 'none':
+        if 'TORCHELASTIC_RUN_ID' in os.environ and int(os.environ['WORLD_SIZE']) > 1:
+            raise ToolError('torchrun started several processes: add --launcher pytorch')
         return
     if launcher == 'pytorch' and 'RANK' not in os.environ:
         raise ToolError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/...')

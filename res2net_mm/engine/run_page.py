@@ -54,19 +54,19 @@ def note_run(cfg: Config, lines: str) -> None:
     write_text(file, json.dumps(dict(starts=[*_read(file).get('starts', []), start]), indent=1))
 
 
-def note_validation(work_dir: str, step: int, examined: Mapping, worst: Sequence[Mapping]) -> None:
+def note_validation(work_dir: str, examined: Mapping, worst: Sequence[Mapping]) -> None:
     """Keeps the results of the last validation for the page.
 
     Args:
         work_dir: The run's.
-        step: How many iterations a step of the logged measures is.
         examined: What the metric was computed from, see ``evaluation.images_run``.
         worst: For segmentors, the worst images, as for ``segmentation_sections``.
     """
     if len(examined.get('images', ())) > MOST_IMAGES:
         examined = dict(unexamined=len(examined['images']))
-    content = dict(step=step, worst=worst, **examined)
-    text = json.dumps(content, default=lambda value: value.tolist())  # of numpy
+    text = json.dumps(
+        dict(worst=worst, **examined), default=lambda value: value.tolist()
+    )  # of numpy
     write_text(Path(work_dir, VALIDATION), text)
 
 
@@ -86,7 +86,7 @@ def write_report(
     if not logs and not configs:
         raise ToolError(f'{folder} holds no run: there is no TIME/vis_data/scalars.json in it')
     starts, last = _read(folder / RUN).get('starts', []), _read(folder / VALIDATION)
-    trained, measured = read_scalars(logs, last.get('step', 1))
+    trained, measured = read_scalars(logs)
     results = list(results) or _results(last)
     sections = [charts.note(_state(trained, measured)), _curves(trained, measured), *results]
     missing = [] if measured else ['No measures: the run has not validated yet.']
@@ -116,14 +116,13 @@ def write_report(
     return charts.write_page(Path(out or folder / PAGE), folder.resolve().name, sections)
 
 
-def read_scalars(logs: Sequence[Path], step: int = 1) -> tuple[Values, Values]:
+def read_scalars(logs: Sequence[Path]) -> tuple[Values, Values]:
     """What a run logged in training and in validation.
 
     What a resumed run does again takes the place of what it did before.
 
     Args:
         logs: ``scalars.json`` of mmengine's LocalVisBackend of each start, oldest first.
-        step: How many iterations a step of a validation is.
     """
     trained, measured = defaultdict(dict), defaultdict(dict)
     for log in logs:
@@ -137,7 +136,7 @@ def read_scalars(logs: Sequence[Path], step: int = 1) -> tuple[Values, Values]:
             for place in [place for place in values if place >= first]:
                 del values[place]
         for record in records:
-            place = record['iter'] if 'iter' in record else record.get('step', 0) * step
+            place = record.get('iter', record.get('step', 0))
             for name, value in record.items():
                 if name not in _NO_MEASURE and isinstance(value, (int, float)):
                     (trained if 'lr' in record else measured)[name][place] = value

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dist import all_gather_object, get_rank, get_world_size, is_main_process, master_only
-from mmengine.hooks import EarlyStoppingHook, Hook, LoggerHook
+from mmengine.hooks import EarlyStoppingHook, Hook, IterTimerHook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch.nn import MultiheadAttention
 from tqdm import tqdm
@@ -85,8 +86,8 @@ def watch_run(
     others = [hook for hook in cfg.get('custom_hooks') or () if hook.get('type') not in ours]
     cfg.custom_hooks = others + hooks
     logger = default_hooks.get('logger')
-    if logger and 'max_iters' in cfg.train_cfg:  # else validations are logged at epoch 0
-        logger.setdefault('log_metric_by_epoch', False)
+    if logger:  # losses of training and validation are logged at iterations too
+        logger['log_metric_by_epoch'] = False
     if logger and steps and 'default_hooks.logger.interval' not in given:
         logger['interval'] = min(logger.get('interval', 10), -(-steps // _LINES))
     _log_to(cfg, log)
@@ -140,6 +141,7 @@ class ProgressHook(Hook):
 
     def __init__(self) -> None:
         self.bar = tqdm(disable=True)
+        self.images: list[int] = []  # of the last steps
 
     def before_train(self, runner: Runner) -> None:
         if is_main_process() and sys.stderr.isatty():
@@ -158,7 +160,11 @@ class ProgressHook(Hook):
         if 'train/lr' in hub.log_scalars:
             shown['lr'] = hub.get_scalar('train/lr').current()
         if images and 'train/time' in hub.log_scalars:
-            rate = images * get_world_size() / max(hub.get_scalar('train/time').current(), 1e-9)
+            # of as many steps as the logged time is the mean of: loading comes in bursts
+            self.images = [*self.images, images][-runner.log_processor.window_size :]
+            seconds = hub.get_scalar('train/time').mean(len(self.images))
+            mean = sum(self.images) / len(self.images)
+            rate = mean * get_world_size() / max(float(seconds), 1e-9)
             hub.update_scalar('train/images_per_s', rate)
             shown['images_per_s'] = rate
         if isinstance(runner.train_loop, EpochBasedTrainLoop):
@@ -168,6 +174,11 @@ class ProgressHook(Hook):
 
     def after_val_iter(self, runner: Runner, batch_idx: int, **_: Any) -> None:
         self.bar.set_postfix_str(f'validating {batch_idx + 1}/{len(runner.val_dataloader)}')
+
+    def after_val(self, runner: Runner) -> None:
+        for hook in runner.hooks:
+            if isinstance(hook, IterTimerHook):  # the next step is not slower for a validation
+                hook.t = time.time()
 
     def after_train(self, runner: Runner) -> None:
         self.bar.close()
@@ -348,21 +359,18 @@ class ReportHook(_TrainingHook):
             return
         found = {w['path']: w for part in all_gather_object(self.worst) for w in part}
         worst = _worst([*found.values()])
-        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop) and any(
-            isinstance(hook, LoggerHook) and hook.log_metric_by_epoch for hook in runner.hooks
-        )
-        self._write(runner, len(runner.train_dataloader) if by_epoch else 1, worst)
+        self._write(runner, worst)
 
     def after_train(self, runner: Runner) -> None:
         self._write(runner)
 
     @master_only
-    def _write(self, runner: Runner, step: int = 0, worst: Sequence[dict] = ()) -> None:
-        """Writes the page; ``step`` and ``worst`` are those of a new validation."""
+    def _write(self, runner: Runner, worst: Sequence[dict] | None = None) -> None:
+        """Writes the page; ``worst`` are the worst images of a new validation."""
         try:
-            if step:
+            if worst is not None:
                 examined = (getattr(m, 'examined', None) for m in runner.val_evaluator.metrics)
-                note_validation(runner.work_dir, step, next(filter(None, examined), {}), worst)
+                note_validation(runner.work_dir, next(filter(None, examined), {}), worst)
             write_report(runner.work_dir)
         except Exception as error:
             warn(f'no report: {type(error).__name__}: {one_line(error)}; training goes on')

@@ -3,6 +3,7 @@
 from argparse import Namespace
 
 import pytest
+from mmengine.config import ConfigDict
 from running import loaded
 
 from res2net_mm.engine.adapting import adapt, set_epochs, set_size
@@ -128,6 +129,26 @@ def test_size_of_segmentors():
     cfg.test_dataloader.dataset.pipeline = []
     with pytest.raises(ToolError, match='--size: no Resize'):
         set_size(cfg, 800, 400)
+
+
+@pytest.mark.parametrize(
+    'step',
+    [
+        dict(type='Pad', size=(640, 640)),
+        dict(type='CachedMosaic', img_scale=(640, 640)),
+        dict(type='RandomChoiceResize', scales=[256, 320], resize_type='ResizeShortestEdge'),
+    ],
+)
+def test_sizes_that_cannot_follow_are_refused(step):
+    cfg = loaded('faster_rcnn_r2n50')
+    hook = dict(type='PipelineSwitchHook', switch_epoch=2, switch_pipeline=[step])
+    cfg.custom_hooks = [ConfigDict(hook)]
+    with pytest.raises(ToolError, match=f'--size cannot set .* of {step["type"]}'):
+        set_size(cfg, 320, 320)
+    step = ConfigDict(type='Resize', scale=640)
+    cfg.custom_hooks = [ConfigDict(hook, switch_pipeline=[step])]
+    set_size(cfg, 320, 240)
+    assert cfg.custom_hooks[0].switch_pipeline[0].scale == (320, 240)
 
 
 def test_options_of_data_without_data():

@@ -75,6 +75,21 @@ def assert_boxes(data, objects, less=0):
         assert data.images[split] == len(boxes)
 
 
+def test_a_resumed_run_measures_on_the_images_that_it_set_aside(tmp_path):
+    first, more = scenes(20), scenes(26)
+    write_labelme(tmp_path / 'photos', first)
+    cfg, list_of_images = loaded(DETECTOR), tmp_path / 'work/data/val.txt'
+    OwnData(cfg, tmp_path / 'photos', tmp_path / 'work')
+    aside = list_of_images.read_text()
+    write_labelme(tmp_path / 'photos', more)
+    cfg.randomness = dict(seed=5)
+    data = OwnData(cfg, tmp_path / 'photos', tmp_path / 'work', resumes=True)
+    assert list_of_images.read_text() == aside and data.images == dict(train=22, val=4)
+    assert 'val is what the run set aside at its start' in data.lines[2]
+    OwnData(cfg, tmp_path / 'photos', tmp_path / 'work')
+    assert list_of_images.read_text() != aside
+
+
 @pytest.mark.parametrize('form', ['voc', 'labelme', 'coco', 'rectangles'])
 def test_boxes_of_folders_that_are_not_split(tmp_path, form):
     objects, root = scenes(20), tmp_path / 'photos'
@@ -173,7 +188,7 @@ def test_a_broken_file_leaves_the_others(tmp_path):
     (tmp_path / 'a/annotations/photo_003.xml').write_text('<annotation>')
     data = OwnData(loaded(DETECTOR), tmp_path / 'a', tmp_path / 'work')
     assert sum(data.images.values()) == 7
-    assert any('annotation file that cannot be read' in line for line in data.lines)
+    assert any('annotation file that cannot be used' in line for line in data.lines)
 
 
 def masks(root, values, ending='.png'):

@@ -9,7 +9,7 @@ import torch.multiprocessing
 
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.hooks import SharedBuffersHook
-from res2net_mm.engine.processes import hold_folder, on_first_rank
+from res2net_mm.engine.processes import hold_folder, on_first_rank, start_processes
 
 
 def hold(folder, ready, fork=False):
@@ -72,6 +72,15 @@ def test_the_first_process_works_and_fails_for_all(tmp_path):
     assert (tmp_path / '1').read_text() == (
         f'[7] {ToolError.__name__} stopped with the first process: no such class'
     )
+
+
+def test_torchrun_needs_a_launcher(monkeypatch):
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ToolError, match='add --launcher pytorch'):
+        start_processes(SimpleNamespace(), 'none')
+    monkeypatch.setenv('WORLD_SIZE', '1')
+    start_processes(SimpleNamespace(), 'none')
 
 
 def _measure(rank, folder):

@@ -37,16 +37,16 @@ def trained(at, loss):
 
 def test_scalars_of_a_resumed_run_join(tmp_path):
     first = write_log(
-        tmp_path / '1', trained(2, 5.0), trained(4, 4.0), {'coco/bbox_mAP': 0.1, 'step': 1},
-        trained(6, 3.0), trained(8, 2.5), {'coco/bbox_mAP': 0.2, 'step': 2}
+        tmp_path / '1', trained(2, 5.0), trained(4, 4.0), {'coco/bbox_mAP': 0.1, 'step': 4},
+        trained(6, 3.0), trained(8, 2.5), {'coco/bbox_mAP': 0.2, 'step': 8}
     )  # fmt: skip
     with first.open('a') as file:
         file.write('{"lr": 0.1, "lo')  # killed while it wrote
     second = write_log(
-        tmp_path / '2', {'coco/bbox_mAP': 0.1, 'step': 1}, trained(6, 3.1), trained(8, 2.6),
+        tmp_path / '2', {'coco/bbox_mAP': 0.1, 'step': 4}, trained(6, 3.1), trained(8, 2.6),
         {'val_loss': 9.0, 'iter': 8, 'step': 8}
     )  # fmt: skip
-    losses, measures = read_scalars([first, second], step=4)
+    losses, measures = read_scalars([first, second])
     assert losses['loss'] == {2: 5.0, 4: 4.0, 6: 3.1, 8: 2.6}
     assert measures == {'coco/bbox_mAP': {4: 0.1}, 'val_loss': {8: 9.0}}
     assert set(losses) == {'lr', 'loss', 'loss_cls'}
@@ -67,14 +67,14 @@ def detections(count=3):
 
 @pytest.fixture
 def work_dir(tmp_path):
-    write_log(tmp_path / 'w' / '1', trained(2, 5.0), {'coco/bbox_mAP': 0.1, 'step': 1})
+    write_log(tmp_path / 'w' / '1', trained(2, 5.0), {'coco/bbox_mAP': 0.1, 'step': 4})
     return tmp_path / 'w'
 
 
 def test_what_is_missing_is_said(work_dir, tmp_path):
     text = write_report(work_dir).read_text()
     assert 'No results of a validation' in text and 'No run.json' in text
-    note_validation(str(work_dir), 4, dict(detections(), images=[{}] * 1001), [])
+    note_validation(str(work_dir), dict(detections(), images=[{}] * 1001), [])
     text = write_report(work_dir).read_text()
     assert 'No results: 1,001 images were validated, and up to 1,000' in text
     with pytest.raises(ToolError, match='holds no run'):
@@ -85,7 +85,7 @@ def test_what_is_missing_is_said(work_dir, tmp_path):
 
 
 def test_detections_and_names_from_data(work_dir):
-    note_validation(str(work_dir), 4, detections(), [])
+    note_validation(str(work_dir), detections(), [])
     text = write_report(work_dir).read_text()
     assert 'onerror=alert(1)&gt;' in text and '<img' not in text
     assert 'AP by class' in text and '3 objects' in text
@@ -101,7 +101,7 @@ def segmentor(work_dir, tmp_path):
     worst = [dict(path=image, accuracy=0.25, **maps)]
     confusion = [[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0]]
     examined = dict(confusion=confusion, classes=('road', EVIL, 'never'))
-    note_validation(str(work_dir), 4, examined, worst)
+    note_validation(str(work_dir), examined, worst)
 
 
 def test_segmentors(work_dir, tmp_path):
@@ -123,7 +123,7 @@ def test_page_in_a_browser(work_dir, tmp_path, kind):
         cv2.imwrite(picture, np.full((48, 64, 3), 90))
         examined = detections()
         examined['images'][0]['path'] = picture
-        note_validation(str(work_dir), 4, examined, [])
+        note_validation(str(work_dir), examined, [])
     else:
         segmentor(work_dir, tmp_path)
     page = write_report(work_dir)

@@ -7,6 +7,7 @@ import logging
 import random
 import re
 import sys
+import time
 import types
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, IterTimerHook
+from mmengine.logging import MessageHub
 from mmengine.registry import DATASETS
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -26,7 +28,13 @@ from res2net_mm.engine.checkpoints import check_new_run
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.runner import build_runner, prepare_config
-from res2net_mm.engine.watching import EarlyStopHook, ReportHook, loss_loader, watch_run
+from res2net_mm.engine.watching import (
+    EarlyStopHook,
+    ProgressHook,
+    ReportHook,
+    loss_loader,
+    watch_run,
+)
 from res2net_mm.evaluation.tables import main_metric
 
 CONFIG = 'faster_rcnn_r2n14_shapes.py'
@@ -410,3 +418,22 @@ def test_other_loggers_get_losses_and_measures(watched, name, call):
     assert sum('loss' in values for values in sent) == 12
     assert any('coco/bbox_mAP' in values for values in sent)
     assert any('val_loss' in values for values in sent)
+
+
+def test_images_a_second_are_of_the_steps_whose_time_is_logged():
+    hub = MessageHub.get_instance('images_a_second')
+    runner = SimpleNamespace(
+        message_hub=hub, log_processor=SimpleNamespace(window_size=3), train_loop=None
+    )
+    hook = ProgressHook()
+    for seconds, images in [(9.0, 4), (1.0, 4), (3.0, 4), (1.0, 2)]:  # loading comes in bursts
+        hub.update_scalar('train/time', seconds)
+        hook.after_train_iter(runner, 0, dict(inputs=[None] * images))
+    assert hub.get_scalar('train/images_per_s').current() == pytest.approx(10 / 5)
+
+
+def test_a_validation_does_not_count_as_loading():
+    timer = IterTimerHook()
+    timer.t = 0.0
+    ProgressHook().after_val(SimpleNamespace(hooks=[timer]))
+    assert time.time() - timer.t < 5
