@@ -237,6 +237,8 @@ def _receive(url: str, part: Path, most: int) -> str | None:
     with response:
         if response.status not in (200, 206):
             raise _Failed(f'the server answered {response.status} ({response.reason})')
+        if response.headers.get_content_type() == 'text/html':
+            raise _Failed('the server sent a web page instead of the file')
         start = start if response.status == 206 else 0
         total = None if response.length is None else start + response.length
         # disable=None: shown on a terminal only

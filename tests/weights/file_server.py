@@ -27,6 +27,7 @@ class Behaviour:
         ranges: Range is understood.
         linked_etag: Sent as X-Linked-Etag, as the Hugging Face hub does with a redirect.
         length: Content-Length is sent.
+        kind: Sent as Content-Type.
         becomes: Content from the second request on.
     """
 
@@ -41,6 +42,7 @@ class Behaviour:
     ranges: bool = True
     linked_etag: str = ''
     length: bool = True
+    kind: str = 'application/octet-stream'
     becomes: bytes | None = None
 
 
@@ -126,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         self.send_response(206 if start else 200)
+        self.send_header('Content-Type', how.kind)
         if start:
             self.send_header('Content-Range', f'bytes {start}-{len(content) - 1}/{len(content)}')
         if how.length:

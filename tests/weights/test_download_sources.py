@@ -149,6 +149,18 @@ def test_status_is_named(server, cache, status, words):
     assert len(server.asked) == 1 and {path.suffix for path in cache.iterdir()} <= {'.lock'}
 
 
+def test_web_page_is_not_kept_as_the_file(server, cache, mirrors):
+    """A captive portal answers every address with its page and status 200."""
+    put(server, 'portal/net.pth', WRONG)
+    server.behave('portal/net.pth', kind='text/html; charset=utf-8')
+    page = server.address('portal/net.pth')
+    assert f'{page}: the server sent a web page instead of the file; put' in fails(page)
+    assert not [path for path in cache.rglob('net.pth*') if path.suffix != '.lock']
+    mirrors(server.address('portal'))
+    assert fetch(put(server, 'net.pth')).read_bytes() == RIGHT
+    assert asked(server)[1:] == ['/portal/net.pth', '/net.pth']
+
+
 def test_redirect_is_followed_and_the_range_with_it(server):
     put(server, f'there/{NAME}')
     server.behave(f'there/{NAME}', drop_after=100)
