@@ -272,7 +272,7 @@ def test_what_is_left_out_is_told(tmp_path):
         'image that cannot be read': 1,
         'image that is listed before': 1,
         'image without annotation file': 1,
-        'annotation file for an image of another size': 1,
+        'annotation file that cannot be used': 1,
     }
     assert counts(report.notes) == {
         'width and height swapped in the annotation file': 1,
@@ -284,6 +284,7 @@ def test_what_is_left_out_is_told(tmp_path):
     assert f'  2 x box of no size: {tmp_path}/Annotations/a.xml (9, 9, 9, 20), ' in text
     assert '  2 x class without objects: dog, horse' in text
     assert "a.xml: object 7 (cat): <bndbox/xmax> is 'x', not a number" in text
+    assert 'it has 60 x 40 px, its annotations are for 120 x 80 px' in text
     names = [category['name'] for category in written(tmp_path / 'out.json')['categories']]
     assert names == ['cat', 'dog', 'horse']
 

@@ -135,7 +135,7 @@ def convert_files(
 ) -> Conversion:
     """Writes images with an annotation file each as COCO json.
 
-    A file that cannot be read takes its image out, which would seem to have no objects.
+    A file that cannot be used takes its image out, which would seem to have no objects.
 
     Args:
         coco: The json to write. For YOLO, it needs classes, and its ``keypoints`` if it has some.
@@ -158,9 +158,7 @@ def convert_files(
         try:
             readers[kind](coco, image, file, size)
         except (DataError, OSError) as error:
-            other = isinstance(error, _OtherSize)
-            reason = 'for an image of another size' if other else 'that cannot be read'
-            coco.left_out.add(f'annotation file {reason}', str(error))
+            coco.left_out.add('annotation file that cannot be used', str(error))
             coco.images.pop()
             del coco.annotations[before:]
     if written_as_corners(coco.yolo):
@@ -186,10 +184,6 @@ def _read_voc(coco: Conversion, image: Path, xml: Path, size: tuple[int, int]) -
         coco.add(obj.name, box, width * height, f'{xml} {obj.corners}', iscrowd=crowd)
 
 
-class _OtherSize(DataError):
-    pass
-
-
 def _check_size(
     coco: Conversion, image: Path, written: tuple | None, size: tuple, boxes: list | None = None
 ) -> None:
@@ -198,7 +192,7 @@ def _check_size(
         return
     found = size_fault(str(image), written, size, read_header(image), boxes)
     if found.severity == ERROR:
-        raise _OtherSize(found.what, found.file, REMEDIES[found.kind])
+        raise DataError(found.what, found.file, REMEDIES[found.kind])
     coco.notes.add('width and height swapped in the annotation file', image)
 
 
