@@ -111,8 +111,14 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
 
 def _nearest(root: Path, kinds: Iterable[str]) -> list[Folder]:
     """What is there of these formats, as far as no other has annotations nearer to ``root``."""
-    finders = dict(coco=_coco, voc=_voc, yolo=_yolo, labelme=_labelme, masks=_masks,
-                   folders=_class_folders)  # fmt: skip
+    finders = {
+        'coco': _coco,
+        'voc': lambda root: _by_lists(_pair(Folder(root, 'voc'), root, root), 'ImageSets/Main'),
+        'yolo': _yolo,
+        'labelme': lambda root: _pair(Folder(root, 'labelme'), root, root),
+        'masks': _masks,
+        'folders': _class_folders,
+    }
     found = [finders[kind](root) for kind in kinds]
     files = [[file for pairs in f.splits.values() for _, file in pairs] for f in found]
     depths = [min((len(file.parts) for file in some), default=1000) for some in files]
@@ -200,11 +206,6 @@ def _kind_of(text: bytes) -> str | None:
     return 'coco' if sum(key in text for key in kinds) > 1 and not captions else None
 
 
-def _voc(root: Path) -> Folder:
-    folder = _pair(Folder(root, 'voc'), root, root)
-    return _by_lists(folder, 'ImageSets/Main')
-
-
 def _by_lists(folder: Folder, name: str) -> Folder:
     """Splits a VOC set as its lists of images say, if it has some."""
     places = [place for place in folder.root.rglob(name) if place.is_dir()]
@@ -240,10 +241,6 @@ def _by_lists(folder: Folder, name: str) -> Folder:
             folder.notes.append(f'{note}: {listed(missing, 3)}')
     folder.splits = {s: found for s, found in splits.items() if found} or folder.splits
     return folder
-
-
-def _labelme(root: Path) -> Folder:
-    return _pair(Folder(root, 'labelme'), root, root)
 
 
 def _masks(root: Path) -> Folder:
