@@ -233,7 +233,9 @@ def _receive(url: str, part: Path, most: int) -> str | None:
         reason = ' '.join(str(error.reason).split())
         raise _Failed(f'the server answered {error.code} ({reason})') from error
     except (OSError, HTTPException) as error:
-        raise _Dropped(f'no connection to {host}: {getattr(error, "reason", error)}') from error
+        # urllib puts the proxy's host into the request
+        way = host if request.host == host else f'{host} (through the proxy of the environment)'
+        raise _Dropped(f'no connection to {way}: {getattr(error, "reason", error)}') from error
     with response:
         if response.status not in (200, 206):
             raise _Failed(f'the server answered {response.status} ({response.reason})')

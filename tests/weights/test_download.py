@@ -370,6 +370,13 @@ def test_offline_says_what_to_do(cache, monkeypatch):
         f'put the file at {cache / HASHED}, or set RES2NET_MM_MIRROR to a folder that has it'
     )
 
+    proxied = r'no connection to x\.test \(through the proxy of the environment\): '
+    for scheme in ('http', 'https'):
+        monkeypatch.setenv(f'{scheme}_proxy', f'http://{host}')
+        with pytest.raises(DownloadError, match=proxied):
+            fetch(f'{scheme}://x.test/{HASHED}')
+        monkeypatch.delenv(f'{scheme}_proxy')
+
     def unknown(*_, **__):
         raise socket.gaierror(-2, 'Name or service not known')
 
