@@ -45,7 +45,8 @@ _CONVENTIONS = {
 }
 # of the backbone in a model; the last is PoolNet's
 _PREFIXES = ('backbone.bottom_up.', 'backbone.body.', 'backbone.', 'base.resnet.')
-_CONTAINERS = ('state_dict', 'model', 'state_dict_ema', 'model_ema', 'ema')
+# in timm's order; what other projects call ema comes last
+_CONTAINERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'ema')
 _DEEPEST = 8
 _WRAPPERS = ('module.', '_orig_mod.')  # of DDP and torch.compile
 _OURS = re.compile(
@@ -150,7 +151,8 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
     if whole and not inner:
         raise CheckpointError(f'no name begins with {prefix!r}: {listing(list(whole), 3)}')
     mmpretrain = bool(prefix) and any(key.startswith('head.fc.') for key in whole)
-    dropped: dict[str, list[str]] = {}
+    taken, *others = _containers(checkpoint) or ['']
+    dropped: dict[str, list[str]] = {f'weights other than {taken}': others} if others else {}
     for key in whole:
         if not key.startswith(prefix):
             head = mmpretrain and key.startswith('head.')
@@ -191,14 +193,20 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict in a checkpoint; averaged weights only if there are no others."""
+    """The state dict in a checkpoint, or the averaged one if timm or torchvision saved both.
+
+    mmengine's EMAHook saves the averaged weights as ``state_dict``.
+    """
     for _ in range(_DEEPEST):
-        inner = (checkpoint.get(key) for key in _CONTAINERS)
-        state = next((value for value in inner if isinstance(value, Mapping) and value), None)
-        if state is None:
+        if not (found := _containers(checkpoint)):
             return checkpoint
-        checkpoint = state
+        checkpoint = checkpoint[found[0]]
     raise CheckpointError(f'its weights are nested in more than {_DEEPEST} dicts')
+
+
+def _containers(checkpoint: Mapping[str, Any]) -> list[str]:
+    """Keys of a checkpoint's state dicts, that of :func:`unwrap` first."""
+    return [key for key in _CONTAINERS if _mapping(checkpoint.get(key))]
 
 
 def read_convention(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:

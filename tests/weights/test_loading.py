@@ -23,7 +23,7 @@ from references import randomise, relative_error
 
 from res2net_mm import Res2Net, Res2NetDLA, backbones, create_backbone
 from res2net_mm.backbones import VARIANTS
-from res2net_mm.weights import ZOO, CheckpointError, Published, load_weights
+from res2net_mm.weights import ZOO, CheckpointError, Published, convert_state_dict, load_weights
 
 SMALL_DLA = dict(base_width=8, base_channels=16)
 V1 = dict(deep_stem=False, avg_down=False)
@@ -354,6 +354,17 @@ def test_wrappers():
         net = filled(seed=1, **SMALL)
         load_weights(net, checkpoint)
         assert bits(net) == bits(state)
+
+
+def test_averaged_weights_come_first_as_in_timm(tmp_path):
+    theirs, path = timm.create_model('res2net50d', layers=(1, 1, 1, 1)), tmp_path / 'theirs.pth'
+    averaged, state = (copy.deepcopy(randomise(theirs, seed).state_dict()) for seed in (0, 1))
+    torch.save(dict(epoch=3, state_dict=state, state_dict_ema=averaged), path)
+    timm.models.load_checkpoint(theirs, str(path))
+    net = Res2Net(depth=14)
+    report = load_weights(net, path)
+    assert bits(net) == bits(convert_state_dict(theirs.state_dict())[0])
+    assert '\n  left out, weights other than state_dict_ema: state_dict\n' in str(report)
 
 
 @pytest.mark.parametrize('prefix', ['model.backbone.', 'model.backbone', 'module.net.', 'module.'])
