@@ -131,7 +131,8 @@ def name_as_classifier(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     state = checkpoint.get('state_dict', checkpoint)
     ours = isinstance(getattr(model, 'backbone', None), Backbone)
     ours = ours and isinstance(getattr(getattr(model, 'head', None), 'fc', None), nn.Linear)
-    if not ours or any(key.startswith('backbone.') for key in state):
+    named = any(key.startswith('backbone.') for key in state)
+    if not ours or (named and 'backbone.stem.0.conv.weight' not in state):  # mmpretrain's own
         return
     converted = convert(checkpoint)
     whole = OrderedDict((f'backbone.{key}', value) for key, value in converted.state.items())

@@ -5,8 +5,8 @@ layout                stem (deep; 7x7)                around it        blocks
 ====================  ==============================  ===============  ==========================
 ``mmdet`` (ours)      ``stem.0`` ..; ``conv1 bn1``    ``backbone.``    ``layer1.0.convs.0``
 ``official``, timm    ``conv1.0`` .. ``bn1``; same    ``fc``           the same
-``mmpretrain``        as mmdet                        ``backbone.``,   the same
-                                                      ``head.fc``
+``mmpretrain``        ``stem.0.conv`` ..;             ``backbone.``,   the same
+                      ``conv1 bn1``                   ``head.fc``
 ``paddle``            ``conv1_1`` ..; ``conv1``       ``out``          ``bb_0_0.res2a_branch2b_1``
 ``detectron2``        ``stem.`` and as official       ``backbone.``,   ``res2.0.convs.0``,
                                                       ``.bottom_up.``  ``res2.0.conv1.norm``
@@ -74,6 +74,11 @@ def _paddle(deep: bool) -> list[tuple[str, str]]:
 
 
 _DEEP_STEM = [(r'^conv1\.(?=\d)', 'stem.'), ('^bn1', 'stem.7')]
+_MMPRETRAIN = [
+    (rf'^stem\.{i}\.{part}', f'stem.{3 * i + j}')
+    for i in range(3)
+    for j, part in enumerate(('conv', 'bn'))
+]
 _DETECTRON2 = [
     (r'^stem\.', ''),
     *_DEEP_STEM,
@@ -89,6 +94,7 @@ _STEMS: dict[str, tuple[str | None, list[tuple[str, str]]]] = {
     'conv1._conv.weight': ('paddle', _paddle(deep=False)),
     'conv1.0.weight': ('official', _DEEP_STEM),
     'stem.0.weight': ('mmdet', []),
+    'stem.0.conv.weight': ('mmpretrain', _MMPRETRAIN),
     'stem.conv1.0.weight': ('detectron2', _DETECTRON2),
     'stem.conv1.weight': ('maskrcnn', [(r'^stem\.', '')]),
     'conv1.weight': (None, []),  # mmdet's or the authors', whose files have a classifier
@@ -182,7 +188,7 @@ def convert(checkpoint: Mapping[str, Any], prefix: str | None = None) -> Convert
         )
     _complete(state, layout)
     known = _CONVENTIONS[layout]
-    if layout == 'mmpretrain' and unwrap(checkpoint) is checkpoint:
+    if layout == 'mmpretrain' and not rules and unwrap(checkpoint) is checkpoint:
         known = {}  # mmpretrain's files have a dict around; our classifiers have the same names
     convention = read_convention(checkpoint, prefix) or known
     write_convention(state, convention)

@@ -11,9 +11,9 @@ from mmengine.logging import MMLogger
 from other_layouts import as_arrays, mmpretrain, official, paddle
 from references import paddle_levels, randomise, relative_error
 
-from res2net_mm import Classifier, Res2Net, Res2NetDLA, create_classifier
+from res2net_mm import Classifier, Res2Net, Res2NetDLA, create_backbone, create_classifier
 from res2net_mm.weights import CheckpointError, load_weights
-from res2net_mm.weights.classifier import load_classifier
+from res2net_mm.weights.classifier import load_classifier, name_as_classifier
 
 # timm's name -> ours; features are those of tests/backbones/test_parity.py, so three kinds of stem
 # and layer are enough
@@ -81,14 +81,20 @@ def test_logits_equal_timm(tmp_path, name):
     assert logits.shape == (2, 1000) and logits.std() > 0.1
 
 
-def test_logits_equal_mmpretrain(tmp_path):
+@pytest.mark.parametrize(
+    ('variant', 'args'),
+    [
+        ('res2net50_14w_8s', dict(scales=8, base_width=14, deep_stem=False, avg_down=False)),
+        ('res2net50_v1b_26w_4s', dict()),
+    ],
+)
+def test_logits_equal_mmpretrain(tmp_path, variant, args):
     from mmpretrain.models import build_classifier
 
-    backbone = dict(type='Res2Net', depth=50, scales=8, base_width=14, deep_stem=False)
     theirs = build_classifier(
         dict(
             type='ImageClassifier',
-            backbone=dict(backbone, avg_down=False),
+            backbone=dict(type='Res2Net', depth=50, **args),
             neck=dict(type='GlobalAveragePooling'),
             head=dict(type='LinearClsHead', num_classes=1000, in_channels=2048),
         )
@@ -96,7 +102,12 @@ def test_logits_equal_mmpretrain(tmp_path):
     state = random_layer(randomise(theirs).state_dict(), 'head.fc.weight', 'head.fc.bias')
     theirs.load_state_dict(state)
     torch.save(dict(meta={}, state_dict=state), tmp_path / 'theirs.pth')
-    ours = create_classifier('res2net50_14w_8s', pretrained=tmp_path / 'theirs.pth')
+    ours = create_classifier(variant, pretrained=tmp_path / 'theirs.pth')
+    checkpoint = dict(state_dict=state)
+    name_as_classifier(ours, checkpoint)  # as for load_from
+    ours.load_state_dict(checkpoint['state_dict'])
+    with pytest.raises(ValueError, match="needs first_block='official'"):
+        load_weights(create_backbone(variant, first_block='mmdet'), dict(state_dict=state))
     image = torch.randn(2, 3, 65, 47, generator=torch.Generator().manual_seed(0)).double()
     with torch.inference_mode():
         logits = theirs.eval().double()(image)
