@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from faster_coco_eval import mask as coco_mask
 
 from ..data.errors import DataError
-from ..data.sets.images import check_pixels
+from ..data.transforms import LoadImageFromFile
 from . import charts
 from .analysis import Analysis
 from .charts import Shape, note, section
 from .coco import shape_of
 from .judging import FALSE, MISSED
+from .tables import figure
 
 _MOST_CURVES, _MOST_IMAGES, _MOST_CONFUSED = 10, 12, 40
 
@@ -68,7 +68,7 @@ def detection_sections(
         analysis.confident.confusion(),
     )
     figures, kind = scores.figures(), 'masks' if scores.kind == 'segm' else 'boxes'
-    overall = ', '.join(f'{name} {_figure(figures[name])}' for name in ('AP', 'AP50', 'AP75'))
+    overall = ', '.join(f'{name} {figure(figures[name])}' for name in ('AP', 'AP50', 'AP75'))
     sections = [
         section('Average precision', note(f"COCO's, of {kind}: {overall}."), precision),
         section('Scores', thresholds),
@@ -81,7 +81,7 @@ def detection_sections(
 
 def _bars(title: str, rows: Mapping[str, tuple[float, int]]) -> str:
     """AP and number of objects by name."""
-    texts = {name: (ap, f'{_figure(ap)}, {count:,} objects') for name, (ap, count) in rows.items()}
+    texts = {name: (ap, f'{figure(ap)}, {count:,} objects') for name, (ap, count) in rows.items()}
     return charts.bars(title, texts)
 
 
@@ -138,7 +138,7 @@ def segmentation_sections(
     order = np.argsort(-np.nan_to_num(iou, nan=-1), kind='stable')
     rows = [(names[k], *(float(column[k]) for column in columns)) for k in order]
     classes = charts.grid(
-        charts.bars('IoU by class', {row[0]: (row[2], _figure(row[2])) for row in rows}),
+        charts.bars('IoU by class', {row[0]: (row[2], figure(row[2])) for row in rows}),
         charts.table('By class', ('class', 'pixels', 'IoU', 'precision', 'recall', 'F1'), rows),
     )
     title = 'Rows are the labels, columns the predictions; shares of the pixels'
@@ -168,7 +168,7 @@ def _confusions(
 def _pair(title: str, file: str | Path, entry: Mapping, views: Mapping[str, Any]) -> str:
     try:
         return charts.pair(title, read_image(Path(file), entry), views)
-    except (OSError, DataError) as error:
+    except DataError as error:
         return note(f'{title}; not shown: {error}')
 
 
@@ -176,18 +176,12 @@ def read_image(file: Path, entry: Mapping[str, Any]) -> np.ndarray:
     """RGB; not turned by EXIF if the annotations are for the image as it is stored.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        DataError: It is not an image.
+        DataError: It cannot be read, or is no whole image.
     """
-    if not file.is_file():
-        raise FileNotFoundError(f'image {file} does not exist')
-    check_pixels(file, f'image {file}')
-    pixels = cv2.imread(str(file))
-    if pixels is None:
-        raise DataError('it does not decode', f'image {file}')
+    pixels = LoadImageFromFile().picture(str(file))
     size = entry.get('width'), entry.get('height')
     if pixels.shape[:2] == size != size[::-1]:
-        pixels = cv2.imread(str(file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = LoadImageFromFile(color_type='color_ignore_orientation').picture(str(file))
     return np.ascontiguousarray(pixels[..., ::-1])
 
 
@@ -199,7 +193,3 @@ def _shape(
         return Shape(shape, mark, text, told)
     box = np.asarray(coco_mask.toBbox(shape)).reshape(-1)[:4]
     return Shape(box, mark, text, told, charts.outlines(np.squeeze(coco_mask.decode(shape))))
-
-
-def _figure(value: float) -> str:
-    return f'{value:.3f}' if value >= 0 else '-'

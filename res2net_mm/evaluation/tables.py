@@ -137,7 +137,7 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
 
     def add(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose ``rows`` are a name and keys of metrics."""
-        cells = [[name, *(_figure(metrics.get(key, -1)) for key in keys)] for name, *keys in rows]
+        cells = [[name, *(figure(metrics.get(key, -1)) for key in keys)] for name, *keys in rows]
         cells = [[*row, *[''] * (len(head) - len(row))] for row in cells]
         lines.extend(side_by_side(aligned([head, *cells])))
         used.update(key for _, *keys in rows for key in keys)
@@ -172,6 +172,6 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
     return '\n'.join(lines)
 
 
-def _figure(value: float) -> str:
-    """'-' where COCO has -1, or for NaN."""
+def figure(value: float) -> str:
+    """A figure with three decimals; '-' where COCO has -1, or for NaN."""
     return f'{value:.3f}' if value >= 0 else '-'

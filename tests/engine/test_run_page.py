@@ -89,7 +89,7 @@ def test_detections_and_names_from_data(work_dir):
     text = write_report(work_dir).read_text()
     assert 'onerror=alert(1)&gt;' in text and '<img' not in text
     assert 'AP by class' in text and '3 objects' in text
-    assert 'not shown: image gone.png does not exist' in text
+    assert 'not shown: gone.png: the image cannot be read' in text
     assert re.search(r'Best coco/bbox_mAP: 0.1, after 4', text)
 
 
