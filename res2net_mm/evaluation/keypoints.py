@@ -14,6 +14,7 @@ from typing import Any
 import faster_coco_eval
 from faster_coco_eval.core.cocoeval import Params
 
+from ..data.errors import DataError
 from .images_run import ImagesRun, warn
 
 
@@ -60,7 +61,14 @@ class KeypointMetric(ImagesRun, CocoMetric):
         """``AP``, ``AP .5``, ... ``AR (L)``."""
         kept = self.each_once(results)
         run = {predicted['img_id'] for predicted, _ in kept}
-        people = [a for a in self.coco.anns.values() if a.get('num_keypoints')] if self.coco else []
+        persons = self.coco.anns.values() if self.coco else ()
+        for person in persons:  # without the number, each would be ignored
+            if 'area' not in person:
+                what = f'annotation {person["id"]} has no area, on which the similarity depends'
+                raise DataError(what, 'the ann_file of KeypointMetric', 'write it into the file')
+            seen = sum(flag > 0 for flag in person.get('keypoints', ())[2::3])
+            person.setdefault('num_keypoints', seen)
+        people = [person for person in persons if person['num_keypoints']]
         if missed := sum(person['image_id'] not in run for person in people):
             warn(f'{missed:,} of {len(people):,} persons are in images not run: counted as missed')
         return super().compute_metrics(kept)

@@ -36,18 +36,19 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     RoIAlign, resizing, losses, auxiliary heads and whatever selects boxes do not count.
 
     The model must be in evaluation mode and built under ``torch.device('meta')``, where any size is
-    free (else ValueError, as for a model without a head that can be counted).
+    free (else ValueError, as for a model without a head that can be counted, or with layers of
+    other kinds, as transformers have).
     """
     if not next(model.parameters()).is_meta:
         raise ValueError("model must be built under torch.device('meta')")
     model = copy.deepcopy(model)
-    counts: list[int] = []
+    counts, rules = [], _rules()
     for module in model.modules():
-        for kinds, rule in _rules().items():
-            if isinstance(module, kinds):
-                module.register_forward_hook(
-                    lambda m, inputs, out, rule=rule: counts.append(rule(m, inputs[0], out))
-                )
+        rule = next((rule for kinds, rule in rules.items() if isinstance(module, kinds)), None)
+        if rule or any(p.numel() > 1 for p in module.parameters(recurse=False)):
+            module.register_forward_hook(
+                lambda m, inputs, out, rule=rule or _refuse: counts.append(rule(m, inputs[0], out))
+            )
     with torch.no_grad():
         _run(model, torch.empty(1, 3, height, width, device='meta'))
     params = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -66,6 +67,11 @@ def _rules() -> dict[tuple[type, ...], Callable[[Any, Tensor, Tensor], int]]:
         (nn.BatchNorm2d, nn.SyncBatchNorm, nn.GroupNorm): lambda _, x, out: 2 * x.numel(),
         (nn.ReLU, *pools): lambda _, x, out: x.numel(),
     }
+
+
+def _refuse(module: nn.Module, x: Tensor, out: Tensor) -> int:
+    kind = type(module).__name__
+    raise ValueError(f'model must have layers that these rules count, but has {kind}')
 
 
 def _weighted(module: nn.Module, x: Tensor, out: Tensor) -> int:

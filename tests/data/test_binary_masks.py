@@ -55,6 +55,7 @@ NO_MASKS = {
     'coloured': (np.dstack([values(0, 255), values(0), values(0)]), 'coloured'),
     'transparent': (np.dstack([rgb(values(0, 255)), values(0, 255)]), 'transparent'),
     'palette of colours': (palette(values(0, 1, 2), BLACK, RED, WHITE), 'coloured'),
+    'palette with white first': (palette(ONES, WHITE, BLACK), '0 brighter than 1'),
     '16 bits': (values(0, 65535, dtype=np.uint16), 'mode is I;16'),
     'floats': (values(0, 1, dtype=np.float32), 'mode is F'),
 }

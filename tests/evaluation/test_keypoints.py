@@ -108,6 +108,18 @@ def test_ap_by_hand(tmp_path):
     assert found['coco/AP'] == pytest.approx(0.6) and found['coco/AP .75'] == pytest.approx(1)
 
 
+def test_what_mmpose_can_train_on_counts_too(persons, tmp_path):
+    samples = [
+        sample(p['image_id'], p['id'], np.reshape(p['keypoints'], (17, 3))[:, :2]) for p in persons
+    ]
+    bare = [{k: v for k, v in p.items() if k != 'num_keypoints'} for p in persons]
+    figures = score(metric_of(content(bare, (1, 2)), tmp_path, nms_mode='none'), samples)
+    assert figures == score(metric_of(content(persons, (1, 2)), tmp_path, nms_mode='none'), samples)
+    bare = [{k: v for k, v in p.items() if k != 'area'} for p in persons]
+    with pytest.raises(DataError, match='has no area'):
+        score(metric_of(content(bare, (1, 2)), tmp_path, nms_mode='none'), samples)
+
+
 def test_persons_without_keypoints_are_not_missed(persons, tmp_path):
     truth = content(persons, (1, 2))
     visible = [p for p in persons if p['num_keypoints']]

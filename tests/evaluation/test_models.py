@@ -116,3 +116,7 @@ def test_errors():
         describe_model(Small(), 8, 8)
     with torch.device('meta'), pytest.raises(ValueError, match='of one head, but is Conv2d'):
         describe_model(nn.Conv2d(3, 3, 1), 8, 8)
+    with torch.device('meta'), pytest.raises(ValueError, match='but has LayerNorm'):
+        model = Small().eval()  # a transformer's other products are in no module
+        model.backbone = nn.Sequential(model.backbone, nn.LayerNorm(4))
+        describe_model(model, 8, 8)

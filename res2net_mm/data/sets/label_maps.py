@@ -85,12 +85,15 @@ def read_binary_mask(file: str) -> np.ndarray:
     """
     image, what = open_map(file), ''
     grey = np.array(image)
+    colours = np.reshape((image.getpalette() or [])[:6], (-1, 3)).astype(int)
     if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):  # 8 bits
         what = f'its mode is {image.mode}'
     elif image.mode != 'P' or grey.max() > 1:  # a palette may show 0 and 1 in any colours
         grey, green, blue, alpha = np.moveaxis(np.array(image.convert('RGBA')), 2, 0)
         if (grey != green).any() or (grey != blue).any() or alpha.min() < 255:
             what = 'it is coloured or transparent'
+    elif len(colours) == 2 and not np.ptp(colours, 1).any() and colours[0, 0] > colours[1, 0]:
+        what = 'its palette shows 0 brighter than 1, so that either may be the object'
     values = {*np.unique(grey).tolist()}
     if not what and 1 < max(values) <= 128:
         what = f'its largest value is {max(values)}'
