@@ -34,6 +34,7 @@ CLASSIFIER = 'classifier'
 AROUND = 'rest of the model around the backbone'
 PROGRAM = "names in Paddle's program"
 DISCARDED = 'projections that DLA computes and discards'
+COUNTER = 'counter of averaged weights'
 
 # What the networks of each layout compute. mmdet's names are also ours, with any convention.
 _CONVENTIONS = {
@@ -258,7 +259,7 @@ def _bare(name: str) -> str:
 def _without_wrappers(state: Mapping[str, Any], prefix: str) -> Mapping[str, Any]:
     if wrong := [key for key in state if not isinstance(key, str)]:
         raise CheckpointError(f'a state dict has names as keys, but this one has {wrong[0]!r:.80}')
-    wrapped = all(key.startswith(_WRAPPERS) for key in state)
+    wrapped = all(key.startswith(_WRAPPERS) for key in state if '.' in key)  # without counters
     if not wrapped or prefix.startswith(_WRAPPERS):
         return state
     return {_bare(key): value for key, value in state.items()}
@@ -269,7 +270,8 @@ def _recognise(state: Mapping[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     if stem is None:
         raise CheckpointError(
             f'no layout of Res2Net is recognised: no stem ({", ".join(_STEMS)}) among '
-            f'{listing(list(state), 3) or "no names"}'
+            f'{listing(list(state), 3) or "no names"}; prefix (convert_weights.py --prefix) says '
+            "what the backbone's names begin with"
         )
     layout, rules = _STEMS[stem]
     if layout is None:
@@ -282,6 +284,8 @@ def _reason_to_drop(key: str, state: Mapping[str, Any]) -> str | None:
         return CLASSIFIER
     if key == 'StructuredToParameterName@@':
         return PROGRAM
+    if key in ('n_averaged', 'steps'):  # torch's, mmengine's
+        return COUNTER
     # In a tree of trees each inner tree has and uses a projection of its own.
     tree = re.fullmatch(r'(level\d(?:\.tree\d)*)\.project\.\w+\.\w+', key)
     if tree and any(k.startswith(f'{tree[1]}.tree1.tree1.') for k in state):

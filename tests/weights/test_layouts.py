@@ -7,6 +7,7 @@ import numpy as np
 import other_layouts
 import pytest
 import torch
+from mmengine.model import StochasticWeightAverage
 from references import empty
 from torch import nn
 
@@ -300,7 +301,10 @@ def test_what_is_no_state_dict_of_a_res2net():
     ours = small_state()
     no_stem = {k: v for k, v in ours.items() if not k.startswith('stem')}
     for state, words in (
-        ({}, r'no layout of Res2Net is recognised: no stem \(.*\) among no names'),
+        (
+            {},
+            r'no layout of Res2Net .*: no stem \(.*\) among no names; prefix \(convert_weights\.py',
+        ),
         (no_stem, r'no layout of Res2Net .* among layer1\.0\.conv1\.weight, .* and \d+ more'),
         ({**ours, 3: torch.ones(1)}, 'has names as keys, but this one has 3'),
         ({**ours, 'stem.0.weight': [1.0]}, r'stem\.0\.weight must be a tensor, but is list'),
@@ -377,6 +381,17 @@ def test_network_of_another_rule_refuses(writer):
         )
     fits = Res2Net(**SMALL, first_block=rule)
     fits.load_state_dict(converted)
+
+
+@pytest.mark.parametrize('averaged', [torch.optim.swa_utils.AveragedModel, StochasticWeightAverage])
+def test_models_that_average_weights(averaged):
+    ours = Res2Net(**SMALL, first_block='paddle')
+    state = averaged(ours).state_dict()
+    (counter,) = (key for key in state if '.' not in key)
+    converted = convert(state)
+    assert converted.dropped == {'counter of averaged weights': [counter]}
+    assert converted.convention['first_block'] == 'paddle'
+    assert all(value.equal(converted.state[key]) for key, value in ours.state_dict().items())
 
 
 @pytest.mark.parametrize('rule', sorted(RULES))
