@@ -257,6 +257,8 @@ def _advice(
     convention: Mapping[str, str],
 ) -> str:
     """The arguments that would make the network fit, as far as the weights show them."""
+    if not any('.convs.' in key for key in state):
+        return ' It is no Res2Net: its blocks have no convs.'
     has = architecture_of(own) | net.convention
     needs = architecture_of(state) | convention
     differs = {key: value for key, value in needs.items() if has.get(key, value) != value}

@@ -16,6 +16,7 @@ import other_layouts
 import pytest
 import timm
 import torch
+import torchvision
 from filled_files import SMALL, bits, filled, write_paddle
 from mmengine.registry import DefaultScope
 from mmengine.runner import save_checkpoint
@@ -255,6 +256,13 @@ def test_errors_name_the_type():
     for name, value in dict(base_width=4, groups=2, scales=2, in_channels=1).items():
         with refused(dla, rf'Set {name}={value} \(the network has {name}=\d+\)\. \['):
             load_weights(dla, weights(Res2NetDLA, **SMALL_DLA | {name: value}))
+
+
+def test_a_plain_resnet_gets_no_advice_that_cannot_fit():
+    net = filled(**SMALL)
+    state = torchvision.models.resnet50().state_dict()
+    with refused(net, r'nothing was loaded\. It is no Res2Net: its blocks have no convs\. \[miss'):
+        load_weights(net, state)
 
 
 def test_errors_name_rule_and_style():
