@@ -38,8 +38,9 @@ from written_sets import (
 import res2net_mm  # noqa: F401  mmdet needs its operators
 from res2net_mm.data.check.inspection import check_data
 from res2net_mm.data.convert.formats import masks2coco, voc2coco, yolo2coco
-from res2net_mm.data.convert.writer import Tally, image_size
+from res2net_mm.data.convert.writer import Tally
 from res2net_mm.data.errors import DataError
+from res2net_mm.data.sets.images import read_header
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -341,20 +342,22 @@ def test_mistakes(tmp_path):
 
 def test_size_is_read_of_the_header_and_as_mmcv_turns_the_image(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    for orientation in range(1, 9):
+    for orientation in range(10):
         exif = Image.Exif()
         exif[0x0112] = orientation
         for suffix in ('jpg', 'png', 'tif', 'webp', 'bmp'):
             file = tmp_path / f'{orientation}.{suffix}'
             Image.fromarray(pixels).save(file, exif=exif)
             height, width = mmcv.imread(file).shape[:2]
-            size, turned = image_size(file)
-            assert size == (width, height), file
-            assert turned == (orientation > 1 and suffix in ('jpg', 'png'))
+            header = read_header(file)
+            assert header.loaded == (width, height), file
+            obeyed = orientation in range(1, 9) and suffix in ('jpg', 'png', 'tif')
+            assert header.orientation == (orientation if obeyed else 1)
     Image.fromarray(pixels).save(tmp_path / 'plain.png')
     content = (tmp_path / 'plain.png').read_bytes()
     (tmp_path / 'plain.png').write_bytes(content[:60])  # the pixels are cut off
-    assert image_size(tmp_path / 'plain.png') == ((60, 40), False)
+    header = read_header(tmp_path / 'plain.png')
+    assert header.loaded == (60, 40) and header.orientation == 1
 
     write_voc(tmp_path, {'6': voc_xml(voc_object('cat', (3, 4, 20, 30)))})
     (tmp_path / '6.jpg').replace(tmp_path / 'JPEGImages/6.jpg')

@@ -55,11 +55,10 @@ def _check_picture(part: CheckedSet, image: Image) -> Iterator[Finding]:
     if not (picture and picture.size):
         return
     header, size, annotated = picture.header, picture.size, (image.width, image.height)
-    swapped = header.swaps and size != size[::-1]
     if all(annotated) and size != annotated:
         boxes = [item.box for item in image.objects] if part.node.kind == 'voc' else None
         yield size_fault(image.file, annotated, size, header, boxes)
-    elif header.orientation > 1 and size == header.size and not swapped:
+    elif header.orientation > 1 and header.size == size == header.loaded:
         what = f'its EXIF tag ({header.orientation}) may turn it without changing its size'
         yield warning('image turned by EXIF', image.file, what)
     if header.deep:

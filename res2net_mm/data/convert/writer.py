@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from ...checks import alike, folded, listed
 from ...files import check_writable, write_text
 from ..errors import DataError
-from ..sets.images import IMAGE_SUFFIXES, ORIENTATION, TURNED
+from ..sets.images import IMAGE_SUFFIXES, read_header
 
 _ALIKE = 'classes that differ only in case, blanks or Unicode form (voc2coco --merge joins them)'
 _BORDER = 1  # px by which a box may reach over the border: rounding, and counting from 0 or 1
@@ -75,14 +73,14 @@ class Conversion:
 
     def image(self, file: Path, folder: Path) -> tuple[int, int] | None:
         """Adds an image below ``folder``. Returns its width and height, or None if unreadable."""
-        try:
-            (width, height), turned = image_size(file)
-        except (OSError, ValueError, Image.DecompressionBombError):
+        header = read_header(file)
+        if header.loaded is None:
             self.left_out.add('image that cannot be read', file)
             return None
-        if turned:
+        if header.orientation > 1:
             self.notes.add('image that EXIF turns: its annotations must be of the turned one', file)
-        name, number = file.relative_to(folder).as_posix(), len(self.images) + 1
+        (width, height), number = header.loaded, len(self.images) + 1
+        name = file.relative_to(folder).as_posix()
         self.images.append({'id': number, 'file_name': name, 'width': width, 'height': height})
         return width, height
 
@@ -163,19 +161,6 @@ class Conversion:
         for title, tally in (('left out:', self.left_out), ('to look at:', self.notes)):
             lines += [title, *tally.lines()] if tally else []
         return '\n'.join(lines)
-
-
-def image_size(file: Path) -> tuple[tuple[int, int], bool]:
-    """Width and height of an image as mmcv loads it, and whether EXIF turns it, by its header."""
-    if not file.is_file():  # opening a pipe may block forever
-        raise OSError(f'{file} is no regular file')
-    with Image.open(file) as image:
-        width, height = image.size
-        # OpenCV obeys it in these formats; Pillow would read the whole file to look for it.
-        obeyed = image.format in ('JPEG', 'MPO', 'PNG') and 'exif' in image.info
-        orientation = image.getexif().get(ORIENTATION) if obeyed else None
-    turned = isinstance(orientation, int) and 2 <= orientation <= 8
-    return ((height, width) if turned and orientation >= TURNED else (width, height)), turned
 
 
 def image_files(folder: Path) -> list[Path]:

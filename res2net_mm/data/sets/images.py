@@ -32,6 +32,7 @@ COCO_SIDES = tuple(math.isqrt(low) for low, _ in COCO_SIZES.values() if low)
 _MOST = 1 << 29  # 1.6 GB of colours; OpenCV's own limit is twice that, Pillow's a third
 _PNG_DEPTH = 24  # the byte of a PNG that holds its bits per sample
 _TIFF_WIDTH, _TIFF_HEIGHT = 256, 257  # tags
+_TURNING = ('JPEG', 'MPO', 'PNG')  # formats whose EXIF tag OpenCV obeys; libtiff turns TIFF
 _DARK = 15  # 16-bit values of fewer bits become at most 63 of 255
 
 Size = tuple[int, int]  # width and height in px
@@ -44,7 +45,7 @@ class Header:
     size: Size | None = None  # as stored, before EXIF turns the image; None if it is unknown
     pixels: int = 0  # also known for some files whose size is not
     mode: str = ''  # Pillow's name for the channels: RGB, L, RGBA, ...
-    orientation: int = 1  # the EXIF tag
+    orientation: int = 1  # the EXIF tag, 1 to 8, if OpenCV obeys it in this format
     deep: bool = False  # whether a sample has more than 8 bits
     alpha: bool = False  # whether it is partly transparent
     pages: int = 1  # images in the file
@@ -54,10 +55,17 @@ class Header:
         """Whether EXIF swaps width and height."""
         return self.orientation >= TURNED
 
+    @property
+    def loaded(self) -> Size | None:
+        """The size of the image as OpenCV loads it."""
+        return self.size[::-1] if self.size and self.swaps else self.size
+
 
 def read_header(source: bytes | str | os.PathLike) -> Header:
     """What Pillow reads of an image (the whole file, or its path); nothing if it is none."""
     header = Header()
+    if not isinstance(source, bytes) and not os.path.isfile(source):  # opening a pipe may block
+        return header
     try:
         stream = io.BytesIO(source) if isinstance(source, bytes) else open(source, 'rb')
         with stream, PillowImage.open(stream) as image:
@@ -71,10 +79,11 @@ def read_header(source: bytes | str | os.PathLike) -> Header:
             if image.format == 'PNG':
                 stream.seek(_PNG_DEPTH)
                 header.deep = stream.read(1) == b'\x10'
-                if 'exif' not in image.info:  # Pillow would decode the image to look behind it
-                    return header
-            orientation = image.getexif().get(ORIENTATION)
-            header.orientation = orientation if isinstance(orientation, int) else 1
+            # without 'exif', Pillow would decode a PNG to look behind its pixels
+            turning = image.format in _TURNING and 'exif' in image.info
+            if turning or image.format == 'TIFF':
+                orientation = image.getexif().get(ORIENTATION)
+                header.orientation = orientation if orientation in range(1, 9) else 1
     except PillowImage.DecompressionBombError as error:  # its limit is for its own decoder
         header.pixels = int(re.search(r'\d+', str(error))[0])
     except (OSError, SyntaxError, ValueError, struct.error):

@@ -127,8 +127,7 @@ def _read_objects(
     """Gives an image its size and objects; ``least`` px is the shortest side that is trained on."""
     size, objects = read_voc(Path(xml_file).read_bytes(), xml_file)
     if size is None:
-        header = read_header(image.file)
-        size = header.size[::-1] if header.size and header.swaps else header.size
+        size = read_header(image.file).loaded
     image.width, image.height = size or (0, 0)
     if any(obj.corners != obj.box for obj in objects):
         what = 'mmdet cuts the fractions off VOC coordinates'
