@@ -18,6 +18,7 @@ import numpy as np
 from mmengine.config import Config
 
 from ..data.errors import DataError
+from ..data.sets.coco import read_json
 from ..evaluation import charts
 from ..evaluation.tables import main_metric
 from ..files import remove_partial, write_text
@@ -186,7 +187,4 @@ def _state(trained: Values, measured: Values) -> str:
 
 def _read(file: Path) -> dict[str, Any]:
     """The content of one of our files; ``{}`` if there is none."""
-    try:
-        return json.loads(file.read_text(encoding='utf-8')) if file.is_file() else {}
-    except ValueError as error:
-        raise DataError(f'it is not valid JSON ({error})', str(file), 'remove it') from error
+    return read_json(file, remedy='remove it') if file.is_file() else {}

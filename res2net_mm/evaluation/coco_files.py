@@ -12,6 +12,7 @@ from typing import Any
 
 from ..checks import listed
 from ..data.errors import DataError
+from ..data.sets.coco import read_json
 from ..data.sets.masks import read_mask
 
 # the lists of an annotation file, and what each of their entries needs
@@ -62,7 +63,7 @@ def read_annotations(path: str | Path, kind: str = 'bbox') -> dict[str, Any]:
     With kind ``'segm'`` every object needs a mask.
     """
     file = f'annotations {path}'
-    content = _read_json(path, file)
+    content = read_json(path, file)
     for part, keys in _PARTS[kind].items():
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list):
@@ -101,7 +102,7 @@ def _distinct(content: dict[str, Any], file: str) -> list[dict]:
 def read_results(path: str | Path, annotations: Mapping[str, Any], kind: str) -> list[dict]:
     """Reads a COCO results file; DataError if a detection cannot be scored."""
     file = f'results {path}'
-    results = _read_json(path, file)
+    results = read_json(path, file)
     if not isinstance(results, list):
         raise DataError(f'must be a list of detections, but is {results!r:.60}', file)
     keys = ('image_id', 'category_id', 'score', *(['bbox'] if kind == 'bbox' else []))
@@ -117,15 +118,6 @@ def read_results(path: str | Path, annotations: Mapping[str, Any], kind: str) ->
             )
     _check_masks(results, annotations, kind, f'{file}: entries')
     return results
-
-
-def _read_json(path: str | Path, file: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (ValueError, RecursionError) as error:  # RecursionError: lists in lists in lists
-        raise DataError(
-            f'it is not valid JSON ({error})', file, 'write or copy it again'
-        ) from error
 
 
 def _check_entries(

@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
 from reprlib import repr as brief  # what a file holds may be long
 from typing import Any
 
@@ -57,12 +58,7 @@ def read_coco(
 
 def load_coco(file: str, annotated: bool = True) -> dict:
     """A COCO json with lists of images, categories and, if ``annotated``, annotations."""
-    try:
-        with open(file, encoding='utf-8') as stream:
-            content = json.load(stream)
-    except (ValueError, RecursionError) as fault:  # RecursionError: lists in lists in lists
-        what = f'it is not valid JSON ({fault})'
-        raise DataError(what, file, 'write or copy it again') from fault
+    content = read_json(file)
     for part in ('images', 'annotations', 'categories') if annotated else ('images', 'categories'):
         values = content.get(part) if isinstance(content, dict) else None
         if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
@@ -72,6 +68,16 @@ def load_coco(file: str, annotated: bool = True) -> dict:
                 'it needs images, annotations and categories',
             )
     return content
+
+
+def read_json(
+    file: str | Path, where: str | None = None, remedy: str = 'write or copy it again'
+) -> Any:
+    """The content of a JSON file; a DataError that names ``where``, or the file, if it is none."""
+    try:
+        return json.loads(Path(file).read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as fault:  # RecursionError: lists in lists in lists
+        raise DataError(f'it is not valid JSON ({fault})', where or str(file), remedy) from fault
 
 
 def loads_masks(pipeline: Sequence) -> bool:
