@@ -30,6 +30,7 @@ _HOW_IT_RUNS = (
 )
 # arguments that change the features, but not which weights fit
 _HIDDEN = {*'first_block strides dilations contract_dilation multi_grid style ceil_mode'.split()}
+_HIDDEN |= {'in_channels', 'num_stages'}  # loading adapts to both
 
 
 class Field(NamedTuple):
@@ -246,7 +247,8 @@ def format_architecture(args: Mapping[str, Any]) -> str:
     variant = min(alike, key=lambda n: len(alike[n]), default='none of the named ones')
     but = ', '.join(sorted(alike.get(variant, ())))
     lines.append(f'variant: {variant}' + (f', but for {but}' if but else ''))
-    entries = {name: entry for name, entry in ZOO.items() if entry.variant == variant}
+    plain = variant.removesuffix('_dcn')  # whose weights fit
+    entries = {name: entry for name, entry in ZOO.items() if entry.variant == plain}
     lines.append('published weights:' if entries else 'published weights: none')
     for name, entry in entries.items():
         reported = ', '.join(f'{measure} {value}' for measure, value in entry.accuracy.items())
