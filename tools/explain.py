@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +62,10 @@ def main() -> int:
             parser.error(
                 '--erf takes either names of networks or CONFIG CHECKPOINT IMAGE_OR_FOLDER'
             )
-        return report_fields(random_networks(args), args.out)
+        from res2net_mm.evaluation.receptive_field import random_fields
+
+        fields = {name: random_fields(name, args.samples, args.side) for name in args.erf}
+        return report_fields(fields, args.out)
     if args.images is None or args.out is None:
         parser.error('give CONFIG CHECKPOINT IMAGE_OR_FOLDER --out FOLDER, or --erf NETWORK ...')
 
@@ -97,20 +99,6 @@ def main() -> int:
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)
     return 1 if failures else 0
-
-
-def random_networks(args: Namespace) -> dict[str, dict[str, Tensor]]:
-    """Fields of the named networks; the same ones in every call."""
-    import torch
-
-    from res2net_mm.evaluation.receptive_field import random_fields, random_images
-
-    fields = {}
-    for name in args.erf:
-        torch.manual_seed(0)
-        images = random_images(args.samples, args.side)
-        fields[name] = random_fields(name, images)
-    return fields
 
 
 def report_fields(fields: dict[str, dict[str, Tensor]], out: Path | None) -> int:

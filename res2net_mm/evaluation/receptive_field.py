@@ -6,7 +6,7 @@ Luo et al., "Understanding the Effective Receptive Field in Deep Convolutional N
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -63,11 +63,6 @@ def luo_side(field: Tensor) -> float:
     return float((field > FADED * field.max()).sum()) ** 0.5
 
 
-def random_images(count: int, side: int) -> list[Tensor]:
-    """Normally distributed images (1, 3, side, side) from torch's generator."""
-    return [torch.randn(1, 3, side, side) for _ in range(count)]
-
-
 def random_network(name: str) -> Backbone:
     """``resnet50``, 101 or 152, or a named variant, with random weights.
 
@@ -81,9 +76,15 @@ def random_network(name: str) -> Backbone:
     return create_backbone(name, **options)
 
 
-def random_fields(name: str, images: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The fields of a :func:`random_network` by level: C2 to C5."""
-    net = random_network(name).requires_grad_(False)
+def random_fields(name: str, count: int, side: int) -> dict[str, Tensor]:
+    """The fields of a :func:`random_network` by level, C2 to C5; the same ones in every call.
+
+    They are of ``count`` images (1, 3, side, side) of normally distributed values.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        images = [torch.randn(1, 3, side, side) for _ in range(count)]
+        net = random_network(name).requires_grad_(False)
     update_bn(images, net)  # statistics as in training: random weights come with mean 0, variance 1
     return fields_by_level(net, tqdm(images, desc=name, unit='image'))
 
