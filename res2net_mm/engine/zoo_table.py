@@ -16,11 +16,14 @@ from ..weights import SCHEME, ZOO
 from .config import config_folders, load_config, our_backbones, pretrained
 
 _IMAGE, _DETECTION, _SEGMENTATION = (224, 224), (800, 1280), (512, 512)  # height, width in px
+_COUNTED = """\
+GFLOPs of a config also count biases, ReLU and pooling, as the authors' table of detectors does,
+so they are slightly higher than those of the same network above."""
 
 
 def format_zoo() -> str:
     """Both tables, as docs/configs.md has them between its markers."""
-    return f'{weights_table()}\n\n{configs_table()}'
+    return f'{weights_table()}\n\n{_COUNTED}\n\n{configs_table()}'
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

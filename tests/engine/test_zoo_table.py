@@ -39,7 +39,8 @@ def test_the_page_has_what_the_command_prints():
     (shown,) = re.findall(r'<!-- zoo -->\n(.*)\n<!-- end of zoo -->', page, re.S)
     zoo = zoo_table.format_zoo()
     assert shown == zoo, 'put the output of python tools/describe.py --zoo between the marks'
-    weights, configs = zoo.split('\n\n')
+    weights, counted, configs = zoo.split('\n\n')
+    assert 'also count biases, ReLU and pooling' in counted
     assert len(weights.splitlines()) == 2 + len(ZOO)
     row = next(line for line in weights.splitlines() if 'res2net50_v1b_26w_4s`' in line)
     # test_zoo.py counts these figures by hand
