@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..columns import aligned, side_by_side
+from ..data.sets.nodes import type_name
+from ..registry import SCOPE
 
 COLUMNS = dict(AP='mAP', AP50='mAP_50', AP75='mAP_75', APs='mAP_s', APm='mAP_m', APl='mAP_l')
-_ROOM = 'res2net_mm.evaluation'
+_ROOM = f'{SCOPE}.evaluation'
 
 # metric -> the library it is from, our module with a metric of that name
 _OTHERS = 'CocoPanopticMetric', 'LVISMetric', 'FasterCocoMetric', 'CocoOccludedSeparatedMetric'
@@ -51,7 +53,7 @@ def use_our_metrics(
     if 'metrics' in evaluator:  # an evaluator of several data sets
         new['metrics'] = use_our_metrics(evaluator['metrics'], ignore_index, default_scope)
         return new
-    scope, _, name = _type_name(evaluator).rpartition('.')
+    scope, _, name = type_name(evaluator).rpartition('.')
     if name == 'FasterCocoMetric' and evaluator.get('ann_file'):
         name = 'CocoMetric'  # theirs names classes in the file's order
     library, module = _OURS.get(name, ('', ''))
@@ -82,8 +84,8 @@ def split_coco_metrics(evaluator: Any, out: str | Path | None = None) -> list[di
     split, kinds_written = [], set()
     for cfg in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
         cfg = copy.deepcopy(dict(cfg))
-        name = _type_name(cfg)
-        if name.startswith(_ROOM):
+        name = type_name(cfg)
+        if name.startswith(f'{SCOPE}.'):
             cfg['table'] = False
         if name.rpartition('.')[2] != 'CocoMetric':
             split.append(cfg)  # including an evaluator of several data sets
@@ -97,14 +99,6 @@ def split_coco_metrics(evaluator: Any, out: str | Path | None = None) -> list[di
                 kinds_written.add(kind)
             split.append(one)
     return split
-
-
-def _type_name(config: Mapping[str, Any]) -> str:
-    kind = config.get('type')
-    if not isinstance(kind, type):
-        return str(kind)
-    module = kind.__module__
-    return f'{module if module.startswith(_ROOM) else module.partition(".")[0]}.{kind.__name__}'
 
 
 def _prefix(out: str | Path) -> str:
