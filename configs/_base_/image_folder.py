@@ -2,6 +2,7 @@
 # same classes in both.
 _base_ = './imagenet.py'
 data_root = 'data/classes'
+extensions = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.pgm', '.tif', '.tiff', '.webp')
 train_dataloader = dict(
     num_workers=2,
     dataset=dict(
@@ -9,6 +10,7 @@ train_dataloader = dict(
         type='CustomDataset',
         data_root=data_root,
         data_prefix='train',
+        extensions=extensions,
         pipeline={{_base_.train_pipeline}},
     ),
 )
@@ -19,6 +21,7 @@ val_dataloader = dict(
         type='CustomDataset',
         data_root=data_root,
         data_prefix='val',
+        extensions=extensions,
         pipeline={{_base_.test_pipeline}},
     ),
 )

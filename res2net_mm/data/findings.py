@@ -124,7 +124,8 @@ class Findings(list[Finding]):
     def verdict(self) -> str:
         """``fit to train``, or that it is not."""
         if not self.errors:
-            return 'fit to train'
+            unread = any(finding.kind == 'not checked' for finding in self)
+            return 'fit to train' + ', but for what was not checked' * unread
         return f'not fit to train: {self.errors:,} error{"s" * (self.errors != 1)}'
 
     def once(self) -> Findings:

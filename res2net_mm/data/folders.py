@@ -44,6 +44,7 @@ _MASKS = {
 }
 _ROLES = _IMAGES | _MASKS | {*'xml xmls json jsons bbox bboxes photos pictures data set'.split()}
 _MASK_ENDING = re.compile(r'[ _.-]+(mask|masks|gt|label|labels|labelids|seg|segmentation|l)$', re.I)
+_UNREAD = ('.avif', '.gif', '.heic', '.heif', '.jfif')
 _HEAD = 1 << 16  # bytes at either end of a json that show what it is
 
 Pair = tuple[Path, Path]  # an image and its annotation: a file, or for class folders its folder
@@ -106,6 +107,9 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         flags = ' or '.join(f'--data-format {folder.format}' for folder in found)
         both = ' and '.join(TITLES[folder.format] for folder in found)
         raise DataError(f'it holds {both}', str(path), f'say which: {flags}')
+    if unread := _below(found[0].root, _UNREAD):
+        what = f'{len(unread):,} images are not used, such as {unread[0].name}: save them as .jpg'
+        found[0].notes.append(what)
     return found[0]
 
 

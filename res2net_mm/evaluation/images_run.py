@@ -103,8 +103,9 @@ class ImagesRun:
         return dict(sample, img_path=name + path.suffix)
 
 
-def check_finite(sample: Mapping[str, Any]) -> None:
-    """Raises a DataError that names the image if a predicted value is not finite."""
+def check_finite(sample: Any) -> None:
+    """Raises a DataError that names the image if a value predicted in a sample is not finite."""
+    sample = sample if isinstance(sample, Mapping) else sample.to_dict()
     found = sample.get('pred_instances') or {}
     names = ('bboxes', 'scores', 'mask_scores', 'keypoints', 'keypoint_scores')
     values = {key: found[key] for key in names if key in found}

@@ -309,7 +309,10 @@ def test_class_folders(tmp_path):
         write_images(tmp_path / 'one' / name, {f'{name}{i}': [] for i in range(count)})
         for split in ('train', 'val'):
             write_images(tmp_path / 'two' / split / name, {f'{split}{i}': [] for i in range(count)})
-    assert counts(recognise(tmp_path / 'one', 'classes')) == {'all': 5}
+    (tmp_path / 'one' / 'cat' / 'phone.HEIC').touch()
+    found = recognise(tmp_path / 'one', 'classes')
+    assert counts(found) == {'all': 5}
+    assert found.notes == ['1 images are not used, such as phone.HEIC: save them as .jpg']
     found = recognise(tmp_path / 'two', 'classes')
     assert (counts(found), found.classes) == ({'train': 5, 'val': 5}, CLASSES)
 
