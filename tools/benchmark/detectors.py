@@ -45,7 +45,8 @@ from .contenders import KEPT, check_equal, randomise, require, torchvision_kerne
 from .measure import exactly, make_record, measure
 from .networks import Step, add_shape, check_batches, group_name, parse_sizes
 
-MMDET, OURS, FAST = LOOPS = ('mmdet', 'ours', 'ours fast')
+MMDET, OURS, FAST = 'mmdet', 'ours', 'ours fast'
+LOOPS = (MMDET, MMDET + KEPT, OURS, FAST)
 STEPS = (MMDET, MMDET + KEPT, f'{MMDET} channels_last', OURS)
 CANDIDATES = 400
 # Proposals that change places by rounding change what is sampled, and so losses and gradients
@@ -84,7 +85,7 @@ def _run_loops(args: argparse.Namespace) -> dict[str, Any]:
         yardstick = build(MMDET, *given)
         apart = {name: compare(name, yardstick, build(name, *given)) for name in (OURS, FAST)}
         del yardstick
-        keep = {name: name != MMDET for name in LOOPS}
+        keep = {name: name != MMDET for name in without_kept(LOOPS, args.device)}
         options = dict(settings=args, profiled=(MMDET, FAST), profiles=1, warmup=0)
         rows, profile = measure(keep, prepare_loop, *given, **options)
     for row in rows:
@@ -134,7 +135,7 @@ def build(name: str, config: str, images: list[Path], folder: Path, device: str)
     cfg.experiment_name = f'{folder.name}_{name}'
     cfg.visualizer.name = cfg.experiment_name  # one of an earlier run would write into its folder
     with redirect_stdout(io.StringIO()):  # pycocotools prints
-        if name == MMDET:
+        if name in (MMDET, MMDET + KEPT):
             cfg.work_dir = str(folder)
             runner = _mmdets(cfg.model, lambda: Runner.from_cfg(cfg))
         else:
