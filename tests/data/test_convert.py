@@ -796,18 +796,19 @@ def test_label_maps_of_the_synthetic_set_come_back_whole_and_load(shapes, tmp_pa
 
 def test_what_masks_have_wrong_is_told(tmp_path):
     folders = (tmp_path / 'images', tmp_path / 'masks')
-    for name in ('a', 'b'):
+    for name in ('a', 'b', 'c'):
         write_image(folders[0] / f'{name}.jpg', (4, 3))
+    save(folders[1] / 'c/1.png', np.full((3, 4), 255, np.uint8))
     save(folders[1] / 'a/1.png', np.full((3, 4), 255, np.uint8))
     save(folders[1] / 'a/2.png', np.zeros((3, 4), np.uint8))
-    save(folders[1] / 'a/3.png', np.full((4, 3), 255, np.uint8))
+    save(folders[1] / 'c/2.png', np.full((4, 3), 255, np.uint8))
     save(folders[1] / 'a/4.png', np.full((3, 4, 4), 255, np.uint8))  # grey in four channels
     (folders[1] / 'b').mkdir()
     out = tmp_path / 'out.json'
     report = masks2coco(*folders, out, 'binary', classes=['cell'])
     assert counts(report.left_out) == {
         'box of no size': 1,
-        'mask of another size than its image': 1,
+        'image with a mask of another size': 1,
     }
     assert '2 images (1 without objects)' in str(report) and report.objects == {'cell': 2}
 
@@ -822,7 +823,7 @@ def test_what_masks_have_wrong_is_told(tmp_path):
         with pytest.raises(ValueError, match='classes must be'):
             masks2coco(*folders, out, kind, classes=classes, force=True)
     fails(masks2coco, folders[0], tmp_path / 'no', out, 'labels', **arguments, said=('no folder',))
-    fails(masks2coco, *folders, out, 'labels', **arguments, said=('no image can be used', '2 x'))
+    fails(masks2coco, *folders, out, 'labels', **arguments, said=('no image can be used', '3 x'))
 
 
 def test_real_label_maps(real_data, tmp_path):

@@ -255,6 +255,8 @@ def _yolo_lines(coco: Conversion, file: Path) -> Iterator[tuple[str, list[float]
         elif words:
             seen.add(words)
             yield where, numbers[:5] if coco.keypoints else numbers
+    if not seen and any(map(str.strip, lines)):
+        raise DataError('none of its lines is an object', str(file))
 
 
 def yolo_classes(root: Path, label_folder: Path) -> list[str]:
@@ -431,11 +433,15 @@ def masks2coco(
         if not (file.is_dir() if kind == 'binary' else file.is_file()):
             coco.left_out.add('image without mask', file)
         elif size := coco.image(image, images):
+            before = len(coco.annotations)
             for png in sorted(file.glob('*.[pP][nN][gG]')) if kind == 'binary' else [file]:
                 values = mask_values(png)
-                if values.shape[1::-1] != size:
-                    coco.left_out.add('mask of another size than its image', png)
-                elif kind == 'labels':
+                if values.shape[1::-1] != size:  # without its objects, they would be background
+                    coco.left_out.add('image with a mask of another size', png)
+                    coco.images.pop()
+                    del coco.annotations[before:]
+                    break
+                if kind == 'labels':
                     _add_classes(coco, png, values, first)
                 elif kind == 'binary':
                     _add_mask(coco, classes[0], values > 0, png)
