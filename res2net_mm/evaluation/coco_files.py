@@ -10,9 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..checks import listed
 from ..data.errors import DataError
-from ..data.sets.coco import read_json
+from ..data.sets.coco import check_format, read_json
 from ..data.sets.masks import read_mask
 
 # the lists of an annotation file, and what each of their entries needs
@@ -54,6 +56,19 @@ def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], li
     scores = [result['score'] for result in results]
     if scores and not 0 <= min(scores) <= max(scores) <= 1:
         notes.append(f'scores are from {min(scores):g} to {max(scores):g}, not from 0 to 1')
+    sizes = {i['id']: (i.get('width'), i.get('height')) for i in annotations['images']}
+    known = {key for key, size in sizes.items() if all(type(side) is int for side in size)}
+    for file, entries in (('annotations', annotations['annotations']), ('results', results)):
+        boxed = [entry for entry in entries if 'bbox' in entry and entry['image_id'] in known]
+        boxes = np.array([(*e['bbox'], *sizes[e['image_id']]) for e in boxed], float)
+        boxes = boxes.reshape(-1, 6)
+        notes += [f'{file}: {finding.what}' for finding in check_format(boxes, '')]
+        if len(boxes) and boxes[:, :4].max() <= 1:
+            notes.append(f'{file}: all boxes are within 0 to 1, but COCO has pixels')
+        if flat := (boxes[:, 2:4] < 0).any(1).sum():
+            notes.append(f'{file}: {flat:,} boxes have a negative width or height')
+    if any('neg_category_ids' in image for image in annotations['images']):
+        notes.append("these are annotations of LVIS, scored by COCO's rules: test.py has LVIS's")
     return annotations, results, notes, len(images)
 
 

@@ -302,3 +302,31 @@ def test_what_does_not_count_is_noted(tmp_path, monkeypatch, capsys):
         'note: scores are from 0.9 to 90, not from 0 to 1',
         'note: AP of all is with 100 detections (pycocotools), the rest with 300',
     ]
+
+
+@pytest.mark.parametrize(
+    ('written', 'note'),
+    [
+        (lambda x, y, w, h: [x, y, x + w, y + h], 'all of its 12 boxes would be inside'),
+        (lambda x, y, w, h: [x / 640, y / 480, w / 640, h / 480], 'within 0 to 1'),
+        (lambda x, y, w, h: [x + w, y, -w, h], '12 boxes have a negative width'),
+        (lambda *box: [*box], ''),
+    ],
+)
+def test_boxes_in_another_format_are_noted(tmp_path, monkeypatch, capsys, written, note):
+    boxes = [[40 * i + 100, 30 * i + 100, 60, 40] for i in range(8)]
+    boxes += [[500, 400, 100, 60 + i] for i in range(4)]
+    image = dict(id=1, width=640, height=480, neg_category_ids=[2])
+    truth = dict(images=[image], categories=[dict(id=1, name='a'), dict(id=2, name='b')])
+    truth['annotations'] = [
+        dict(id=i, image_id=1, category_id=1, bbox=box, area=2400, iscrowd=0)
+        for i, box in enumerate(boxes)
+    ]
+    results = [dict(image_id=1, category_id=1, score=0.5, bbox=written(*box)) for box in boxes]
+    for name, content in (('t', truth), ('r', results)):
+        (tmp_path / f'{name}.json').write_text(json.dumps(content))
+    files = tmp_path / 'r.json', tmp_path / 't.json'
+    _, text, _ = call(monkeypatch, capsys, 'eval_results', *files)
+    notes = [line for line in text.splitlines() if line.startswith('note: ')]
+    assert 'LVIS' in notes.pop()
+    assert [note in line for line in notes] == [True] * bool(note)

@@ -44,7 +44,7 @@ def read_coco(
     yield from _check_categories(node, classes, list(reader.names.values()), file)
     yield from reader.each(content['images'], 'image', reader.image)
     yield from reader.each(content.get('annotations') or (), 'annotation', reader.annotation)
-    yield from _check_format(np.array(reader.boxes, float).reshape(-1, 6), file)
+    yield from check_format(np.array(reader.boxes, float).reshape(-1, 6), file)
     folders = node.option('data_prefix') or {}
     loads = [isinstance(step, Mapping) and step.get('with_seg') for step in node.pipeline]
     if folders.get('seg') and any(loads):
@@ -210,8 +210,8 @@ def _check_categories(
         yield error('classes', file, f'{node.classes_key}: {what}', remedy)
 
 
-def _check_format(boxes: np.ndarray, file: str) -> Iterator[Finding]:
-    """Takes boxes as written, with the sizes of their images: (N, 6)."""
+def check_format(boxes: np.ndarray, file: str) -> Iterator[Finding]:
+    """Finds boxes as corners: (N, 6) as written, with width and height of their images."""
     boxes = boxes[np.isfinite(boxes).all(1)]
     corner, extent, size = np.split(boxes, 3, axis=1)
     # corners taken for sizes go far beyond the image; objects near its size a little
