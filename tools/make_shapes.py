@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs=2,
         default=(256, 256),
         metavar=('W', 'H'),
-        help='size of the images in px (256 256)',
+        help='size of the images in px, from 224 (256 256)',
     )
     parser.add_argument('--seed', type=int, default=0, help='whole number from 0 (%(default)s)')
     parser.add_argument(

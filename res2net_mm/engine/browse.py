@@ -71,7 +71,8 @@ def _figures(cfg: Config) -> Iterator[str]:
             pixels[hatched] = _PADDING
             picture = charts.picture(pixels, _marks(sample, names))
             name = Path(getattr(sample, 'img_path', '?')).name
-            yield charts.frame(f'batch {i} ({shape}): {name}', picture)
+            of = [str(names[k]) for k in sample.get('gt_label', ()) if k < len(names)]
+            yield charts.frame(f'batch {i} ({shape}): {", ".join([name, *of])}', picture)
 
 
 def _marks(sample: Any, names: Sequence[str]) -> list[charts.Shape] | np.ndarray:
