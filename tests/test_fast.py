@@ -181,8 +181,8 @@ def test_measuring_fast(kind, stack, python, tmp_path):
         figures = set(plain)
     else:
         figures = {key for key in plain if 'mAP' in key and not np.isnan(plain[key])}
-        assert 0.1 < plain['coco_bbox/bbox_mAP'] < 0.9
-        assert 'coco_segm/segm_mAP' in figures or kind != 'mask'
+        assert 0.1 < plain['coco/bbox_mAP'] < 0.9
+        assert 'coco/segm_mAP' in figures or kind != 'mask'
         compare_results(tmp_path, 'plain', 'float32')
     assert {key: found['float32'][key] for key in figures} == pytest.approx(
         {key: plain[key] for key in figures}, abs=1e-3 * scale

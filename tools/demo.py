@@ -62,7 +62,7 @@ def main() -> None:
     print(f'checkpoint: {checkpoint}')
     print(f'table: {args.work_dir / "metrics.txt"}')
     print(f'training took {minutes:.1f} minutes')
-    print(f'bbox mAP {metrics.get("coco_bbox/bbox_mAP", 0):.3f}')
+    print(f'bbox mAP {metrics.get("coco/bbox_mAP", 0):.3f}')
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

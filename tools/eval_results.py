@@ -44,11 +44,10 @@ def main() -> None:
         print(f'{args.results} holds no detection: every AP is 0')
     scores = evaluate(annotations, results, args.metric, max_dets=limits)
     metrics = scores.metrics() | scores.by_class()
-    named = {f'coco_{args.metric}/{name}': value for name, value in metrics.items()}
     if 100 in limits and limits[-1] > 100:
         notes.append(f'AP of all is with 100 detections (pycocotools), the rest with {limits[-1]}')
     lines = [f'note: {note}' for note in notes]
-    print(format_metrics(named, list(scores.categories.values())), *lines, sep='\n', flush=True)
+    print(format_metrics(metrics, list(scores.categories.values())), *lines, sep='\n', flush=True)
     if args.json is None:
         return
     content = dict(

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from ..data.sets.nodes import type_name
 from ..deploy import optimize_for_inference
 from ..deploy.folding import DTYPES
-from ..evaluation.tables import collect_results, discard_results, split_coco_metrics
+from ..evaluation.tables import report_classes
 from ..files import check_writable
 from ..weights import read_source
 from .classes import SameClassesHook, class_names
@@ -105,18 +105,13 @@ def run_test(
         unwrapped(runner.model).register_forward_hook(partial(_drop_unsure, conf))
     for hook in hooks:
         runner.register_hook(hook)
-    try:
-        metrics = runner.test()
-        classes = list(class_names(runner.test_dataloader.dataset))
-        if report is not None and is_main_process():
-            report(metrics, classes)
-        if out is not None and is_main_process():
-            masks = any(metric.get('metric') == 'segm' for metric in cfg.test_evaluator)
-            if len(collect_results(out)) < 1 + masks:
-                raise ToolError(f'--out {out} was not written completely: the log says why')
-    finally:
-        if out is not None:
-            discard_results(out)
+    metrics = runner.test()
+    classes = list(class_names(runner.test_dataloader.dataset))
+    if report is not None and is_main_process():
+        report(metrics, classes)
+    for metric in runner.test_evaluator.metrics if out is not None else ():
+        if fault := getattr(metric, 'unwritten', ''):
+            raise ToolError(f'--out {out} was not written completely: {fault}')
     lost = [line for hook in runner.hooks for line in getattr(hook, 'failures', ())]
     if lost:
         raise ToolError(
@@ -127,11 +122,11 @@ def run_test(
 
 def _write_results(cfg: Config, out: str | None) -> None:
     if 'metrics' not in cfg.test_evaluator:
-        cfg.test_evaluator = split_coco_metrics(cfg.test_evaluator, out)
+        cfg.test_evaluator = report_classes(cfg.test_evaluator, out)
     elif out is not None:
         raise ToolError('--out is for one data set: set outfile_prefix of test_evaluator.metrics')
     if out is not None:
-        if not any('outfile_prefix' in metric for metric in cfg.test_evaluator):
+        if not any('out' in metric for metric in cfg.test_evaluator):
             raise ToolError('--out writes COCO results, but test_evaluator has no CocoMetric')
         check_writable(out, '--out')
 

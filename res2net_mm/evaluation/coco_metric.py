@@ -33,15 +33,30 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
     annotation file has; the default of ``proposal_nums`` for boxes and masks is COCO's
     (1, 10, 100), unless ``metric_items`` names a figure of mmdet's (100, 300, 1000), and ``mAP`` is
     at the largest of them if 100 is not among them; AR is always among the figures; a class has its
-    own AP even if the annotation file does not list categories by id; and no detection at all gives
-    AP 0, not an empty result. ``table`` logs a table of the figures.
+    own AP even if the annotation file does not list categories by id, with ``bbox_`` or ``segm_``
+    before its name if both are measured; and no detection at all gives AP 0, not an empty result.
+    ``table`` logs a table of the figures.
+
+    ``out`` is a file for the boxes in COCO's result format, in place of the files that
+    ``outfile_prefix`` names; masks go to the file of that name with ``.segm.json``.
     """
 
     def __init__(
-        self, *args: Any, proposal_nums: Sequence[int] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        proposal_nums: Sequence[int] | None = None,
+        outfile_prefix: str | None = None,
+        out: str | None = None,
+        **kwargs: Any,
     ) -> None:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
-            super().__init__(*args, **kwargs)
+            super().__init__(*args, outfile_prefix=outfile_prefix or out, **kwargs)
+        self.outfile_prefix, self.unwritten = outfile_prefix, ''  # why the results are not written
+        self.files = {}
+        if out is not None:
+            self.files = dict(bbox=Path(out), segm=Path(out).with_suffix('.segm.json'))
+        elif outfile_prefix is not None:
+            self.files = {kind: Path(f'{outfile_prefix}.{kind}.json') for kind in FIELDS}
         items = set(self.metric_items or ())
         fitting = [n for n in (MAX_DETS, MMDET_LIMITS) if items <= {*metric_names(n)}]
         self.limits_given = proposal_nums is not None
@@ -74,7 +89,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
             categories=categories,
             results=found['bbox'],
         )
-        if self.outfile_prefix is not None:
+        if self.files:
             self._write(found)
         if self.format_only:
             return {}
@@ -83,11 +98,13 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         figures: dict[str, float] = {}
         for kind in self.metrics:
             if kind == 'proposal_fast':
-                figures |= self._recalls(objects, predicted)
+                new = self._recalls(objects, predicted)
             elif kind == 'proposal':
-                figures |= self._score_proposals(truth, found['bbox'])
+                new = self._score_proposals(truth, found['bbox'])
             else:
-                figures |= self._score(truth, found[kind], kind)
+                new = self._score(truth, found[kind], kind)
+            # mmdet has one name for AR of both proposals, and the last one wins
+            figures |= {f'{kind}_{k}' if k in figures else k: value for k, value in new.items()}
         return figures
 
     def _truth(self, truths: Sequence[dict]) -> dict[str, Any]:
@@ -114,13 +131,14 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
     def _write(self, found: dict[str, list[dict[str, Any]]]) -> None:
         """Writes the results; if that fails, the figures can still be computed."""
         for kind, results in found.items():
-            file = Path(f'{self.outfile_prefix}.{kind}.json')
+            file = self.files[kind]
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_text(file, json.dumps(results, default=_plain))
             except OSError as error:
                 if self.format_only:
                     raise
+                self.unwritten = str(error)
                 warn(f'the results are not written: {error}')
 
     def _recalls(self, objects: Sequence[dict], predicted: Sequence[dict]) -> dict[str, float]:
@@ -169,7 +187,7 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         if self.metric_items is not None:
             wanted = {f'{kind}_{item}' for item in self.metric_items}
             found = {key: value for key, value in found.items() if key in wanted}
-        if len(self.metrics) > 1:  # mmdet has one name for both, and the last one wins
+        if {*FIELDS} <= {*self.metrics}:  # mmdet has one name for both, and the last one wins
             by_class = {f'{kind}_{name}': ap for name, ap in by_class.items()}
         return {**found, **by_class} if self.classwise else found
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -74,50 +73,28 @@ def ignored_label(model: Mapping[str, Any] | None) -> int | None:
     return head.get('ignore_index') if isinstance(head, Mapping) else None
 
 
-def split_coco_metrics(evaluator: Any, out: str | Path | None = None) -> list[dict]:
-    """Evaluator configs with one CocoMetric for each result type, each reporting per-class AP.
+def report_classes(evaluator: Any, out: str | Path | None = None) -> list[dict]:
+    """Evaluator configs whose ``CocoMetric`` reports AP by class, and the first writes to ``out``.
 
-    Boxes and masks have a per-class AP of the same name, and in one metric the last one wins. Our
-    metrics do not log their tables, which :func:`format_metrics` prints. The first metric of each
-    type writes its COCO results, which :func:`collect_results` moves to ``out``.
+    Our metrics do not log their tables, which :func:`format_metrics` prints.
     """
-    split, kinds_written = [], set()
+    configs, prefixes = [], set()
     for cfg in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-        cfg = copy.deepcopy(dict(cfg))
+        cfg = dict(cfg)
+        configs.append(cfg)
         name = type_name(cfg)
-        if name.startswith(f'{SCOPE}.'):
-            cfg['table'] = False
-        if name.rpartition('.')[2] != 'CocoMetric':
-            split.append(cfg)  # including an evaluator of several data sets
-            continue
-        kinds = cfg.get('metric', 'bbox')
-        for kind in [kinds] if isinstance(kinds, str) else kinds:
-            prefix = f'{cfg.get("prefix") or "coco"}_{kind}'
-            one = dict(cfg, metric=kind, classwise=True, prefix=prefix)
-            if out is not None and kind not in kinds_written:
-                one['outfile_prefix'] = _prefix(out)
-                kinds_written.add(kind)
-            split.append(one)
-    return split
-
-
-def _prefix(out: str | Path) -> str:
-    return str(Path(out).parent / f'.{Path(out).name}.{os.getpid()}.partial')
-
-
-def collect_results(out: str | Path) -> list[Path]:
-    """Renames what the metrics wrote: boxes to ``out``, masks to ``out`` with ``.segm.json``."""
-    targets = {'bbox': Path(out), 'segm': Path(out).with_suffix('.segm.json')}
-    partial = {kind: Path(f'{_prefix(out)}.{kind}.json') for kind in targets}
-    written = [partial[kind].replace(targets[kind]) for kind in targets if partial[kind].exists()]
-    discard_results(out)  # such as the ground truth that mmdet converts for itself
-    return written
-
-
-def discard_results(out: str | Path) -> None:
-    """Removes what the metrics wrote for ``out`` and :func:`collect_results` did not rename."""
-    for rest in Path(out).parent.glob(f'{Path(_prefix(out)).name}.*'):
-        rest.unlink()
+        if not name.startswith(f'{SCOPE}.'):
+            continue  # including an evaluator of several data sets
+        cfg['table'] = False
+        if name.endswith('.CocoMetric'):
+            cfg['classwise'] = True
+            prefix, kinds = cfg.get('prefix') or 'coco', cfg.get('metric', 'bbox')
+            if prefix in prefixes:  # AP of a class has the same name in both
+                cfg['prefix'] = '_'.join([prefix, *([kinds] if isinstance(kinds, str) else kinds)])
+            elif out is not None and not prefixes:
+                cfg['out'] = str(out)
+            prefixes.add(prefix)
+    return configs
 
 
 def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) -> str:
@@ -141,9 +118,11 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
         if found is None:
             continue
         prefix, kind = found.groups()
-        title = kind if prefix in ('', 'coco/', f'coco_{kind}/') else f'{prefix}{kind}'
+        title = kind if prefix in ('', 'coco/') else f'{prefix}{kind}'
         every = ['all', *(f'{prefix}{kind}_{name}' for name in COLUMNS.values())]
-        rows = [(name, f'{prefix}{name}_precision') for name in classes]
+        both = {f'{prefix}bbox_mAP', f'{prefix}segm_mAP'} <= metrics.keys()
+        start = f'{prefix}{kind}_' if both else prefix
+        rows = [(name, f'{start}{name}_precision') for name in classes]
         rows = [row for row in rows if row[1] in metrics]
         few = len(rows) < 20
         add([title, *COLUMNS], [every, *(rows if few else [])])

@@ -61,7 +61,7 @@ def test_coco_metric_has_the_figures_of_mmdet(coco_file, kind, capsys):
     assert found == {key: ours[key] for key in found} and len(found) == 3
 
 
-def test_coco_metric_without_detections_or_annotation_file(coco_file):
+def test_coco_metric_without_detections_or_annotation_file(coco_file, tmp_path):
     annotations, results = random_set(0)
     none = list(coco_samples(annotations, dict(bbox=[], segm=[]), CLASSES))
     found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, ann_file=coco_file), none)
@@ -80,9 +80,11 @@ def test_coco_metric_without_detections_or_annotation_file(coco_file):
             for a in annotations['annotations']
             if a['image_id'] == sample['img_id']
         ]
-    found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES), samples)
+    out = tmp_path / 'r.json'
+    found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, out=str(out)), samples)
     expected = evaluate(annotations, results['bbox'], 'bbox').ap()
     assert found['coco/bbox_mAP'] == pytest.approx(expected, abs=1e-4)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ['r.json', 'r.segm.json']
 
 
 def test_coco_metric_refuses_what_it_cannot():
@@ -226,6 +228,43 @@ def test_what_mmdet_takes_is_taken(coco_file, arguments, names):
     samples = list(coco_samples(*random_set(0), CLASSES))
     metric = build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, ann_file=coco_file, **arguments)
     assert set(measured(metric, samples)) == {f'coco/{name}' for name in names}
+
+
+def test_boxes_and_masks_at_once(coco_file, tmp_path, monkeypatch):
+    """The figures of each, and both results whole; when they cannot be, what was there stays."""
+    annotations, results = random_set(0)
+    samples = list(coco_samples(annotations, results, CLASSES))
+    arguments = dict(ann_file=coco_file, classwise=True, table=False)
+    alone = [
+        measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, metric=k, **arguments), samples)
+        for k in ('bbox', 'segm')
+    ]
+    out, kinds = tmp_path / 'new' / 'results.json', ['bbox', 'segm']
+    arguments.update(metric=kinds, out=str(out), outfile_prefix=str(tmp_path / 'other'))
+    found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **arguments), samples)
+    for kind, figures in zip(kinds, alone, strict=True):
+        names = {f'coco/{name}_precision': f'coco/{kind}_{name}_precision' for name in CLASSES}
+        expected = {names.get(key, key): value for key, value in figures.items()}
+        same = {key: found[key] for key in expected}
+        assert same == pytest.approx(expected, abs=1e-12, nan_ok=True) and len(same) == 16
+    assert len(found) == 32
+    before = {file: file.read_text() for file in tmp_path.rglob('*.json')}
+    assert sorted(before) == [out, tmp_path / 'new' / 'results.segm.json']
+    for kind, file in zip(kinds, sorted(before), strict=True):
+        written = json.loads(before[file])
+        assert evaluate(annotations, written, kind).ap() == found[f'coco/{kind}_mAP']
+
+    only = dict(arguments, format_only=True, outfile_prefix=None)
+    assert measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **only), samples) == {}
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('os.replace', stop)
+    with pytest.raises(KeyboardInterrupt):
+        measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, **arguments), samples[:3])
+    left = [file for file in tmp_path.rglob('*') if file.is_file()]
+    assert {file: file.read_text() for file in left} == before
 
 
 def test_figures_are_there_though_results_cannot_be_written(coco_file, tmp_path):

@@ -1,47 +1,38 @@
 """Evaluators as the tools use them, and their figures as tables."""
 
+import copy
 import re
 
 import pytest
 
 from res2net_mm.evaluation.tables import (
-    collect_results,
     format_metrics,
     ignored_label,
-    split_coco_metrics,
+    report_classes,
     use_our_metrics,
 )
 
+COCO_METRIC = 'res2net_mm.evaluation.coco_metric.CocoMetric'
 
-def test_each_result_type_has_a_metric_of_its_own(tmp_path):
+
+def test_metrics_report_classes_and_no_table(tmp_path):
     evaluator = [
-        dict(type='mmdet.CocoMetric', metric=['bbox', 'segm'], ann_file='a.json'),
+        dict(type='mine.CocoMetric'),
+        dict(type=COCO_METRIC, metric=['bbox', 'segm'], ann_file='a.json'),
         dict(type='VOCMetric'),
     ]
-    split = split_coco_metrics(evaluator, tmp_path / 'out.json')
-    assert [m.get('metric') for m in split] == ['bbox', 'segm', None]
-    assert [m.get('prefix') for m in split] == ['coco_bbox', 'coco_segm', None]
-    assert split[0]['classwise'] and split[2] == dict(type='VOCMetric')
-    assert evaluator[0]['metric'] == ['bbox', 'segm'], "the caller's config is not touched"
-    assert 'outfile_prefix' not in split_coco_metrics(dict(type='CocoMetric'))[0]
-
-
-def test_results_get_their_names_when_they_are_whole(tmp_path):
-    out = tmp_path / 'results.json'
-    split = split_coco_metrics(dict(type='CocoMetric', metric=['bbox', 'segm']), out)
-    for metric in split:
-        for kind in ('bbox', 'segm', 'gt'):
-            (tmp_path / f'{metric["outfile_prefix"]}.{kind}.json').write_text(kind)
-    assert collect_results(out) == [out, tmp_path / 'results.segm.json']
-    assert out.read_text() == 'bbox'
-    assert sorted(f.name for f in tmp_path.iterdir()) == ['results.json', 'results.segm.json']
+    found, given = report_classes(evaluator, tmp_path / 'out.json'), copy.deepcopy(evaluator)
+    ours = dict(given[1], table=False, classwise=True)
+    assert found == [given[0], dict(ours, out=str(tmp_path / 'out.json')), given[2]]
+    assert evaluator == given, "the caller's config is not touched"
+    assert report_classes(evaluator[1]) == [ours]
 
 
 def test_table():
     names = ('mAP', 'mAP_50', 'mAP_75', 'mAP_s', 'mAP_m', 'mAP_l')
-    metrics = {f'coco_bbox/bbox_{n}': i / 10 for i, n in enumerate(names)}
-    metrics |= {'coco_bbox/bbox_mAP_l': -1.0, 'coco_bbox/a cat_precision': 0.25}
-    metrics |= {'coco_bbox/dog_precision': float('nan'), 'mIoU': 71.5}
+    metrics = {f'coco/bbox_{n}': i / 10 for i, n in enumerate(names)}
+    metrics |= {'coco/bbox_mAP_l': -1.0, 'coco/a cat_precision': 0.25}
+    metrics |= {'coco/dog_precision': float('nan'), 'mIoU': 71.5}
     assert format_metrics(metrics, ['dog', 'a cat']).splitlines() == [
         'bbox      AP   AP50   AP75    APs    APm  APl',
         'all    0.000  0.100  0.200  0.300  0.400  -',
@@ -49,6 +40,16 @@ def test_table():
         'a cat  0.250',
         'mIoU: 71.5',
     ]
+
+
+def test_boxes_and_masks_have_a_table_each():
+    metrics = {'coco/bbox_mAP': 0.5, 'coco/bbox_cat_precision': 0.5, 'coco/segm_mAP': 0.25}
+    metrics |= {'coco/segm_cat_precision': 0.25}
+    lines = [line.split()[:2] for line in format_metrics(metrics, ['cat']).splitlines()]
+    assert lines == [
+        ['bbox', 'AP'], ['all', '0.500'], ['cat', '0.500'],
+        ['segm', 'AP'], ['all', '0.250'], ['cat', '0.250'],
+    ]  # fmt: skip
 
 
 def test_tables_of_recall_voc_and_segmentation():
@@ -91,18 +92,19 @@ def test_tables_of_many_classes_are_there_and_fit(classes):
 
 def test_metrics_of_two_files_keep_their_prefixes(tmp_path):
     evaluator = [
-        dict(type='CocoMetric', ann_file='a.json', prefix='day', outfile_prefix='mine'),
-        dict(type='CocoMetric', ann_file='b.json', prefix='night'),
+        dict(type=COCO_METRIC, ann_file='a.json', prefix='day', outfile_prefix='mine'),
+        dict(type=COCO_METRIC, ann_file='b.json', prefix='night'),
+        dict(type=COCO_METRIC, ann_file='b.json', prefix='night', metric='segm'),
     ]
-    split = split_coco_metrics(evaluator, tmp_path / 'out.json')
-    assert [metric['prefix'] for metric in split] == ['day_bbox', 'night_bbox']
-    assert 'outfile_prefix' in split[0] and 'outfile_prefix' not in split[1]
-    metrics = {'day_bbox/bbox_mAP': 0.25, 'day_bbox/cat_precision': 0.25}
-    metrics |= {'night_bbox/bbox_mAP': 0.5, 'night_bbox/cat_precision': 0.75}
+    found = report_classes(evaluator, tmp_path / 'out.json')
+    assert [metric['prefix'] for metric in found] == ['day', 'night', 'night_segm']
+    assert ['out' in metric for metric in found] == [True, False, False]
+    metrics = {'day/bbox_mAP': 0.25, 'day/cat_precision': 0.25}
+    metrics |= {'night/bbox_mAP': 0.5, 'night/cat_precision': 0.75}
     lines = [line.split() for line in format_metrics(metrics, ['cat']).splitlines()]
     assert [line[:2] for line in lines] == [
-        ['day_bbox/bbox', 'AP'], ['all', '0.250'], ['cat', '0.250'],
-        ['night_bbox/bbox', 'AP'], ['all', '0.500'], ['cat', '0.750'],
+        ['day/bbox', 'AP'], ['all', '0.250'], ['cat', '0.250'],
+        ['night/bbox', 'AP'], ['all', '0.500'], ['cat', '0.750'],
     ]  # fmt: skip
 
 
@@ -132,8 +134,8 @@ def test_which_metrics_are_replaced():
     ]
     assert ours['metrics'][4]['ignore_index'] == 11 and 'ignore_index' not in ours['metrics'][0]
     assert use_our_metrics(ours) == ours
-    split = split_coco_metrics(use_our_metrics(dict(type='VOCMetric')))
-    assert split == [dict(type=f'{room}.voc_metric.VOCMetric', table=False)]
+    quiet = report_classes(use_our_metrics(dict(type='VOCMetric')))
+    assert quiet == [dict(type=f'{room}.voc_metric.VOCMetric', table=False)]
     assert use_our_metrics(None) is None and ignored_label(None) is None
     assert ignored_label(dict(decode_head=dict(ignore_index=3))) == 3
 
