@@ -12,6 +12,7 @@ from dataclasses import replace
 from io import StringIO
 from itertools import cycle
 from pathlib import Path
+from unittest.mock import patch
 
 import other_layouts
 import pytest
@@ -47,9 +48,6 @@ def run(monkeypatch):
     """The tool in this process, which spares the seconds that a new one takes to start."""
     MMLogger.get_current_instance()  # keeps the stderr that it finds at first
     monkeypatch.setattr('logging.shutdown', lambda: None)
-    for name in set(VARIANTS).difference(FEW):
-        monkeypatch.delitem(VARIANTS, name)
-    monkeypatch.setitem(VARIANTS, R14, SMALL)
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['convert_weights.py', *map(str, args)])
@@ -58,7 +56,9 @@ def run(monkeypatch):
             runpy.run_path(str(REPO / 'tools' / 'convert_weights.py'), run_name='__main__')
         return subprocess.CompletedProcess(args, end.value.code, out.getvalue(), err.getvalue())
 
-    return run
+    few = {name: VARIANTS[name] for name in FEW} | {R14: SMALL}
+    with patch.dict(VARIANTS, few, clear=True):  # and puts them back in their order
+        yield run
 
 
 @pytest.fixture
