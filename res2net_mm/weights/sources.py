@@ -202,7 +202,7 @@ def _marked(state: Mapping[str, Any], conventions: Mapping[str, Mapping[str, str
 
     mmengine removes that from the names, but not from the metadata.
     """
-    wrapped = all(str(key).startswith('module.') for key in state)
+    wrapped = all(key.startswith('module.') for key in map(str, state) if '.' in key)
     metadata = getattr(state, '_metadata', None)
     metadata = metadata if isinstance(metadata, Mapping) else {}
     if wrapped:

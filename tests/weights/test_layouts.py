@@ -13,7 +13,7 @@ from torch import nn
 
 from res2net_mm import Res2Net, list_backbones
 from res2net_mm.backbones import VARIANTS
-from res2net_mm.weights import CheckpointError, convert_state_dict, load_weights
+from res2net_mm.weights import CheckpointError, convert_state_dict, load_weights, read_source
 from res2net_mm.weights.layouts import convert
 
 SMALL = dict(depth=14, base_width=8, base_channels=16, stem_channels=16)
@@ -384,8 +384,12 @@ def test_network_of_another_rule_refuses(writer):
 
 
 @pytest.mark.parametrize('averaged', [torch.optim.swa_utils.AveragedModel, StochasticWeightAverage])
-def test_models_that_average_weights(averaged):
+def test_models_that_average_weights(averaged, tmp_path):
     ours = Res2Net(**SMALL, first_block='paddle')
+    torch.save(dict(state_dict=averaged(nn.Sequential(ours)).state_dict()), tmp_path / 'whole.pth')
+    whole = read_source(tmp_path / 'whole.pth')['state_dict']
+    with pytest.raises(ValueError, match="needs first_block='paddle'"):
+        nn.Sequential(Res2Net(**SMALL)).load_state_dict(whole, strict=False)
     state = averaged(ours).state_dict()
     (counter,) = (key for key in state if '.' not in key)
     converted = convert(state)
