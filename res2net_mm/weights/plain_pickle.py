@@ -62,6 +62,7 @@ def _method(owner: Any, name: str) -> str:
 
 _REBUILD = ('tensor', 'tensor_v2', 'tensor_v3', 'parameter', 'parameter_with_state')
 _HARMLESS = {
+    'argparse.Namespace',  # timm's training puts its arguments into its checkpoints
     *(f'builtins.{kind}' for kind in ('complex', 'set', 'slice', 'tuple')),
     *(f'collections.{kind}' for kind in ('Counter', 'OrderedDict')),
     *(f'torch.{kind}' for kind in ('Size', 'Tensor', 'device')),

@@ -5,6 +5,7 @@ import random
 import struct
 import tarfile
 import zipfile
+from argparse import Namespace
 from collections import OrderedDict
 
 import numpy as np
@@ -56,6 +57,7 @@ def test_what_mmengine_writes_is_read(tmp_path):
         meta=dict(seed=3, dataset_meta=dict(classes=('a', 'b'), palette=[(1, 2, 3)])),
         arrays=[array, (array, np.zeros((0, 2))), np.asfortranarray(np.ones((2, 3)))],
         dtype=np.dtype('f4'),
+        args=Namespace(lr=0.1, model='res2net50'),  # of timm's training
     )
     saved['state_dict']._metadata = OrderedDict({'': dict(version=2)})
     path = tmp_path / 'epoch_1.pth'
@@ -67,7 +69,7 @@ def test_what_mmengine_writes_is_read(tmp_path):
     loss = read['message_hub']['log_scalars']['loss']
     assert type(loss) is HistoryBuffer and loss is read['message_hub']['log_scalars']['same']
     assert vars(loss).keys() == vars(HistoryBuffer()).keys() and loss.max_length == 1000000
-    assert loss.mean() == loss.statistics('mean') == 1.5
+    assert loss.mean() == loss.statistics('mean') == 1.5 and read['args'] == saved['args']
     loss.update(6)
     assert [part.tolist() for part in loss.data] == [[1, 2, 6], [1, 1, 1]]
     info = read['message_hub']['runtime_info']
@@ -121,6 +123,8 @@ def test_getattr_reaches_no_further_than_histories(tmp_path):
     # an allowed class, a method that writes
     torch.save(dict(x=Call(getattr, (np.ndarray, 'tofile'))), path)
     assert 'asks for builtins.getattr when it is read' in refusal(path)
+    torch.save(dict(x=Call(Namespace, (), {'a': Call(os.getcwd, ())})), path)
+    assert 'asks for posix.getcwd when it is read' in refusal(path)
     # what the process allowed for its own files is not allowed here, and stays as it was
     with torch.serialization.safe_globals([getattr, os.getcwd]):
         before = torch.serialization.get_safe_globals()
