@@ -54,7 +54,7 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
 
     Many releases of OpenCV silently fill the missing part of a truncated file with grey. Here a
     JPEG must reach its end-of-image marker and a PNG its IEND chunk. If the annotations have
-    ``width`` and ``height``, the image must have them. Pixels that a data set gives as ``img`` (RGB)
+    ``width`` and ``height``, the image must have them. Pixels that a data set has as ``img`` (RGB)
     are put into mmcv's order. Arguments and results are mmcv's; with ``ignore_empty``, a file that
     is missing or not whole gives None.
 
