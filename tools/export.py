@@ -51,7 +51,7 @@ def main() -> None:
     from res2net_mm.deploy.export import DETECTORS, check_path, refusal
     from res2net_mm.deploy.metadata import normalisation_of, resize_rule, test_size
     from res2net_mm.engine.classes import prediction_meta, warn
-    from res2net_mm.engine.config import first_dataset, load_config
+    from res2net_mm.engine.config import load_config, test_pipeline
     from res2net_mm.engine.errors import ToolError
     from res2net_mm.engine.exported import ExportedModule, facts_of
     from res2net_mm.engine.infer import load_model
@@ -76,7 +76,7 @@ def main() -> None:
             about.update(normalisation_of(model, 3, {}))
             model = model.backbone
         else:
-            about.update(resize=resize_rule(first_dataset(cfg).pipeline))
+            about.update(resize=resize_rule(test_pipeline(cfg)))
             about.update(prediction_meta(cfg, loaded.get('meta')))
             try:
                 images = [*ResizedImages(cfg, 20, 'test')]
@@ -89,6 +89,11 @@ def main() -> None:
                         f'note: images are padded to {shape[1]} x {shape[0]} px. PyTorch pads them '
                         'less, so their scores differ a little; with --dynamic they do not'
                     )
+            if about['resize'] and hasattr(model, 'decode_head') and model.num_classes > 1:
+                print(
+                    'note: the label map is enlarged to the image pixel by pixel. PyTorch enlarges '
+                    'scores, so labels at edges differ a little'
+                )
             images = [i for i in images if not shape or all(map(le, i.shape, shape))]
     say = partial(print, flush=True)
     given = dict(raw=args.raw, images=images, about=about, progress=say)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,10 @@ import numpy as np
 SUFFIXES = ('.onnx', '.xml')
 KEY = 'res2net_mm'  # of the metadata in a file
 FORMAT = 1  # of the metadata
+TOO_SMALL = (
+    'is for smaller images than the config makes: larger ones are made smaller, which changes the '
+    'figures; export it with --dynamic'
+)
 Array = np.ndarray
 Compute = Callable[[Array], list[Array]]
 
@@ -66,7 +71,10 @@ class ExportedModel:
             raise ImportError(f'{path} needs {package}: pip install {package}') from error
         except Exception as error:  # exceptions of the runtimes have no base of their own
             reason = str(error).strip().splitlines()[-1]
-            raise ModelFileError(f'{path} is damaged or no exported model: {reason}') from error
+            either = 'damaged or no exported model' + ', or its .bin is of another file' * (
+                not onnx
+            )
+            raise ModelFileError(f'{path} is {either}: {reason}') from error
         self.path = path
         self.metadata = _parse(path, text)
         if not onnx and self.metadata.get('bin') not in (None, file_hash(weights)):
@@ -92,7 +100,10 @@ class ExportedModel:
         shape, dtype = getattr(image, 'shape', ()), getattr(image, 'dtype', type(image).__name__)
         if dtype != np.uint8 or len(shape) != 3 or shape[2] != 3 or 0 in shape:
             raise ValueError(f'image must be an array (H, W, 3) of uint8, but got {dtype} {shape}')
-        return self.predict_resized(self.resize(image), image.shape[:2])
+        resized = self.resize(image)
+        if self._input['kind'] != 'raw' and self.fit(resized).shape != resized.shape:
+            warnings.warn(f'{self.path} {TOO_SMALL}', stacklevel=2)
+        return self.predict_resized(resized, image.shape[:2])
 
     def resize(self, image: Array) -> Array:
         """Resizes an image (H, W, 3) as the pipeline does that the model was trained for."""

@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..backbones.base import CONVENTION
@@ -206,7 +207,9 @@ def _map_labels(order: list[int], module: nn.Module, args: Any, output: Any) -> 
     """A forward hook: predictions get the data set's labels, ``order[label]``, in place."""
     table = torch.arange(max(_PANOPTIC, len(order) + 1))
     table[: len(order)] = torch.tensor(order)
-    for sample in output if isinstance(output, list) else ():
+    for sample in output if isinstance(output, list | tuple) else ():
+        if not isinstance(sample, BaseDataElement):
+            continue
         if 'pred_score' in sample:  # of a classifier
             scores = sample.pred_score[np.argsort(order)]
             sample.set_pred_score(scores).set_pred_label(scores.argmax(0, keepdim=True))

@@ -162,6 +162,19 @@ def first_dataset(cfg: Config, split: str = 'test') -> Node:
     return next(find_nodes(loader.get('dataset'), key, cfg.get('default_scope')))
 
 
+def of_test_data(cfg: Config, key: str) -> Any:
+    """What the config of the test data has as ``key``, in its outermost part; None if nothing."""
+    parts = walk_dicts((cfg.get('test_dataloader') or {}).get('dataset'))
+    return next((part[key] for part in parts if part.get(key)), None)
+
+
+def test_pipeline(cfg: Config) -> list[dict]:
+    """The steps that prepare an image of the test data; a ToolError if there are none."""
+    if steps := of_test_data(cfg, 'pipeline'):
+        return steps
+    raise ToolError('the test_dataloader.dataset of the config has no pipeline')
+
+
 def images_per_step(cfg: Config) -> int:
     """Images in one step of the optimizer, over all processes and accumulated batches."""
     accumulated = (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)

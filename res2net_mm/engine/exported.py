@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..data.sets.nodes import type_name
 from ..deploy.metadata import settings_of
-from ..deploy.running import SUFFIXES, ExportedModel
+from ..deploy.running import SUFFIXES, TOO_SMALL, ExportedModel
 from ..registry import MODELS
 from .errors import ToolError
 from .terminal import warn
@@ -65,10 +65,7 @@ class ExportedModule(BaseModel):
             pixels = pixels_of(image)
             if not self.warned and self.file.fit(pixels).shape != pixels.shape:
                 self.warned = True
-                warn(
-                    f'{self.file.path} is for smaller images than the config makes: larger ones '
-                    'are made smaller, which changes the figures; export it with --dynamic'
-                )
+                warn(f'{self.file.path} {TOO_SMALL}')
             found = self.file.predict_resized(pixels, sample.ori_shape[:2])
             _fill(sample, {name: torch.from_numpy(value) for name, value in found.items()})
         return list(data_samples)

@@ -29,7 +29,7 @@ from ..files import write_text, writing
 from ..weights import constants, read_source
 from ..weights.classifier import name_as_classifier
 from .classes import prediction_meta
-from .config import drop_timm_weights, first_dataset, require
+from .config import drop_timm_weights, require, test_pipeline
 from .drawing import best_classes, draw_sample, name_of, probability, write_picture
 from .errors import ToolError, building_config, one_line
 from .exported import exported_model, is_exported
@@ -83,7 +83,7 @@ class ConfiguredModel:
             self.model = optimize_for_inference(self.model, **fast)
         self.meta = prediction_meta(cfg, loaded.get('meta'))
         self.classes = list(self.meta['classes'])
-        steps = [s for s in first_dataset(cfg).pipeline if 'Annotations' not in str(s['type'])]
+        steps = [s for s in test_pipeline(cfg) if 'Annotations' not in str(s['type'])]
         with building_config():
             self.pipeline = Compose(harden_pipeline(steps))
         self.loader = loader_of(steps)
@@ -248,7 +248,7 @@ def _predict_video(
                     sample = predictor.predict(frame.pixels)
                     record = predictor.describe(str(source), sample, threshold)
                     record = dict(frame=frame.index, time=round(frame.time, 6), **record)
-                    show(predictor.draw(frame.pixels, sample, threshold), frame.time)
+                    show(frame, predictor.draw(frame.pixels, sample, threshold))
                     log.write(f'{json.dumps(record)}\n')
             except (Exception, KeyboardInterrupt) as error:
                 stopped = error

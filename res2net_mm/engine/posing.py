@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 
 from ..data.errors import DataError
-from .config import first_dataset, require
+from .config import first_dataset, of_test_data, require
 from .errors import ToolError, building_config, one_line
 from .infer import ConfiguredModel
 
@@ -41,8 +41,8 @@ class PoseModel(ConfiguredModel):
         from mmpose.datasets.datasets.utils import parse_pose_metainfo
 
         super().__init__(cfg, *args, **kwargs)
-        node = first_dataset(cfg)
-        self.meta = parse_pose_metainfo(node.config.get('metainfo') or node.cls.METAINFO)
+        meta = of_test_data(cfg, 'metainfo') or first_dataset(cfg).cls.METAINFO
+        self.meta = parse_pose_metainfo(meta)
         require(cfg, 'drawing skeletons', 'visualizer')
         with building_config('visualizer'):
             self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=[]))

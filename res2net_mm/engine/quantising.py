@@ -22,7 +22,7 @@ from ..deploy.int8 import STEPS, has_int8_instructions, quantize
 from ..evaluation.images_run import check_finite
 from ..files import writing
 from .classes import SameClassesHook
-from .config import first_dataset, require
+from .config import first_dataset, require, test_pipeline
 from .errors import ToolError
 from .exported import ExportedModule, facts_of, pixels_of
 from .runner import Runner, prepare_config
@@ -40,7 +40,7 @@ class ResizedImages(Sequence):
 
     def __init__(self, cfg: Config, count: int, split: str = 'train') -> None:
         require(cfg, 'exporting', f'{split}_dataloader', 'test_dataloader')
-        steps = first_dataset(cfg).pipeline
+        steps = test_pipeline(cfg)
         steps = [step for step in steps if 'Annotations' not in str(step['type'])]
         dataset = dict(first_dataset(cfg, split).config, pipeline=steps)
         init_default_scope(cfg.get('default_scope', 'mmdet'))

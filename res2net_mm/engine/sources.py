@@ -52,6 +52,7 @@ class Frame(NamedTuple):
     time: float  # seconds since the first frame
     pixels: np.ndarray  # (H, W, 3) of uint8, RGB
     total: int | None = None  # frames that the file says it has
+    held: float = 0.0  # seconds that it is shown, if that is known
 
 
 def find_sources(
@@ -291,7 +292,8 @@ def _video_frames(file: Path) -> Iterator[Frame]:
                         else max(held, gap)
                     )
                     pixels = np.rot90(frame.to_ndarray(format='rgb24'), frame.rotation // 90)
-                    yield Frame(index, end, np.ascontiguousarray(pixels), stream.frames or None)
+                    pixels = np.ascontiguousarray(pixels)
+                    yield Frame(index, end, pixels, stream.frames or None, held)
                     index += 1
             # a trimmed video keeps frames that its list of edits leaves out
             indexed = len(stream.index_entries)
@@ -337,29 +339,33 @@ def _camera_frames(number: int) -> Iterator[Frame]:
 
 
 @contextmanager
-def video_writer(path: Path) -> Iterator[Callable[[np.ndarray, float], None]]:
-    """Yields a function that adds a picture (H, W, 3), RGB, and its time in s to an mp4 file.
+def video_writer(path: Path) -> Iterator[Callable[[Frame, np.ndarray], None]]:
+    """Yields a function that adds a frame, drawn as (H, W, 3), RGB, to an mp4 file.
 
     All get the size of the first one: larger ones are cut, smaller ones filled up.
     """
     import av
 
     with av.open(str(path), 'w', format='mp4') as container:
-        stream = container.add_stream('libx264', rate=30, options=dict(preset='veryfast'))
+        stream = container.add_stream('libx264', rate=30, options=dict(preset='veryfast', bf='0'))
         stream.codec_context.time_base = Fraction(1, _TICKS)
-        size, last = None, -1
+        size, last, held = None, -1, 0.0
 
-        def add(pixels: np.ndarray, time: float) -> None:
-            nonlocal size, last
+        def add(given: Frame, pixels: np.ndarray) -> None:
+            nonlocal size, last, held
+            held = given.held
             if size is None:
                 size = stream.width, stream.height = pixels.shape[1::-1]
                 # players want yuv420p, which takes even sizes
                 stream.pix_fmt = 'yuv444p' if size[0] % 2 or size[1] % 2 else 'yuv420p'
             frame = av.VideoFrame.from_image(Image.fromarray(pixels).crop((0, 0, *size)))
             frame.time_base = Fraction(1, _TICKS)
-            frame.pts = last = max(round(time * _TICKS), last + 1)
+            frame.pts = last = max(round(given.time * _TICKS), last + 1)
             container.mux(stream.encode(frame))
 
         yield add
         if size is not None:
-            container.mux(stream.encode())
+            packets = stream.encode()
+            if held:  # else a thirtieth of a second
+                packets[-1].duration = round(held / packets[-1].time_base)
+            container.mux(packets)

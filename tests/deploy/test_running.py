@@ -68,6 +68,14 @@ def test_predictor_takes_files_images_and_lists(config, files, photo, tmp_path):
             model(photo.astype(np.float32))
 
 
+def test_larger_images_are_made_smaller_and_that_is_said(files, tmp_path):
+    model = ExportedModel(files['.onnx'])
+    model.metadata['input']['height'] //= 2  # as for a landscape file
+    tall = np.zeros((200, 100, 3), np.uint8)
+    with pytest.warns(UserWarning, match='tiny.onnx is for smaller images .* --dynamic'):
+        model.predict(tall)
+
+
 def test_metrics_are_those_of_the_checkpoint(config, files, tmp_path):
     expected, _ = run_test(prepare_config(config, work_dir=str(tmp_path)), str(files['.pth']))
     found, classes = run_test(prepare_config(config, work_dir=str(tmp_path)), str(files['.onnx']))

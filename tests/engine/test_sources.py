@@ -145,6 +145,8 @@ def test_gif(tmp_path):
     assert [line['time'] for line in lines_of(out / 'a.jsonl')] == pytest.approx(times)
     shown, pictures = read_video(out / 'a.mp4')
     assert shown == pytest.approx(times) and {p.shape for p in pictures} == {(65, 71, 3)}
+    with av.open(str(out / 'a.mp4')) as container:  # the last frame is shown as long as it was
+        assert container.duration / av.time_base == pytest.approx(sum(waits) / 1000, abs=1e-3)
 
 
 def test_turned_videos_are_seen_upright(clip, tmp_path):

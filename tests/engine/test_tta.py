@@ -97,6 +97,17 @@ def test_boxes_are_merged_as_by_hand(detector, shapes, tmp_path, monkeypatch):
     assert (found.labels == labels[kept][:100]).float().mean() > 0.95
 
 
+def test_classes_in_another_order_are_mapped(detector, tmp_path, monkeypatch):
+    cfg, checkpoint = copy.deepcopy(detector)
+    plain = sample_of(cfg, checkpoint, tmp_path, monkeypatch, tta=True).pred_instances.labels
+    names, cfg.checkpoint_classes = cfg.test_dataloader.dataset.metainfo.classes[::-1], 'names'
+    content = torch.load(checkpoint) | dict(meta=dict(dataset_meta=dict(classes=names)))
+    torch.save(content, tmp_path / 'turned.pth')
+    found = sample_of(cfg, str(tmp_path / 'turned.pth'), tmp_path, monkeypatch, tta=True)
+    assert found.pred_instances.labels.tolist() == (len(names) - 1 - plain).tolist()
+    assert len(plain)
+
+
 @pytest.fixture
 def segmentor(shapes, tmp_path):
     text = SEGMENTOR.replace('DATA', str(shapes)).replace('SyncBN', 'BN')
