@@ -399,7 +399,8 @@ def _compare(
     if len(stray) > max(STRAY * found, 1):
         raise ExportError(
             f'the exported file does not give what PyTorch gives: of {found} detections, '
-            f'{len(stray)} are in one of both only; the first, of {stray[0]}'
+            f'{len(stray)} are in one of both only; the first, of {stray[0]}. If the model has '
+            'hardly been trained, rounding decides between nearly equal scores: train it more'
         )
     return worst, (len(stray), found)
 

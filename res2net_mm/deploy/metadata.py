@@ -84,7 +84,8 @@ def resize_rule(pipeline: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
         name, scale = type_name(step).rpartition('.')[2], step.get('scale')
         bilinear = scale and step.get('interpolation', 'bilinear') == 'bilinear'
         turned = step.get('color_type') in ('color_ignore_orientation', 'unchanged')
-        changes_nothing = 'Annotations' in name or (name == 'RandomFlip' and step.get('prob') == 0)
+        changes_nothing = 'Annotations' in name or name in ('CheckLabelMap', 'DropEmptyBoxes')
+        changes_nothing |= name == 'RandomFlip' and step.get('prob') == 0
         if changes_nothing or (name.startswith(('Load', 'Pack')) and not turned):
             continue
         if crops and name == 'CenterCrop' and not step.get('auto_pad') and 'crop' not in rule:

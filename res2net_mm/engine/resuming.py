@@ -155,13 +155,15 @@ def fit_checkpoint(runner: Runner, checkpoint: dict[str, Any]) -> None:
     _replay(runner, meta['epoch'], meta['iter'])
     checkpoint.pop('param_schedulers', None)
     had = groups[0]['lr']
-    for group, now in zip(groups, own, strict=True):
-        group.update({key: value for key, value in now.items() if key != 'params'})
+    for group, new in zip(groups, own, strict=True):
+        group.update({key: value for key, value in new.items() if key != 'params'})
     if 'base_param_settings' in state:
         state['base_param_settings'] = wrapper.base_param_settings
+    now = f'{groups[0]["lr"]:g}'
+    was = '' if now == f'{had:g}' else f' (the checkpoint had {had:g})'
     runner.logger.warning(
-        f'learning rate {groups[0]["lr"]:g} (the checkpoint had {had:g}): it and the schedules are '
-        'those of a run that had this config from the start'
+        f'learning rate {now}{was}: it and the schedules are those of a run that had this config '
+        'from the start'
     )
 
 

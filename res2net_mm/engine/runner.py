@@ -97,8 +97,12 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     use_safe_loading(trust)
     if not trust:
         check_arrays(cfg)
+    cfg = cfg.copy()
+    started_from = cfg.pop('started_from', None)
     with building_config():
-        return Runner.from_cfg(cfg)
+        runner = Runner.from_cfg(cfg)
+    runner.started_from = started_from
+    return runner
 
 
 @building_config('init_cfg')
@@ -153,6 +157,8 @@ def _choose_checkpoint(cfg: Config, resume: str | None, trust: bool) -> str | No
             cfg.resume = False
             print(f'nothing to resume in {cfg.work_dir}: training starts from the beginning')
     if resume is not None:
+        # what the run started from is kept for the config that is written
+        cfg.started_from = None if cfg.get('resume') else given
         cfg.resume, cfg.load_from = True, resume
     return resume
 

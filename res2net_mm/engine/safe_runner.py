@@ -68,6 +68,7 @@ class Runner(_Base):
 
     loads_exactly = False  # whether weights that are missing or left over are an error
     goes_on = False  # whether it resumes a run
+    started_from: str | None = None  # the config's load_from, if another checkpoint is resumed
 
     # built when the run starts, so mistakes in these parts of the config show up only then
     build_val_loop = building_config('validation of the config')(_Base.build_val_loop)
@@ -115,6 +116,8 @@ class Runner(_Base):
 
     def train(self) -> nn.Module:
         """Trains; raises ToolError if weights have the data's classes in another order."""
+        if self.cfg.get('resume'):  # what is written is the run, not how it was resumed
+            self.cfg.resume, self.cfg.load_from = False, self.started_from
         super().dump_config()
         self.register_hook(SameClassesHook('train'))
         self.register_hook(InterruptHook())

@@ -6,6 +6,7 @@ import torch
 from exported import SMALL, build, detector, metadata
 
 import res2net_mm
+from res2net_mm.data.transforms import harden_pipeline
 from res2net_mm.deploy import export
 from res2net_mm.deploy.metadata import resize_rule, test_size, variant_of, weights_hash
 from res2net_mm.registry import MODELS
@@ -96,6 +97,13 @@ def test_what_no_rule_describes_is_refused(step):
     rest = dict(type='Resize', scale=(64, 64)), dict(type='PackDetInputs')
     with pytest.raises(ValueError, match=f'prepares images by .*{step["type"]}'):
         resize_rule([dict(type='LoadImageFromFile'), step, *rest])
+
+
+def test_what_our_runs_add_to_a_pipeline_changes_no_rule():
+    steps = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(64, 48), keep_ratio=True)]
+    steps += [dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
+    assert resize_rule(harden_pipeline(steps)) == resize_rule(steps)
+    assert len(harden_pipeline(steps)) > len(steps)
 
 
 def test_pillow_is_kept_in_the_rule():

@@ -232,6 +232,8 @@ def test_a_killed_run_goes_on_from_its_last_epoch(tools, config, whole, tmp_path
     assert tools.call('train', [*arguments[:3], '--resume', *WORKERS], log) == 0, log.read_text()
     assert 'resumed epoch: 1' in log.read_text() and [*epochs_of(folder)] == [3]
     assert_as_in(whole, folder)
+    written = Config.fromfile(folder / config.name)
+    assert (written.resume, written.load_from) == (False, None)
 
 
 @pytest.mark.parametrize('every', [False, pytest.param(True, marks=pytest.mark.slow)])
