@@ -27,7 +27,7 @@ def main() -> None:
 
     check_writable(args.out, '--out', folder=True)
     cfg = load_config(args.config, args.cfg_options)
-    if data := use_data(cfg, args, args.out):
+    if data := use_data(cfg, args, args.out / 'browsed'):
         print(*data.lines, sep='\n')
     print(f'page: {write_batches(cfg, args.out, args.limit)}')
 

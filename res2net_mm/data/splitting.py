@@ -21,14 +21,17 @@ _COPY = re.compile(
 _FEW = 8  # changed images that are copies of one image, rather than a series, if that is gone
 
 
-def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[Path]:
+def set_aside(
+    images: Sequence[Path], share: float = 0.2, seed: int = 0, kept: Sequence[Path] | None = None
+) -> set[Path]:
     """Chooses images for validation.
 
     Images of equal bytes, images whose names differ only in the suffix (``a.jpg`` and ``a.png``,
     Roboflow's ``a_jpg.rf.0f3c.jpg``), and copies beside the original (``a (1).jpg``,
     ``a_flip.jpg``) stay together. Without ``a.jpg``, ``a (1).jpg`` is one of a series.
 
-    The choice is about a ``share`` of the images; the same seed and images give the same one.
+    The choice is about a ``share`` of the images; the same seed and images give the same one. With
+    ``kept``, it is those of them that are there, and their copies.
 
     Raises:
         DataError: All images would have to stay together.
@@ -39,6 +42,8 @@ def set_aside(images: Sequence[Path], share: float = 0.2, seed: int = 0) -> set[
         for mark in (originals[image], _digest(image)):
             groups.merge(first.setdefault(mark, image), image)
     together = groups.subsets()
+    if kept is not None:
+        return set().union(*(group for group in together if not group.isdisjoint(kept)))
     if len(together) < 2:
         raise DataError(
             f'its {len(images):,} images are one image or its copies, so none can be set aside',

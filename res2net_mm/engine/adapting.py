@@ -22,6 +22,7 @@ from .errors import ToolError
 from .own_data import OwnData
 
 _OTHER_SIZES = 'img_scale', 'random_size_range'  # of mmdet's Mosaic, MixUp, batch augments
+_PADS = 'Pad', 'BatchFixedSizePad'
 _WARM_UP = 3  # warm-up takes at most one in so many steps
 
 
@@ -52,7 +53,7 @@ def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
         elif (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
             cfg.auto_scale_lr.enable = True  # describe_batch says by how much
         else:
-            lines.append('note: without auto_scale_lr.base_batch_size, its learning rate stays')
+            lines.append('note: the learning rate stays: no auto_scale_lr.base_batch_size is given')
     if args.size is not None:
         set_size(cfg, *args.size)
     if args.epochs is not None or data:
@@ -72,16 +73,26 @@ def use_data(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> Own
         DataError: It cannot be used.
     """
     given = dict(form=args.data_format, classes=args.classes, ignored=args.ignore_label)
-    resumes = getattr(args, 'resume', None) is not None
     if args.data is None:
         if any(value is not None for value in given.values()):
             raise ToolError('--classes, --data-format and --ignore-label belong to --data')
         return None
-    data = OwnData(cfg, args.data, work_dir, resumes=resumes, **given)
+    data = OwnData(cfg, args.data, work_dir, kept=_kept_list(cfg, args, work_dir), **given)
     data.apply(cfg)
     for key in cfg.keys() - TOP:  # variables of the file, which say something else now
         cfg.pop(key)
+    cfg.merge_from_dict(args.cfg_options or {})
     return data
+
+
+def _kept_list(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> Path | None:
+    """The list of images that a run to be resumed has set aside; None if there is none."""
+    resume = getattr(args, 'resume', None)
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    folders = [] if resume is None else [Path(work_dir), Path(resume).parent]
+    lists = (folder / 'data' / 'val.txt' for folder in folders)
+    return next((file for file in lists if file.is_file()), None)
 
 
 def set_epochs(cfg: Config, epochs: int | None, images: int) -> list[str]:
@@ -177,7 +188,7 @@ def set_size(cfg: Config, width: int, height: int) -> None:
             kind = type_name(step).rpartition('.')[2]
             edges = isinstance(step.get('scales'), list) and isinstance(step['scales'][0], int)
             fixed = [key for key in _OTHER_SIZES if step.get(key)] + ['scales'] * edges
-            if fixed := fixed + ['size'] * (kind == 'Pad' and bool(step.get('size'))):
+            if fixed := fixed + ['size'] * (kind in _PADS and bool(step.get('size'))):
                 raise ToolError(
                     f'--size cannot set {fixed[0]}={step[fixed[0]]} of {kind}, which the config '
                     'has: write the sizes that you want into a config'

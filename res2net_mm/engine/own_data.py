@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..checks import did_you_mean, listed
 from ..data.check.agreement import class_counts
-from ..data.convert.formats import convert_files
+from ..data.convert.formats import convert_files, text_lines
 from ..data.convert.maps import IGNORED, label_rule, place_maps
 from ..data.convert.writer import Conversion
 from ..data.errors import DataError
@@ -38,7 +38,7 @@ class OwnData:
         form: The format, if the folder has several.
         classes: Names in the order of the labels; by default as the folder has them.
         ignored: The value in masks that is no class.
-        resumes: Whether a run in ``work_dir`` goes on, whose images for validation stay that.
+        kept: The list of images that a run which goes on has set aside for validation.
 
     Raises:
         DataError: The folder does not fit the config, or something has to be said by a flag.
@@ -58,13 +58,13 @@ class OwnData:
         form: str | None = None,
         classes: Sequence[str] | None = None,
         ignored: int | None = None,
-        resumes: bool = False,
+        kept: Path | None = None,
     ) -> None:
         self.task = _task(cfg)
         self.masks = loads_masks(first_dataset(cfg, 'train').pipeline)
         self.out = Path(work_dir).resolve() / 'data'
         self.seed = (cfg.get('randomness') or {}).get('seed') or 0
-        self.resumes = resumes  # then images that were trained on must not measure
+        self.kept = kept
         self.folder = recognise(path, self.task, form)
         self.classes = tuple(classes or self.folder.classes)
         self.notes, self.splits, self.aside = [*self.folder.notes], {}, ''
@@ -96,17 +96,15 @@ class OwnData:
             what = f'it has images for {listed(splits)} only: none to train on'
             raise DataError(what, str(self.folder.root), 'name them in a yaml')
         if not splits.get('val'):
-            pairs, file = splits['train'], self.out / 'val.txt'
-            images, how = [image for image, _ in pairs], 'what the run set aside at its start'
-            kept = (
-                file.read_text(encoding='utf-8').splitlines()
-                if self.resumes and file.is_file()
-                else ()
-            )
-            chosen = {Path(line) for line in kept} & {*images}
-            if not chosen:
-                chosen = set_aside(images, _SHARE, self.seed)
-                how = f'{_SHARE:.0%} set aside with seed {self.seed}'
+            pairs, kept = splits['train'], None
+            how = f'{_SHARE:.0%} set aside with seed {self.seed}'
+            if self.kept is not None:
+                kept = [Path(line) for line in text_lines(self.kept)]
+                how = 'what the run set aside at its start'
+            chosen = set_aside([image for image, _ in pairs], _SHARE, self.seed, kept)
+            if not chosen:  # others could be images that were trained on
+                what = f'it has none of the images that the run set aside ({self.kept})'
+                raise DataError(what, str(self.folder.root), 'put it where it was, or start anew')
             splits['val'] = [pair for pair in pairs if pair[0] in chosen]
             splits['train'] = [pair for pair in pairs if pair[0] not in chosen]
             self.aside = f'; val is {how}: {self.out}/val.txt'

@@ -102,7 +102,7 @@ def test_batch():
     adapt(cfg, arguments(batch=4))
     assert cfg.train_dataloader.batch_size == 4 and cfg.auto_scale_lr.enable
     cfg.pop('auto_scale_lr')
-    assert 'its learning rate stays' in adapt(cfg, arguments(batch=4))[0]
+    assert 'the learning rate stays' in adapt(cfg, arguments(batch=4))[0]
     with pytest.raises(ValueError, match='--batch must be a positive integer, but got 0'):
         adapt(cfg, arguments(batch=0))
 

@@ -25,7 +25,7 @@ from running import loaded
 from res2net_mm.data.check.agreement import class_counts
 from res2net_mm.data.check.inspection import check_data
 from res2net_mm.data.errors import DataError
-from res2net_mm.engine.adapting import adapt
+from res2net_mm.engine.adapting import adapt, use_data
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.config_checks import check_model
 from res2net_mm.engine.errors import ToolError
@@ -83,10 +83,23 @@ def test_a_resumed_run_measures_on_the_images_that_it_set_aside(tmp_path):
     aside = list_of_images.read_text()
     write_labelme(tmp_path / 'photos', more)
     cfg.randomness = dict(seed=5)
-    data = OwnData(cfg, tmp_path / 'photos', tmp_path / 'work', resumes=True)
-    assert list_of_images.read_text() == aside and data.images == dict(train=22, val=4)
-    assert 'val is what the run set aside at its start' in data.lines[2]
-    OwnData(cfg, tmp_path / 'photos', tmp_path / 'work')
+    first = Path(aside.split()[0])
+    copy_of = first.with_name(f'{first.stem} (1){first.suffix}')
+    for suffix in (first.suffix, '.json'):
+        source = first.with_suffix(suffix)
+        copy_of.with_suffix(suffix).write_bytes(source.read_bytes())
+    for changes in (dict(resume='auto'), dict(resume=str(tmp_path / 'work/epoch_1.pth')), {}):
+        given = arguments(tmp_path, tmp_path / 'photos', **changes)
+        cfg = loaded(DETECTOR)
+        cfg.randomness, cfg.resume = dict(seed=5), not changes
+        data = use_data(cfg, given, tmp_path / ('other' if 'pth' in str(changes) else 'work'))
+        assert {*list_of_images.read_text().split('\n')} == {*aside.split('\n'), str(copy_of)}
+        assert data.images['val'] == 5 and data.images['train'] >= 21
+        assert 'val is what the run set aside at its start' in data.lines[2]
+    (tmp_path / 'photos').rename(tmp_path / 'moved')
+    with pytest.raises(DataError, match='none of the images that the run set aside'):
+        use_data(cfg, arguments(tmp_path, tmp_path / 'moved', resume='auto'), tmp_path / 'work')
+    use_data(loaded(DETECTOR), arguments(tmp_path, tmp_path / 'moved'), tmp_path / 'work')
     assert list_of_images.read_text() != aside
 
 
