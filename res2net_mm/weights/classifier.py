@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone, create_backbone
 from ..checks import check_positive
-from .layouts import CLASSIFIER, convert, write_convention
+from .layouts import CLASSIFIER, convert, listing, write_convention
 from .loading import LoadReport, load_converted, name_of, unfit
 from .reading import CheckpointError
 from .sources import read_backbone
@@ -135,6 +135,9 @@ def name_as_classifier(model: nn.Module, checkpoint: dict[str, Any]) -> None:
     if not ours or (named and 'backbone.stem.0.conv.weight' not in state):  # mmpretrain's own
         return
     converted = convert(checkpoint)
+    for rule, names in converted.dropped.items():
+        if rule.startswith('weights other than'):  # timm's averaged ones are taken
+            MMLogger.get_current_instance().info(f'left out, {rule}: {listing(names)}')
     whole = OrderedDict((f'backbone.{key}', value) for key, value in converted.state.items())
     layer = converted.classifier or checkpoint.pop(CLASSIFIER, {})
     whole.update({f'{_LAYER}.{leaf}': torch.as_tensor(layer[leaf]) for leaf in layer})

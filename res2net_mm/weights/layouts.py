@@ -47,7 +47,8 @@ _CONVENTIONS = {
 # of the backbone in a model; the last is PoolNet's
 _PREFIXES = ('backbone.bottom_up.', 'backbone.body.', 'backbone.', 'base.resnet.')
 # in timm's order; what other projects call ema comes last
-_CONTAINERS = ('state_dict_ema', 'model_ema', 'state_dict', 'model', 'ema')
+_AVERAGED = ('state_dict_ema', 'model_ema')
+_CONTAINERS = (*_AVERAGED, 'state_dict', 'model', 'ema')
 _DEEPEST = 8
 _WRAPPERS = ('module.', '_orig_mod.')  # of DDP and torch.compile
 _OURS = re.compile(
@@ -213,7 +214,9 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _containers(checkpoint: Mapping[str, Any]) -> list[str]:
     """Keys of a checkpoint's state dicts, that of :func:`unwrap` first."""
-    return [key for key in _CONTAINERS if _mapping(checkpoint.get(key))]
+    found = {key: _mapping(checkpoint.get(key)) for key in _CONTAINERS}
+    averaged = [key for key in _AVERAGED if any(map(torch.is_tensor, found.pop(key).values()))]
+    return [*averaged, *(key for key, part in found.items() if part)]
 
 
 def read_convention(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:

@@ -413,6 +413,13 @@ def test_rule_of_our_own_models_is_kept(rule):
         assert refuses(Res2Net(**SMALL, first_block=other), convert_state_dict(state)[0], rule)
 
 
+def test_what_is_named_like_averaged_weights_and_is_none():
+    state = small_state()
+    for other in (dict(decay=0.9, updates=3), dict(module=state), dict(shadow=[torch.ones(1)])):
+        for key in ('state_dict', 'model'):
+            assert load_weights(Res2Net(**SMALL), {key: state, 'model_ema': other})
+
+
 def test_detector_of_mmdet_does_not_tell_its_rule():
     written = other_layouts.detector(small_state())
     for rule in RULES:
