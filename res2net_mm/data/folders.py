@@ -55,7 +55,7 @@ class Folder:
     """What was recognised."""
 
     root: Path
-    format: str  # a key of FORMATS
+    format: str  # a key of TITLES
     # train, val, test or all -> pairs; of COCO, one pair: the folder of the images and the json
     splits: dict[str, list[Pair]] = field(default_factory=lambda: defaultdict(list))
     classes: tuple[str, ...] = ()  # if the folder lists them
@@ -94,7 +94,7 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         raise DataError(' '.join(notes), str(path), 'put the labels there')
     if not found:
         raise DataError(
-            f'it holds no {" and no ".join(known.values())} annotations that are known',
+            f'it holds no annotations in the format of {" or ".join(known.values())}',
             str(path),
             'write a yaml with format, classes and for train and val images and annotations, '
             'and give that as --data',
@@ -108,7 +108,7 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         both = ' and '.join(TITLES[folder.format] for folder in found)
         raise DataError(f'it holds {both}', str(path), f'say which: {flags}')
     if unread := _below(found[0].root, _UNREAD):
-        what = f'{len(unread):,} images are not used, such as {unread[0].name}: save them as .jpg'
+        what = f'not used: {listed([file.name for file in unread], 3)}; save them as .jpg'
         found[0].notes.append(what)
     return found[0]
 

@@ -66,7 +66,8 @@ class LoadImageFromFile(mmcv.transforms.LoadImageFromFile):
         """Adds ``img`` (H, W, 3) or (H, W), ``img_shape`` and ``ori_shape``."""
         try:
             if 'img_path' not in results and 'img' in results:  # pixels of a data set, RGB
-                image = np.ascontiguousarray(results['img'][..., ::-1])
+                image = results['img']
+                image = np.ascontiguousarray(image[..., ::-1]) if image.ndim == 3 else image
             else:
                 image = self._load(results['img_path'])
             if results.get('seg_map_path'):  # which a later step of mmseg's or mmdet's loads

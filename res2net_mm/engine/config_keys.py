@@ -99,7 +99,7 @@ def check_arguments(cfg: Config) -> None:
         kind = node.get('type') if isinstance(node, dict) else None
         classes = classes_named(kind, scope)
         for place, registry in _UNNAMED.items() if isinstance(kind, str) and not classes else ():
-            if re.fullmatch(place, path):
+            if re.fullmatch(place, path) and kind not in registry.module_dict:  # functions are
                 hint = did_you_mean(kind, registry.module_dict)
                 raise ToolError(f'{path}.type of the config: there is no {kind!r}{hint}')
         if not classes and not (isinstance(node, dict) and _FREE.fullmatch(path)):

@@ -13,6 +13,7 @@ from mmengine.dist import all_reduce, broadcast, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.structures import BaseDataElement
 from torch import nn
 
 from ..backbones import Backbone
@@ -129,9 +130,9 @@ class FiniteLossHook(Hook):
             )
 
     def after_val_iter(self, runner: Runner, outputs: Sequence | None = None, **_: Any) -> None:
-        for sample in outputs or ():
-            if 'pred_score' in sample:  # mmpretrain's metrics do not look
-                check_finite(sample)
+        for sample in outputs if isinstance(outputs, list | tuple) else ():
+            if isinstance(sample, BaseDataElement) and 'pred_score' in sample:
+                check_finite(sample)  # mmpretrain's metrics do not look
 
     after_test_iter = after_val_iter
 

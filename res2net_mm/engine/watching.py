@@ -86,7 +86,9 @@ def watch_run(
     others = [hook for hook in cfg.get('custom_hooks') or () if hook.get('type') not in ours]
     cfg.custom_hooks = others + hooks
     logger = default_hooks.get('logger')
-    if logger:  # losses of training and validation are logged at iterations too
+    if logger and _name(logger) == 'LoggerHook':
+        if logger.get('log_metric_by_epoch'):
+            lines.append('measures are logged by iterations, as losses are, not by epochs')
         logger['log_metric_by_epoch'] = False
     if logger and steps and 'default_hooks.logger.interval' not in given:
         logger['interval'] = min(logger.get('interval', 10), -(-steps // _LINES))
@@ -145,7 +147,9 @@ class ProgressHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         if is_main_process() and sys.stderr.isatty():
-            self.bar = tqdm(total=runner.max_iters, initial=runner.iter, dynamic_ncols=True)
+            self.bar = tqdm(
+                total=runner.max_iters, initial=runner.iter, miniters=1, dynamic_ncols=True
+            )
             for handler in runner.logger.handlers:
                 if type(handler) is logging.StreamHandler:
                     handler.addFilter(self._make_room)

@@ -59,11 +59,11 @@ def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], li
     sizes = {i['id']: (i.get('width'), i.get('height')) for i in annotations['images']}
     known = {key for key, size in sizes.items() if all(type(side) is int for side in size)}
     for file, entries in (('annotations', annotations['annotations']), ('results', results)):
-        boxed = [entry for entry in entries if 'bbox' in entry and entry['image_id'] in known]
+        boxed = [e for e in entries if _is_box(e.get('bbox')) and e['image_id'] in known]
         boxes = np.array([(*e['bbox'], *sizes[e['image_id']]) for e in boxed], float)
         boxes = boxes.reshape(-1, 6)
         notes += [f'{file}: {finding.what}' for finding in check_format(boxes, '')]
-        if len(boxes) and boxes[:, :4].max() <= 1:
+        if len(boxes) > 4 and boxes[:, :4].max() <= 1:
             notes.append(f'{file}: all boxes are within 0 to 1, but COCO has pixels')
         if flat := (boxes[:, 2:4] < 0).any(1).sum():
             notes.append(f'{file}: {flat:,} boxes have a negative width or height')

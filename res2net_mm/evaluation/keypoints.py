@@ -63,7 +63,7 @@ class KeypointMetric(ImagesRun, CocoMetric):
         run = {predicted['img_id'] for predicted, _ in kept}
         persons = self.coco.anns.values() if self.coco else ()
         for person in persons:  # without the number, each would be ignored
-            if 'area' not in person:
+            if self.use_area and 'area' not in person:
                 what = f'annotation {person["id"]} has no area, on which the similarity depends'
                 raise DataError(what, 'the ann_file of KeypointMetric', 'write it into the file')
             seen = sum(flag > 0 for flag in person.get('keypoints', ())[2::3])

@@ -45,10 +45,12 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     counts, rules = [], _rules()
     for module in model.modules():
         rule = next((rule for kinds, rule in rules.items() if isinstance(module, kinds)), None)
-        if rule or any(p.numel() > 1 for p in module.parameters(recurse=False)):
+        if rule is not None:
             module.register_forward_hook(
-                lambda m, inputs, out, rule=rule or _refuse: counts.append(rule(m, inputs[0], out))
+                lambda m, inputs, out, rule=rule: counts.append(rule(m, inputs[0], out))
             )
+        elif any(p.numel() > 1 for p in module.parameters(recurse=False)):
+            module.register_forward_hook(_refuse)
     with torch.no_grad():
         _run(model, torch.empty(1, 3, height, width, device='meta'))
     params = [(p.numel(), p.requires_grad) for p in model.parameters()]
@@ -69,7 +71,7 @@ def _rules() -> dict[tuple[type, ...], Callable[[Any, Tensor, Tensor], int]]:
     }
 
 
-def _refuse(module: nn.Module, x: Tensor, out: Tensor) -> int:
+def _refuse(module: nn.Module, inputs: Any, out: Any) -> None:
     kind = type(module).__name__
     raise ValueError(f'model must have layers that these rules count, but has {kind}')
 

@@ -161,3 +161,5 @@ def test_files_and_arrays_reach_the_network_as_the_data_set_does(tmp_path):
     Image.fromarray(pixels).save(tmp_path / 'a.png')
     read = steps(dict(img_path=str(tmp_path / 'a.png'), gt_label=0))['inputs']
     assert (read == trained_on).all()
+    grey = steps(dict(img=pixels[..., 0], gt_label=0))['inputs']
+    assert (grey.numpy() == pixels[..., 0]).all()

@@ -530,6 +530,13 @@ def test_what_yolo_files_have_wrong_is_told(tmp_path):
     assert report.left_out['box that is not finite'] == [f'{tmp_path}/labels/a.txt line 10']
 
 
+def test_images_whose_labels_cannot_be_used_are_no_background(tmp_path):
+    files = dict(a='0 0.5 0.5 0.5 0.25', b='0 50 50 20 20', c='person 0.5 0.5 0.5 0.5', d='')
+    write_yolo(tmp_path, files)
+    yolo2coco(tmp_path, tmp_path / 'out.json')
+    assert [i['file_name'][0] for i in written(tmp_path / 'out.json')['images']] == ['a', 'd']
+
+
 @pytest.mark.parametrize('name', ['data.yaml', 'classes.txt'])
 def test_names_in_another_encoding_are_named(tmp_path, name):
     write_yolo(tmp_path, {'a': '0 0.5 0.5 0.5 0.25'})
@@ -625,7 +632,7 @@ def test_mistakes_in_yolo_sets(tmp_path):
         fails(yolo2coco, tmp_path, out, said=('data.yaml', said))
     (tmp_path / 'data.yaml').unlink()
     (tmp_path / 'labels/a.txt').write_text('0 320 200 64 64')  # pixels
-    pixels = 'no object can be used', 'coordinates in pixels'
+    pixels = 'no image can be used', 'coordinates are in pixels'
     fails(yolo2coco, tmp_path, out, classes=['a'], said=pixels)
     (tmp_path / 'labels/a.txt').write_text('0 12 8 40 8 40 30 12 30')  # a polygon
     fails(yolo2coco, tmp_path, out, classes=['a'], said=pixels)
@@ -813,6 +820,10 @@ def test_what_masks_have_wrong_is_told(tmp_path):
     assert '2 images (1 without objects)' in str(report) and report.objects == {'cell': 2}
 
     arguments = dict(classes=['cell'], force=True)
+    inverted = Image.fromarray(np.ones((3, 4), np.uint8))
+    inverted.putpalette([255] * 3 + [0] * 3)
+    inverted.save(folders[1] / 'a/5.png')
+    fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png: its palette shows 0',))
     save(folders[1] / 'a/5.png', np.arange(36, dtype=np.uint8).reshape(3, 4, 3))
     fails(masks2coco, *folders, out, 'binary', **arguments, said=('5.png: it is a colour image',))
     (folders[1] / 'a/5.png').write_bytes(b'no png')

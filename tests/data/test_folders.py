@@ -312,7 +312,7 @@ def test_class_folders(tmp_path):
     (tmp_path / 'one' / 'cat' / 'phone.HEIC').touch()
     found = recognise(tmp_path / 'one', 'classes')
     assert counts(found) == {'all': 5}
-    assert found.notes == ['1 images are not used, such as phone.HEIC: save them as .jpg']
+    assert found.notes == ['not used: phone.HEIC; save them as .jpg']
     found = recognise(tmp_path / 'two', 'classes')
     assert (counts(found), found.classes) == ({'train': 5, 'val': 5}, CLASSES)
 
@@ -331,7 +331,9 @@ def test_class_folders_of_odd_splits(tmp_path):
     write_images(tmp_path / 'a/val/Cat', {'y': []})
     with pytest.raises(DataError, match='for validation are not all for training: Cat'):
         recognise(tmp_path / 'a', 'classes')
-    with pytest.raises(DataError, match='it holds no COCO json'):  # which no detector asks for
+    with pytest.raises(
+        DataError, match='in the format of COCO json or'
+    ):  # which no detector asks for
         recognise(tmp_path / 'a', 'boxes')
     write_images(tmp_path / 'b/cat', {'x': []})
     write_images(tmp_path / 'b/cat/more', {'y': []})
@@ -357,7 +359,7 @@ def test_data_of_another_task(tmp_path):
     write_voc(tmp_path, scenes(3))
     with pytest.raises(DataError, match='it holds Pascal VOC, which this model does not train on'):
         recognise(tmp_path, 'maps')
-    with pytest.raises(DataError, match='no COCO json and no Pascal VOC.*write a yaml with format'):
+    with pytest.raises(DataError, match='COCO json or Pascal VOC.*write a yaml with format'):
         recognise(tmp_path / 'images', 'boxes')
     with pytest.raises(DataError, match='there is no such folder'):
         recognise(tmp_path / 'nowhere', 'boxes')

@@ -9,6 +9,7 @@ from mmdet.models.backbones import ResNet
 from mmdet.models.dense_heads import ATSSHead
 from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 from references import randomise
 from torch import nn
 
@@ -31,9 +32,12 @@ def test_a_loss_that_is_not_finite_names_the_images(value):
 
 
 def test_class_scores_that_are_not_finite_are_not_measured():
-    good, bad = (dict(pred_score=torch.tensor([0.5, v]), img_path='a.jpg') for v in (0.5, math.nan))
+    good, bad = BaseDataElement(metainfo=dict(img_path='a.jpg')), None
+    good.pred_score = torch.tensor([0.5, 0.5])
+    bad = good.new()
+    bad.pred_score = torch.tensor([0.5, math.nan])
     hook = FiniteLossHook()
-    hook.after_val_iter(None, outputs=[good])
+    hook.after_val_iter(None, outputs=[good, torch.ones(2)])
     for check in (hook.after_val_iter, hook.after_test_iter):
         with pytest.raises(ValueError, match='scores predicted for a.jpg are not finite'):
             check(None, outputs=[good, bad])

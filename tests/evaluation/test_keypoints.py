@@ -116,6 +116,8 @@ def test_what_mmpose_can_train_on_counts_too(persons, tmp_path):
     figures = score(metric_of(content(bare, (1, 2)), tmp_path, nms_mode='none'), samples)
     assert figures == score(metric_of(content(persons, (1, 2)), tmp_path, nms_mode='none'), samples)
     bare = [{k: v for k, v in p.items() if k != 'area'} for p in persons]
+    metric = metric_of(content(bare, (1, 2)), tmp_path, nms_mode='none', use_area=False)
+    assert score(metric, samples)['coco/AP'] > 0
     with pytest.raises(DataError, match='has no area'):
         score(metric_of(content(bare, (1, 2)), tmp_path, nms_mode='none'), samples)
 

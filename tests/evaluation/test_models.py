@@ -81,6 +81,17 @@ class Small(nn.Module):
         self.backbone[0].requires_grad_(False)
 
 
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.MultiheadAttention(16, 1)
+
+    def forward(self, x):
+        rows = x.flatten(2)
+        self.inner(query=rows, key=rows, value=rows)  # by keywords, as mmcv does
+        return x
+
+
 def test_by_hand():
     with torch.device('meta'):
         model = Small().eval()
@@ -119,4 +130,8 @@ def test_errors():
     with torch.device('meta'), pytest.raises(ValueError, match='but has LayerNorm'):
         model = Small().eval()  # a transformer's other products are in no module
         model.backbone = nn.Sequential(model.backbone, nn.LayerNorm(4))
+        describe_model(model, 8, 8)
+    with torch.device('meta'), pytest.raises(ValueError, match='but has MultiheadAttention'):
+        model = Small().eval()
+        model.backbone = nn.Sequential(model.backbone, Attention())
         describe_model(model, 8, 8)

@@ -26,7 +26,7 @@ from ..errors import DataError
 from ..findings import ERROR, REMEDIES
 from ..sets.coco import written_as_corners
 from ..sets.images import check_pixels, read_header, size_fault
-from ..sets.label_maps import open_map
+from ..sets.label_maps import INVERTED, inverted, open_map
 from ..sets.voc import find_image, read_voc
 from .writer import Conversion, image_files
 
@@ -197,7 +197,10 @@ def _check_size(
 
 
 def _read_yolo(coco: Conversion, image: Path, file: Path, size: tuple[int, int]) -> None:
-    for where, (label, *shares) in _yolo_lines(coco, file):
+    lines = [*_yolo_lines(coco, file)]
+    if lines and all(max(map(abs, shares)) > _FARTHEST_SHARE for _, (_, *shares) in lines):
+        raise DataError('all of its coordinates are in pixels', str(file))
+    for where, (label, *shares) in lines:
         points = np.reshape(shares, (-1, 2)) * size  # (N, 2) px: of a polygon, or centre and size
         is_box, more = len(points) == 2, {}
         if max(map(abs, shares)) > _FARTHEST_SHARE:
@@ -435,7 +438,7 @@ def masks2coco(
         elif size := coco.image(image, images):
             before = len(coco.annotations)
             for png in sorted(file.glob('*.[pP][nN][gG]')) if kind == 'binary' else [file]:
-                values = mask_values(png)
+                values = mask_values(png, kind == 'binary')
                 if values.shape[1::-1] != size:  # without its objects, they would be background
                     coco.left_out.add('image with a mask of another size', png)
                     coco.images.pop()
@@ -450,9 +453,12 @@ def masks2coco(
     return coco.write(f'masks2coco of {masks}')
 
 
-def mask_values(file: Path) -> np.ndarray:
+def mask_values(file: Path, binary: bool = False) -> np.ndarray:
     """(H, W), the value of each pixel; raises DataError if it does not decode or has colours."""
-    values = np.array(open_map(str(file)))
+    image = open_map(str(file))
+    if binary and inverted(image):
+        raise DataError(INVERTED, str(file), 'write the mask with 0 and 1, or in grey')
+    values = np.array(image)
     if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
         values = values[..., 0]  # grey, written with three channels
     if values.ndim != 2:

@@ -77,6 +77,9 @@ def read_map(file: str, reduce_zero_label: bool) -> np.ndarray:
     return np.where(values == 255, values, values - 1) if reduce_zero_label else values
 
 
+INVERTED = 'its palette shows 0 brighter than 1, so that either may be the object'
+
+
 def read_binary_mask(file: str) -> np.ndarray:
     """(H, W) of uint8: 1 where a picture shows the object, 0 elsewhere; a DataError if it is none.
 
@@ -85,15 +88,14 @@ def read_binary_mask(file: str) -> np.ndarray:
     """
     image, what = open_map(file), ''
     grey = np.array(image)
-    colours = np.reshape((image.getpalette() or [])[:6], (-1, 3)).astype(int)
     if image.mode not in ('1', 'L', 'LA', 'P', 'RGB', 'RGBA'):  # 8 bits
         what = f'its mode is {image.mode}'
     elif image.mode != 'P' or grey.max() > 1:  # a palette may show 0 and 1 in any colours
         grey, green, blue, alpha = np.moveaxis(np.array(image.convert('RGBA')), 2, 0)
         if (grey != green).any() or (grey != blue).any() or alpha.min() < 255:
             what = 'it is coloured or transparent'
-    elif len(colours) == 2 and not np.ptp(colours, 1).any() and colours[0, 0] > colours[1, 0]:
-        what = 'its palette shows 0 brighter than 1, so that either may be the object'
+    elif inverted(image):
+        what = INVERTED
     values = {*np.unique(grey).tolist()}
     if not what and 1 < max(values) <= 128:
         what = f'its largest value is {max(values)}'
@@ -103,6 +105,12 @@ def read_binary_mask(file: str) -> np.ndarray:
         remedy = 'write the mask with 0 and 1, or in grey with the object above 128'
         raise DataError(what, file, remedy)
     return (grey > (128 if max(values) > 1 else 0)).astype(np.uint8)
+
+
+def inverted(image: PillowImage.Image) -> bool:
+    """Whether a palette of greys shows 0 brighter than 1."""
+    colours = np.reshape((image.getpalette() or [])[:6], (-1, 3)).astype(int)
+    return len(colours) == 2 and not np.ptp(colours, 1).any() and colours[0, 0] > colours[1, 0]
 
 
 def open_map(file: str) -> PillowImage.Image:
