@@ -90,7 +90,8 @@ def _kept_list(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> P
     resume = getattr(args, 'resume', None)
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    folders = [] if resume is None else [Path(work_dir), Path(resume).parent]
+    folders = [] if resume is None else [Path(work_dir)]
+    folders += [Path(resume).parent] if resume not in (None, 'auto') else []
     lists = (folder / 'data' / 'val.txt' for folder in folders)
     return next((file for file in lists if file.is_file()), None)
 
