@@ -40,8 +40,10 @@ def adapt(cfg: Config, args: argparse.Namespace) -> list[str]:
     if args.data is not None:
         name = f'{Path(cfg.filename).stem}_{Path(args.data).resolve().stem}'
         cfg.work_dir = args.work_dir or str(Path('work_dirs', name))
-        if args.resume is None:
-            check_new_run(cfg)
+        probe = cfg.copy()
+        if args.resume is not None:
+            probe.resume, probe.load_from = True, None if args.resume == 'auto' else args.resume
+        check_new_run(probe)
     if data := use_data(cfg, args, cfg.get('work_dir') or ''):
         lines, images = data.lines, data.images['train']
     if args.batch is not None:
@@ -90,8 +92,8 @@ def _kept_list(cfg: Config, args: argparse.Namespace, work_dir: str | Path) -> P
     resume = getattr(args, 'resume', None)
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
-    folders = [] if resume is None else [Path(work_dir)]
-    folders += [Path(resume).parent] if resume not in (None, 'auto') else []
+    folders = [Path(resume).parent] if resume not in (None, 'auto') else []
+    folders += [] if resume is None else [Path(work_dir)]
     lists = (folder / 'data' / 'val.txt' for folder in folders)
     return next((file for file in lists if file.is_file()), None)
 

@@ -102,8 +102,10 @@ class OwnData:
                 kept = [Path(line) for line in text_lines(self.kept)]
                 how = 'what the run set aside at its start'
             chosen = set_aside([image for image, _ in pairs], _SHARE, self.seed, kept)
-            if not chosen:  # others could be images that were trained on
-                what = f'it has none of the images that the run set aside ({self.kept})'
+            if self.kept is not None:  # what was trained on does not measure, copy or not
+                chosen -= {Path(line) for line in text_lines(self.kept.with_name('train.txt'))}
+            if not chosen or len(chosen) == len(pairs):
+                what = f'it has none of the images of the run, or no others ({self.kept})'
                 raise DataError(what, str(self.folder.root), 'put it where it was, or start anew')
             splits['val'] = [pair for pair in pairs if pair[0] in chosen]
             splits['train'] = [pair for pair in pairs if pair[0] not in chosen]

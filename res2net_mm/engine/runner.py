@@ -20,7 +20,6 @@ from .checkpoints import find_newest
 from .config import (
     dataloaders,
     drop_backbone_rates,
-    drop_timm_weights,
     our_networks,
     pretrained,
     walk_dicts,
@@ -108,7 +107,8 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
 @building_config('init_cfg')
 def check_weights(cfg: Config) -> None:
     """Downloads the pretrained weights of a config's backbones before anything else is done."""
-    for init_cfg in [init_cfg for part in our_networks(cfg) for init_cfg in pretrained(part)]:
+    parts = () if cfg.get('resume') else our_networks(cfg)  # then the checkpoint holds all weights
+    for init_cfg in [init_cfg for part in parts for init_cfg in pretrained(part)]:
         try:
             path, _ = locate(str(init_cfg['checkpoint']))
         except DownloadError as error:
@@ -166,14 +166,12 @@ def _choose_checkpoint(cfg: Config, resume: str | None, trust: bool) -> str | No
 def _set_weights(cfg: Config, from_scratch: bool, resumed: bool, trust: bool) -> None:
     """Sets which weights the backbones start from."""
     model = cfg.get('model') or {}
-    for part in our_networks(cfg):
-        if resumed and pretrained(part):
-            part.init_cfg = None  # the checkpoint holds all weights
-        for init_cfg in pretrained(part) if trust else ():
+    for part in our_networks(cfg) if trust else ():
+        for init_cfg in pretrained(part):
             init_cfg.trust = True
-    if resumed:
-        drop_timm_weights(cfg)
     if from_scratch:
+        if resumed:
+            cfg.started_from = None
         if cfg.get('load_from') and not resumed:
             warn(f'--from-scratch: load_from {cfg.load_from} of the config is left out')
             cfg.load_from = None

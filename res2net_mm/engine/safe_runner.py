@@ -29,7 +29,7 @@ from ..files import writing
 from ..weights import constants, conventions_of, describe_partial_load, say_unknown_rules
 from .checkpoints import CheckpointHook
 from .classes import SameClassesHook
-from .config import images_per_step
+from .config import drop_timm_weights, images_per_step, our_networks, pretrained
 from .errors import building_config, deferral
 from .hooks import InterruptHook
 from .loading import check_finite, exact_fit, unwrapped, warn_of_differences
@@ -78,6 +78,11 @@ class Runner(_Base):
 
     def build_model(self, model: nn.Module | dict) -> nn.Module:
         """Builds the model; SyncBN becomes BN if there is one process or no GPU."""
+        if isinstance(model, dict) and self.cfg.get('resume'):  # the checkpoint holds all weights
+            model = copy.deepcopy(model)
+            drop_timm_weights(dict(model=model))
+            for part in our_networks(dict(model=model)):
+                part.update(dict(init_cfg=None) if pretrained(part) else {})
         built = super().build_model(model)
         self.constants = constants(built)
         if torch.cuda.is_available():
@@ -116,9 +121,11 @@ class Runner(_Base):
 
     def train(self) -> nn.Module:
         """Trains; raises ToolError if weights have the data's classes in another order."""
-        if self.cfg.get('resume'):  # what is written is the run, not how it was resumed
+        resumes = self.cfg.get('resume'), self.cfg.get('load_from')
+        if resumes[0]:  # what is written is the run, not how it was resumed
             self.cfg.resume, self.cfg.load_from = False, self.started_from
         super().dump_config()
+        self.cfg.resume, self.cfg.load_from = resumes
         self.register_hook(SameClassesHook('train'))
         self.register_hook(InterruptHook())
         try:

@@ -96,8 +96,16 @@ def test_a_resumed_run_measures_on_the_images_that_it_set_aside(tmp_path):
         assert {*list_of_images.read_text().split('\n')} == {*aside.split('\n'), str(copy_of)}
         assert data.images['val'] == 5 and data.images['train'] >= 21
         assert 'val is what the run set aside at its start' in data.lines[2]
+    for file in (first, first.with_suffix('.json')):  # now of one name with those trained on
+        for line in (tmp_path / 'work/data/train.txt').read_text().split('\n')[:1]:
+            target = Path(line)
+            copied = target.with_name(f'{target.stem} (2)').with_suffix(file.suffix)
+            copied.write_bytes(target.with_suffix(file.suffix).read_bytes())
+    data = use_data(cfg, arguments(tmp_path, tmp_path / 'photos', resume='auto'), tmp_path / 'work')
+    trained = {*(tmp_path / 'work/data/train.txt').read_text().split('\n')}
+    assert str(copied.with_suffix(first.suffix)) in trained and data.images['val'] == 5
     (tmp_path / 'photos').rename(tmp_path / 'moved')
-    with pytest.raises(DataError, match='none of the images that the run set aside'):
+    with pytest.raises(DataError, match='none of the images of the run'):
         use_data(cfg, arguments(tmp_path, tmp_path / 'moved', resume='auto'), tmp_path / 'work')
     use_data(loaded(DETECTOR), arguments(tmp_path, tmp_path / 'moved'), tmp_path / 'work')
     assert list_of_images.read_text() != aside

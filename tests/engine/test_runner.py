@@ -1,11 +1,14 @@
 """A tool's arguments and the safeguards in a config."""
 
+import mmengine.runner
 import pytest
+from mmengine.config import Config
 
 from res2net_mm.engine import runner as module
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.errors import ToolError, is_mistake
 from res2net_mm.engine.runner import HOOKS, add_safeguards, build_runner, prepare_config
+from res2net_mm.engine.safe_runner import Runner
 
 
 def test_prepare_config(tmp_path):
@@ -116,3 +119,22 @@ def test_what_mixed_precision_and_scaling_cannot_do():
     cfg.param_scheduler = [dict(type='OneCycleLR', eta_max=0.1, total_steps=9, by_epoch=False)]
     with pytest.raises(ToolError, match='cannot scale param_scheduler.0: set its eta_max'):
         prepare_config(cfg, auto_scale_lr=True)
+
+
+def test_a_resumed_run_builds_no_pretrained_weights_and_writes_them(tmp_path, monkeypatch):
+    cfg = load_config('faster_rcnn_r2n14_shapes.py')
+    start = dict(type='Pretrained', checkpoint='res2net://res2net50_v1b_26w_4s')
+    cfg.model.backbone.init_cfg = start
+    cfg.load_from, cfg.resume = 'interrupted.pth', True
+    runner = Runner.__new__(Runner)
+    runner.cfg, runner._work_dir, runner.started_from = cfg, str(tmp_path), 'start.pth'
+    assert 'Pretrained' not in str(runner.build_model(cfg.model).backbone.init_cfg)
+    during = []
+    monkeypatch.setattr(
+        mmengine.runner.Runner, 'train', lambda self: during.append(self.cfg.resume)
+    )
+    monkeypatch.setattr(Runner, 'register_hook', lambda self, hook: None)
+    runner.train()
+    written = Config.fromfile(tmp_path / 'faster_rcnn_r2n14_shapes.py')
+    assert (written.resume, written.load_from) == (False, 'start.pth') and during == [True]
+    assert written.model.backbone.init_cfg == start
