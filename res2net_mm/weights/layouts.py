@@ -215,8 +215,11 @@ def unwrap(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 def _containers(checkpoint: Mapping[str, Any]) -> list[str]:
     """Keys of a checkpoint's state dicts, that of :func:`unwrap` first."""
     found = {key: _mapping(checkpoint.get(key)) for key in _CONTAINERS}
-    averaged = [key for key in _AVERAGED if any(map(torch.is_tensor, found.pop(key).values()))]
-    return [*averaged, *(key for key, part in found.items() if part)]
+    for key in _AVERAGED:  # settings of the averaging have the same names
+        part = found[key]
+        inner = any(_mapping(part.get(name)) for name in _CONTAINERS)
+        found[key] = part if inner or any(map(torch.is_tensor, part.values())) else {}
+    return [key for key, part in found.items() if part]
 
 
 def read_convention(checkpoint: Mapping[str, Any], prefix: str = '') -> dict[str, str]:

@@ -14,7 +14,7 @@ from torch import nn
 from res2net_mm import Res2Net, list_backbones
 from res2net_mm.backbones import VARIANTS
 from res2net_mm.weights import CheckpointError, convert_state_dict, load_weights, read_source
-from res2net_mm.weights.layouts import convert
+from res2net_mm.weights.layouts import convert, unwrap
 
 SMALL = dict(depth=14, base_width=8, base_channels=16, stem_channels=16)
 RULES = {'official', 'mmdet', 'paddle'}
@@ -418,6 +418,7 @@ def test_what_is_named_like_averaged_weights_and_is_none():
     for other in (dict(decay=0.9, updates=3), dict(module=state), dict(shadow=[torch.ones(1)])):
         for key in ('state_dict', 'model'):
             assert load_weights(Res2Net(**SMALL), {key: state, 'model_ema': other})
+    assert unwrap(dict(model={}, model_ema=dict(decay=0.9, state_dict=state))) is state
 
 
 def test_detector_of_mmdet_does_not_tell_its_rule():
