@@ -63,8 +63,10 @@ def test_arguments_of_a_tool_reach_the_weights(tmp_path):
     trusting = prepare_config(cfg, trust=True).model.backbone.init_cfg
     assert trusting.trust is True and 'trust' not in cfg.model.backbone.init_cfg
     torch.save(RESUMABLE, tmp_path / 'epoch_1.pth')
-    resumed = prepare_config(cfg, resume=str(tmp_path / 'epoch_1.pth'))
-    assert resumed.model.backbone.init_cfg is None
+    cfg.model.backbone.init_cfg.checkpoint = 'gone.pth'
+    with pytest.raises(FileNotFoundError, match='gone.pth'):
+        check_weights(cfg)
+    check_weights(prepare_config(cfg, resume=str(tmp_path / 'epoch_1.pth')))
 
 
 def test_pretrained_runs_code_only_for_a_user_who_says_so(tmp_path):
@@ -123,13 +125,13 @@ def test_load_from_of_the_tools_is_safe(tmp_path, server, safe_loading, monkeypa
 def test_resuming_from_nothing_starts_from_pretrained_weights(tmp_path):
     cfg = load_config('faster_rcnn_r2n50.py')
     cfg.work_dir = str(tmp_path)
-    pretrained = dict(cfg.model.backbone.init_cfg)
-    assert prepare_config(cfg, resume='auto').model.backbone.init_cfg == pretrained
+    assert not prepare_config(cfg, resume='auto').resume
     torch.save(RESUMABLE, tmp_path / 'epoch_1.pth')
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_1.pth'))
-    assert prepare_config(cfg, resume='auto').model.backbone.init_cfg is None
+    resumed = prepare_config(cfg, resume='auto')  # the Runner then builds no pretrained weights
+    assert (resumed.resume, resumed.load_from) == (True, str(tmp_path / 'epoch_1.pth'))
     cfg.update(resume=True, load_from=str(tmp_path / 'epoch_1.pth'))
-    assert prepare_config(cfg).model.backbone.init_cfg is None
+    assert prepare_config(cfg).resume
 
 
 def test_arguments_of_a_tool_find_every_backbone(tmp_path):
