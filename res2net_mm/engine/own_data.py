@@ -105,7 +105,7 @@ class OwnData:
             if self.kept is not None:  # what was trained on does not measure, copy or not
                 chosen -= {Path(line) for line in text_lines(self.kept.with_name('train.txt'))}
             if not chosen or len(chosen) == len(pairs):
-                what = f'it has none of the images of the run, or no others ({self.kept})'
+                what = f'the run set aside none or all of its images ({self.kept})'
                 raise DataError(what, str(self.folder.root), 'put it where it was, or start anew')
             splits['val'] = [pair for pair in pairs if pair[0] in chosen]
             splits['train'] = [pair for pair in pairs if pair[0] not in chosen]

@@ -65,9 +65,8 @@ def note_validation(work_dir: str, examined: Mapping, worst: Sequence[Mapping]) 
     """
     if len(examined.get('images', ())) > MOST_IMAGES:
         examined = dict(unexamined=len(examined['images']))
-    text = json.dumps(
-        dict(worst=worst, **examined), default=lambda value: value.tolist()
-    )  # of numpy
+    content = dict(worst=worst, **examined)
+    text = json.dumps(content, default=lambda value: value.tolist())  # of numpy
     write_text(Path(work_dir, VALIDATION), text)
 
 

@@ -105,7 +105,7 @@ def test_a_resumed_run_measures_on_the_images_that_it_set_aside(tmp_path):
     trained = {*(tmp_path / 'work/data/train.txt').read_text().split('\n')}
     assert str(copied.with_suffix(first.suffix)) in trained and data.images['val'] == 5
     (tmp_path / 'photos').rename(tmp_path / 'moved')
-    with pytest.raises(DataError, match='none of the images of the run'):
+    with pytest.raises(DataError, match='the run set aside none or all of its images'):
         use_data(cfg, arguments(tmp_path, tmp_path / 'moved', resume='auto'), tmp_path / 'work')
     use_data(loaded(DETECTOR), arguments(tmp_path, tmp_path / 'moved'), tmp_path / 'work')
     assert list_of_images.read_text() != aside
