@@ -74,7 +74,7 @@ def print_figures(metrics: dict[str, float], classes: list[str], notes: Sequence
     """Prints the metrics as tables, with notes under them."""
     from res2net_mm.evaluation.tables import format_metrics
 
-    text = format_metrics(metrics, classes) or 'the evaluator of the config measured nothing'
+    text = format_metrics(metrics, classes) or 'the evaluator of the config gave no figures'
     print(text, *notes, sep='\n', flush=True)
 
 

@@ -125,8 +125,9 @@ class TimmBackbone(BaseModule):
         # timm's wrappers move or rename the modules of the network
         names = (name, name.replace('.', '_', 1), f'model.{name}', f'body.{name}')
         last = next((modules[n] for n in names if n in modules), None)
-        if last is None:
-            raise ValueError(f'frozen_stages must be -1 for {self.model_name}: it has no {name}')
+        if last is None or hasattr(self.timm_model, 'incre_modules'):  # HRNet's, in parallel
+            what = 'its levels do not follow one another' if last else f'it has no {name}'
+            raise ValueError(f'frozen_stages must be -1 for {self.model_name}: {what}')
         order = list(modules.values())
         done = set(order[: order.index(list(last.modules())[-1]) + 1])
         return [module for module in order if done.issuperset(module.modules())]

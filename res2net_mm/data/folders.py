@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,7 +24,7 @@ from .convert.formats import (
 )
 from .convert.writer import image_files
 from .errors import DataError
-from .sets.images import IMAGE_SUFFIXES
+from .sets.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 
 #: Task of a model -> the formats that it trains on, and what they are called.
 FORMATS = {
@@ -44,7 +45,6 @@ _MASKS = {
 }
 _ROLES = _IMAGES | _MASKS | {*'xml xmls json jsons bbox bboxes photos pictures data set'.split()}
 _MASK_ENDING = re.compile(r'[ _.-]+(mask|masks|gt|label|labels|labelids|seg|segmentation|l)$', re.I)
-_UNREAD = ('.avif', '.gif', '.heic', '.heif', '.jfif')
 _HEAD = 1 << 16  # bytes at either end of a json that show what it is
 
 Pair = tuple[Path, Path]  # an image and its annotation: a file, or for class folders its folder
@@ -107,7 +107,7 @@ def recognise(path: str | Path, task: str, form: str | None = None) -> Folder:
         flags = ' or '.join(f'--data-format {folder.format}' for folder in found)
         both = ' and '.join(TITLES[folder.format] for folder in found)
         raise DataError(f'it holds {both}', str(path), f'say which: {flags}')
-    if unread := _below(found[0].root, _UNREAD):
+    if unread := _below(found[0].root, (*UNREAD_SUFFIXES, '.gif')):
         what = f'not used: {listed([file.name for file in unread], 3)}; save them as .jpg'
         found[0].notes.append(what)
     return found[0]
@@ -201,7 +201,7 @@ def _json_kind(file: Path) -> str | None:
 
 
 def _kind_of(text: bytes) -> str | None:
-    if not text.lstrip().startswith(b'{'):
+    if not text.removeprefix(BOM_UTF8).lstrip().startswith(b'{'):
         return None
     if b'"shapes"' in text and b'"imagePath"' in text:
         return 'labelme'
@@ -361,7 +361,8 @@ def _class_folders(root: Path) -> Folder:
     for top, split in sorted(tops.items()):
         places = [(image, image.relative_to(top).parts) for image in _below(top, IMAGE_SUFFIXES)]
         named = {parts[0] for _, parts in places if len(parts) == 2 or split != ALL}
-        named -= {name for name in named if split == ALL and name.lower() in _SPLITS}
+        roles = _SPLITS.keys() | _IMAGES | _MASKS if split == ALL else ()
+        named -= {name for name in named if name.lower() in roles}
         folder.splits[split] += [(i, top / p[0]) for i, p in places if len(p) > 1 and p[0] in named]
     names = {split: {p.name for _, p in pairs} for split, pairs in folder.splits.items()}
     known = names.get('train') or names.get(ALL) or set()

@@ -29,7 +29,7 @@ _PNG_END = b'IEND\xaeB`\x82'  # the last chunk's name and checksum, the same in 
 _JPEG_MARKER = re.compile(rb'\xff([^\x00\xd0-\xd7\xff])', re.DOTALL)
 _JPEG_END = 0xD9
 
-_REPLACE = 'replace the file or remove it from the annotations'
+_REPLACE = 'replace or remove the file'
 
 _LOADERS = {f'{scope}LoadImageFromFile' for scope in ('', 'mmcv.', 'mmdet.', 'mmseg.')}
 _LOADERS |= {'LoadImage', 'mmpose.LoadImage'}

@@ -29,7 +29,8 @@ class _LooseFiles:
         )
         if size is None:
             size = mmcv.imfrombytes(fileio.get(image, backend), backend='cv2').shape[1::-1]
-        instances, least = [], self.bbox_min_size
+        instances = []
+        least = None if self.test_mode else self.bbox_min_size  # filter_cfg is for training
         for obj in objects:
             if obj.name in self.cat2label:
                 x1, y1, x2, y2 = (side - 1 for side in obj.box)  # VOC counts pixels from 1

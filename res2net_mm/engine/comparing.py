@@ -8,6 +8,7 @@ import json
 import math
 import re
 import statistics
+import traceback
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,7 @@ from ..evaluation.models import describe_model
 from ..files import write_text, writing
 from ..registry import MODELS, ROOT_MODELS
 from .config import drop_backbone_rates, our_backbones, walk_dicts
-from .errors import ToolError, building_config, one_line
+from .errors import ToolError, building_config, is_mistake, one_line
 from .evaluate import run_test
 from .infer import load_model
 from .processes import hold_folder
@@ -51,7 +52,7 @@ KINDS = dict(
     resnet=dict(scales=1, groups=1),
     resnext=dict(scales=1, groups=8),
 )
-_MEASURES = re.compile(r'bbox_mAP(_[sml])?|mIoU|mAP')  # of those that a test gives
+_MEASURES = re.compile(r'(bbox|segm)_mAP(_[sml])?|mIoU|mAP|PQ|maxF')  # of those that a test gives
 _P = 0.05
 _VISUALIZER = dict(type='mmengine.Visualizer', vis_backends=[dict(type='LocalVisBackend')])
 
@@ -72,18 +73,26 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
     """Trains every backbone with every seed; writes ``compare.png`` and returns ``compare.md``.
 
     With the same seed, all backbones (see :func:`with_backbone`) see the images in the same order.
-    What an earlier call with the same config did in the same folder is not done again.
+    What an earlier call with the same config and data did in the same folder is not done again.
 
     Raises:
-        ToolError: A name is unknown, or the test gives no measure to compare by.
+        ToolError: A name is unknown, the test gives no measure to compare by, or a run failed: then
+            the page is written without that backbone.
     """
     variants = {name: with_backbone(cfg, name) for name in dict.fromkeys(backbones)}
-    out, found, names = Path(out), [], {}
+    out, data, found, failed = Path(out), _digest(cfg), [], {}
     for name, variant in variants.items():
         home = out / name.replace('/', '_')
-        folders = [_run(variant, seed, home) for seed in range(seeds)]
+        try:
+            folders = [_run(variant, seed, home, data) for seed in range(seeds)]
+        except Exception as error:  # must not cost the others
+            if not is_mistake(error):
+                traceback.print_exception(error)
+            warn(f'{name} is left out: {one_line(error)}')
+            failed[name] = one_line(error)
+            continue
         runs = [json.loads((folder / 'scores.json').read_text()) for folder in folders]
-        if not names:  # the first backbone's measures are those of the page
+        if not found:  # the first backbone's measures are those of the page
             names = {key: key.rpartition('/')[2] for key, value in runs[0].items() if value >= 0}
             names = {key: name for key, name in names.items() if _MEASURES.fullmatch(name)}
         if not names:
@@ -93,10 +102,24 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
         losses = [read_scalars(log)[0].get('loss', {}) for log in logs]
         cost = *_cost(variant), _exported(variant, folders[0])
         found.append(Compared(name, *cost, scores, losses))
-    with writing(out / 'compare.png', durable=False) as file:
-        _chart(found).savefig(file, dpi=120)
-    write_text(out / 'compare.md', page(found, seeds))
+    if found:
+        with writing(out / 'compare.png', durable=False) as file:
+            _chart(found).savefig(file, dpi=120)
+        write_text(out / 'compare.md', page(found, seeds))
+    if failed:
+        what = '; '.join(f'{name} failed: {why}' for name, why in failed.items())
+        raise ToolError(what + (f' ({out}/compare.md has the others)' if found else ''))
     return out / 'compare.md'
+
+
+def _digest(cfg: Config) -> bytes:
+    """Tells the data of a config from others: what is in them, and their annotation files."""
+    digest = hashlib.blake2b(repr(check_data(cfg)).encode(), digest_size=8)
+    for part in walk_dicts([cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]):
+        file = Path(part.get('data_root') or '', part.get('ann_file') or '')
+        if part.get('ann_file') and file.is_file():
+            digest.update(file.read_bytes())
+    return digest.digest()
 
 
 def with_backbone(cfg: Config, name: str) -> Config:
@@ -112,12 +135,14 @@ def with_backbone(cfg: Config, name: str) -> Config:
         cfg.model.pop(key, None)
     drop_backbone_rates(cfg)
     named, ours = re.fullmatch(f'({"|".join(KINDS)})(\\d+)', name), our_backbones(cfg)
+    if named and not ours:
+        raise ToolError(f'--backbones: {name} needs a config with a backbone of this package')
     if name.startswith('timm/'):
         part = ConfigDict(type='res2net_mm.TimmBackbone', model_name=name.removeprefix('timm/'))
     elif name in VARIANTS:
         part = ConfigDict({'type': 'Res2Net', **VARIANTS[name]})
         part.type = f'res2net_mm.{part.type}'
-    elif named and ours:
+    elif named:
         part = ConfigDict(ours[0], depth=int(named[2]), init_cfg=None, **KINDS[named[1]])
         wanted = _macs(ours[0])
         above = bisect_left(range(512), wanted, 2, key=lambda width: _macs(part, width))
@@ -129,8 +154,16 @@ def with_backbone(cfg: Config, name: str) -> Config:
     neck = cfg.model.get('neck')
     if not neck or not isinstance(neck.get('in_channels'), list):
         raise ToolError('--config needs a neck, such as FPN, whose in_channels can be set')
+    levels = slice(-len(neck.in_channels), None)
     with torch.device('meta'), building_config('backbone'):
-        neck.in_channels = [*MODELS.build(part).out_channels][-len(neck.in_channels) :]
+        net, own = MODELS.build(part), ROOT_MODELS.build(ConfigDict(cfg.model.backbone))
+    wanted = getattr(own, 'out_strides', (4, 8, 16, 32))[levels]
+    if net.out_strides[levels] != wanted:  # anchors and pooling are made for them
+        raise ToolError(
+            f'--backbones: {name} has features of strides {listed(net.out_strides)}, but the head '
+            f'of the config needs {listed(wanted)}'
+        )
+    neck.in_channels = [*net.out_channels[levels]]
     cfg.model.backbone = part
     return cfg
 
@@ -181,12 +214,12 @@ def _exported(cfg: Config, run: Path) -> float:
         return math.nan
 
 
-def _run(cfg: Config, seed: int, out: Path) -> Path:
+def _run(cfg: Config, seed: int, out: Path, data: bytes) -> Path:
     """Trains and tests, unless that was done, and returns the folder with ``scores.json``."""
     cfg = copy.deepcopy(cfg)
     cfg.randomness = dict(seed=seed)
-    # the folder belongs to this very config
-    key = hashlib.blake2b(repr(cfg.to_dict()).encode(), digest_size=4).hexdigest()
+    # the folder belongs to this very config and data
+    key = hashlib.blake2b(repr(cfg.to_dict()).encode() + data, digest_size=4).hexdigest()
     folder = out / f'seed_{seed}_{key}'
     # mmengine has one visualizer of a name, which would write into the folder of the first run
     cfg.visualizer = dict(cfg.get('visualizer') or _VISUALIZER, name=str(folder))

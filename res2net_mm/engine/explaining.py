@@ -19,7 +19,7 @@ from ..data.errors import DataError
 from ..evaluation.receptive_field import fields_by_level
 from ..files import writing
 from .arguments import CAM_METHODS
-from .errors import ToolError
+from .errors import ToolError, one_line
 from .infer import ConfiguredModel
 from .sources import Source, below_common, for_each
 
@@ -60,7 +60,12 @@ class Explainer(nn.Module):
         pixels, inputs, self.samples = prepared(self.predictor, image)
         self.title = self.method
         with torch.set_grad_enabled(self.method == 'gradcam'):
-            heat = self.cam(inputs, targets=[lambda score: score])[0]
+            try:
+                heat = self.cam(inputs, targets=[lambda score: score])[0]
+            except NotImplementedError as error:  # an operator without gradient
+                remedy = 'use --method eigencam, or nms in test_cfg instead of soft_nms'
+                what = f'the scores of {type(self.model).__name__} have no gradient'
+                raise ToolError(f'{what} ({one_line(error)}): {remedy}') from error
         heat = heat[: pixels.shape[0], : pixels.shape[1]]  # padding is below and on the right
         if not heat.any():  # no place speaks for it more than another
             self.title += ', no map: all places alike'

@@ -93,7 +93,7 @@ class OwnData:
             self.notes.append(f'{len(unsplit):,} images of no split are not used')
         splits.setdefault('train', unsplit)
         if not splits['train']:
-            what = f'it has images for {listed(splits)} only: none to train on'
+            what = f'it has images for {listed(s for s in splits if splits[s])} only'
             raise DataError(what, str(self.folder.root), 'name them in a yaml')
         if not splits.get('val'):
             pairs, kept = splits['train'], None
@@ -177,6 +177,10 @@ class OwnData:
         report = Conversion(out, names or None, force=True)
         report.keypoints = self.folder.keypoints
         convert_files(report, kind, pairs, root)
+        for name, count in report.objects.items():
+            if not count and (hint := did_you_mean(name, report.others)):
+                what = f'it has no object of class {name!r}{hint}'
+                raise DataError(what, str(self.folder.root), 'correct --classes')
         self.notes += [line.strip() for line in report.left_out.lines() + report.notes.lines()]
         return root, out, load_coco(str(out))
 

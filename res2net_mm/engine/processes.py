@@ -84,7 +84,7 @@ def hold_folder(folder: str | Path) -> Iterator[None]:
             file.seek(0)
             raise ToolError(
                 f'work dir {folder} is in use: {file.read().strip() or "another process"} trains '
-                'there. Wait until it ends, stop it, or give another --work-dir'
+                'there. Wait until it ends, stop it, or give another folder'
             ) from None
         except OSError as error:
             warn(f'work dir {folder} cannot be locked ({error}): run only one training there')

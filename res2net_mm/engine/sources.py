@@ -24,14 +24,15 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ..checks import listed
 from ..data.errors import DataError
+from ..data.sets.images import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from ..weights.download import DownloadError, fetch
 from .errors import ToolError, one_line
 from .terminal import warn
 
 Source = Path | str  # a file, or an address or the number of a camera
 
-IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.gif', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv')
 RESULTS = 'predictions.json'
 _START = b'{\n "classes": ['  # how this file begins
@@ -58,7 +59,7 @@ class Frame(NamedTuple):
 def find_sources(
     sources: Source | Iterable[Source],
     out: str | Path | None = None,
-    suffixes: Sequence[str] = IMAGES + VIDEOS,
+    suffixes: Sequence[str] = IMAGE_SUFFIXES + VIDEOS,
 ) -> list[Source]:
     """Files, with those of folders and patterns in order; addresses and cameras as they are.
 
@@ -84,7 +85,7 @@ def find_sources(
 
 def find_images(folder: str | Path, out: str | Path | None = None) -> list[Path]:
     """The images of :func:`find_sources` only."""
-    found = find_sources(folder, out, IMAGES)
+    found = find_sources(folder, out, IMAGE_SUFFIXES)
     if not all(isinstance(file, Path) for file in found):
         raise ToolError(f'{folder} is no image, folder or pattern')
     return found
@@ -94,6 +95,7 @@ def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> lis
     if out is not None and os.path.realpath(out) == os.path.realpath(folder):
         raise ToolError(f'--out {out} is the folder of the images; give another folder')
     files: list[Path] = []
+    unread: list[str] = []
     # a folder that cannot be read becomes a file that cannot be predicted, and is named there
     walk = os.walk(folder, onerror=lambda error: files.append(Path(error.filename)))
     for name, folders, names in walk:
@@ -102,6 +104,9 @@ def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> lis
             folders.clear()
             continue
         files += [here / n for n in names + folders if Path(n).suffix.lower() in suffixes]
+        unread += [n for n in names if Path(n).suffix.lower() in UNREAD_SUFFIXES]
+    if unread:
+        warn(f'{len(unread):,} photos are not read: {listed(unread, 3)}; save them as .jpg')
     if not files:
         raise ToolError(f'folder {folder} holds no file of {", ".join(suffixes)}')
     return sorted(files)

@@ -50,6 +50,9 @@ def read_files(args: argparse.Namespace) -> tuple[dict[str, Any], list[dict], li
         notes.append(f'{again:,} of {len(results):,} detections are repeated, and count as false')
     if stray := sum(a['image_id'] not in images for a in annotations['annotations']):
         notes.append(f'{stray:,} annotations do not count: the file does not list their images')
+    if any(a.get('area') is None for a in annotations['annotations']):
+        shape = 'box' if args.metric == 'bbox' else 'mask'
+        notes.append(f'annotations without area: figures by size take that of the {shape}')
     known = {category['id'] for category in annotations['categories']}
     if stray := sum(a['category_id'] not in known for a in annotations['annotations']):
         notes.append(f'{stray:,} annotations do not count: the file has no such category')
@@ -159,7 +162,7 @@ def _is_box(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value))
 
 
-_ID = ('a number or a text', lambda value: type(value) in (int, str))
+_ID = ('a whole number, without .0, or a text', lambda value: type(value) in (int, str))
 # key -> what its values must be
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(('id', 'image_id', 'category_id'), _ID),

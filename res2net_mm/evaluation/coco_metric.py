@@ -20,7 +20,7 @@ from mmdet.evaluation import eval_recalls
 
 from ..data.errors import DataError
 from ..files import write_text
-from .coco import FIELDS, MAX_DETS, Scores, check_max_dets, evaluate, metric_names
+from .coco import FIELDS, MAX_DETS, Scores, area_of, check_max_dets, evaluate, metric_names
 from .images_run import ImagesRun, warn
 
 MMDET_LIMITS = (100, 300, 1000)  # mmdet's default of proposal_nums
@@ -111,9 +111,15 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         """Content of the annotation file, or what mmdet makes of the samples' instances."""
         if self._coco_api is not None:
             return {'annotations': [], **self._coco_api.dataset}
+        if {*self.metrics} & {'bbox', 'proposal', 'segm'} and not self.format_only:
+            warn('without ann_file, CocoMetric takes the areas of boxes, or masks, for sizes')
         with tempfile.TemporaryDirectory() as folder:
             file = self.gt_to_coco_json(truths, self.outfile_prefix or f'{folder}/results')
-            return {'annotations': [], **json.loads(Path(file).read_text())}
+            truth = {'annotations': [], **json.loads(Path(file).read_text())}
+        for a in truth['annotations']:
+            if 'segmentation' in a:  # mmdet writes the area of the box
+                a['area'] = area_of({**a, 'area': None}, 'segm', {})
+        return truth
 
     def _results(self, predicted: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
         """Detections in COCO's result format, by kind; masks have the boxes beside them."""

@@ -47,6 +47,7 @@ class StageCost(NamedTuple):
     name: str
     shape: tuple[int, ...] | None  # channels, height and width of the output
     field: Field | None  # by the longest path; deformable convolutions at their regular grid
+    has_plugins: bool  # in it or before it: modules such as SE that may look further than field
     dilations: tuple[int, ...]  # of the 3x3 convolutions, without repeats, in the blocks' order
     blocks: int  # Res2Net blocks
     params: int
@@ -106,7 +107,7 @@ def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
         net(image)
     counts = counter.get_flop_counts()  # 'Res2Net.layer1.0.conv1' -> operator -> two a multiply-add
 
-    costs = []
+    costs, has_plugins = [], False
     rows = {'stem': net.stem_names, **{name: (name,) for name in net.stage_names}}
     for (name, parts), out in zip_longest(rows.items(), outs):
         inner = {n: m for part in parts for n, m in getattr(net, part).named_modules(prefix=part)}
@@ -114,10 +115,12 @@ def describe_stages(net: Backbone, height: int, width: int) -> list[StageCost]:
         for path in inner:
             macs[path] = sum(counts.get(f'{type(net).__name__}.{path}', {}).values()) // 2
         blocks = [m for m in inner.values() if isinstance(m, Bottle2neck)]
+        has_plugins |= any(names for b in blocks for names in b.plugin_names.values())
         cost = StageCost(
             name=name,
             shape=None if out is None else tuple(out.shape[1:]),
             field=None if out is None else out.field,
+            has_plugins=has_plugins,
             dilations=tuple(dict.fromkeys(_side(b.convs[0].dilation) for b in blocks)),
             blocks=len(blocks),
             params=sum(p.numel() for part in parts for p in getattr(net, part).parameters()),
@@ -197,6 +200,7 @@ def format_stages(costs: Sequence[StageCost]) -> str:
     for c in costs:
         shape = ' x '.join(map(str, c.shape)) if c.shape else 'not run'
         stride, field = (c.field.stride, c.field.high - c.field.low + 1) if c.field else ('', '')
+        field = f'{field} without plugins' if c.field and c.has_plugins else field
         dilation = ', '.join(map(str, c.dilations)) if {*c.dilations} - {1} else ''
         sizes = f'{c.params / 1e6:.3f}', f'{c.macs / 1e9:.3f}'
         rows.append((c.name, shape, stride, dilation, c.blocks or '', *sizes, field))

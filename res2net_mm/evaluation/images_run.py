@@ -75,7 +75,7 @@ class ImagesRun:
                 )
         if again := len(results) - len(kept):
             warn(f'{again:,} of {len(results):,} images were run before: each counts once')
-        if self._size is not None and len(kept) < self._size:
+        if self._size is not None and len(results) < self._size:
             warn(f'only {len(kept):,} of the {self._size:,} images of the data set were run')
         return [result for _, result in kept.values()]
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..checks import listed
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 
 PROPOSALS = 1000
@@ -36,23 +37,31 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     RoIAlign, resizing, losses, auxiliary heads and whatever selects boxes do not count.
 
     The model must be in evaluation mode and built under ``torch.device('meta')``, where any size is
-    free (else ValueError, as for a model without a head that can be counted, or with layers of
-    other kinds, as transformers have).
+    free (else ValueError, as for a model without a head that can be counted, with other heads
+    too, or with layers of other kinds, as transformers have).
     """
     if not next(model.parameters()).is_meta:
         raise ValueError("model must be built under torch.device('meta')")
     model = copy.deepcopy(model)
-    counts, rules = [], _rules()
-    for module in model.modules():
+    counts, rules, weighted, ran = [], _rules(), {}, set()
+    for name, module in model.named_modules():
+        weighs = any(p.numel() > 1 for p in module.parameters(recurse=False))
+        if weighs and 'auxiliary_head' not in name:
+            weighted[module] = '.'.join(name.split('.')[:2])
+            module.register_forward_hook(lambda m, *_: ran.add(m))
         rule = next((rule for kinds, rule in rules.items() if isinstance(module, kinds)), None)
         if rule is not None:
             module.register_forward_hook(
                 lambda m, inputs, out, rule=rule: counts.append(rule(m, inputs[0], out))
             )
-        elif any(p.numel() > 1 for p in module.parameters(recurse=False)):
+        elif weighs:
             module.register_forward_hook(_refuse)
+    channels = next(p.shape[1] for p in model.parameters() if p.dim() == 4)
     with torch.no_grad():
-        _run(model, torch.empty(1, 3, height, width, device='meta'))
+        _run(model, torch.empty(1, channels, height, width, device='meta'))
+    if unknown := [part for module, part in weighted.items() if module not in ran]:
+        what = listed(dict.fromkeys(unknown))
+        raise ValueError(f'model must have parts that these rules know, but has {what}')
     params = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(n for n, trains in params if trains)
     return ModelCost(trained, sum(n for n, _ in params), sum(counts) / 1e9)

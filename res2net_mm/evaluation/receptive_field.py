@@ -89,14 +89,17 @@ def random_fields(name: str, count: int, side: int) -> dict[str, Tensor]:
     return fields_by_level(net, tqdm(images, desc=name, unit='image'))
 
 
-def fields_by_level(net: Backbone, images: Iterable[Tensor]) -> dict[str, Tensor]:
+def fields_by_level(net: nn.Module, images: Iterable[Tensor]) -> dict[str, Tensor]:
     """:func:`effective_fields` of a backbone, by the names of its levels."""
-    first = 2
+    net.eval()  # not chained: mmdet's backbones return None
+    fields, first = effective_fields(net, images), 2
     if isinstance(net, TimmBackbone):  # timm counts the stem, where there is one
         first = net.out_strides[0].bit_length() - 1 - net.out_indices[0]
+    elif not isinstance(net, Backbone) and not hasattr(net, 'res_layers'):  # as ResNets have
+        return {f'level {i}': field for i, field in enumerate(fields)}
     names = ['C1'] * bool(getattr(net, 'with_stem', False))
     names += [f'C{i + first}' for i in net.out_indices]
-    return dict(zip(names, effective_fields(net.eval(), images), strict=True))
+    return dict(zip(names, fields, strict=True))
 
 
 def format_fields(fields: Mapping[str, Mapping[str, Tensor]]) -> str:

@@ -72,9 +72,17 @@ def test_no_folder_and_no_image(config, data):
         check_data(config)
 
 
-def test_a_list_of_labels_is_not_checked(config, data):
-    config.train_dataloader.dataset.update(ann_file='list.txt', metainfo=dict(classes=('a', 'b')))
-    (data / 'list.txt').write_text('blue/0.png 0')
+def test_a_list_of_labels_is_checked(config, data):
+    dataset, file = config.train_dataloader.dataset, data / 'list.txt'
+    dataset.update(ann_file='list.txt', metainfo=dict(classes=('a', 'b', 'c')))
+    file.write_text('blue/0.png 2\nred/0.png 0\nred/1.png 0\n')
+    (summary,) = check_data(config, splits=('train',))
+    assert (summary.images, summary.per_class) == (3, {'a': 2, 'b': 0, 'c': 1})
+    for line in ('blue/0.png 3', 'blue/0.png', 'blue/0.png -1'):
+        file.write_text(f'red/0.png 0\n{line}\n')
+        with pytest.raises(DataError, match='line 2 is .* not a file and a number below 3'):
+            check_data(config, splits=('train',))
+    dataset.with_label = False
     assert check_data(config, splits=('train',))[0].unchecked == ['CustomDataset']
 
 

@@ -728,11 +728,28 @@ def test_label_maps_by_hand(tmp_path):
         (2, [3, 0, 1, 1], 1),
         (2, [0, 2, 1, 1], 1),
     ]
-    assert counts(report.left_out) == {'class of value 9, of 1 to 2': 1}
+    ignored = 'mask with pixels of 255, which is no class (see --first)'
+    assert counts(report.left_out) == {'class of value 9, of 1 to 2': 1, ignored: 1}
 
     masks2coco(*arguments, classes=['dog'], first=2, force=True)
     content = written(tmp_path / 'out.json')
     assert [one['bbox'] for one in content['annotations']] == [[3, 0, 1, 1], [0, 2, 1, 1]]
+
+
+def test_binary_masks_are_no_instances(tmp_path):
+    """255 is ignored in label maps, and one number of an object among instances."""
+    values = np.zeros((6, 9), np.uint8)
+    values[1:3, 1:3] = values[4:, 6:] = 255
+    write_image(tmp_path / 'images/a.jpg', (9, 6))
+    save(tmp_path / 'masks/a.png', values)
+    arguments = (tmp_path / 'images', tmp_path / 'masks', tmp_path / 'out.json')
+    fails(masks2coco, *arguments, 'labels', classes=['cell'], said=('no object', '--first'))
+    report = masks2coco(*arguments, 'instances', classes=['cell'], force=True)
+    assert report.objects == {'cell': 1}
+    (note,) = report.notes
+    assert 'one object at most (each piece: --kind labels --first 255)' in note
+    report = masks2coco(*arguments, 'labels', classes=['cell'], first=255, force=True)
+    assert report.objects == {'cell': 2} and not report.notes and not report.left_out
 
 
 def decoded(coco: dict) -> dict[str, list[np.ndarray]]:

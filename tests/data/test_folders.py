@@ -1,5 +1,6 @@
 """Folders of every format are recognised, with all images and their annotations."""
 
+import codecs
 import json
 
 import pytest
@@ -199,6 +200,9 @@ def test_labelme(tmp_path):
     found = recognise(tmp_path, 'boxes')
     assert (found.format, counts(found)) == ('labelme', {'all': 7})
     assert 'not_annotated.jpg' in found.notes[0]
+    for file in tmp_path.glob('*.json'):  # as programs on Windows write
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert counts(recognise(tmp_path, 'boxes')) == {'all': 7}
 
 
 @pytest.mark.parametrize(
@@ -295,6 +299,14 @@ def test_masks(tmp_path, images, masks, ending):
         for image, mask in found.splits[split]:
             assert mask == tmp_path / masks.format(split) / f'{image.stem}{ending}'
             assert image.parent == tmp_path / images.format(split)
+
+
+def test_images_and_masks_are_no_classes(tmp_path):
+    write_images(tmp_path / 'images', scenes(3))
+    write_masks(tmp_path / 'masks', scenes(3))
+    for task in ('classes', 'boxes'):
+        with pytest.raises(DataError, match='it holds images and masks, which this model'):
+            recognise(tmp_path, task)
 
 
 def test_an_image_that_is_named_like_a_mask(tmp_path):

@@ -170,7 +170,7 @@ def test_bad_files(tmp_path, content, reason):
         file.write_bytes(content)
     with pytest.raises(DataError, match=reason) as caught:
         LoadImageFromFile()({'img_path': str(file)})
-    assert str(file) in str(caught.value) and 'replace the file' in str(caught.value)
+    assert str(file) in str(caught.value) and 'replace or remove the file' in str(caught.value)
     assert LoadImageFromFile(ignore_empty=True)({'img_path': str(file)}) is None
 
 

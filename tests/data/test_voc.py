@@ -127,6 +127,19 @@ def test_the_dataset_equals_that_of_mmdet(voc, kind, filter_cfg):
         assert ours.get_data_info(i) == theirs.get_data_info(i)
 
 
+def test_small_objects_are_ignored_in_training_only(voc):
+    write_voc(voc, voc_annotations())
+    filters = dict(filter_empty_gt=True, bbox_min_size=1000)
+    for test_mode in (False, True):
+        dataset = voc_dataset(voc, filter_cfg=filters, test_mode=test_mode)
+        ours = build(harden_dataset(dataset))
+        found = [i for n in range(len(ours)) for i in ours.get_data_info(n)['instances']]
+        usable = sum(not instance['ignore_flag'] for instance in found)
+        assert found and usable == len(found) * test_mode
+        (summary,) = inspect_data(config(dataset)).summaries
+        assert sum(summary.per_class.values()) == usable
+
+
 @real_data
 def test_the_dataset_equals_that_of_mmdet_on_real_files():
     dataset = {

@@ -1,8 +1,11 @@
 """Backbones are compared under the same conditions, and only clear differences count."""
 
+import json
 import math
 import re
+import shutil
 import statistics
+from pathlib import Path
 
 import pytest
 import torch
@@ -40,6 +43,47 @@ def test_the_rest_of_the_config_stays():
     assert other.to_dict() == cfg.to_dict()
     with pytest.raises(ToolError, match="'resnat14' is unknown; did you mean"):
         with_backbone(cfg, 'resnat14')
+
+
+def test_features_must_have_the_strides_of_the_head():
+    cfg = loaded('faster_rcnn_r2n14_shapes')
+    for name in ('res2next29_6c_24w_4s', 'timm/vit_tiny_patch16_224'):
+        with pytest.raises(ToolError, match=f'{name} has features of strides .*needs 4, 8, 16'):
+            with_backbone(cfg, name)
+    with pytest.raises(ToolError, match='res2net50 needs a config with a backbone of this package'):
+        with_backbone(loaded('faster_rcnn_r50'), 'res2net50')
+
+
+def test_a_failed_run_costs_no_other(tmp_path, monkeypatch):
+    def run(cfg, seed, out, data):
+        if (cfg.model.backbone.scales, cfg.model.backbone.groups) == (1, 1):
+            raise ToolError('the loss is NaN')
+        out.mkdir(parents=True)
+        (out / 'scores.json').write_text('{"coco/bbox_mAP": 0.5, "coco/segm_mAP": 0.4, "x": 1}')
+        return out
+
+    monkeypatch.setattr(comparing, '_run', run)
+    monkeypatch.setattr(comparing, '_digest', lambda cfg: b'')
+    cfg = loaded('faster_rcnn_r2n14_shapes')
+    with pytest.raises(ToolError, match='resnet14 failed: the loss is NaN .*has the others'):
+        compare(cfg, ['resnet14', 'res2net14', 'resnext14'], 1, tmp_path)
+    text = (tmp_path / 'compare.md').read_text()
+    assert '`res2net14` | 0.500 | 0.400 |' in text and '`resnext14` bbox_mAP: +0.000' in text
+    assert (tmp_path / 'compare.png').stat().st_size
+
+
+def test_other_data_is_another_comparison(shapes, tmp_path, tiny_options):
+    cfg = load_config('faster_rcnn_r2n14_shapes', tiny_options)
+    root = Path(shutil.copytree(shapes, tmp_path / 'set'))
+    for split in ('train', 'val', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = str(root)
+    before = comparing._digest(cfg)
+    assert before == comparing._digest(cfg)
+    file = root / 'annotations/instances_val.json'
+    content = json.loads(file.read_text())
+    content['annotations'][0]['bbox'][0] += 0.5
+    file.write_text(json.dumps(content))
+    assert comparing._digest(cfg) != before
 
 
 def test_page():

@@ -1,5 +1,6 @@
 """Class activation maps, against Grad-CAM by hand; bad images do not stop the others."""
 
+import copy
 import runpy
 import sys
 from pathlib import Path
@@ -177,6 +178,14 @@ def test_detector(detector, photos, method, tmp_path):
     assert method == 'eigencam' or 'detections' in title and 'gradcam, 0' not in title
     spread = pixels.reshape(-1, 3).std(0)
     assert spread.min() > 5, 'heat over the image, not one colour'
+
+
+def test_scores_without_a_gradient(detector, photos):
+    cfg, checkpoint = copy.deepcopy(detector[0]), detector[1]
+    cfg.model.test_cfg.rcnn.nms.type = 'soft_nms'
+    explainer = Explainer(ConfiguredModel(cfg, str(checkpoint), 'cpu'), 'gradcam', None, 0.0)
+    with pytest.raises(ToolError, match='have no gradient .*--method eigencam'):
+        explainer.explain(photos / 'a.jpg')
 
 
 def test_no_detection_is_a_line(detector, photos, tmp_path):

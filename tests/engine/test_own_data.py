@@ -259,13 +259,35 @@ def test_masks_are_written_as_label_maps(tmp_path, values, ending, given):
     assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
 
 
+def test_channels_of_some_masks(tmp_path):
+    """Grey in three channels, or with an opaque one, is read whichever file is first."""
+    masks(tmp_path / 'a', (0, 1, 1))
+    files = sorted((tmp_path / 'a/masks/val').iterdir())
+    for file, mode in zip(files[1:], ('RGB', 'LA'), strict=False):
+        with Image.open(file) as image:
+            image.load()
+        image.convert(mode).save(file)
+    cfg = loaded(SEGMENTOR)
+    adapt(cfg, arguments(tmp_path, tmp_path / 'a', classes=['ground', 'pet']))
+    assert [summary.images for summary in check_data(cfg)] == [4, 4, 4]
+    dataset = cfg.val_dataloader.dataset
+    for file in files:
+        with Image.open(file) as image:
+            wanted = np.array(image.convert('L'))
+        written_map = Path(dataset.data_prefix.seg_map_path, file.name)
+        assert (np.array(Image.open(written_map)) == wanted).all() and wanted.any()
+
+
 def test_a_value_of_few_masks(tmp_path):
-    """255 is what counts as nothing, not the second class, if one of many masks shows it."""
+    """255 is the second class, or counts as nothing: one of many masks shows that it is unclear."""
     objects = {f'{i}': [('cat', 0, 0, 9, 9)] for i in range(130)}
     write_images(tmp_path / 'a/images/train', objects)
     write_masks(tmp_path / 'a/masks/train', objects, values=(0, 255, 1))
     write_masks(tmp_path / 'a/masks/train', {'77': [('dog', 0, 0, 9, 9)]}, values=(0, 255, 1))
-    data = OwnData(loaded(SEGMENTOR), tmp_path / 'a', tmp_path / 'w', classes=['ground', 'defect'])
+    given = loaded(SEGMENTOR), tmp_path / 'a', tmp_path / 'w'
+    with pytest.raises(DataError, match='some masks hold 1, and others 255.*--ignore-label 255'):
+        OwnData(*given, classes=['ground', 'defect'])
+    data = OwnData(*given, classes=['ground', 'defect'], ignored=255)
     assert not (tmp_path / 'w/data/maps').exists() and len(data.lines) == 3
 
 
@@ -380,6 +402,18 @@ def test_panoptic_and_classes_by_folder(tmp_path):
     for line in file.read_text().splitlines():
         name, label = line.split()
         assert (tmp_path / 'c' / name).is_file() and CLASSES[int(label)] == name.split('/')[0]
+    train, val, _ = check_data(cfg)
+    assert (train.whole, train.unchecked) == (True, []) and train.images + val.images > 2
+
+
+def test_a_misspelt_class_of_voc(tmp_path):
+    write_voc(tmp_path / 'a', scenes(8))
+    given = loaded(DETECTOR), tmp_path / 'a', tmp_path / 'work'
+    with pytest.raises(DataError, match="no object of class 'dogs'; did you mean dog"):
+        OwnData(*given, classes=['cat', 'dogs'])
+    data = OwnData(*given, classes=['cat', 'dog', 'zebra'])
+    assert data.classes == ('cat', 'dog', 'zebra')
+    assert 'note: 1 x class without objects: zebra' in data.lines
 
 
 @pytest.mark.parametrize('form', ['yolo', 'coco'])

@@ -276,6 +276,13 @@ def test_patterns_lists_and_places(tmp_path):
         find_sources(f'{tmp_path}/nothing*')
 
 
+def test_photos_that_are_not_read_are_named(tmp_path, capfd):
+    for name in ('a.jpg', 'b.JFIF', 'c.HEIC', 'd.avif', 'e.txt'):
+        (tmp_path / name).touch()
+    assert [file.name for file in find_sources(tmp_path)] == ['a.jpg', 'b.JFIF']
+    assert '2 photos are not read: c.HEIC, d.avif; save them as .jpg' in capfd.readouterr().out
+
+
 def test_places_are_below_the_given_folder(tmp_path):
     (tmp_path / 'in/deep').mkdir(parents=True)
     (tmp_path / 'in/deep/a.png').touch()

@@ -194,7 +194,10 @@ WRONG_TRUTH = {
     'box of text': (alter('annotations', bbox=['1', '2', '3', '4']), 'bbox must be 4 finite'),
     'area': (alter('annotations', area='big'), "area must be a finite number, but is 'big'"),
     'crowd': (alter('annotations', iscrowd='yes'), "iscrowd must be 0 or 1, but is 'yes'"),
-    'list': (alter('annotations', image_id=[1]), 'image_id must be a number or a text, but is [1]'),
+    'list': (
+        alter('annotations', image_id=[1]),
+        'image_id must be a whole number, without .0, or a text, but is [1]',
+    ),
     'name': (
         alter('categories', name=None),
         'categories[0]: name must be a text, but is None',
@@ -298,6 +301,7 @@ def test_what_does_not_count_is_noted(tmp_path, monkeypatch, capsys):
     assert status == 0
     notes = [line for line in text.splitlines() if line.startswith('note: ')]
     assert notes == [
+        'note: annotations without area: figures by size take that of the box',
         'note: 1 annotations do not count: the file has no such category',
         'note: scores are from 0.9 to 90, not from 0 to 1',
         'note: AP of all is with 100 detections (pycocotools), the rest with 300',
@@ -307,7 +311,8 @@ def test_what_does_not_count_is_noted(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ('written', 'note'),
     [
-        (lambda x, y, w, h: [x, y, x + w, y + h], 'all of its 12 boxes would be inside'),
+        (lambda x, y, w, h: [x, y, x + w, y + h], '12 of its 12 boxes would be inside'),
+        (lambda x, y, w, h: [x, y, x + w + 99 * (h == 63), y + h], '11 of its 12 boxes would be'),
         (lambda x, y, w, h: [x / 640, y / 480, w / 640, h / 480], 'within 0 to 1'),
         (lambda x, y, w, h: [x + w, y, -w, h], '12 boxes have a negative width'),
         (lambda *box: [*box], ''),

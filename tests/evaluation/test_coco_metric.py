@@ -8,10 +8,11 @@ import pytest
 import torch
 from metric_samples import CLASSES, ROOM, build, coco_samples, measured, pycocotools_figures
 from mmengine.logging import MMLogger
-from random_sets import random_set
+from pycocotools import mask as coco_mask
+from random_sets import SIDE, random_set
 
 import res2net_mm  # noqa: F401  (before mmdet)
-from res2net_mm.evaluation.coco import evaluate
+from res2net_mm.evaluation.coco import evaluate, shape_of
 
 
 @pytest.fixture(scope='module')
@@ -82,9 +83,29 @@ def test_coco_metric_without_detections_or_annotation_file(coco_file, tmp_path):
         ]
     out = tmp_path / 'r.json'
     found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, out=str(out)), samples)
-    expected = evaluate(annotations, results['bbox'], 'bbox').ap()
-    assert found['coco/bbox_mAP'] == pytest.approx(expected, abs=1e-4)
+    for a in annotations['annotations']:
+        del a['area']  # that of the boxes counts
+    expected = evaluate(annotations, results['bbox'], 'bbox').metrics()
+    assert {key.removeprefix('coco/'): value for key, value in found.items()} == pytest.approx(
+        expected, abs=1e-4
+    )
     assert sorted(file.name for file in tmp_path.iterdir()) == ['r.json', 'r.segm.json']
+    image = dict(height=SIDE, width=SIDE)
+    for sample in samples:  # with masks, their areas count for boxes too, as in COCO's files
+        of_image = [a for a in annotations['annotations'] if a['image_id'] == sample['img_id']]
+        for instance, a in zip(sample['instances'], of_image, strict=True):
+            instance['mask'] = shape_of(a, 'segm', image)
+            a['area'] = float(coco_mask.area(instance['mask']))
+    for kind in ('bbox', 'segm'):
+        expected = evaluate(annotations, results[kind], kind).metrics()
+        for sample in samples:
+            for instance in sample['instances']:
+                if isinstance(instance['mask']['counts'], str):  # after a call of mmdet's
+                    instance['mask']['counts'] = instance['mask']['counts'].encode()
+        found = measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, metric=kind), samples)
+        assert {key.removeprefix('coco/'): value for key, value in found.items()} == pytest.approx(
+            expected, abs=1e-4
+        )
 
 
 def test_coco_metric_refuses_what_it_cannot():

@@ -122,6 +122,17 @@ def test_dcn_costs_its_offsets_and_weights_more():
     assert (after.gflops - before.gflops) * 1e9 == pytest.approx(macs, rel=1e-6)
 
 
+def test_parts_that_are_not_run():
+    with torch.device('meta'):
+        model = Small().eval()
+        model.auxiliary_head = nn.Conv2d(3, 3, 1)
+        counted = describe_model(model, 8, 16)
+        assert counted.gflops == describe_model(Small().eval(), 8, 16).gflops
+        model.mask_head = nn.Sequential(nn.Conv2d(3, 3, 1))
+        with pytest.raises(ValueError, match='but has mask_head.0$'):
+            describe_model(model, 8, 16)
+
+
 def test_errors():
     with pytest.raises(ValueError, match='meta'):
         describe_model(Small(), 8, 8)

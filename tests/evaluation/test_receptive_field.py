@@ -8,6 +8,7 @@ from torch import nn
 
 from res2net_mm.evaluation.receptive_field import (
     effective_fields,
+    fields_by_level,
     format_fields,
     luo_side,
     random_fields,
@@ -134,6 +135,16 @@ def test_every_block_of_a_random_network_counts():
     assert all(block.norm3.weight.abs().min() > 0 for block in net.layer3)
     with pytest.raises(ValueError, match='did you mean'):
         random_network('res2net50_14w_8')
+
+
+def test_levels_of_others_backbones():
+    from mmdet.models import MobileNetV2, ResNet  # their train() returns None
+
+    image = torch.randn(1, 3, 65, 65)
+    assert [*fields_by_level(ResNet(18, num_stages=2, strides=(1, 2), dilations=(1, 1),
+                                    out_indices=(0, 1)), [image])] == ['C2', 'C3']  # fmt: skip
+    names = [*fields_by_level(MobileNetV2(out_indices=(1, 2)), [image])]
+    assert names == ['level 0', 'level 1']
 
 
 def test_statistics_come_from_the_images(monkeypatch):

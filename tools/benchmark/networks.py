@@ -298,7 +298,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
         for row in found:
             contender = contenders[row['name']]
-            other = 'another network, for scale' if contender.rule is None else ''
+            other = 'another network, folded, channels_last' if contender.rule is None else ''
             row.update(
                 group=dict(train='', dcn=work.kind).get(task, group_name(size, batch)),
                 size=list(size),

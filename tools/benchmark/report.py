@@ -27,11 +27,13 @@ PAGE = """# Benchmarks
 makes this page from its records. The command below each table writes its record.
 
 All rows of a table do the same work with the same number of threads, and in the same precision
-unless a row's name says otherwise. The contenders take turns in one run. Before anything is timed,
-the outputs of all rows that have a difference are compared; those of int8 and bfloat16 and of the
-backbones of `deploy` are not, and among the latter are other networks, for scale. Ratios are of
-medians. *Kept memory* means a process that keeps freed memory, as our tools do on a CPU. Profiles
-show where the time of short calls goes; to compare times, use the table above them.
+unless a row's name or note says otherwise. In `end to end` of `deploy`, files have a fixed size,
+while PyTorch keeps the proportions of an image, which may leave it fewer pixels. The contenders
+take turns in one run. Before anything is timed, the outputs of all rows that have a difference are
+compared; those of int8 and bfloat16 and of the backbones of `deploy` are not, and among the latter
+are other networks, for scale. Ratios are of medians. *Kept memory* means a process that keeps freed
+memory, as our tools do on a CPU. Profiles show where the time of short calls goes; to compare
+times, use the table above them.
 """
 
 

@@ -449,6 +449,9 @@ def masks2coco(
                 elif kind == 'binary':
                     _add_mask(coco, classes[0], values > 0, png)
                 else:
+                    if {*np.unique(values).tolist()} <= {0, IGNORED}:
+                        what = f'mask of 0 and {IGNORED}, which counts as one object at most'
+                        coco.notes.add(f'{what} (each piece: --kind labels --first 255)', png)
                     _add_each(coco, classes[0], values, f'{png} object')
     return coco.write(f'masks2coco of {masks}')
 
@@ -459,8 +462,10 @@ def mask_values(file: Path, binary: bool = False) -> np.ndarray:
     if binary and inverted(image):
         raise DataError(INVERTED, str(file), 'write the mask with 0 and 1, or in grey')
     values = np.array(image)
-    if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
-        values = values[..., 0]  # grey, written with three channels
+    if values.ndim == 3:
+        colours = values[..., :1] if values.shape[2] == 2 else values[..., :3]  # without alpha
+        if (colours == values[..., :1]).all():
+            values = values[..., 0]  # grey, written with several channels
     if values.ndim != 2:
         raise DataError('it is a colour image', str(file), 'a mask has one channel')
     return values
@@ -470,6 +475,8 @@ def _add_classes(coco: Conversion, file: Path, values: np.ndarray, first: int) -
     """Adds the connected pieces of each class in a label map."""
     last = first + len(coco.classes) - 1
     counts = (values >= first) & ((values != IGNORED) | (last >= IGNORED))
+    if (values[~counts] == IGNORED).any() and first <= IGNORED:
+        coco.left_out.add(f'mask with pixels of {IGNORED}, which is no class (see --first)', file)
     for value in np.unique(values[counts]).tolist():
         if value > last:
             coco.left_out.add(f'class of value {value}, of {first} to {last}', file)

@@ -31,12 +31,18 @@ def label_rule(
     """
     folder = str(masks[0].parent)
     shown = tqdm(masks, 'values of masks', leave=False, disable=None)
-    seen = set().union(*(_values(mask_values(file)) for file in shown))
+    each = [_values(mask_values(file)) for file in shown]
+    seen = set().union(*each)
     lossy = any(file.suffix.lower() in ('.jpg', '.jpeg') for file in masks)
     if not classes:
         what = f'its masks hold the values {listed(sorted(seen), 12)}, which nothing names'
         remedy = 'name them, from 0 on, with --classes, such as --classes background polyp'
         raise DataError(what, folder, f'{remedy} (0 and 255 are two classes)')
+    if len(classes) == 2 and ignored is None and not lossy and 1 in seen:
+        if any(IGNORED in values and 1 not in values for values in each):
+            what = f'some masks hold 1, and others {IGNORED} but no 1: which is a class?'
+            remedy = f'write it alike in all, or --ignore-label {IGNORED} if it is no class'
+            raise DataError(what, folder, remedy)
     if len(classes) == 2 and ignored is None and (lossy or seen in ({0, 255}, {255})):
         return lambda values: values >= 128, '128 to 255 count as the second class'
     if lossy:
@@ -51,8 +57,14 @@ def label_rule(
         )
     if ignored not in (None, IGNORED):
         return lambda values: np.where(values == ignored, IGNORED, values), f'{ignored} is ignored'
-    with Image.open(masks[0]) as image:
-        return (None, '') if len(image.getbands()) == 1 else (np.array, 'with one channel')
+    if all(_channels(file) == 1 for file in masks):
+        return None, ''
+    return np.array, 'with one channel'
+
+
+def _channels(file: Path) -> int:
+    with Image.open(file) as image:
+        return len(image.getbands())
 
 
 def _values(mask: np.ndarray) -> set[int]:

@@ -65,6 +65,7 @@ class Conversion:
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self.objects: dict[str, int] = {}  # class -> number, in the order of the categories
+        self.others: set[str] = set()  # names of objects that are no classes
         self.left_out = Tally()  # what is not in the json
         self.notes = Tally()  # what is in it but deserves a look
         self.yolo: Counter[str] = Counter()  # YOLO's boxes, for written_as_corners
@@ -101,6 +102,7 @@ class Conversion:
         if self.merge and name not in (self.classes or ()):
             name = self.spellings.setdefault(folded(name), name)
         if self.classes is not None and name not in self.classes:
+            self.others.add(name)
             like = self.spellings.get(folded(name))
             hint = f', as {like!r} is (--merge makes them one)' if like else ''
             self.left_out.add(f'object of class {name!r}, which is not asked for{hint}', where)

@@ -19,7 +19,9 @@ from ..errors import DataError
 from ..findings import Finding, error, warning
 
 #: Suffixes of image files, in lower case, in the order in which they are looked for.
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.jfif')
+#: Those of photos that are not read.
+UNREAD_SUFFIXES = ('.avif', '.dng', '.heic', '.heif', '.mpo')
 #: The EXIF tag that says how to turn an image. 1 is upright; ``TURNED`` and more swap its sides.
 ORIENTATION, TURNED = 0x0112, 5
 #: The environment variable that limits the pixels of an image.

@@ -63,9 +63,10 @@ class Node:
     @property
     def family(self) -> str | None:
         """``coco``, ``voc`` or ``semantic``, by what its class inherits from; ``folders`` for
-        mmpretrain's ``CustomDataset`` itself, without a list of files; else None."""
-        if self.cls and self.name == 'CustomDataset' and not self.config.get('ann_file'):
-            return 'folders'
+        mmpretrain's ``CustomDataset`` itself, if its classes are known; else None."""
+        if self.cls and self.name == 'CustomDataset' and self.option('with_label'):
+            if not self.config.get('ann_file') or self.given_classes is not None:
+                return 'folders'
         names = [cls.__name__ for cls in self.cls.__mro__] if self.cls else []
         return next((_KINDS[name] for name in names if name in _KINDS), None)
 
@@ -123,11 +124,15 @@ class Node:
         """The existing file that ``ann_file`` names."""
         return self.existing('ann_file', self.config.get('ann_file'), folder=False)
 
+    def image_folder(self) -> str:
+        """The existing folder of ``CustomDataset``."""
+        folder = self.option('data_prefix') or ''
+        folder = folder['img_path'] if isinstance(folder, Mapping) else folder
+        return self.existing('data_prefix', folder)
+
     def class_folders(self) -> dict[str, str]:
         """Name -> path of the folders, hidden ones too, that ``CustomDataset`` numbers."""
-        given = self.option('data_prefix') or ''
-        folder = given['img_path'] if isinstance(given, Mapping) else given
-        entries = os.scandir(self.existing('data_prefix', folder))
+        entries = os.scandir(self.image_folder())
         return dict(sorted((entry.name, entry.path) for entry in entries if entry.is_dir()))
 
     def classes(self) -> tuple[str, ...]:

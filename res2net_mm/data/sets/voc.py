@@ -112,7 +112,8 @@ def read_voc_set(
     xml_files = [os.path.join(xml_folder, f'{name}.xml') for name in names]
     yield from check_missing(xml_files, 'annotation files', file, node.key)
     images = [Image(find_image(os.path.join(folder, name), os.path.isfile)) for name in names]
-    least = (node.config.get('filter_cfg') or {}).get('bbox_min_size')
+    filters = None if node.config.get('test_mode') else node.config.get('filter_cfg')
+    least = (filters or {}).get('bbox_min_size')
     for image, xml_file in zip(images, xml_files, strict=True):
         if os.path.isfile(xml_file):
             reading = _read_objects(image, xml_file, classes, least)
