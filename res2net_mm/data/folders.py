@@ -361,8 +361,10 @@ def _class_folders(root: Path) -> Folder:
     for top, split in sorted(tops.items()):
         places = [(image, image.relative_to(top).parts) for image in _below(top, IMAGE_SUFFIXES)]
         named = {parts[0] for _, parts in places if len(parts) == 2 or split != ALL}
-        roles = _SPLITS.keys() | _IMAGES | _MASKS if split == ALL else ()
-        named -= {name for name in named if name.lower() in roles}
+        words = {name.lower() for name in named}
+        pairs = words & _IMAGES and words & _MASKS  # 'mask' beside 'no_mask' is a class
+        roles = _SPLITS.keys() | (_IMAGES | _MASKS if pairs else ())
+        named -= {name for name in named if split == ALL and name.lower() in roles}
         folder.splits[split] += [(i, top / p[0]) for i, p in places if len(p) > 1 and p[0] in named]
     names = {split: {p.name for _, p in pairs} for split, pairs in folder.splits.items()}
     known = names.get('train') or names.get(ALL) or set()

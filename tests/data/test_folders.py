@@ -307,6 +307,9 @@ def test_images_and_masks_are_no_classes(tmp_path):
     for task in ('classes', 'boxes'):
         with pytest.raises(DataError, match='it holds images and masks, which this model'):
             recognise(tmp_path, task)
+    for name in ('mask', 'no_mask'):
+        write_images(tmp_path / 'faces' / name, {'x': []})
+    assert recognise(tmp_path / 'faces', 'classes').classes == ('mask', 'no_mask')
 
 
 def test_an_image_that_is_named_like_a_mask(tmp_path):

@@ -324,6 +324,8 @@ def text_lines(file: Path) -> list[str]:
 
 
 def _text(file: Path) -> str:
+    if not file.is_file():
+        raise FileNotFoundError(f'there is no file {file}')
     try:
         return file.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as error:
