@@ -103,8 +103,8 @@ def set_epochs(cfg: Config, epochs: int | None, images: int) -> list[str]:
 
     Schedules keep their share of the run; validations and checkpoints become more frequent in a
     shorter one. A warm-up that takes most of the run becomes shorter, also if ``epochs`` is None.
-    ``images`` are those of the training set, 0 if unknown. Returns the new length in words, and
-    which steps of the learning rate such a short run does not reach.
+    ``images`` are those of the training set, 0 if unknown: then a warm-up stays. Returns the new
+    length in words, and which steps of the learning rate such a short run does not reach.
 
     Raises:
         ToolError: ``epochs`` cannot be iterations, as the number of images is unknown.
@@ -145,7 +145,8 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> list[st
     for _, schedule in schedules(cfg):
         if schedule.get('by_epoch', True) != by_steps:
             timed += [(schedule, k) for k in ('begin', 'end', 'T_max', 'milestones', 'step_size')]
-    timed += [(hook, 'switch_epoch') for hook in cfg.get('custom_hooks') or ()]
+    from_end = 'switch_epoch', 'num_last_epochs'
+    timed += [(hook, key) for hook in cfg.get('custom_hooks') or () for key in from_end]
     if dynamic := cfg.train_cfg.get('dynamic_intervals'):
         cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
     for part, key in timed:
@@ -161,11 +162,16 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> list[st
                 lost = f'of its steps at {list(value)}, {part[key] or "none"} are left'
                 notes.append(f'note: the run is too short for all learning rates: {lost}')
         elif value:
-            part[key] = scaled(value)
+            most = length - (key in ('begin', *from_end))
+            part[key] = min(scaled(value), most)
         if key == 'T_max' and part.get(key):
             part[key] = max(1, min(part[key], length - (part.get('begin') or 0)))
+    for _, schedule in schedules(cfg):
+        if schedule.get('end') is not None:
+            schedule.end = max(schedule.end, (schedule.get('begin') or 0) + 1)
     # a longer run is not measured or saved less often
-    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') if by_steps else None
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    checkpoint = checkpoint if checkpoint.get('by_epoch', True) != by_steps else None
     for part, key in ((cfg.train_cfg, 'val_interval'), (checkpoint, 'interval')):
         if part and part.get(key):
             part[key] = min(part[key], scaled(part[key]))

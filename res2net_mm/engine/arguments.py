@@ -97,6 +97,8 @@ def add_shared(parser: argparse.ArgumentParser, *names: str, **changes: str) -> 
 
     ``changes`` is what differs in this tool, such as ``help``.
     """
+    if '--launcher' in names:  # python -m torch.distributed.launch adds it
+        parser.add_argument('--local-rank', '--local_rank', type=int, help=argparse.SUPPRESS)
     for name in names:
         parser.add_argument(name, **{**_SHARED[name], **changes})
 

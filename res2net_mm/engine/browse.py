@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.registry import MODELS, init_default_scope
 
 from ..checks import check_positive
@@ -54,8 +55,10 @@ def _figures(cfg: Config) -> Iterator[str]:
         loader = seeded_loader({**cfg.train_dataloader, 'persistent_workers': False}, seed, seed)
     as_rgb = given.get('bgr_to_rgb') or given.get('to_rgb')
     names = (getattr(loader.dataset, 'metainfo', None) or {}).get('classes') or ()
+    hub = MessageHub.get_current_instance()
     for i, batch in enumerate(loader, 1):
         seed_step(seed, 0, i - 1)
+        hub.update_info('iter', i - 1)  # for mmdet's BatchSyncRandomResize
         data = preprocessor(batch, True)
         shape = ' x '.join(map(str, data['inputs'].shape))
         for inputs, sample in zip(data['inputs'], data['data_samples'], strict=True):

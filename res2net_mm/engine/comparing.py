@@ -33,7 +33,7 @@ from ..deploy.running import ExportedModel
 from ..evaluation.complexity import describe_stages
 from ..evaluation.models import describe_model
 from ..files import write_text, writing
-from ..registry import MODELS, ROOT_MODELS
+from ..registry import MODELS, ROOT_MODELS, SCOPE
 from .config import drop_backbone_rates, our_backbones, walk_dicts
 from .errors import ToolError, building_config, is_mistake, one_line
 from .evaluate import run_test
@@ -84,6 +84,7 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
     for name, variant in variants.items():
         home = out / name.replace('/', '_')
         try:
+            cost = _cost(variant)
             folders = [_run(variant, seed, home, data) for seed in range(seeds)]
         except Exception as error:  # must not cost the others
             if not is_mistake(error):
@@ -100,8 +101,7 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
         scores = {name: [run[key] for run in runs] for key, name in names.items()}
         logs = [sorted(folder.glob('*/vis_data/scalars.json')) for folder in folders]
         losses = [read_scalars(log)[0].get('loss', {}) for log in logs]
-        cost = *_cost(variant), _exported(variant, folders[0])
-        found.append(Compared(name, *cost, scores, losses))
+        found.append(Compared(name, *cost, _exported(variant, folders[0]), scores, losses))
     if found:
         with writing(out / 'compare.png', durable=False) as file:
             _chart(found).savefig(file, dpi=120)
@@ -113,12 +113,15 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
 
 
 def _digest(cfg: Config) -> bytes:
-    """Tells the data of a config from others: what is in them, and their annotation files."""
+    """Tells the data of a config from others: annotation files, and names and sizes of others."""
     digest = hashlib.blake2b(repr(check_data(cfg)).encode(), digest_size=8)
     for part in walk_dicts([cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]):
-        file = Path(part.get('data_root') or '', part.get('ann_file') or '')
-        if part.get('ann_file') and file.is_file():
-            digest.update(file.read_bytes())
+        root, prefix = Path(part.get('data_root') or ''), part.get('data_prefix') or {}
+        if part.get('ann_file') and (root / part.ann_file).is_file():
+            digest.update((root / part.ann_file).read_bytes())
+        for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
+            files = sorted(file for file in (root / folder).rglob('*') if file.is_file())
+            digest.update(repr([(str(file), file.stat().st_size) for file in files]).encode())
     return digest.digest()
 
 
@@ -154,10 +157,12 @@ def with_backbone(cfg: Config, name: str) -> Config:
     neck = cfg.model.get('neck')
     if not neck or not isinstance(neck.get('in_channels'), list):
         raise ToolError('--config needs a neck, such as FPN, whose in_channels can be set')
-    levels = slice(-len(neck.in_channels), None)
+    levels, wanted, own = slice(-len(neck.in_channels), None), (4, 8, 16, 32), cfg.model.backbone
     with torch.device('meta'), building_config('backbone'):
-        net, own = MODELS.build(part), ROOT_MODELS.build(ConfigDict(cfg.model.backbone))
-    wanted = getattr(own, 'out_strides', (4, 8, 16, 32))[levels]
+        net = MODELS.build(part)
+        if type_name(own).startswith(f'{SCOPE}.'):
+            wanted = MODELS.build(ConfigDict(own, init_cfg=None)).out_strides
+    wanted = wanted[levels]
     if net.out_strides[levels] != wanted:  # anchors and pooling are made for them
         raise ToolError(
             f'--backbones: {name} has features of strides {listed(net.out_strides)}, but the head '

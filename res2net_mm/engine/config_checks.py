@@ -76,9 +76,9 @@ def check_training(cfg: Config, images: int) -> list[str]:
     for name, schedule in schedules(cfg):
         begin = schedule.get('begin') or 0
         whole = schedule.get('T_max')
-        end = schedule.get('end')
-        if end is None:
-            end = math.inf if whole is None else begin + whole
+        ends = dict(end=schedule.get('end'), T_max=None if whole is None else begin + whole)
+        ends = {key: value for key, value in ends.items() if value is not None}
+        end = next(iter(ends.values()), math.inf)
         kind = f'{name} ({schedule.get("type")})'
         if end <= begin:
             raise ToolError(f'{kind} ends at {end}, before it begins at {begin}: set {name}.end')
@@ -90,10 +90,11 @@ def check_training(cfg: Config, images: int) -> list[str]:
             warnings.append(
                 f'WARNING: {kind} never starts: it begins at {unit} {begin} of {length}'
             )
-        elif length < end < math.inf:
+        elif late := {key: end for key, end in ends.items() if length < end < math.inf}:
+            keys = ' and '.join(f'{name}.{key}' for key in late)
             warnings.append(
-                f'WARNING: {kind} runs to {unit} {end}, but training ends at {length}: set '
-                f'{name}.end, or learning rates never reach its end'
+                f'WARNING: {kind} runs to {unit} {max(late.values())}, but training ends at '
+                f'{length}: set {keys}, or learning rates never reach its end'
             )
     return warnings
 

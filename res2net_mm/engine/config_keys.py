@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mmengine import registry as registries
@@ -56,9 +57,11 @@ def check_keys(cfg: Config) -> None:
     resembles one that is read.
     """
     for key in cfg.keys() - TOP:
-        if key.endswith('_pipeline'):
-            continue  # files name these lists as they like
-        if near := nearest(key, TOP, _CUTOFF):
+        if callable(cfg[key]) or isinstance(cfg[key], ModuleType):
+            continue  # what a config of Python's syntax imports
+        near = nearest(key, TOP, _CUTOFF)
+        # files name variables after keys: test_pipeline, val_evaluator_dice, train_dataloader2
+        if near and not (key.endswith('_pipeline') or re.match(rf'{near}[_\d]', key)):
             raise _unread(key, [near])
     loaders = _parameters(DataLoader) | {'num_batch_per_epoch'}
     loop = cfg.get('train_cfg') or {}
@@ -159,10 +162,11 @@ def _check_value(key: str, old: Any, new: Any) -> None:
 def _check_variable(cfg: Config, name: str, rest: list[str]) -> None:
     """Raises at a name at the top that nothing reads: a variable, or a key at the wrong level."""
     value = cfg.get(name)
+    shadowed = 'data_preprocessor' if 'data_preprocessor' in (cfg.get('model') or {}) else None
     telling = value if isinstance(value, (str, list, tuple, dict)) and len(value) > 1 else None
     uses = [
         '.'.join([path, *rest])
-        for path, part in walk({key: cfg[key] for key in cfg if key in TOP and key != name})
+        for path, part in walk({k: cfg[k] for k in cfg if k in TOP and k not in (name, shadowed)})
         if path.rpartition('.')[2] == name or (telling is not None and part == telling)
     ]
     if name in cfg:

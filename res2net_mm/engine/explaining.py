@@ -62,7 +62,9 @@ class Explainer(nn.Module):
         with torch.set_grad_enabled(self.method == 'gradcam'):
             try:
                 heat = self.cam(inputs, targets=[lambda score: score])[0]
-            except NotImplementedError as error:  # an operator without gradient
+            except NotImplementedError as error:
+                if 'mode AD' not in str(error):  # torch's word of an operator without gradient
+                    raise
                 remedy = 'use --method eigencam, or nms in test_cfg instead of soft_nms'
                 what = f'the scores of {type(self.model).__name__} have no gradient'
                 raise ToolError(f'{what} ({one_line(error)}): {remedy}') from error

@@ -177,10 +177,6 @@ class OwnData:
         report = Conversion(out, names or None, force=True)
         report.keypoints = self.folder.keypoints
         convert_files(report, kind, pairs, root)
-        for name, count in report.objects.items():
-            if not count and (hint := did_you_mean(name, report.others)):
-                what = f'it has no object of class {name!r}{hint}'
-                raise DataError(what, str(self.folder.root), 'correct --classes')
         self.notes += [line.strip() for line in report.left_out.lines() + report.notes.lines()]
         return root, out, load_coco(str(out))
 

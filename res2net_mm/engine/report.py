@@ -12,13 +12,14 @@ from mmengine.dist import get_world_size
 
 from ..checks import check_positive
 from ..data.check.survey import SplitSummary, format_summary
+from ..data.sets.nodes import type_name
 from ..ops.memory import keep_freed_memory
 from ..ops.mmcv_ext import describe_ops
 from ..registry import MODELS
 from ..weights.sources import OPEN_MMLAB
 from ..weights.zoo import IMAGENET_MEAN, IMAGENET_STD, SCHEME
 from .config import images_per_step, our_networks, pretrained, require, timm_backbones
-from .config_checks import check_training
+from .config_checks import check_training, schedules
 from .errors import ToolError
 
 
@@ -57,10 +58,11 @@ def describe_batch(cfg: Config) -> str:
         return f'{line}; learning rate {lr:g} x {batch}/{base} (scaled) = {lr * batch / base:g}'
     line += f'; learning rate {lr:g}'
     if base and base != batch:
-        line += (
-            f'. WARNING: it is meant for {base} images; pass --auto-scale-lr, or set '
-            f'optim_wrapper.optimizer.lr to {lr * batch / base:g}'
-        )
+        remedy = f'pass --auto-scale-lr, or set optim_wrapper.optimizer.lr to {lr * batch / base:g}'
+        for name, schedule in schedules(cfg):
+            if type_name(schedule).endswith('OneCycleLR'):  # whose rates are absolute
+                remedy = f'multiply {name}.eta_max by {batch / base:g}'
+        line += f'. WARNING: it is meant for {base} images; {remedy}'
     return line
 
 

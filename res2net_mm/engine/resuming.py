@@ -47,6 +47,7 @@ _UNSET = 'not set'
 def run_facts(runner: Runner) -> dict[str, Any]:
     """What a checkpoint's ``meta`` holds for the run that resumes from it."""
     facts = dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())
+    facts['within'] = getattr(runner.train_loop, 'within', 0)  # an epoch: samplers may miscount
     earlier = getattr(runner, 'earlier_lengths', [])
     return {FACTS: dict(facts, earlier_lengths=earlier) if earlier else facts}
 
@@ -294,7 +295,8 @@ def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any])
     if not isinstance(runner.train_loop, EpochBasedTrainLoop):
         return False
     epoch, done, length = meta['epoch'], meta['iter'], len(runner.train_dataloader)
-    before = meta.get(FACTS, {}).get('epoch_length')
+    facts = meta.get(FACTS, {})
+    before = facts.get('epoch_length')
     whole = epoch > 0 and done % epoch == 0
     if before is None:  # another program's file
         other_data = any(key.startswith('train_dataloader') for key in changed)
@@ -305,17 +307,18 @@ def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any])
             f'epochs of {before}: the processes, the batch or the data differ, and this file does '
             f'not say which. Set them back, or {_ANEW}'
         )
-    within = done - epoch * before
-    if within and before == length and 0 < within <= length:
-        return False  # the loop goes on there
+    within = facts.get('within', max(0, done - epoch * before))
+    if within and before == length:
+        runner.train_loop.within = within
+        return False
     if within:
         raise ToolError(
             f'the checkpoint was saved at iteration {done}, within an epoch: its {epoch} epochs '
             f'have {before} iterations each, and now an epoch has {length}. Set the processes, the '
             f'batch and the data back, or resume from a checkpoint of the end of an epoch'
         )
-    meta['iter'] = epoch * length
     if before != length:
+        meta['iter'] = epoch * length
         runner.logger.warning(
             f'an epoch has {length} iterations and had {before}: the run resumes at epoch '
             f'{epoch + 1}, iteration {meta["iter"] + 1} of {runner.max_iters}'

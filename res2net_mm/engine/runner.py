@@ -96,6 +96,9 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     use_safe_loading(trust)
     if not trust:
         check_arrays(cfg)
+    if cfg.get('runner_type', 'Runner') not in ('Runner', 'mmengine.Runner') or cfg.get('strategy'):
+        what = f'runner_type={cfg.get("runner_type")!r}, strategy={cfg.get("strategy")!r}'
+        raise ToolError(f'the config has {what}, but these tools have a Runner of their own')
     cfg = cfg.copy()
     started_from = cfg.pop('started_from', None)
     with building_config():
@@ -122,7 +125,9 @@ def check_weights(cfg: Config) -> None:
 def _set_precision(cfg: Config, amp: bool) -> None:
     """Puts the optimizer wrapper for mixed precision in, if the tool or the config asks for it."""
     wrapper = cfg.get('optim_wrapper')
-    kind = wrapper.get('type', 'OptimWrapper') if isinstance(wrapper, dict) else None
+    kind = None
+    if isinstance(wrapper, dict):
+        kind = (type_name(wrapper) or 'OptimWrapper').removeprefix('mmengine.')
     if kind and 'optimizer' not in wrapper:
         kind = 'several optimizers'
     device = get_device()
@@ -147,7 +152,7 @@ def _set_precision(cfg: Config, amp: bool) -> None:
 def _choose_checkpoint(cfg: Config, resume: str | None, trust: bool) -> str | None:
     """Decides which checkpoint the run resumes from, and returns it; None starts a new run."""
     given = cfg.get('load_from')
-    if resume is None and given and '://' not in given and not Path(given).exists():
+    if resume is None and given and '://' not in given and not Path(given).expanduser().exists():
         raise FileNotFoundError(f'load_from {given} of the config does not exist')
     if resume is None and cfg.get('resume'):
         resume = given or 'auto'
@@ -220,8 +225,9 @@ def add_safeguards(cfg: Config) -> list[str]:
         if new:
             changes.setdefault(f'{gone} -> {new}' if gone else f'+ {new}', []).append(key)
     lines = [f'{", ".join(keys)}: {line}' for line, keys in changes.items()]
-    if 'train' in splits:
+    if 'train' in splits and 'num_batch_per_epoch' not in cfg.train_dataloader:
         lines.append('train_dataloader: samples draw from seeds of their own (SeededSampler)')
+    if 'train' in splits:
         lines.append('default_hooks.checkpoint: CheckpointHook -> res2net_mm CheckpointHook')
     return lines
 

@@ -47,9 +47,11 @@ _Base = mmengine.runner.Runner
 class EpochLoop(EpochBasedTrainLoop):
     """mmengine's loop, but a resumed run goes on within an epoch too."""
 
+    within = 0  # batches of this epoch that are done
+
     def run_epoch(self) -> None:
         """Trains the rest of an epoch; batches that are done are not trained again."""
-        done = self.iter - self.epoch * len(self.dataloader)
+        done = self.within
         sampler = getattr(self.dataloader.batch_sampler, 'sampler', None)
         plain = type(self.dataloader.batch_sampler) is BatchSampler
         if done and plain and isinstance(sampler, SeededSampler):  # which need not load them
@@ -58,7 +60,9 @@ class EpochLoop(EpochBasedTrainLoop):
         self.runner.model.train()
         for place, batch in enumerate(self.dataloader):
             if place >= done:
+                self.within = place + 1
                 self.run_iter(place, batch)
+        self.within = 0
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 

@@ -37,15 +37,15 @@ class MergingHook(Hook):
 def use_tta(cfg: Config) -> MergingHook:
     """Makes the test data of a config give each image in three sizes, as it is and mirrored.
 
-    ``tta_pipeline`` and ``tta_model`` of the config, if it has both, say how instead. Raises a
+    ``tta_pipeline`` and ``tta_model`` of the config, if it has them, say how instead. Raises a
     ToolError if mmdet and mmseg cannot merge what the model predicts.
     """
-    merging = _merging(cfg)
-    own = cfg.get('tta_model') and cfg.get('tta_pipeline')
-    merging = cfg.tta_model if own else merging
+    merging, own = cfg.get('tta_model'), cfg.get('tta_pipeline')
+    if not merging or type_name(merging).rpartition('.')[2] in ('DetTTAModel', 'SegTTAModel'):
+        merging = {**_merging(cfg), **(merging or {})}
     for part in walk_dicts(cfg.test_dataloader.dataset):
         if 'pipeline' in part:
-            part['pipeline'] = harden_pipeline(cfg.tta_pipeline) if own else _views(part.pipeline)
+            part['pipeline'] = harden_pipeline(own) if own else _views(part.pipeline)
     return MergingHook(merging)
 
 

@@ -74,7 +74,7 @@ def watch_run(
         hooks += [dict(type=f'{SCOPE}.{name}') for name in ('ValLossHook', 'ReportHook')]
         if 'train_cfg.val_interval' not in given:
             lines += _validate_often(cfg, images, steps)
-        if 'checkpoint' in default_hooks:
+        if default_hooks.get('checkpoint'):
             lines += _keep_best(default_hooks['checkpoint'])
     if early_stop is not None:
         check_positive('--early-stop', early_stop)

@@ -57,6 +57,8 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
             self.files = dict(bbox=Path(out), segm=Path(out).with_suffix('.segm.json'))
         elif outfile_prefix is not None:
             self.files = {kind: Path(f'{outfile_prefix}.{kind}.json') for kind in FIELDS}
+        if self._coco_api is None and not self.format_only:
+            warn('CocoMetric without ann_file: figures by size take the areas of masks, or boxes')
         items = set(self.metric_items or ())
         fitting = [n for n in (MAX_DETS, MMDET_LIMITS) if items <= {*metric_names(n)}]
         self.limits_given = proposal_nums is not None
@@ -111,14 +113,13 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         """Content of the annotation file, or what mmdet makes of the samples' instances."""
         if self._coco_api is not None:
             return {'annotations': [], **self._coco_api.dataset}
-        if {*self.metrics} & {'bbox', 'proposal', 'segm'} and not self.format_only:
-            warn('without ann_file, CocoMetric takes the areas of boxes, or masks, for sizes')
         with tempfile.TemporaryDirectory() as folder:
             file = self.gt_to_coco_json(truths, self.outfile_prefix or f'{folder}/results')
             truth = {'annotations': [], **json.loads(Path(file).read_text())}
+        sizes = {image['id']: image for image in truth['images']}
         for a in truth['annotations']:
             if 'segmentation' in a:  # mmdet writes the area of the box
-                a['area'] = area_of({**a, 'area': None}, 'segm', {})
+                a['area'] = area_of({**a, 'area': None}, 'segm', sizes[a['image_id']])
         return truth
 
     def _results(self, predicted: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..backbones import Backbone
 from ..checks import listed
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 
 PROPOSALS = 1000
 MASKS = 100
+_PARTLY_RUN = ('backbone', 'decode_head', 'auxiliary_head', 'head')  # the rest is for training
 
 
 class ModelCost(NamedTuple):
@@ -46,7 +48,7 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
     counts, rules, weighted, ran = [], _rules(), {}, set()
     for name, module in model.named_modules():
         weighs = any(p.numel() > 1 for p in module.parameters(recurse=False))
-        if weighs and 'auxiliary_head' not in name:
+        if weighs and not name.startswith(_PARTLY_RUN):
             weighted[module] = '.'.join(name.split('.')[:2])
             module.register_forward_hook(lambda m, *_: ran.add(m))
         rule = next((rule for kinds, rule in rules.items() if isinstance(module, kinds)), None)
@@ -56,12 +58,14 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
             )
         elif weighs:
             module.register_forward_hook(_refuse)
-    channels = next(p.shape[1] for p in model.parameters() if p.dim() == 4)
+    backbone, channels = getattr(model, 'backbone', None), 3
+    if isinstance(backbone, Backbone):
+        channels = next(p.shape[1] for p in backbone.parameters() if p.dim() == 4)
     with torch.no_grad():
         _run(model, torch.empty(1, channels, height, width, device='meta'))
     if unknown := [part for module, part in weighted.items() if module not in ran]:
         what = listed(dict.fromkeys(unknown))
-        raise ValueError(f'model must have parts that these rules know, but has {what}')
+        raise ValueError(f'model must use all of its heads, but {what} has weights that do not run')
     params = [(p.numel(), p.requires_grad) for p in model.parameters()]
     trained = sum(n for n, trains in params if trains)
     return ModelCost(trained, sum(n for n, _ in params), sum(counts) / 1e9)

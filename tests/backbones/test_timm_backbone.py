@@ -108,6 +108,13 @@ def test_frozen_network_whose_mode_returns_nothing():
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_levels_beside_each_other_cannot_be_frozen():
+    with pytest.raises(
+        ValueError, match='frozen_stages must be -1 for hrnet_w18_small: its levels'
+    ):
+        TimmBackbone('hrnet_w18_small', frozen_stages=2)
+
+
 def test_norm_eval_keeps_statistics():
     net = TimmBackbone(SMALL, norm_eval=True).train()
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]

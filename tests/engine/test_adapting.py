@@ -95,6 +95,27 @@ def test_switches():
     cfg.custom_hooks = [dict(type='PipelineSwitchHook', switch_epoch=9, switch_pipeline=[])]
     set_epochs(cfg, 24, 100)
     assert cfg.custom_hooks[0].switch_epoch == 18
+    set_epochs(cfg, 2, 100)  # the second part of a run does not vanish
+    assert cfg.custom_hooks[0].switch_epoch == 1
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 3, 5, 8, 10, 30])
+def test_schedules_that_end_a_run(epochs):
+    """As YOLOX has them: a warm-up, a cosine, and a constant rate without mosaic at the end."""
+    cfg = loaded('faster_rcnn_r2n50')
+    cfg.train_cfg.max_epochs = 300
+    cfg.param_scheduler = [
+        dict(type='mmdet.QuadraticWarmupLR', by_epoch=True, begin=0, end=5),
+        dict(type='CosineAnnealingLR', by_epoch=True, begin=5, T_max=285, end=285),
+        dict(type='ConstantLR', by_epoch=True, factor=1, begin=285, end=300),
+    ]
+    cfg.custom_hooks = [dict(type='YOLOXModeSwitchHook', num_last_epochs=15)]
+    cfg.default_hooks.checkpoint.interval = 10
+    set_epochs(cfg, epochs, 160)
+    assert cfg.custom_hooks[0].num_last_epochs < epochs
+    assert 1 <= cfg.default_hooks.checkpoint.interval <= max(1, round(epochs / 30))
+    assert all(s.begin < s.end <= epochs for s in cfg.param_scheduler)
+    check_training(cfg, 160)
 
 
 def test_batch():

@@ -17,3 +17,11 @@ def test_config_options_that_are_none(option, capsys):
         parser.parse_args(['--cfg-options', 'a.b=1', option])
     assert end.value.code == 2
     assert 'argument --cfg-options: each must be KEY=VALUE' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['--local-rank=1', '--local_rank=1'])
+def test_what_torchs_older_launcher_adds(option):
+    parser = argparse.ArgumentParser('tool')
+    add_shared(parser, '--launcher')
+    assert parser.parse_args([option, '--launcher', 'pytorch']).launcher == 'pytorch'
+    assert 'local' not in parser.format_help()

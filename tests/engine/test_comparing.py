@@ -54,6 +54,12 @@ def test_features_must_have_the_strides_of_the_head():
         with_backbone(loaded('faster_rcnn_r50'), 'res2net50')
 
 
+def test_backbones_of_others_may_be_in_the_config():
+    assert with_backbone(loaded('faster_rcnn_r50'), 'timm/rexnet_100').model.neck.in_channels == [
+        38, 61, 128, 185
+    ]  # fmt: skip
+
+
 def test_a_failed_run_costs_no_other(tmp_path, monkeypatch):
     def run(cfg, seed, out, data):
         if (cfg.model.backbone.scales, cfg.model.backbone.groups) == (1, 1):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from res2net_mm.data.sets.nodes import type_name
 from res2net_mm.engine.classes import KEY
 from res2net_mm.engine.config import load_config
 from res2net_mm.engine.config_keys import check_arguments, check_keys, check_options
@@ -106,8 +107,17 @@ def test_options_that_are_read(shapes_config, option, value):
 def test_variables_of_a_file_are_its_own_affair(tmp_path):
     path = tmp_path / 'mine.py'
     base = f'_base_ = {str(CONFIGS / SHAPES)!r}\n'
-    path.write_text(base + 'num_epochs = 3\nmy_models = 1\nloader = dict(batchsize=1)\n')
+    variables = 'num_epochs = 3\nmy_models = 1\nloader = dict(batchsize=1)\n'
+    path.write_text(base + variables + 'val_evaluator_dice = 1\ntrain_dataloader2 = 2\n')
     load_config(path)
+    imports = (
+        'from mmengine.config import read_base\nfrom mmengine.hooks import ParamSchedulerHook\n'
+    )
+    scheduler = 'default_hooks = dict(param_scheduler=dict(type=ParamSchedulerHook))\n'
+    path.write_text(imports + scheduler)
+    assert (
+        type_name(load_config(path).default_hooks.param_scheduler) == 'mmengine.ParamSchedulerHook'
+    )
     for key in ('randomnes', 'custom_hook', 'optim_wraper', 'train_dataloaders'):
         path.write_text(base + f'{key} = dict()\n')
         with pytest.raises(ToolError, match=f'nothing reads {key} of the config; did you mean '):

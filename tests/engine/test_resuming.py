@@ -62,6 +62,18 @@ class EvenFirstOfResuming(torch.utils.data.BatchSampler):
         yield from (ordered[k : k + 2] for k in range(0, len(ordered), 2))
 
 
+@DATA_SAMPLERS.register_module(force=True)
+class MiscountedOfResuming(torch.utils.data.SequentialSampler):
+    """Yields ``real`` indices, as samplers that repeat or drop images do, and says 8."""
+
+    def __init__(self, dataset, real, seed=None):
+        self.real = real
+        super().__init__(dataset)
+
+    def __iter__(self):
+        return (i % 8 for i in range(self.real))
+
+
 SCHEDULES = {
     'cosine': [
         dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=3),
@@ -131,7 +143,7 @@ def test_the_same_config_goes_on_without_a_word(run):
     same_state(folder / 'epoch_2.pth', resumed / 'epoch_2.pth')
     assert 'differs' not in said and 'learning rate' not in said
     meta = read_checkpoint(folder / 'epoch_2.pth')['meta']['res2net_mm_run']
-    assert meta == dict(epoch_length=4, world_size=1)
+    assert meta == dict(epoch_length=4, world_size=1, within=0)
 
 
 @pytest.mark.parametrize('schedule', SCHEDULES)
@@ -236,6 +248,26 @@ def test_batches_by_shape_go_on_within_an_epoch(run):
     rest, resumed, _ = run(config(**changes), folder / 'iter_3.pth')
     assert rest == whole[3:] and len(rest) == 5
     same_state(folder / 'iter_8.pth', resumed / 'epoch_2.pth')
+
+
+@pytest.mark.parametrize('real', [12, 6])
+def test_samplers_that_miscount(run, real):
+    changes = {'train_dataloader.sampler': dict(type='MiscountedOfResuming', real=real)}
+    changes['train_dataloader.sampler']['_delete_'] = True
+    changes['param_scheduler'] = []
+    inside = {'default_hooks.checkpoint': dict(type='CheckpointHook', interval=1, by_epoch=False)}
+    steps = real // 2
+    whole, folder, _ = run(config(**changes, **inside, epochs=3))
+    assert len(whole) == 3 * steps
+    _, folder_of_epochs, _ = run(config(**changes, epochs=3))
+    for file, done in (('epoch_1.pth', steps), ('epoch_2.pth', 2 * steps)):
+        rest, resumed, said = run(config(**changes, epochs=3), folder_of_epochs / file)
+        assert [step for step, *_ in rest] == [step for step, *_ in whole[done:]], said
+        same_state(folder_of_epochs / 'epoch_3.pth', resumed / 'epoch_3.pth')
+    for done in (1, steps, steps + 2):
+        rest, resumed, _ = run(config(**changes, epochs=3), folder / f'iter_{done}.pth')
+        assert len(rest) == 3 * steps - done
+        same_state(folder_of_epochs / 'epoch_3.pth', resumed / 'epoch_3.pth')
 
 
 def test_the_seed_stays_and_a_finished_run_is_finished(run):

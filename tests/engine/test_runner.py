@@ -63,7 +63,7 @@ def test_safeguards_are_named_one_line_each():
     assert lines['val_dataloader, test_dataloader'] == (
         'LoadImageFromFile -> res2net_mm.LoadImageFromFile'
     )
-    assert lines['val_evaluator, test_evaluator'].startswith('CocoMetric -> res2net_mm.evaluation')
+    assert lines['val_evaluator, test_evaluator'].startswith('CocoMetric -> res2net_mm.CocoMetric')
     assert lines['custom_hooks'].count('res2net_mm.') == len(HOOKS)
     again = dict(line.split(': ', 1) for line in add_safeguards(cfg))
     assert set(again) == {'train_dataloader', 'default_hooks.checkpoint'}, "the Runner's own"
@@ -119,6 +119,12 @@ def test_what_mixed_precision_and_scaling_cannot_do():
     cfg.param_scheduler = [dict(type='OneCycleLR', eta_max=0.1, total_steps=9, by_epoch=False)]
     with pytest.raises(ToolError, match='cannot scale param_scheduler.0: set its eta_max'):
         prepare_config(cfg, auto_scale_lr=True)
+
+
+def test_runners_of_others_are_refused():
+    cfg = load_config('faster_rcnn_r2n14_shapes.py', {'runner_type': 'FlexibleRunner'})
+    with pytest.raises(ToolError, match="runner_type='FlexibleRunner'.*a Runner of their own"):
+        build_runner(cfg)
 
 
 def test_a_resumed_run_builds_no_pretrained_weights_and_writes_them(tmp_path, monkeypatch):

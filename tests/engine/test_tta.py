@@ -166,6 +166,12 @@ def test_a_config_may_say_how(detector):
     assert use_tta(cfg).merging == cfg.tta_model
     kinds = [step['type'] for step in cfg.test_dataloader.dataset.pipeline]
     assert kinds == ['res2net_mm.LoadImageFromFile', 'TestTimeAug']
+    cfg = load_config('mask_rcnn_r2n50.py', {'tta_model.type': 'MyMaskTTAModel'})
+    assert use_tta(cfg).merging == dict(type='MyMaskTTAModel')
+    cfg = copy.deepcopy(detector[0])
+    cfg.tta_pipeline = [dict(type='TestTimeAug', transforms=[])]
+    assert use_tta(cfg).merging['tta_cfg']['max_per_img'] == 100
+    assert [step['type'] for step in cfg.test_dataloader.dataset.pipeline] == ['TestTimeAug']
 
 
 def test_pipelines_that_pad_or_do_not_resize():

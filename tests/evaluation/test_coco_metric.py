@@ -96,6 +96,11 @@ def test_coco_metric_without_detections_or_annotation_file(coco_file, tmp_path):
         for instance, a in zip(sample['instances'], of_image, strict=True):
             instance['mask'] = shape_of(a, 'segm', image)
             a['area'] = float(coco_mask.area(instance['mask']))
+    sample = next(s for s in samples if s['instances'])
+    instance, kept = sample['instances'][0], dict(sample['instances'][0]['mask'])
+    instance['mask'] = [[4, 4, 24, 4, 24, 24]]  # polygons, as mmdet reads them
+    measured(build(f'{ROOM}.coco_metric.CocoMetric', CLASSES, metric='bbox'), samples)
+    instance['mask'] = kept
     for kind in ('bbox', 'segm'):
         expected = evaluate(annotations, results[kind], kind).metrics()
         for sample in samples:

@@ -83,6 +83,12 @@ def test_published_sizes(name):
     assert total in text.splitlines()
 
 
+def test_plugins_may_see_the_whole_image():
+    args = {'stem_channels': 8, **VARIANTS['se_res2net50_26w_4s']}
+    lines = format_stages(describe_stages(build(args), 64, 64)).splitlines()
+    assert [' without plugins' in line for line in lines[:6]] == [False, False] + [True] * 4
+
+
 def test_counts_are_fvcores():
     check_against_fvcore(VARIANTS['res2next_dla60'], (75, 97))
 

@@ -129,7 +129,7 @@ def test_parts_that_are_not_run():
         counted = describe_model(model, 8, 16)
         assert counted.gflops == describe_model(Small().eval(), 8, 16).gflops
         model.mask_head = nn.Sequential(nn.Conv2d(3, 3, 1))
-        with pytest.raises(ValueError, match='but has mask_head.0$'):
+        with pytest.raises(ValueError, match='all of its heads, but mask_head.0 has'):
             describe_model(model, 8, 16)
 
 

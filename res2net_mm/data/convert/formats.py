@@ -163,8 +163,8 @@ def convert_files(
             del coco.annotations[before:]
     if written_as_corners(coco.yolo):
         raise DataError(
-            f'all of its {coco.yolo["boxes"]:,} boxes would be in their images as x1 y1 x2 y2, but '
-            f'as centre and size {coco.yolo["beyond"]:,} go beyond them',
+            f'{coco.yolo["corners"]:,} of its {coco.yolo["boxes"]:,} boxes would be in their '
+            f'images as x1 y1 x2 y2, but as centre and size {coco.yolo["beyond"]:,} go beyond them',
             os.path.commonpath([file.parent for _, file in files]),
             'write them as YOLO does',
         )
@@ -451,7 +451,7 @@ def masks2coco(
                 elif kind == 'binary':
                     _add_mask(coco, classes[0], values > 0, png)
                 else:
-                    if {*np.unique(values).tolist()} <= {0, IGNORED}:
+                    if np.unique(values[values > 0]).tolist() == [IGNORED]:
                         what = f'mask of 0 and {IGNORED}, which counts as one object at most'
                         coco.notes.add(f'{what} (each piece: --kind labels --first 255)', png)
                     _add_each(coco, classes[0], values, f'{png} object')
@@ -477,8 +477,8 @@ def _add_classes(coco: Conversion, file: Path, values: np.ndarray, first: int) -
     """Adds the connected pieces of each class in a label map."""
     last = first + len(coco.classes) - 1
     counts = (values >= first) & ((values != IGNORED) | (last >= IGNORED))
-    if (values[~counts] == IGNORED).any() and first <= IGNORED:
-        coco.left_out.add(f'mask with pixels of {IGNORED}, which is no class (see --first)', file)
+    if not counts.any() and first <= IGNORED and (values == IGNORED).any():
+        coco.left_out.add(f'mask of {IGNORED}, which is no class (see --first)', file)
     for value in np.unique(values[counts]).tolist():
         if value > last:
             coco.left_out.add(f'class of value {value}, of {first} to {last}', file)

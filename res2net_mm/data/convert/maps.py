@@ -33,7 +33,7 @@ def label_rule(
     shown = tqdm(masks, 'values of masks', leave=False, disable=None)
     each = [_values(mask_values(file)) for file in shown]
     seen = set().union(*each)
-    lossy = any(file.suffix.lower() in ('.jpg', '.jpeg') for file in masks)
+    lossy = any(file.suffix.lower() in ('.jpg', '.jpeg', '.jfif') for file in masks)
     if not classes:
         what = f'its masks hold the values {listed(sorted(seen), 12)}, which nothing names'
         remedy = 'name them, from 0 on, with --classes, such as --classes background polyp'

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...checks import alike, folded, listed
+from ...checks import alike, did_you_mean, folded, listed
 from ...files import check_writable, write_text
 from ..errors import DataError
 from ..sets.images import IMAGE_SUFFIXES, read_header
@@ -133,7 +133,7 @@ class Conversion:
         self.objects = {name: found[name] for name in self.classes or sorted(found)}
         for name, count in self.objects.items():
             if not count:
-                self.notes.add('class without objects', name)
+                self.notes.add('class without objects', name + did_you_mean(name, self.others))
         for group in alike(sorted(found)):
             pair = ' and '.join(f'{name!r} ({found[name]:,})' for name in group)
             self.notes.add(_ALIKE, pair)

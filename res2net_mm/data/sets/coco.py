@@ -77,6 +77,8 @@ def read_json(
     try:
         return json.loads(Path(file).read_text(encoding='utf-8'))
     except (ValueError, RecursionError) as fault:  # RecursionError: lists in lists in lists
+        if 'BOM' in str(fault):
+            remedy = 'save it as UTF-8 without a byte order mark'
         raise DataError(f'it is not valid JSON ({fault})', where or str(file), remedy) from fault
 
 
@@ -226,4 +228,5 @@ def check_format(boxes: np.ndarray, file: str) -> Iterator[Finding]:
             file,
             f'{counts["corners"]:,} of its {len(boxes):,} boxes would be inside their images as '
             f'[x1, y1, x2, y2], but as [x, y, width, height] {far.sum():,} go beyond them',
+            'write them with width and height, and the sizes of the images as they are',
         )

@@ -47,4 +47,6 @@ def _read_labels(node: Node, classes: Sequence[str]) -> Generator[Finding, None,
         else:
             what = f'line {i} is {line!r}, not a file and a number below {len(classes)}'
             yield error('broken label', file, what, 'correct it')
+    if not images:
+        yield error('no image', file, 'it lists no image')
     return images

@@ -175,11 +175,12 @@ def find_nodes(config: Any, key: str, scope: str | None) -> Iterator[Node]:
 
 
 def type_name(config: Any) -> str:
-    """The type that a config names; for a class, what a string would say: ``mmdet.Resize``."""
+    """The type that a config names, without modules inside its package: ``mmdet.Resize``."""
     kind = config.get('type') if isinstance(config, Mapping) else None
-    if isinstance(kind, type):
-        return f'{kind.__module__.partition(".")[0]}.{kind.__name__}'
-    return kind or ''
+    if callable(kind):
+        kind = f'{kind.__module__}.{kind.__name__}'
+    package, dot, inner = (kind or '').partition('.')
+    return package + dot + inner.rpartition('.')[2]
 
 
 def read_list(file: str) -> list[str]:
