@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -45,6 +46,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip('RES2NET_MM_DATA is not set: no real data to test on')
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_slow_tests(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Frees whole models, which are in cycles: a hundred of them would take 13 GB."""
+    yield
+    if request.node.get_closest_marker('slow'):
+        gc.collect()
 
 
 @pytest.fixture(scope='module', autouse=True)
