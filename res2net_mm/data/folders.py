@@ -363,10 +363,11 @@ def _class_folders(root: Path) -> Folder:
         named = {parts[0] for _, parts in places if len(parts) == 2 or split != ALL}
         words = {name.lower() for name in named}
         pairs = words & _IMAGES and words & _MASKS  # 'mask' beside 'no_mask' is a class
-        roles = _SPLITS.keys() | (_IMAGES | _MASKS if pairs else ())
+        roles = _SPLITS.keys() | _IMAGES | (_MASKS if pairs else set())
         others = {name for name in named if split == ALL and name.lower() in roles}
         named -= others
-        folder.notes += [f'{listed(sorted(others))} is no class'] if others and named else []
+        others = sorted(others - _SPLITS.keys() if named else ())
+        folder.notes += [f'not used as classes: {listed(others)}'] if others else []
         folder.splits[split] += [(i, top / p[0]) for i, p in places if len(p) > 1 and p[0] in named]
     names = {split: {p.name for _, p in pairs} for split, pairs in folder.splits.items()}
     known = names.get('train') or names.get(ALL) or set()

@@ -145,7 +145,7 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> list[st
     for _, schedule in schedules(cfg):
         if schedule.get('by_epoch', True) != by_steps:
             timed += [(schedule, k) for k in ('begin', 'end', 'T_max', 'milestones', 'step_size')]
-    from_end = 'switch_epoch', 'num_last_epochs'
+    from_end = dict(switch_epoch=1, num_last_epochs=2)  # -> the epochs that come before
     timed += [(hook, key) for hook in cfg.get('custom_hooks') or () for key in from_end]
     if dynamic := cfg.train_cfg.get('dynamic_intervals'):
         cfg.train_cfg.dynamic_intervals = [(scaled(at), min(n, scaled(n))) for at, n in dynamic]
@@ -162,12 +162,12 @@ def _stretch(cfg: Config, by_steps: bool, length: int, factor: float) -> list[st
                 lost = f'of its steps at {list(value)}, {part[key] or "none"} are left'
                 notes.append(f'note: the run is too short for all learning rates: {lost}')
         elif value:
-            most = length - (key in ('begin', *from_end))
-            part[key] = min(scaled(value), most)
+            most = length - dict(from_end, begin=1).get(key, 0)
+            part[key] = max(0, min(scaled(value), most))
         if key == 'T_max' and part.get(key):
             part[key] = max(1, min(part[key], length - (part.get('begin') or 0)))
     for _, schedule in schedules(cfg):
-        if schedule.get('end') is not None:
+        if schedule.get('end') and schedule.get('by_epoch', True) != by_steps:
             schedule.end = max(schedule.end, (schedule.get('begin') or 0) + 1)
     # a longer run is not measured or saved less often
     checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}

@@ -126,7 +126,7 @@ class CheckpointHook(mmengine.hooks.CheckpointHook):
         if runner.val_loop is None or not hasattr(loop, 'val_interval'):
             return False
         if isinstance(loop, EpochBasedTrainLoop):
-            if getattr(loop, 'within', 0):
+            if getattr(loop, 'within', done != runner.epoch * len(loop.dataloader)):
                 return False  # within an epoch, the validation before it is done
             done, end = runner.epoch, runner.max_epochs
         new = self.filename_tmpl.format(runner.epoch if self.by_epoch else runner.iter)

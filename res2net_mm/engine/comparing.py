@@ -11,6 +11,7 @@ import statistics
 import traceback
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -27,13 +28,14 @@ from torch.utils.benchmark import Timer
 from ..backbones import VARIANTS
 from ..checks import did_you_mean, listed
 from ..data.check.inspection import check_data
+from ..data.sets.images import IMAGE_SUFFIXES
 from ..data.sets.nodes import type_name
 from ..deploy import export
 from ..deploy.running import ExportedModel
 from ..evaluation.complexity import describe_stages
 from ..evaluation.models import describe_model
 from ..files import write_text, writing
-from ..registry import MODELS, ROOT_MODELS, SCOPE
+from ..registry import MODELS, ROOT_MODELS
 from .config import drop_backbone_rates, our_backbones, walk_dicts
 from .errors import ToolError, building_config, is_mistake, one_line
 from .evaluate import run_test
@@ -80,7 +82,7 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
             the page is written without that backbone.
     """
     variants = {name: with_backbone(cfg, name) for name in dict.fromkeys(backbones)}
-    out, data, found, failed = Path(out), _digest(cfg), [], {}
+    out, data, found, failed = Path(out), _digest(cfg, Path(out)), [], {}
     for name, variant in variants.items():
         home = out / name.replace('/', '_')
         try:
@@ -112,16 +114,24 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
     return out / 'compare.md'
 
 
-def _digest(cfg: Config) -> bytes:
-    """Tells the data of a config from others: annotation files, and names and sizes of others."""
+def _digest(cfg: Config, out: Path) -> bytes:
+    """Tells the data of a config from others: annotation files, and names and sizes of others.
+
+    Nothing of ``out``, where the comparison is written, counts.
+    """
     digest = hashlib.blake2b(repr(check_data(cfg)).encode(), digest_size=8)
     for part in walk_dicts([cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test')]):
         root, prefix = Path(part.get('data_root') or ''), part.get('data_prefix') or {}
         if part.get('ann_file') and (root / part.ann_file).is_file():
             digest.update((root / part.ann_file).read_bytes())
         for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
-            files = sorted(file for file in (root / folder).rglob('*') if file.is_file())
-            digest.update(repr([(str(file), file.stat().st_size) for file in files]).encode())
+            if root / folder == Path():
+                continue
+            names = (*IMAGE_SUFFIXES, '.xml')
+            files = [file for file in (root / folder).rglob('*') if file.suffix.lower() in names]
+            files = [file for file in files if out.absolute() not in file.absolute().parents]
+            sizes = sorted((str(file), file.stat().st_size) for file in files)
+            digest.update(repr(sizes).encode())
     return digest.digest()
 
 
@@ -160,8 +170,8 @@ def with_backbone(cfg: Config, name: str) -> Config:
     levels, wanted, own = slice(-len(neck.in_channels), None), (4, 8, 16, 32), cfg.model.backbone
     with torch.device('meta'), building_config('backbone'):
         net = MODELS.build(part)
-        if type_name(own).startswith(f'{SCOPE}.'):
-            wanted = MODELS.build(ConfigDict(own, init_cfg=None)).out_strides
+        with suppress(Exception):  # others' may not be built here, or not say their strides
+            wanted = ROOT_MODELS.build(ConfigDict(own, init_cfg=None)).out_strides
     wanted = wanted[levels]
     if net.out_strides[levels] != wanted:  # anchors and pooling are made for them
         raise ToolError(

@@ -61,7 +61,8 @@ def check_keys(cfg: Config) -> None:
             continue  # what a config of Python's syntax imports
         near = nearest(key, TOP, _CUTOFF)
         # files name variables after keys: test_pipeline, val_evaluator_dice, train_dataloader2
-        if near and not (key.endswith('_pipeline') or re.match(rf'{near}[_\d]', key)):
+        variable = rf'.*_pipeline|{near}(\d+|_(?!cfg)\w*[^\W_])'
+        if near and not re.fullmatch(variable, key):
             raise _unread(key, [near])
     loaders = _parameters(DataLoader) | {'num_batch_per_epoch'}
     loop = cfg.get('train_cfg') or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ class Explainer(nn.Module):
             try:
                 heat = self.cam(inputs, targets=[lambda score: score])[0]
             except NotImplementedError as error:
-                if 'mode AD' not in str(error):  # torch's word of an operator without gradient
+                if not re.search('mode AD|derivative', str(error)):  # torch's words
                     raise
                 remedy = 'use --method eigencam, or nms in test_cfg instead of soft_nms'
                 what = f'the scores of {type(self.model).__name__} have no gradient'

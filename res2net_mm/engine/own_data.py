@@ -26,6 +26,7 @@ from .config import dataloaders, first_dataset, walk_dicts
 from .errors import ToolError
 
 _SHARE = 0.2  # of the images, set aside for validation
+_TYPO = 0.85  # how similar names are that differ by a slip
 
 
 class OwnData:
@@ -177,6 +178,10 @@ class OwnData:
         report = Conversion(out, names or None, force=True)
         report.keypoints = self.folder.keypoints
         convert_files(report, kind, pairs, root)
+        for name, count in report.objects.items():
+            if not count and (hint := did_you_mean(name, report.others, _TYPO)):
+                what = f'it has no object of class {name!r}{hint}'
+                raise DataError(what, str(self.folder.root), 'correct --classes')
         self.notes += [line.strip() for line in report.left_out.lines() + report.notes.lines()]
         return root, out, load_coco(str(out))
 

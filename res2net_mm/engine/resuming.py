@@ -47,7 +47,8 @@ _UNSET = 'not set'
 def run_facts(runner: Runner) -> dict[str, Any]:
     """What a checkpoint's ``meta`` holds for the run that resumes from it."""
     facts = dict(epoch_length=len(runner.train_dataloader), world_size=get_world_size())
-    facts['within'] = getattr(runner.train_loop, 'within', 0)  # an epoch: samplers may miscount
+    if hasattr(runner.train_loop, 'within'):  # an epoch, whose length samplers may miscount
+        facts['within'] = runner.train_loop.within
     earlier = getattr(runner, 'earlier_lengths', [])
     return {FACTS: dict(facts, earlier_lengths=earlier) if earlier else facts}
 
@@ -308,8 +309,9 @@ def _set_place(runner: Runner, meta: dict[str, Any], changed: Mapping[str, Any])
             f'not say which. Set them back, or {_ANEW}'
         )
     within = facts.get('within', max(0, done - epoch * before))
-    if within and before == length:
-        runner.train_loop.within = within
+    if within and before == length and ('within' in facts or within <= length):
+        if hasattr(runner.train_loop, 'within'):
+            runner.train_loop.within = within
         return False
     if within:
         raise ToolError(
@@ -364,3 +366,6 @@ def _replay(runner: Runner, epochs: int, iterations: int) -> None:
                 hook.after_train_iter(runner, step)
                 if by_epoch and (step + 1) % length == 0 and (step + 1) // length <= epochs:
                     hook.after_train_epoch(runner)
+        for hook in hooks * by_epoch:
+            for _ in range(iterations // length, epochs):  # of fewer batches than the length says
+                hook.after_train_epoch(runner)

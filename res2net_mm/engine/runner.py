@@ -96,7 +96,8 @@ def build_runner(cfg: Config, trust: bool = False) -> Runner:
     use_safe_loading(trust)
     if not trust:
         check_arrays(cfg)
-    if cfg.get('runner_type', 'Runner') not in ('Runner', 'mmengine.Runner') or cfg.get('strategy'):
+    kind = type_name(dict(type=cfg.get('runner_type') or 'Runner')).removeprefix('mmengine.')
+    if kind != 'Runner' or cfg.get('strategy'):
         what = f'runner_type={cfg.get("runner_type")!r}, strategy={cfg.get("strategy")!r}'
         raise ToolError(f'the config has {what}, but these tools have a Runner of their own')
     cfg = cfg.copy()

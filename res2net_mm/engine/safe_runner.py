@@ -54,7 +54,8 @@ class EpochLoop(EpochBasedTrainLoop):
         done = self.within
         sampler = getattr(self.dataloader.batch_sampler, 'sampler', None)
         plain = type(self.dataloader.batch_sampler) is BatchSampler
-        if done and plain and isinstance(sampler, SeededSampler):  # which need not load them
+        passes = done and plain and isinstance(sampler, SeededSampler)
+        if passes:  # which need not load them
             sampler.pass_over(min(done * self.dataloader.batch_size, len(sampler)))
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -62,6 +63,8 @@ class EpochLoop(EpochBasedTrainLoop):
             if place >= done:
                 self.within = place + 1
                 self.run_iter(place, batch)
+        if passes:  # the last of them may be in the same batch as none
+            sampler.pass_over(0)
         self.within = 0
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1

@@ -57,7 +57,8 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
             self.files = dict(bbox=Path(out), segm=Path(out).with_suffix('.segm.json'))
         elif outfile_prefix is not None:
             self.files = {kind: Path(f'{outfile_prefix}.{kind}.json') for kind in FIELDS}
-        if self._coco_api is None and not self.format_only:
+        sized = {*self.metrics} & {'bbox', 'proposal', 'segm'} and not self.format_only
+        if self._coco_api is None and sized:
             warn('CocoMetric without ann_file: figures by size take the areas of masks, or boxes')
         items = set(self.metric_items or ())
         fitting = [n for n in (MAX_DETS, MMDET_LIMITS) if items <= {*metric_names(n)}]
@@ -119,7 +120,9 @@ class CocoMetric(ImagesRun, MMDetCocoMetric):
         sizes = {image['id']: image for image in truth['images']}
         for a in truth['annotations']:
             if 'segmentation' in a:  # mmdet writes the area of the box
-                a['area'] = area_of({**a, 'area': None}, 'segm', sizes[a['image_id']])
+                harmless = [] if 'segm' in self.metrics else [DataError]  # the mask is not measured
+                with contextlib.suppress(*harmless):
+                    a['area'] = area_of({**a, 'area': None}, 'segm', sizes[a['image_id']])
         return truth
 
     def _results(self, predicted: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:

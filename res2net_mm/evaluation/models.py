@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Backbone
 from ..checks import listed
 from ..ops import DeformConv2d, ModulatedDeformConv2d
 
@@ -58,9 +57,9 @@ def describe_model(model: nn.Module, height: int, width: int) -> ModelCost:
             )
         elif weighs:
             module.register_forward_hook(_refuse)
-    backbone, channels = getattr(model, 'backbone', None), 3
-    if isinstance(backbone, Backbone):
-        channels = next(p.shape[1] for p in backbone.parameters() if p.dim() == 4)
+    shapes = (p.shape for p in getattr(model, 'backbone', model).parameters())
+    channels = next((shape[1] for shape in shapes if len(shape) == 4), 3)
+    channels = channels if channels < 5 else 3  # others' first layer may get pixels side by side
     with torch.no_grad():
         _run(model, torch.empty(1, channels, height, width, device='meta'))
     if unknown := [part for module, part in weighted.items() if module not in ran]:

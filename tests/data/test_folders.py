@@ -310,6 +310,11 @@ def test_images_and_masks_are_no_classes(tmp_path):
     for name in ('mask', 'no_mask'):
         write_images(tmp_path / 'faces' / name, {'x': []})
     assert recognise(tmp_path / 'faces', 'classes').classes == ('mask', 'no_mask')
+    write_images(tmp_path / 'faces/images', {'x': []})
+    write_images(tmp_path / 'faces/none', {'x': []})
+    found = recognise(tmp_path / 'faces', 'classes')
+    assert found.classes == ('no_mask', 'none')
+    assert found.notes == ['not used as classes: images, mask']
 
 
 def test_an_image_that_is_named_like_a_mask(tmp_path):

@@ -50,6 +50,9 @@ def test_features_must_have_the_strides_of_the_head():
     for name in ('res2next29_6c_24w_4s', 'timm/vit_tiny_patch16_224'):
         with pytest.raises(ToolError, match=f'{name} has features of strides .*needs 4, 8, 16'):
             with_backbone(cfg, name)
+    cfg.model.backbone.update(strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2))
+    with pytest.raises(ToolError, match='needs 4, 8, 16, 16'):
+        with_backbone(cfg, 'res2net50_v1b_26w_4s')
     with pytest.raises(ToolError, match='res2net50 needs a config with a backbone of this package'):
         with_backbone(loaded('faster_rcnn_r50'), 'res2net50')
 
@@ -69,7 +72,7 @@ def test_a_failed_run_costs_no_other(tmp_path, monkeypatch):
         return out
 
     monkeypatch.setattr(comparing, '_run', run)
-    monkeypatch.setattr(comparing, '_digest', lambda cfg: b'')
+    monkeypatch.setattr(comparing, '_digest', lambda cfg, out: b'')
     cfg = loaded('faster_rcnn_r2n14_shapes')
     with pytest.raises(ToolError, match='resnet14 failed: the loss is NaN .*has the others'):
         compare(cfg, ['resnet14', 'res2net14', 'resnext14'], 1, tmp_path)
@@ -83,13 +86,19 @@ def test_other_data_is_another_comparison(shapes, tmp_path, tiny_options):
     root = Path(shutil.copytree(shapes, tmp_path / 'set'))
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].dataset.data_root = str(root)
-    before = comparing._digest(cfg)
-    assert before == comparing._digest(cfg)
+    before = comparing._digest(cfg, root / 'out')
+    (root / 'out').mkdir()
+    (root / 'out/compare.png').write_bytes(b'written')
+    assert before == comparing._digest(cfg, root / 'out')
     file = root / 'annotations/instances_val.json'
     content = json.loads(file.read_text())
     content['annotations'][0]['bbox'][0] += 0.5
     file.write_text(json.dumps(content))
-    assert comparing._digest(cfg) != before
+    changed = comparing._digest(cfg, root / 'out')
+    assert changed != before
+    one, other, *_ = (root / 'val').glob('*.jpg')
+    shutil.copy(one, other)
+    assert comparing._digest(cfg, root / 'out') != changed
 
 
 def test_page():

@@ -118,7 +118,14 @@ def test_variables_of_a_file_are_its_own_affair(tmp_path):
     assert (
         type_name(load_config(path).default_hooks.param_scheduler) == 'mmengine.ParamSchedulerHook'
     )
-    for key in ('randomnes', 'custom_hook', 'optim_wraper', 'train_dataloaders'):
+    for key in (
+        'randomnes',
+        'custom_hook',
+        'optim_wraper',
+        'train_dataloaders',
+        'model_',
+        'val_dataloader_cfg',
+    ):
         path.write_text(base + f'{key} = dict()\n')
         with pytest.raises(ToolError, match=f'nothing reads {key} of the config; did you mean '):
             load_config(path)

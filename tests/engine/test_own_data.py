@@ -409,8 +409,10 @@ def test_panoptic_and_classes_by_folder(tmp_path):
 def test_a_misspelt_class_of_voc(tmp_path):
     write_voc(tmp_path / 'a', scenes(8))
     given = loaded(DETECTOR), tmp_path / 'a', tmp_path / 'work'
-    data = OwnData(*given, classes=['cat', 'dogs'])
-    assert 'note: 1 x class without objects: dogs; did you mean dog?' in data.lines
+    with pytest.raises(DataError, match="no object of class 'dogs'; did you mean dog"):
+        OwnData(*given, classes=['cat', 'dogs'])
+    data = OwnData(*given, classes=['cat', 'fog'])  # like it, but a class that others may have
+    assert 'note: 1 x class without objects: fog; did you mean dog?' in data.lines
     data = OwnData(*given, classes=['cat', 'dog', 'zebra'])
     assert data.classes == ('cat', 'dog', 'zebra')
     assert 'note: 1 x class without objects: zebra' in data.lines

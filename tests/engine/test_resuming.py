@@ -250,13 +250,13 @@ def test_batches_by_shape_go_on_within_an_epoch(run):
     same_state(folder / 'iter_8.pth', resumed / 'epoch_2.pth')
 
 
-@pytest.mark.parametrize('real', [12, 6])
+@pytest.mark.parametrize('real', [12, 6, 5])
 def test_samplers_that_miscount(run, real):
     changes = {'train_dataloader.sampler': dict(type='MiscountedOfResuming', real=real)}
     changes['train_dataloader.sampler']['_delete_'] = True
     changes['param_scheduler'] = []
     inside = {'default_hooks.checkpoint': dict(type='CheckpointHook', interval=1, by_epoch=False)}
-    steps = real // 2
+    steps = -(-real // 2)
     whole, folder, _ = run(config(**changes, **inside, epochs=3))
     assert len(whole) == 3 * steps
     _, folder_of_epochs, _ = run(config(**changes, epochs=3))
@@ -268,6 +268,17 @@ def test_samplers_that_miscount(run, real):
         rest, resumed, _ = run(config(**changes, epochs=3), folder / f'iter_{done}.pth')
         assert len(rest) == 3 * steps - done
         same_state(folder_of_epochs / 'epoch_3.pth', resumed / 'epoch_3.pth')
+
+
+def test_steps_of_the_rate_after_epochs_of_fewer_batches(run):
+    changes = {'train_dataloader.sampler': dict(type='MiscountedOfResuming', real=6)}
+    changes['train_dataloader.sampler']['_delete_'] = True
+    _, folder, _ = run(config('steps', **changes, epochs=4))
+    other = config('steps', **changes, epochs=4)
+    other.param_scheduler[0].gamma = 0.5
+    whole, *_ = run(other.copy())
+    rest, *_ = run(other.copy(), folder / 'epoch_2.pth')
+    assert [rate for _, rate, _ in rest] == pytest.approx([rate for _, rate, _ in whole[6:]])
 
 
 def test_the_seed_stays_and_a_finished_run_is_finished(run):

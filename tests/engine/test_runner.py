@@ -125,6 +125,8 @@ def test_runners_of_others_are_refused():
     cfg = load_config('faster_rcnn_r2n14_shapes.py', {'runner_type': 'FlexibleRunner'})
     with pytest.raises(ToolError, match="runner_type='FlexibleRunner'.*a Runner of their own"):
         build_runner(cfg)
+    with pytest.raises(ToolError, match='strategy='):
+        build_runner(load_config('faster_rcnn_r2n14_shapes', {'strategy.type': 'DDPStrategy'}))
 
 
 def test_a_resumed_run_builds_no_pretrained_weights_and_writes_them(tmp_path, monkeypatch):

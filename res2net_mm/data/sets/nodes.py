@@ -178,6 +178,7 @@ def type_name(config: Any) -> str:
     """The type that a config names, without modules inside its package: ``mmdet.Resize``."""
     kind = config.get('type') if isinstance(config, Mapping) else None
     if callable(kind):
+        kind = getattr(kind, 'func', kind)  # of functools.partial
         kind = f'{kind.__module__}.{kind.__name__}'
     package, dot, inner = (kind or '').partition('.')
     return package + dot + inner.rpartition('.')[2]
