@@ -52,7 +52,7 @@ def test_tools(tmp_path):
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-3000:]
     assert 'coco/AP: ' in run.stdout and 'coco/AR (L): ' in run.stdout
-    assert 'mmpose.CocoMetric -> res2net_mm.evaluation.keypoints.KeypointMetric' in run.stdout
+    assert 'mmpose.CocoMetric -> res2net_mm.KeypointMetric' in run.stdout
     assert len(list((tmp_path / 'shown').glob('*.jpg'))) == 4
     given = CONFIG, tmp_path / 'c.pth', tmp_path / 'x.onnx', *as_arguments(options)
     run = call('export', *given)

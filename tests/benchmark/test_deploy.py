@@ -28,6 +28,10 @@ def own_process(name, prepare, *args):
     yield Here(prepare, *args)
 
 
+def test_what_is_left_out_for_random_weights_is_there():
+    assert callable(getattr(deploy.EXPORT, deploy.COMPARING))
+
+
 @pytest.mark.slow
 def test_all_ways(tool, tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)

@@ -32,7 +32,7 @@ def hold(folder, ready, fork=False):
 def test_one_run_at_a_time_in_a_folder(tmp_path, fork):
     folder = tmp_path / 'runs' / 'a'
     pid = hold(folder, tmp_path / 'ready', fork)
-    pattern = rf'{folder} is in use: process {pid} on .*, since 20\d\d-.*--work-dir'
+    pattern = rf'{folder} is in use: process {pid} on .*, since 20\d\d-.*another folder'
     with pytest.raises(ToolError, match=pattern), hold_folder(folder):
         pass
     with hold_folder(tmp_path / 'runs' / 'b'):

@@ -47,6 +47,7 @@ from .measure import OwnProcess, interleave, make_record, own_process, peak_memo
 from .networks import group_name, parse_sizes
 
 EXPORT = importlib.import_module('res2net_mm.deploy.export')  # the function has its name
+COMPARING = '_compare'  # its function that compares a file with PyTorch
 MMDET, OURS = 'mmdet', 'ours'
 FAST = {'ours folded': {}, 'ours compiled': dict(compile='default')}
 FLOAT, INT8, BF16 = 'OpenVINO', 'OpenVINO int8', 'OpenVINO int8 bfloat16'
@@ -378,7 +379,7 @@ def _write_files(
     about = dict(classes=model.classes, config=Path(cfg.filename).stem, resize=rule)
     with ExitStack() as stack:
         if not trained:  # scores are compared
-            stack.enter_context(mock.patch.object(EXPORT, 'compare', _nothing))
+            stack.enter_context(mock.patch.object(EXPORT, COMPARING, _nothing))
         for name in ('onnxruntime', FLOAT):
             export(model.model, folder / FILES[name], size, about=about)
     resize = ExportedModel(folder / FILES[FLOAT]).resize
