@@ -146,7 +146,7 @@ def test_runs_are_kept_and_not_mixed(tiny_options, tmp_path, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(comparing, 'build_runner', stop)
-    with pytest.raises(InterruptedError):
+    with pytest.raises(ToolError, match='res2net14 failed: InterruptedError$'):
         compare(cfg, ['res2net14'], 1, tmp_path)
     assert checkpoint.stat().st_mtime_ns == time
 
