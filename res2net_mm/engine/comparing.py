@@ -107,7 +107,8 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
     if found:
         with writing(out / 'compare.png', durable=False) as file:
             _chart(found).savefig(file, dpi=120)
-        write_text(out / 'compare.md', page(found, seeds))
+        left_out = ''.join(f'\nLeft out: `{name}`, {why}\n' for name, why in failed.items())
+        write_text(out / 'compare.md', page(found, seeds) + left_out)
     if failed:
         what = '; '.join(f'{name} failed: {why}' for name, why in failed.items())
         raise ToolError(what + (f' ({out}/compare.md has the others)' if found else ''))
@@ -127,8 +128,8 @@ def _digest(cfg: Config, out: Path) -> bytes:
         for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
             if root / folder == Path():
                 continue
-            names = (*IMAGE_SUFFIXES, '.xml')
-            files = [file for file in (root / folder).rglob('*') if file.suffix.lower() in names]
+            kinds = (*IMAGE_SUFFIXES, '.xml')
+            files = [file for file in (root / folder).rglob('*') if file.suffix.lower() in kinds]
             files = [file for file in files if out.absolute() not in file.absolute().parents]
             sizes = sorted((str(file), file.stat().st_size) for file in files)
             digest.update(repr(sizes).encode())

@@ -63,7 +63,7 @@ class EpochLoop(EpochBasedTrainLoop):
             if place >= done:
                 self.within = place + 1
                 self.run_iter(place, batch)
-        if passes:  # the last of them may be in the same batch as none
+        if passes:  # after a short last batch, some are left, which are not of the next epoch
             sampler.pass_over(0)
         self.within = 0
         self.runner.call_hook('after_train_epoch')

@@ -746,7 +746,7 @@ def test_binary_masks_are_no_instances(tmp_path):
     report = masks2coco(*arguments, 'instances', classes=['cell'], force=True)
     assert report.objects == {'cell': 1}
     (note,) = report.notes
-    assert 'one object at most (each piece: --kind labels --first 255)' in note
+    assert 'one object (each piece: --kind labels --first 255)' in note
     report = masks2coco(*arguments, 'labels', classes=['cell'], first=255, force=True)
     assert report.objects == {'cell': 2} and not report.notes and not report.left_out
 

@@ -77,6 +77,7 @@ def test_a_failed_run_costs_no_other(tmp_path, monkeypatch):
     with pytest.raises(ToolError, match='resnet14 failed: the loss is NaN .*has the others'):
         compare(cfg, ['resnet14', 'res2net14', 'resnext14'], 1, tmp_path)
     text = (tmp_path / 'compare.md').read_text()
+    assert text.endswith('\nLeft out: `resnet14`, the loss is NaN\n')
     assert '`res2net14` | 0.500 | 0.400 |' in text and '`resnext14` bbox_mAP: +0.000' in text
     assert (tmp_path / 'compare.png').stat().st_size
 

@@ -452,7 +452,7 @@ def masks2coco(
                     _add_mask(coco, classes[0], values > 0, png)
                 else:
                     if np.unique(values[values > 0]).tolist() == [IGNORED]:
-                        what = f'mask of 0 and {IGNORED}, which counts as one object at most'
+                        what = f'mask of 0 and {IGNORED}, which counts as one object'
                         coco.notes.add(f'{what} (each piece: --kind labels --first 255)', png)
                     _add_each(coco, classes[0], values, f'{png} object')
     return coco.write(f'masks2coco of {masks}')

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from mmengine.fileio import list_from_file
@@ -178,7 +179,7 @@ def type_name(config: Any) -> str:
     """The type that a config names, without modules inside its package: ``mmdet.Resize``."""
     kind = config.get('type') if isinstance(config, Mapping) else None
     if callable(kind):
-        kind = getattr(kind, 'func', kind)  # of functools.partial
+        kind = kind.func if isinstance(kind, partial) else kind
         kind = f'{kind.__module__}.{kind.__name__}'
     package, dot, inner = (kind or '').partition('.')
     return package + dot + inner.rpartition('.')[2]
