@@ -6,7 +6,7 @@ data = dict(
 )
 train_dataloader = val_dataloader = test_dataloader = dict(dataset=data)
 model = dict(roi_head=dict(bbox_head=dict(num_classes=3)))
-max_epochs = 14
+max_epochs = 6
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
