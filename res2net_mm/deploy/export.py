@@ -23,7 +23,7 @@ from ..ops.sampling import without_autocast
 from .folding import fold_batch_norm
 from .graphs import Classified, Detector, Graph, Levels, Segmentor, Size, traceable
 from .int8 import quantize, require_nncf
-from .metadata import describe, normalisation_of, save_openvino
+from .metadata import describe, normalisation_of, resize_rule, save_openvino
 from .running import KEY, open_onnx, open_openvino, openvino_core
 
 # 16 brought GridSample and RoiAlign's half_pixel. 17 was run against PyTorch at odd sizes, where
@@ -182,6 +182,9 @@ def check_path(path: str | Path) -> Path:
 def refusal(model: nn.Module, open_sizes: bool = False) -> str | None:
     """Why a model cannot be exported, of fixed or open sizes; None if it can."""
     kind, test_cfg = type(model).__name__, getattr(model, 'test_cfg', None) or {}
+    head = type(getattr(model, 'head', None)).__name__
+    if kind in CLASSIFIERS and head.startswith('MultiLabel'):
+        return f'the head of the model is {head}; only classifiers with one label can be exported'
     if isinstance(model, Backbone) or kind in CLASSIFIERS:
         return None
     preprocessor = getattr(model, 'data_preprocessor', None)
@@ -231,6 +234,13 @@ def _make_graph(
     if channels != 3 and not raw:
         raise ExportError(f'the model takes {channels} channels, not an image of 3: raw only')
     about = {**(getattr(model, 'dataset_meta', None) or {}), **about}
+    # init_detector and init_model keep the config
+    loader = (getattr(model, 'cfg', None) or {}).get('test_dataloader') or {}
+    if 'resize' not in about and not raw and (steps := loader.get('dataset', {}).get('pipeline')):
+        try:
+            about['resize'] = resize_rule(steps)
+        except ValueError as error:
+            raise ExportError(f'{error}; or give about=dict(resize=None)') from error
     normalisation = normalisation_of(model, channels, about)
     graph = kind(model, normalisation, size, divisor, raw)
     return graph, describe(graph, normalisation, about)

@@ -153,7 +153,8 @@ class _LateRemoval:
 def check_new_run(cfg: Config) -> None:
     """Raises ToolError if a run would write into the folder of one that it does not resume."""
     folder = Path(cfg.work_dir)
-    there = [folder / LAST, *folder.glob('epoch_[0-9]*.pth'), *folder.glob('iter_[0-9]*.pth')]
+    kinds = ('epoch_[0-9]*.pth', 'iter_[0-9]*.pth', 'best_*.pth')
+    there = [folder / LAST, *(file for kind in kinds for file in folder.glob(kind))]
     given = str(cfg.get('load_from') or '') if cfg.get('resume') else None
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     own = {folder.resolve(), Path(hook.get('out_dir') or folder, folder.absolute().name).resolve()}

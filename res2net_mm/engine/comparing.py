@@ -98,6 +98,8 @@ def compare(cfg: Config, backbones: Sequence[str], seeds: int, out: str | Path) 
         if not found:  # the first backbone's measures are those of the page
             names = {key: key.rpartition('/')[2] for key, value in runs[0].items() if value >= 0}
             names = {key: name for key, name in names.items() if _MEASURES.fullmatch(name)}
+            if len({*names.values()}) < len(names):  # of several metrics
+                names = {key: key for key in names}
         if not names:
             raise ToolError(f'there is no measure to compare by: the test gives {listed(runs[0])}')
         scores = {name: [run[key] for run in runs] for key, name in names.items()}

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..colours import class_colours
+from ..data.errors import DataError
 from ..files import writing
 
 FONT = str(Path(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'))  # not Latin letters only
@@ -23,6 +24,7 @@ _MOST = 0.2  # share of an image that labels may cover
 _OPACITY = 0.45
 _SIDE = 512  # px of a label map in which places for labels are searched
 _MOST_CLASSES = 5  # of a classifier
+_MOST_JPEG = 65_500  # px a side
 
 
 def draw_sample(
@@ -53,6 +55,8 @@ def draw_sample(
 
 def write_picture(out: Path, pixels: np.ndarray) -> None:
     """Writes an image (H, W) or (H, W, 3), RGB, whole or not at all."""
+    if out.suffix == '.jpg' and max(pixels.shape[:2]) > _MOST_JPEG:
+        raise DataError(f'no picture: a .jpg holds at most {_MOST_JPEG:,} px a side', str(out))
     with writing(out, durable=False) as partial:
         mmcv.imwrite(pixels if pixels.ndim == 2 else mmcv.rgb2bgr(pixels), str(partial))
 

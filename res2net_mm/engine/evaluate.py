@@ -90,6 +90,7 @@ def run_test(
         _check_conf(cfg, conf, out)
     if exported:
         cfg.model = exported_model(cfg, checkpoint, fast)
+        cfg.pop('data_preprocessor', None)  # is in the file
     else:
         read_source(checkpoint, trust=trust)  # fails early if it is no checkpoint
         drop_timm_weights(cfg)

@@ -214,6 +214,8 @@ def predict_images(
         predictor.write_pictures(file, sample, target, threshold)
 
     def write_records() -> None:
+        if not records and (out / RESULTS).exists():  # nothing to keep instead
+            return
         content = dict(classes=predictor.classes, images=records)
         write_text(out / RESULTS, json.dumps(content, indent=1))
 
@@ -226,7 +228,8 @@ def predict_images(
             print(f'error: {failure}', file=sys.stderr)
         write_records()
         images = sum(not is_video(source) for source in sources)
-        print(f'{out / RESULTS} holds {len(records)} of {images} images', file=sys.stderr)
+        if records:
+            print(f'{out / RESULTS} holds {len(records)} of {images} images', file=sys.stderr)
         raise
     write_records()
     for note, count in notes.items():
@@ -270,7 +273,7 @@ def load_model(cfg: Config, checkpoint: str, trust: bool = False) -> tuple[nn.Mo
     model_cfg = copy.deepcopy(cfg.model)
     drop_timm_weights(dict(model=model_cfg))
     if cfg.get('data_preprocessor'):  # as mmengine's Runner does
-        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+        model_cfg.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
     for key in ('pretrained', 'init_cfg'):
         model_cfg.pop(key, None)
     with building_config():

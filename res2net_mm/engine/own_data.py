@@ -208,6 +208,7 @@ class OwnData:
         return categories[0].get('id'), str(categories[0].get('name'))
 
     def _maps(self, ignored: int | None) -> None:
+        self.ignored = ignored
         splits = self._split(self.folder.splits)
         masks = [mask for pairs in splits.values() for _, mask in pairs]
         rule, words = label_rule(masks, self.classes, ignored)
@@ -260,6 +261,12 @@ class OwnData:
                 cfg[f'{split}_evaluator'] = ConfigDict(metric, **part)
         evaluators = [cfg.get(f'{split}_evaluator') for split in ('val', 'test')]
         if self.task == 'maps':
+            steps = walk_dicts([*dataloaders(cfg).values()])
+            if self.ignored is not None and any('LoadMask' in type_name(step) for step in steps):
+                raise ToolError(
+                    '--ignore-label: the network of this config has one channel and counts every '
+                    'pixel; a config of two classes, such as sem_fpn_r2n14_camvid, leaves some out'
+                )
             for part in walk_dicts([cfg.model, *evaluators, *dataloaders(cfg).values()]):
                 part.pop('reduce_zero_label', None)
                 part.update(dict.fromkeys({'ignore_index', 'seg_pad_val'} & part.keys(), IGNORED))
@@ -281,8 +288,9 @@ def set_classes(cfg: Config, count: int) -> None:
     if not keys:
         raise ToolError('--data: the model of the config has no num_classes to set')
     cfg.merge_from_dict(dict.fromkeys(keys, count))
-    if 'num_classes' in (model.get('data_preprocessor') or {}):
-        model.data_preprocessor.num_classes = count
+    for preprocessor in (model.get('data_preprocessor'), cfg.get('data_preprocessor')):
+        if 'num_classes' in (preprocessor or {}):
+            preprocessor.num_classes = count
     if (model.get('roi_head') or {}).get('semantic_head'):
         model.roi_head.update(semantic_head=None, semantic_roi_extractor=None)
         for step in walk_dicts([*dataloaders(cfg).values()]):

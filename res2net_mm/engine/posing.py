@@ -13,6 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 
+from ..checks import listed
 from ..data.errors import DataError
 from .config import first_dataset, of_test_data, require
 from .errors import ToolError, building_config, one_line
@@ -89,15 +90,20 @@ class PoseModel(ConfiguredModel):
 def _read_boxes(file: Path) -> dict[str, list[list[float]]]:
     """x1, y1, x2, y2 and score of the persons, by the real path of their image."""
     try:
-        return {
+        records = json.loads(file.read_text(encoding='utf-8'))['images']
+        names = {found['name'] for record in records for found in record['instances']}
+        boxes = {
             os.path.realpath(record['file']): [
                 [*found['bbox'], found['score']]
                 for found in record['instances']
                 if found['name'] == 'person'
             ]
-            for record in json.loads(file.read_text(encoding='utf-8'))['images']
+            for record in records
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ToolError(
             f'--boxes {file} is no predictions.json of a detector: {one_line(error)}'
         ) from error
+    if names and 'person' not in names:
+        raise ToolError(f'--boxes {file} has no objects named person, but {listed(sorted(names))}')
+    return boxes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mmengine.config import Config
 from PIL import Image, ImageOps
 
 from ..data.errors import DataError
+from ..data.sets.images import value_notes
 from ..data.transforms import LoadImageFromFile
 from ..deploy.running import ExportedModel
 from .config import load_config
@@ -94,9 +96,10 @@ class Predictor:
             (H, W), the class of each pixel (for panoptic models mmdet's class + 1000 * instance),
             and ``probability`` (H, W) of class 1 if the head has one channel. Of a pose estimator
             ``boxes``, ``keypoints`` (N, K, 2) as x, y, and ``keypoint_scores`` (N, K). Of a
-            classifier ``scores`` (classes,), which add up to 1. Of a list of images a list. Of
-            anything else an iterator over the same with ``file`` and, in videos, ``frame`` and
-            ``time`` in seconds. What cannot be predicted there gives ``file`` and ``error``.
+            classifier ``scores`` (classes,), which add up to 1 unless it is one of several labels.
+            Of a list of images a list. Of anything else an iterator over the same with ``file``
+            and, in videos, ``frame`` and ``time`` in seconds. What cannot be predicted there gives
+            ``file`` and ``error``.
 
         Raises:
             DataError: An image is not there, or cannot be read whole or downloaded.
@@ -132,6 +135,10 @@ class Predictor:
                 yield named | dict(error=str(error))
 
     def _predict(self, image: Path | np.ndarray) -> Prediction:
+        if isinstance(image, Path):
+            exported = isinstance(self._model, ExportedModel)
+            for note in value_notes(image) if exported else self._model.notes(image):
+                warnings.warn(f'image: {note}', stacklevel=3)
         if not isinstance(self._model, ExportedModel):
             return _arrays(self._model.predict(image))
         pixels = _pixels(image)

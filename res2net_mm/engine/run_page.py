@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -28,7 +29,7 @@ PAGE, RUN, VALIDATION = 'report.html', 'run.json', 'validation.json'
 MOST_IMAGES = 1000  # of a validation whose results are examined while a run trains
 _PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'res2net_mm')
 _NO_MEASURE = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
-_OF_CLASS = ('_precision', '_IoU', '_Acc', '_AP50')  # ends of the measures of one class
+_OF_CLASS = re.compile(r'.*_(precision|IoU|Acc|AP\d+)')  # measures of one class
 
 Values = dict[str, dict[int, float]]  # by name and iteration
 
@@ -52,20 +53,23 @@ def note_run(cfg: Config, lines: str) -> None:
     for suffix in ('', '.json', '.html'):  # left by a kill
         remove_partial(cfg.work_dir, suffix)
     file = Path(cfg.work_dir, RUN)
-    write_text(file, json.dumps(dict(starts=[*_read(file).get('starts', []), start]), indent=1))
+    earlier = _read(file).get('starts', []) if cfg.get('resume') else []
+    write_text(file, json.dumps(dict(starts=[*earlier, start]), indent=1))
 
 
-def note_validation(work_dir: str, examined: Mapping, worst: Sequence[Mapping]) -> None:
+def note_validation(work_dir: str, examined: Sequence[Mapping], worst: Sequence[Mapping]) -> None:
     """Keeps the results of the last validation for the page.
 
     Args:
         work_dir: The run's.
-        examined: What the metric was computed from, see ``evaluation.images_run``.
+        examined: What each metric was computed from, see ``evaluation.images_run``. The page shows
+            the first.
         worst: For segmentors, the worst images, as for ``segmentation_sections``.
     """
-    if len(examined.get('images', ())) > MOST_IMAGES:
-        examined = dict(unexamined=len(examined['images']))
-    content = dict(worst=worst, **examined)
+    first = next(iter(examined), {})
+    if len(first.get('images', ())) > MOST_IMAGES:
+        first = dict(unexamined=len(first['images']))
+    content = dict(worst=worst, metrics=len(examined), **first)
     text = json.dumps(content, default=lambda value: value.tolist())  # of numpy
     write_text(Path(work_dir, VALIDATION), text)
 
@@ -98,9 +102,11 @@ def write_report(
         )
     elif not results:
         missing.append('No results of a validation with a COCO, VOC or IoU metric.')
+    if last.get('metrics', 1) > 1:
+        missing.append(f'Results of {last["metrics"]} metrics: those of the first are shown.')
     if starts:
         commands = '\n'.join(f'{start["command"]}  # {start["time"]}' for start in starts)
-        seed = f'The seed is {starts[0]["seed"]} (randomness.seed); the config is below.'
+        seed = f'The seed is {starts[-1]["seed"]} (randomness.seed); the config is below.'
         versions = charts.table('Versions', ('', ''), starts[-1]['versions'].items())
         sections += [
             charts.section('Data and start', charts.listing(starts[-1]['lines'])),
@@ -135,8 +141,12 @@ def read_scalars(logs: Sequence[Path]) -> tuple[Values, Values]:
         for values in (*trained.values(), *measured.values()):
             for place in [place for place in values if place >= first]:
                 del values[place]
+        ended: dict[int, int] = {}  # epoch -> the last iteration that was logged in it
         for record in records:
-            place = record.get('iter', record.get('step', 0))
+            if 'lr' in record and 'epoch' in record:
+                ended[record['epoch']] = record['iter']
+            step = record.get('step', 0)  # of a validation: of mmengine's default, its epoch
+            place = record.get('iter', ended.get(step, step))
             for name, value in record.items():
                 if name not in _NO_MEASURE and isinstance(value, (int, float)):
                     (trained if 'lr' in record else measured)[name][place] = value
@@ -146,8 +156,9 @@ def read_scalars(logs: Sequence[Path]) -> tuple[Values, Values]:
 def _curves(trained: Values, measured: Values) -> str:
     losses = dict(loss={}, val_loss=measured.get('val_loss', {}))
     losses |= {name: values for name, values in trained.items() if 'loss' in name}
-    names = sorted(measured, key=lambda name: name != main_metric(measured))  # that one first
-    names = [name for name in names if 'loss' not in name and not name.endswith(_OF_CLASS)][:8]
+    main = main_metric(measured)
+    names = sorted(measured, key=lambda name: (name != main, main_metric([name]) is None))
+    names = [name for name in names if 'loss' not in name and not _OF_CLASS.fullmatch(name)][:8]
     shown = {
         'Loss': losses,
         'Measures': {n: {k: v for k, v in measured[n].items() if v >= 0} for n in names},

@@ -96,13 +96,18 @@ def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> lis
         raise ToolError(f'--out {out} is the folder of the images; give another folder')
     files: list[Path] = []
     unread: list[str] = []
-    # a folder that cannot be read becomes a file that cannot be predicted, and is named there
-    walk = os.walk(folder, onerror=lambda error: files.append(Path(error.filename)))
-    for name, folders, names in walk:
-        here = Path(name)
-        if here != folder and _is_skipped(here, out):
+    seen: set[str] = set()
+
+    def unreadable(error: OSError) -> None:  # a folder that cannot be predicted, and is named there
+        files.append(Path(error.filename))
+
+    for name, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        here, real = Path(name), os.path.realpath(name)
+        if real in seen or (here != folder and _is_skipped(here, out)):  # seen: by a link
             folders.clear()
             continue
+        seen.add(real)
+        folders[:], names = ([n for n in ns if n[0] != '.'] for ns in (folders, names))
         files += [here / n for n in names + folders if Path(n).suffix.lower() in suffixes]
         unread += [n for n in names if Path(n).suffix.lower() in UNREAD_SUFFIXES]
     if unread:
@@ -184,7 +189,8 @@ def places(
     taken = {os.path.realpath(file) for file in files}
     targets: dict[Source, Path] = {}
     used: set[Path] = set()
-    for source in sources:
+    # a.jpg goes to a.jpg, whatever a.bmp is
+    for source in sorted(sources, key=lambda s: _path_of(s).suffix.lower() not in ('.jpg', '.mp4')):
         inner = f'camera{source}' if is_camera(source) else _path_of(source).name or 'download'
         place = out / files.get(source, inner)
         suffix = '.mp4' if is_video(source) else '.jpg'
@@ -197,7 +203,7 @@ def places(
     written = {os.path.realpath(folder) for folder in (out, *(t.parent for t in targets.values()))}
     if written & homes and not _is_output(out):
         raise ToolError(f'--out {out} is the folder of the images; give another folder')
-    return targets
+    return {source: targets[source] for source in sources}
 
 
 @contextmanager

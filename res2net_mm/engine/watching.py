@@ -374,7 +374,7 @@ class ReportHook(_TrainingHook):
         try:
             if worst is not None:
                 examined = (getattr(m, 'examined', None) for m in runner.val_evaluator.metrics)
-                note_validation(runner.work_dir, next(filter(None, examined), {}), worst)
+                note_validation(runner.work_dir, [*filter(None, examined)], worst)
             write_report(runner.work_dir)
         except Exception as error:
             warn(f'no report: {type(error).__name__}: {one_line(error)}; training goes on')

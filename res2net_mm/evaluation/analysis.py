@@ -107,6 +107,12 @@ class Analysis:
             yield 'errors', kind, 'count', total[kind]
             yield 'errors', kind, f'count from score {self.least:g}', sure[kind]
             yield 'errors', kind, 'AP50 gained without', gains[kind]
+        for name, _, *figures in self.thresholds():
+            columns = 'best score', 'precision', 'recall', 'F1'
+            yield from (('scores', name, *p) for p in zip(columns, figures, strict=True))
+        for score, precision, count in self.calibration():
+            yield 'calibration', f'mean score {score:.3f}', 'precision', precision
+            yield 'calibration', f'mean score {score:.3f}', 'detections', count
         names, table = [*self.names, 'background'], confident.confusion()
         for i, j in np.argwhere(table):
             yield 'confusion', names[i], names[j], int(table[i, j])

@@ -71,7 +71,7 @@ class ImagesRun:
             if path != first:
                 raise DataError(
                     f'two images have the id {key!r}: {first} and {path}',
-                    remedy='give each data set its own metric, with mmdet.MultiDatasetsEvaluator',
+                    remedy='give each data set its own metric, with MultiDatasetsEvaluator',
                 )
         if again := len(results) - len(kept):
             warn(f'{again:,} of {len(results):,} images were run before: each counts once')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,9 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
         rows = [row for row in rows if any(row[1:])]
         if rows:
             add([title, *heads], rows)
-    lines += [f'{key}: {value:.4g}' for key, value in metrics.items() if key not in used]
+    for key in (key for key in metrics if key not in used):
+        value = metrics[key]  # of a confusion matrix a tensor, by class a list
+        lines.append(f'{key}: {value:.4g}' if isinstance(value, Real) else f'{key}: {value}')
     return '\n'.join(lines)
 
 

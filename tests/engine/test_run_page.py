@@ -74,7 +74,7 @@ def work_dir(tmp_path):
 def test_what_is_missing_is_said(work_dir, tmp_path):
     text = write_report(work_dir).read_text()
     assert 'No results of a validation' in text and 'No run.json' in text
-    note_validation(str(work_dir), dict(detections(), images=[{}] * 1001), [])
+    note_validation(str(work_dir), [dict(detections(), images=[{}] * 1001)], [])
     text = write_report(work_dir).read_text()
     assert 'No results: 1,001 images were validated, and up to 1,000' in text
     with pytest.raises(ToolError, match='holds no run'):
@@ -85,7 +85,7 @@ def test_what_is_missing_is_said(work_dir, tmp_path):
 
 
 def test_detections_and_names_from_data(work_dir):
-    note_validation(str(work_dir), detections(), [])
+    note_validation(str(work_dir), [detections()], [])
     text = write_report(work_dir).read_text()
     assert 'onerror=alert(1)&gt;' in text and '<img' not in text
     assert 'AP by class' in text and '3 objects' in text
@@ -101,7 +101,7 @@ def segmentor(work_dir, tmp_path):
     worst = [dict(path=image, accuracy=0.25, **maps)]
     confusion = [[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0]]
     examined = dict(confusion=confusion, classes=('road', EVIL, 'never'))
-    note_validation(str(work_dir), examined, worst)
+    note_validation(str(work_dir), [examined], worst)
 
 
 def test_segmentors(work_dir, tmp_path):
@@ -123,7 +123,7 @@ def test_page_in_a_browser(work_dir, tmp_path, kind):
         cv2.imwrite(picture, np.full((48, 64, 3), 90))
         examined = detections()
         examined['images'][0]['path'] = picture
-        note_validation(str(work_dir), examined, [])
+        note_validation(str(work_dir), [examined], [])
     else:
         segmentor(work_dir, tmp_path)
     page = write_report(work_dir)

@@ -49,11 +49,14 @@ def label_rule(
         raise DataError('JPEG does not keep the values of masks', folder, 'write them as PNG')
     strange = sorted(seen - {*range(len(classes)), IGNORED, ignored})
     if strange:
+        left_out = f'leave one out by --ignore-label {strange[-1]}'
+        if len(strange) > 9:  # grey levels
+            left_out = 'write them with one value for each class'
         raise DataError(
             f'its masks hold the value{"s" * (len(strange) > 1)} {listed(strange)}, but '
             f'{len(classes)} classes are named ({listed(classes)})',
             folder,
-            f'name them all with --classes, or leave one out by --ignore-label {strange[-1]}',
+            f'name them all with --classes, or {left_out}',
         )
     if ignored not in (None, IGNORED):
         return lambda values: np.where(values == ignored, IGNORED, values), f'{ignored} is ignored'

@@ -48,6 +48,7 @@ class Header:
     pixels: int = 0  # also known for some files whose size is not
     mode: str = ''  # Pillow's name for the channels: RGB, L, RGBA, ...
     orientation: int = 1  # the EXIF tag, 1 to 8, if OpenCV obeys it in this format
+    ignored: int = 1  # the EXIF tag if OpenCV does not
     deep: bool = False  # whether a sample has more than 8 bits
     alpha: bool = False  # whether it is partly transparent
     pages: int = 1  # images in the file
@@ -82,10 +83,13 @@ def read_header(source: bytes | str | os.PathLike) -> Header:
                 stream.seek(_PNG_DEPTH)
                 header.deep = stream.read(1) == b'\x10'
             # without 'exif', Pillow would decode a PNG to look behind its pixels
-            turning = image.format in _TURNING and 'exif' in image.info
-            if turning or image.format == 'TIFF':
-                orientation = image.getexif().get(ORIENTATION)
-                header.orientation = orientation if orientation in range(1, 9) else 1
+            if 'exif' in image.info or image.format == 'TIFF':
+                found = image.getexif().get(ORIENTATION)
+                found = found if found in range(1, 9) else 1
+                if image.format in (*_TURNING, 'TIFF'):
+                    header.orientation = found
+                else:
+                    header.ignored = found
     except PillowImage.DecompressionBombError as error:  # its limit is for its own decoder
         header.pixels = int(re.search(r'\d+', str(error))[0])
     except (OSError, SyntaxError, ValueError, struct.error):
@@ -153,6 +157,8 @@ def value_notes(file: str | Path) -> list[str]:
                 )
         elif kind != np.uint8:
             notes.append(f'{kind} values were turned into 8-bit ones by libtiff')
+    if header.ignored > 1:
+        notes.append(f'it was not turned, as its EXIF tag ({header.ignored}) asks')
     if header.mode == 'P':
         notes.append("the palette's colours were used")
     if header.alpha:
