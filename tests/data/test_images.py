@@ -13,7 +13,13 @@ from running import memory_for
 
 from res2net_mm.data.convert.formats import masks2coco
 from res2net_mm.data.errors import DataError
-from res2net_mm.data.sets.images import ORIENTATION, Header, check_pixels, read_header
+from res2net_mm.data.sets.images import (
+    ORIENTATION,
+    Header,
+    check_pixels,
+    read_header,
+    value_notes,
+)
 from res2net_mm.data.sets.label_maps import read_map
 from res2net_mm.data.transforms import LoadImageFromFile
 
@@ -112,8 +118,13 @@ def test_what_a_header_says(tmp_path, suffix):
     exif = Image.Exif()
     exif[ORIENTATION] = 6
     Image.new('RGB', (9, 8)).save(path, exif=exif)
-    wanted = Header((9, 8), 72, 'RGB', 1 if suffix == 'webp' else 6)  # which OpenCV does not turn
+    turns = dict(ignored=6) if suffix == 'webp' else dict(orientation=6)  # OpenCV does not turn it
+    wanted = Header((9, 8), 72, 'RGB', **turns)
     assert read_header(path) == read_header(str(path)) == read_header(path.read_bytes()) == wanted
+    notes = value_notes(path)
+    assert len(notes) == (suffix == 'webp') and all('EXIF tag (6)' in note for note in notes)
+    if suffix != 'tif':  # which imread cannot turn
+        assert cv2.imread(str(path)).shape == ((8, 9, 3) if notes else (9, 8, 3))
 
 
 def test_depth_transparency_and_pages(tmp_path):

@@ -1,5 +1,7 @@
 """Exported classifiers give PyTorch's scores, with the config's preparation of images."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from PIL import Image
 
 import res2net_mm
 from res2net_mm.deploy import export
+from res2net_mm.deploy.export import ExportError
 from res2net_mm.deploy.metadata import resize_rule
 from res2net_mm.deploy.running import SUFFIXES, ExportedModel
 from res2net_mm.engine.config import load_config
@@ -50,6 +53,26 @@ def files(config, tmp_path_factory):
         report = export(model, folder / f'x{suffix}', about=about)
         assert report.errors['scores'] < 1e-4 and report.metadata['task'] == 'classification'
     return {suffix: folder / f'x{suffix}' for suffix in ('.pth', *SUFFIXES)}
+
+
+def test_the_rule_of_a_model_that_has_its_config(config, tmp_path):
+    init_default_scope('mmpretrain')
+    model = MODELS.build(config.model)
+    model.cfg = copy.deepcopy(config)
+    found = export(model, tmp_path / 'x.onnx').metadata['input']['resize']
+    assert found == resize_rule(config.test_dataloader.dataset.pipeline) and found['crop']
+    model.cfg.test_dataloader.dataset.pipeline[1] = dict(type='Rotate')
+    with pytest.raises(ExportError, match='about=dict'):
+        export(model, tmp_path / 'y.onnx')
+
+
+def test_several_labels_are_refused(config, tmp_path):
+    init_default_scope('mmpretrain')
+    head = dict(config.model.head, type='MultiLabelLinearClsHead', loss=None)
+    head = {key: head[key] for key in ('type', 'num_classes', 'in_channels')}
+    model = MODELS.build(dict(config.model, head=head))
+    with pytest.raises(ExportError, match='MultiLabelLinearClsHead'):
+        export(model, tmp_path / 'x.onnx')
 
 
 @pytest.mark.parametrize('suffix', SUFFIXES)

@@ -21,8 +21,10 @@ from mmseg.structures import SegDataSample
 from PIL import Image
 from test_segmentation_tools import CONFIG as SEGMENTOR
 
+from res2net_mm.data.errors import DataError
 from res2net_mm.data.transforms import harden_pipeline, loader_of
 from res2net_mm.engine.config import load_config
+from res2net_mm.engine.drawing import write_picture
 from res2net_mm.engine.errors import ToolError, run_tool
 from res2net_mm.engine.infer import ConfiguredModel, predict_images
 from res2net_mm.engine.sources import find_images, find_sources, frames_of
@@ -162,6 +164,21 @@ def test_an_interruption_keeps_what_is_done(tmp_path, capfd):
     assert set(records_in(tmp_path)) == {'b.jpg'}
     said = capfd.readouterr().err
     assert 'holds 1 of 3 images' in said and 'image a.jpg failed: RuntimeError: CUDA' in said
+
+
+def test_a_run_without_predictions_leaves_those_of_the_last(tmp_path, capsys):
+    assert not predict_images(Stub(), IMAGES, tmp_path, 0.3)
+    (failure,) = predict_images(Stub(a=DataError('it is damaged')), IMAGES[:1], tmp_path, 0.3)
+    with pytest.raises(KeyboardInterrupt):
+        predict_images(Stub(a=KeyboardInterrupt()), IMAGES, tmp_path, 0.3)
+    assert set(records_in(tmp_path)) == {'a.jpg', 'b.jpg', 'c.jpg'}
+    assert 'holds' not in capsys.readouterr().err
+
+
+def test_a_picture_too_large_for_its_format(tmp_path):
+    with pytest.raises(DataError, match='at most 65,500 px a side'):
+        write_picture(tmp_path / 'a.jpg', np.zeros((1, 65_501, 3), np.uint8))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_what_was_not_written_is_not_said_to_be(tmp_path, monkeypatch, capsys):

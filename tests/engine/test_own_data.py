@@ -291,6 +291,19 @@ def test_a_value_of_few_masks(tmp_path):
     assert not (tmp_path / 'w/data/maps').exists() and len(data.lines) == 3
 
 
+def test_one_channel_leaves_no_pixel_out(tmp_path):
+    masks(tmp_path / 'a', (0, 1, 255))
+    given = arguments(tmp_path, tmp_path / 'a', classes=['ground', 'defect'], ignore_label=255)
+    with pytest.raises(ToolError, match='--ignore-label: .* one channel'):
+        adapt(loaded('unet_r2n14_nuclei'), given)
+
+
+def test_mixing_gets_the_number_of_classes():
+    cfg = Config(dict(model=dict(head=dict(num_classes=9)), data_preprocessor=dict(num_classes=9)))
+    set_classes(cfg, 3)
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes == 3
+
+
 def test_values_without_a_name(tmp_path):
     masks(tmp_path / 'a', (0, 1, 9))
     with pytest.raises(DataError, match='hold the value 9, but 2 classes .*--ignore-label 9'):

@@ -1,6 +1,7 @@
 """Skeletons on a user's own images."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -65,6 +66,13 @@ def boxes(photos):
 def pose_model(checkpoint, boxes=None):
     cfg = load_config('td_hm_r2n50_coco_256x192.py', SMALL)
     return configured_model(cfg, str(checkpoint), 'cpu', boxes=boxes)
+
+
+def test_boxes_of_other_objects_are_refused(boxes, checkpoint):
+    text = Path(boxes).read_text().replace('person', 'cow')
+    Path(boxes).write_text(text)
+    with pytest.raises(ToolError, match='no objects named person, but cow, dog'):
+        pose_model(checkpoint, boxes)
 
 
 def test_keypoints_are_mmposes(checkpoint, photos, boxes):

@@ -52,6 +52,26 @@ def test_scalars_of_a_resumed_run_join(tmp_path):
     assert set(losses) == {'lr', 'loss', 'loss_cls'}
 
 
+def test_measures_by_epoch_are_at_the_iterations_of_their_epochs(tmp_path):
+    """As mmengine logs them unless told otherwise."""
+    records = [dict(trained(k, 1.0), epoch=-(-k // 4)) for k in (2, 4, 6, 8)]
+    for at, epoch in ((4, 2), (2, 1)):
+        records.insert(at, {'coco/bbox_mAP': epoch / 10, 'step': epoch})
+    _, measures = read_scalars([write_log(tmp_path / '1', *records)])
+    assert measures == {'coco/bbox_mAP': {4: 0.1, 8: 0.2}}
+
+
+def test_measures_to_judge_by_come_first(tmp_path):
+    names = [f'{kind}_{end}' for kind in ('bbox', 'segm') for end in ('AR@1', 'mAP', 'mAP_50')]
+    more = {f'coco/bbox_{k}': 0.5 for k in 'bcdefgh'} | {'voc/cat_AP30': 0.5}
+    figures = more | {f'coco/{name}': 0.5 for name in names}
+    write_log(tmp_path / 'w' / '1', trained(2, 5.0), dict(figures, step=2))
+    note_validation(str(tmp_path / 'w'), [detections(), detections()], [])
+    text = write_report(tmp_path / 'w').read_text()
+    assert 'segm_mAP' in text and 'cat_AP30' not in text
+    assert 'Results of 2 metrics: those of the first are shown.' in text
+
+
 def detections(count=3):
     boxes = [[10.0 * k, 5.0, 8.0, 8.0] for k in range(count)]
     return dict(

@@ -276,6 +276,27 @@ def test_patterns_lists_and_places(tmp_path):
         find_sources(f'{tmp_path}/nothing*')
 
 
+def test_links_are_followed_once_and_hidden_files_are_not_taken(tmp_path):
+    for name in ('in/a.jpg', 'in/._a.jpg', 'in/.trash/b.jpg', 'other/c.jpg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / 'in/day2').symlink_to('../other')
+    (tmp_path / 'other/back').symlink_to('../in')
+    found = [str(file.relative_to(tmp_path / 'in')) for file in find_sources(tmp_path / 'in')]
+    assert found == ['a.jpg', 'day2/c.jpg']
+
+
+def test_a_picture_keeps_the_name_of_its_own_file(tmp_path):
+    sources, out = (
+        [tmp_path / name for name in ('x.bmp', 'x.jpg', 'y.avi', 'y.mp4')],
+        tmp_path / 'o',
+    )
+    names = {source.name: target.name for source, target in places(sources, out).items()}
+    assert list(names.items()) == [
+        ('x.bmp', 'x.bmp.jpg'), ('x.jpg', 'x.jpg'), ('y.avi', 'y.avi.mp4'), ('y.mp4', 'y.mp4')
+    ]  # fmt: skip
+
+
 def test_photos_that_are_not_read_are_named(tmp_path, monkeypatch):
     for name in ('a.jpg', 'b.JFIF', 'c.HEIC', 'd.avif', 'e.txt'):
         (tmp_path / name).touch()

@@ -127,6 +127,10 @@ def test_mistakes_are_one_line(tmp_path):
     cfg.load_from = str(tmp_path / 'another' / 'epoch_3.pth')  # a run of another folder
     with pytest.raises(ToolError, match='w holds a run'):
         check_new_run(cfg)
+    (tmp_path / 'w_2' / 'best_mIoU_iter_8.pth').touch()
+    cfg.work_dir = str(tmp_path / 'w_2')
+    with pytest.raises(ToolError, match='w_2 holds a run'):
+        check_new_run(cfg)
     cfg.work_dir = str(tmp_path / 'empty')
     check_new_run(cfg)
 

@@ -3,6 +3,7 @@
 import copy
 import re
 
+import numpy as np
 import pytest
 
 from res2net_mm.evaluation.tables import (
@@ -40,6 +41,11 @@ def test_table():
         'a cat  0.250',
         'mIoU: 71.5',
     ]
+
+
+def test_what_is_no_number_is_shown_as_it_is():
+    text = format_metrics({'top1': 50.0, 'precision': [0.5, 1.0], 'matrix': np.eye(2)}, [])
+    assert 'top1: 50' in text and 'precision: [0.5, 1.0]' in text and 'matrix: [[1. 0.]' in text
 
 
 def test_boxes_and_masks_have_a_table_each():
