@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from mmengine.model import BaseModule, PretrainedInit
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ..checks import check_choice
@@ -205,8 +205,13 @@ class Backbone(Conventional):
 def pretrained_cfgs(init_cfg: dict | list[dict] | None) -> list[dict]:
     """The initialisations that load weights."""
     cfgs = init_cfg if isinstance(init_cfg, list) else [init_cfg]
-    kinds = ('Pretrained', PretrainedInit)
-    return [cfg for cfg in cfgs if isinstance(cfg, dict) and cfg.get('type') in kinds]
+    kinds = ('Pretrained', 'PretrainedInit')  # with a scope or module in front, or the class
+    return [cfg for cfg in cfgs if isinstance(cfg, dict) and _kind(cfg).split('.')[-1] in kinds]
+
+
+def _kind(cfg: dict) -> str:
+    kind = cfg.get('type') or ''
+    return kind if isinstance(kind, str) else kind.__name__
 
 
 def _write_convention(module: Conventional, state: Any, prefix: str, metadata: dict) -> None:

@@ -7,9 +7,10 @@ from mmcv.cnn import build_conv_layer, build_norm_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.internals import has_hooks
+from ..ops.internals import exports_graph, has_hooks
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# the base of all of torch's, and of what mmengine makes of SyncBN in a single process
+BATCH_NORMS = (nn.BatchNorm2d.__base__,)
 
 
 def build_conv_norm(
@@ -54,12 +55,12 @@ def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
         or norm.running_mean is None
         or norm.running_mean.dtype != conv.weight.dtype
         or not torch.is_grad_enabled()
-        or torch.jit.is_tracing()
+        or exports_graph()
         or has_hooks(conv)
         or has_hooks(norm)
     ):
         return norm(conv(x))
-    pixels = len(x) * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
+    pixels = x.shape[0] * x.shape[2] * x.shape[3] // (conv.stride[0] * conv.stride[1])
     if pixels < conv.weight[0].numel():
         return norm(conv(x))
     scale = torch.rsqrt(norm.running_var + norm.eps)

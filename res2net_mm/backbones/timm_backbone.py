@@ -103,6 +103,13 @@ class TimmBackbone(BaseModule):
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Sets the mode; frozen parts and, with ``norm_eval``, batch norm stay in evaluation."""
+        for module in self.modules():
+            act = getattr(module, 'act', nn.Identity())
+            if type(module) is nn.SyncBatchNorm and not isinstance(act, nn.Identity):
+                raise ValueError(
+                    f"sync_bn has removed the activations inside {self.model_name}'s norms: train "
+                    'without it, or use timm.layers.convert_sync_batchnorm'
+                )
         super().train(mode)
         for part in self._frozen_parts():
             part.eval()

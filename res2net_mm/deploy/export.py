@@ -182,9 +182,9 @@ def check_path(path: str | Path) -> Path:
 def refusal(model: nn.Module, open_sizes: bool = False) -> str | None:
     """Why a model cannot be exported, of fixed or open sizes; None if it can."""
     kind, test_cfg = type(model).__name__, getattr(model, 'test_cfg', None) or {}
-    head = type(getattr(model, 'head', None)).__name__
-    if kind in CLASSIFIERS and head.startswith('MultiLabel'):
-        return f'the head of the model is {head}; only classifiers with one label can be exported'
+    heads = [cls.__name__ for cls in type(getattr(model, 'head', None)).__mro__]
+    if kind in CLASSIFIERS and any(name.startswith('MultiLabel') for name in heads):
+        return f'the model has {heads[0]}; only classifiers with one label can be exported'
     if isinstance(model, Backbone) or kind in CLASSIFIERS:
         return None
     preprocessor = getattr(model, 'data_preprocessor', None)
@@ -235,8 +235,11 @@ def _make_graph(
         raise ExportError(f'the model takes {channels} channels, not an image of 3: raw only')
     about = {**(getattr(model, 'dataset_meta', None) or {}), **about}
     # init_detector and init_model keep the config
-    loader = (getattr(model, 'cfg', None) or {}).get('test_dataloader') or {}
-    if 'resize' not in about and not raw and (steps := loader.get('dataset', {}).get('pipeline')):
+    part, steps = (getattr(model, 'cfg', None) or {}).get('test_dataloader'), None
+    while isinstance(part, Mapping) and not steps:
+        part = part.get('dataset')
+        steps = part.get('pipeline') if isinstance(part, Mapping) else None
+    if 'resize' not in about and not raw and steps:
         try:
             about['resize'] = resize_rule(steps)
         except ValueError as error:

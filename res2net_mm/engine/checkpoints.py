@@ -153,18 +153,18 @@ class _LateRemoval:
 def check_new_run(cfg: Config) -> None:
     """Raises ToolError if a run would write into the folder of one that it does not resume."""
     folder = Path(cfg.work_dir)
-    kinds = ('epoch_[0-9]*.pth', 'iter_[0-9]*.pth', 'best_*.pth')
-    there = [folder / LAST, *(file for kind in kinds for file in folder.glob(kind))]
+    there = [folder / LAST, *folder.glob('epoch_[0-9]*.pth'), *folder.glob('iter_[0-9]*.pth')]
     given = str(cfg.get('load_from') or '') if cfg.get('resume') else None
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     own = {folder.resolve(), Path(hook.get('out_dir') or folder, folder.absolute().name).resolve()}
     own_file = given == '' or (given and ('://' in given or Path(given).resolve().parent in own))
-    if own_file or not any(file.exists() for file in there):
+    resumable = any(file.exists() for file in there)
+    if own_file or not (resumable or any(folder.glob('best_*.pth'))):
         return
     free = next(f for f in (Path(f'{folder}_{k}') for k in count(2)) if not f.exists())
     raise ToolError(
-        f'work dir {folder} holds a run: go on with it by --resume, or start another one with '
-        f'--work-dir {free}'
+        f'work dir {folder} holds a run: {"go on with it by --resume, or " * resumable}start '
+        f'another one with --work-dir {free}'
     )
 
 

@@ -12,6 +12,7 @@ import traceback
 from bisect import bisect_left
 from collections.abc import Sequence
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -248,7 +249,7 @@ def _run(cfg: Config, seed: int, out: Path, data: bytes) -> Path:
             build_runner(prepared).train()
         checkpoint = (folder / 'last_checkpoint').read_text().strip()
         metrics, _ = run_test(prepare_config(cfg, work_dir=str(folder)), checkpoint)
-        scores = {name: float(value) for name, value in metrics.items()}
+        scores = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
         write_text(folder / 'scores.json', json.dumps(scores))
     return folder
 

@@ -214,8 +214,6 @@ def predict_images(
         predictor.write_pictures(file, sample, target, threshold)
 
     def write_records() -> None:
-        if not records and (out / RESULTS).exists():  # nothing to keep instead
-            return
         content = dict(classes=predictor.classes, images=records)
         write_text(out / RESULTS, json.dumps(content, indent=1))
 
@@ -226,9 +224,9 @@ def predict_images(
     except BaseException:
         for failure in failures:
             print(f'error: {failure}', file=sys.stderr)
-        write_records()
-        images = sum(not is_video(source) for source in sources)
-        if records:
+        if records or not (out / RESULTS).exists():  # else those of the run before are left
+            write_records()
+            images = sum(not is_video(source) for source in sources)
             print(f'{out / RESULTS} holds {len(records)} of {images} images', file=sys.stderr)
         raise
     write_records()

@@ -90,8 +90,8 @@ class PoseModel(ConfiguredModel):
 def _read_boxes(file: Path) -> dict[str, list[list[float]]]:
     """x1, y1, x2, y2 and score of the persons, by the real path of their image."""
     try:
-        records = json.loads(file.read_text(encoding='utf-8'))['images']
-        names = {found['name'] for record in records for found in record['instances']}
+        content = json.loads(file.read_text(encoding='utf-8'))
+        records, classes = content['images'], content['classes']
         boxes = {
             os.path.realpath(record['file']): [
                 [*found['bbox'], found['score']]
@@ -104,6 +104,6 @@ def _read_boxes(file: Path) -> dict[str, list[list[float]]]:
         raise ToolError(
             f'--boxes {file} is no predictions.json of a detector: {one_line(error)}'
         ) from error
-    if names and 'person' not in names:
-        raise ToolError(f'--boxes {file} has no objects named person, but {listed(sorted(names))}')
+    if 'person' not in classes:
+        raise ToolError(f'--boxes {file} has no class person, but {listed(classes)}')
     return boxes

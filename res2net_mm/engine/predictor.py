@@ -135,18 +135,20 @@ class Predictor:
                 yield named | dict(error=str(error))
 
     def _predict(self, image: Path | np.ndarray) -> Prediction:
+        exported = isinstance(self._model, ExportedModel)
+        if not exported:
+            found = _arrays(self._model.predict(image))
+        else:
+            pixels = _pixels(image)
+            try:
+                found = self._model.predict(pixels)
+            except ValueError as error:
+                where = str(image) if isinstance(image, Path) else 'image in memory'
+                raise DataError(str(error), where) from error
         if isinstance(image, Path):
-            exported = isinstance(self._model, ExportedModel)
             for note in value_notes(image) if exported else self._model.notes(image):
                 warnings.warn(f'image: {note}', stacklevel=3)
-        if not isinstance(self._model, ExportedModel):
-            return _arrays(self._model.predict(image))
-        pixels = _pixels(image)
-        try:
-            return self._model.predict(pixels)
-        except ValueError as error:
-            where = str(image) if isinstance(image, Path) else 'image in memory'
-            raise DataError(str(error), where) from error
+        return found
 
 
 def _pixels(image: Any) -> np.ndarray:

@@ -29,7 +29,7 @@ PAGE, RUN, VALIDATION = 'report.html', 'run.json', 'validation.json'
 MOST_IMAGES = 1000  # of a validation whose results are examined while a run trains
 _PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'res2net_mm')
 _NO_MEASURE = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
-_OF_CLASS = re.compile(r'.*_(precision|IoU|Acc|AP\d+)')  # measures of one class
+_OF_CLASS = re.compile(r'.*_(precision|IoU|Acc|(?<!bbox_)(?<!segm_)AP\d+)')  # of one class
 
 Values = dict[str, dict[int, float]]  # by name and iteration
 
@@ -91,7 +91,7 @@ def write_report(
         raise ToolError(f'{folder} holds no run: there is no TIME/vis_data/scalars.json in it')
     starts, last = _read(folder / RUN).get('starts', []), _read(folder / VALIDATION)
     trained, measured = read_scalars(logs)
-    results = list(results) or _results(last)
+    results, examined = list(results) or _results(last), not results and 'unexamined' not in last
     sections = [charts.note(_state(trained, measured)), _curves(trained, measured), *results]
     missing = [] if measured else ['No measures: the run has not validated yet.']
     if 'unexamined' in last and not results:
@@ -102,7 +102,7 @@ def write_report(
         )
     elif not results:
         missing.append('No results of a validation with a COCO, VOC or IoU metric.')
-    if last.get('metrics', 1) > 1:
+    if last.get('metrics', 1) > 1 and examined:
         missing.append(f'Results of {last["metrics"]} metrics: those of the first are shown.')
     if starts:
         commands = '\n'.join(f'{start["command"]}  # {start["time"]}' for start in starts)

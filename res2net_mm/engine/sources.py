@@ -101,15 +101,21 @@ def _below(folder: Path, out: str | Path | None, suffixes: Sequence[str]) -> lis
     def unreadable(error: OSError) -> None:  # a folder that cannot be predicted, and is named there
         files.append(Path(error.filename))
 
-    for name, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
-        here, real = Path(name), os.path.realpath(name)
-        if real in seen or (here != folder and _is_skipped(here, out)):  # seen: by a link
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:], names = ([n for n in ns if n[0] != '.'] for ns in (folders, names))
-        files += [here / n for n in names + folders if Path(n).suffix.lower() in suffixes]
-        unread += [n for n in names if Path(n).suffix.lower() in UNREAD_SUFFIXES]
+    def leads_elsewhere(link: Path) -> bool:
+        return link.is_symlink() and not folder.resolve().is_relative_to(link.resolve())
+
+    tops = [folder]
+    for top in tops:  # links last, so that a folder keeps its own name
+        for name, folders, names in os.walk(top, onerror=unreadable):
+            here, real = Path(name), os.path.realpath(name)
+            if real in seen or (here != folder and _is_skipped(here, out)):
+                folders.clear()
+                continue
+            seen.add(real)
+            folders[:], names = (sorted(n for n in ns if n[0] != '.') for ns in (folders, names))
+            tops += [here / n for n in folders if leads_elsewhere(here / n)]
+            files += [here / n for n in names + folders if Path(n).suffix.lower() in suffixes]
+            unread += [n for n in names if Path(n).suffix.lower() in UNREAD_SUFFIXES]
     if unread:
         warn(f'{len(unread):,} photos are not read: {listed(unread, 3)}; save them as .jpg')
     if not files:

@@ -302,7 +302,7 @@ def _name(step: Any) -> str:
 
 def _loads(step: Any) -> bool:
     """Whether a transform loads annotations, or makes them what training expects."""
-    return re.fullmatch('Load.*Annotations|DropEmptyBoxes', _name(step)) is not None
+    return re.fullmatch('Load.*Annotations|DropEmptyBoxes|CheckLabelMap', _name(step)) is not None
 
 
 @HOOKS.register_module(force=True)

@@ -109,7 +109,8 @@ class Analysis:
             yield 'errors', kind, 'AP50 gained without', gains[kind]
         for name, _, *figures in self.thresholds():
             columns = 'best score', 'precision', 'recall', 'F1'
-            yield from (('scores', name, *p) for p in zip(columns, figures, strict=True))
+            if not np.isnan(figures[0]):  # else nothing of this class is right
+                yield from (('scores', name, *p) for p in zip(columns, figures, strict=True))
         for score, precision, count in self.calibration():
             yield 'calibration', f'mean score {score:.3f}', 'precision', precision
             yield 'calibration', f'mean score {score:.3f}', 'detections', count

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..columns import aligned, side_by_side
 from ..data.sets.nodes import type_name
@@ -144,7 +145,7 @@ def format_metrics(metrics: Mapping[str, float], classes: Sequence[str] = ()) ->
             add([title, *heads], rows)
     for key in (key for key in metrics if key not in used):
         value = metrics[key]  # of a confusion matrix a tensor, by class a list
-        lines.append(f'{key}: {value:.4g}' if isinstance(value, Real) else f'{key}: {value}')
+        lines.append(f'{key}: {value}' if np.ndim(value) else f'{key}: {value:.4g}')
     return '\n'.join(lines)
 
 

@@ -48,7 +48,7 @@ _CONVENTIONS = {
 _PREFIXES = ('backbone.bottom_up.', 'backbone.body.', 'backbone.', 'base.resnet.')
 # in timm's order; what other projects call ema comes last
 _AVERAGED = ('state_dict_ema', 'model_ema')
-_CONTAINERS = (*_AVERAGED, 'state_dict', 'model', 'ema')
+_CONTAINERS = (*_AVERAGED, 'state_dict', 'model_state_dict', 'model_state', 'model', 'net', 'ema')
 _DEEPEST = 8
 _WRAPPERS = ('module.', '_orig_mod.')  # of DDP and torch.compile
 _OURS = re.compile(
@@ -312,7 +312,9 @@ def _complete(state: OrderedDict[str, Tensor], layout: str) -> None:
     for key in list(state):
         if key.endswith('.running_mean'):  # Paddle and old torch count no batches
             counter = key.replace('running_mean', 'num_batches_tracked')
-            state.setdefault(counter, torch.tensor(0))
+            # of a file that was cast or averaged as a whole, they are no integers
+            if counter not in state or state[counter].is_floating_point():
+                state[counter] = torch.tensor(0)
         elif layout == 'detectron2' and key.endswith('.conv_offset.weight'):  # CenterNet2's
             bias = state[key].new_zeros(state[key].shape[:1])
             state.setdefault(key.replace('weight', 'bias'), bias)

@@ -65,6 +65,7 @@ _HARMLESS = {
     'argparse.Namespace',  # timm's training puts its arguments into its checkpoints
     *(f'builtins.{kind}' for kind in ('complex', 'set', 'slice', 'tuple')),
     *(f'collections.{kind}' for kind in ('Counter', 'OrderedDict')),
+    'pathlib.PosixPath',  # Lightning's hyperparameters
     *(f'torch.{kind}' for kind in ('Size', 'Tensor', 'device')),
     *(f'torch._utils._rebuild_{kind}' for kind in _REBUILD),
     'torch._tensor._rebuild_from_type_v2',

@@ -3,6 +3,7 @@ import warnings
 
 import pytest
 import torch
+from mmengine.model import PretrainedInit, revert_sync_batchnorm
 from references import randomise, relative_error
 from torch import nn
 
@@ -139,12 +140,34 @@ def test_freezing(deep_stem, frozen):
     assert changed == everything - set(frozen_names)
 
 
-def test_norm_eval_keeps_statistics():
-    net = Res2Net(**SMALL, norm_eval=True).train()
+@pytest.mark.parametrize('kind', ['BN', 'SyncBN'])
+def test_norm_eval_keeps_statistics(kind):
+    net = Res2Net(**SMALL, norm_cfg=dict(type=kind), norm_eval=True)
+    net = revert_sync_batchnorm(net).train()  # as mmengine does in a single process
     before = copy.deepcopy(net.state_dict())
     net(torch.randn(2, 3, 64, 64))
     assert all(v.equal(before[k]) for k, v in net.state_dict().items())
     assert net.layer1.training and not net.layer1[0].bn1.training
+
+
+@pytest.mark.parametrize(
+    'kind', ['Pretrained', 'mmengine.Pretrained', 'mmengine.model.PretrainedInit', PretrainedInit]
+)
+def test_every_name_of_the_initialisation_loads_all_weights(kind, tmp_path):
+    source, file = Res2Net(**SMALL), tmp_path / 'x.pth'
+    randomise(source)
+    torch.save(source.state_dict(), file)
+    net = Res2Net(**SMALL, init_cfg=dict(type=kind, checkpoint=str(file)))
+    net.init_weights()
+    assert all(value.equal(net.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_open_batch_of_an_exported_program():
+    net, x = Res2Net(**SMALL).eval(), torch.randn(5, 3, 64, 64)
+    sizes = ({0: torch.export.Dim('batch', min=2, max=8)},)
+    program = torch.export.export(net, (x[:2],), dynamic_shapes=sizes).module()
+    for ours, theirs in zip(program(x), net(x), strict=True):
+        assert relative_error(ours, theirs) < 1e-5
 
 
 @pytest.mark.parametrize(

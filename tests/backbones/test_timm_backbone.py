@@ -123,6 +123,15 @@ def test_norm_eval_keeps_statistics():
     assert all(norm.training for norm in TimmBackbone(SMALL).train().modules())
 
 
+def test_lost_activations_are_refused():
+    """torch's conversion replaces norms of timm that contain the activation."""
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    with pytest.raises(ValueError, match='removed the activations inside rexnet_100'):
+        convert(TimmBackbone('rexnet_100')).train()
+    convert(TimmBackbone('resnet10t')).train()
+    timm.layers.convert_sync_batchnorm(TimmBackbone('rexnet_100')).train()
+
+
 def test_weights_fit_or_are_refused(saved, tmp_path):
     theirs, loading = saved(SMALL)
     net = TimmBackbone(SMALL, **loading)

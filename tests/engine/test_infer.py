@@ -166,13 +166,14 @@ def test_an_interruption_keeps_what_is_done(tmp_path, capfd):
     assert 'holds 1 of 3 images' in said and 'image a.jpg failed: RuntimeError: CUDA' in said
 
 
-def test_a_run_without_predictions_leaves_those_of_the_last(tmp_path, capsys):
+def test_an_interruption_before_anything_is_done_leaves_the_last_predictions(tmp_path, capsys):
     assert not predict_images(Stub(), IMAGES, tmp_path, 0.3)
-    (failure,) = predict_images(Stub(a=DataError('it is damaged')), IMAGES[:1], tmp_path, 0.3)
     with pytest.raises(KeyboardInterrupt):
         predict_images(Stub(a=KeyboardInterrupt()), IMAGES, tmp_path, 0.3)
     assert set(records_in(tmp_path)) == {'a.jpg', 'b.jpg', 'c.jpg'}
     assert 'holds' not in capsys.readouterr().err
+    (failure,) = predict_images(Stub(a=DataError('it is damaged')), IMAGES[:1], tmp_path, 0.3)
+    assert not records_in(tmp_path)
 
 
 def test_a_picture_too_large_for_its_format(tmp_path):

@@ -282,8 +282,12 @@ def test_links_are_followed_once_and_hidden_files_are_not_taken(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / 'in/day2').symlink_to('../other')
     (tmp_path / 'other/back').symlink_to('../in')
+    (tmp_path / 'in/up').symlink_to('..')
+    (tmp_path / 'in/real').mkdir()
+    (tmp_path / 'in/real/d.jpg').touch()
+    (tmp_path / 'in/again').symlink_to('real')
     found = [str(file.relative_to(tmp_path / 'in')) for file in find_sources(tmp_path / 'in')]
-    assert found == ['a.jpg', 'day2/c.jpg']
+    assert found == ['a.jpg', 'day2/c.jpg', 'real/d.jpg']
 
 
 def test_a_picture_keeps_the_name_of_its_own_file(tmp_path):
@@ -376,6 +380,14 @@ def test_predictor_takes_all_of_them(predictor, clip, server, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_predictor_says_what_reading_changed(predictor, tmp_path):
+    (tmp_path / 'a.tif').touch()
+    cv2.imwrite(str(tmp_path / 'b.png'), np.full((64, 64, 3), 4095, np.uint16))
+    with pytest.warns(UserWarning, match='16-bit values were divided by 256'):
+        empty, deep = predictor(tmp_path)
+    assert 'a.tif' in empty['error'] and 'error' not in deep
+
+
 def test_memory_stays_flat(tmp_path):
     """The pixels of all frames are 830 MB."""
     import resource

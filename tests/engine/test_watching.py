@@ -262,6 +262,7 @@ def test_pipeline_of_the_loss():
                         dict(type='res2net_mm.LoadImageFromFile'),
                         dict(type='Resize', scale=(64, 64)),
                         dict(type='LoadAnnotations', with_bbox=True),
+                        dict(type='res2net_mm.CheckLabelMap'),  # of maps that are not resized
                         dict(type='PackDetInputs', meta_keys=('img_id',)),
                     ]
                 ),
@@ -274,7 +275,7 @@ def test_pipeline_of_the_loss():
         'LoadImageFromFile', 'LoadAnnotations', 'DropEmptyBoxes', 'Resize', 'PackDetInputs'
     ]  # fmt: skip
     assert steps[1].with_mask and 'meta_keys' not in steps[-1] and loader.batch_size == 3
-    assert len(cfg.val_dataloader.dataset.pipeline) == 4
+    assert len(cfg.val_dataloader.dataset.pipeline) == 5
     cfg.train_dataloader.dataset.dataset.pipeline[-1].type = 'PackSegInputs'
     assert loss_loader(cfg).batch_size == 1
 

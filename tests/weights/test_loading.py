@@ -235,6 +235,8 @@ def test_first_convolution_of_dla_and_of_halves():
     load_weights(net, state)
     wide = state['stem.0.weight'].float().sum(1, keepdim=True)  # as timm: summed in float32
     assert net.stem[0].weight.equal(wide.half().float())
+    load_weights(net, {k: v.half() for k, v in weights().items()})  # counters too
+    assert net.stem[1].num_batches_tracked.dtype == torch.int64
 
 
 def test_channels_that_are_not_three_are_not_adapted():

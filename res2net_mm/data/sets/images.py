@@ -158,7 +158,7 @@ def value_notes(file: str | Path) -> list[str]:
         elif kind != np.uint8:
             notes.append(f'{kind} values were turned into 8-bit ones by libtiff')
     if header.ignored > 1:
-        notes.append(f'it was not turned, as its EXIF tag ({header.ignored}) asks')
+        notes.append(f'its EXIF tag ({header.ignored}), which asks to turn it, was ignored')
     if header.mode == 'P':
         notes.append("the palette's colours were used")
     if header.alpha:
