@@ -309,12 +309,14 @@ def _tensor(key: str, value: Any) -> Tensor:
 
 def _complete(state: OrderedDict[str, Tensor], layout: str) -> None:
     """Adds what other projects do not save, and what no feature depends on."""
+    counters = [key for key in state if key.endswith('.num_batches_tracked')]
+    if all(state[key].is_floating_point() for key in counters):  # a file was cast as a whole
+        for key in counters:
+            del state[key]
     for key in list(state):
         if key.endswith('.running_mean'):  # Paddle and old torch count no batches
             counter = key.replace('running_mean', 'num_batches_tracked')
-            # of a file that was cast or averaged as a whole, they are no integers
-            if counter not in state or state[counter].is_floating_point():
-                state[counter] = torch.tensor(0)
+            state.setdefault(counter, torch.tensor(0))
         elif layout == 'detectron2' and key.endswith('.conv_offset.weight'):  # CenterNet2's
             bias = state[key].new_zeros(state[key].shape[:1])
             state.setdefault(key.replace('weight', 'bias'), bias)
