@@ -104,7 +104,8 @@ def export(
             validation set (``tools/export.py --int8 --check``).
         about: For the metadata: ``config``, ``classes``, ``palette`` and ``resize``, and, of a
             backbone, ``mean``, ``std`` and ``channels`` ('RGB' or 'BGR') that it was trained with.
-            Else classes and palette are those of ``model.dataset_meta``.
+            Else classes and palette are those of ``model.dataset_meta``, and ``resize`` is that of
+            the test data in ``model.cfg``, which mmdet's and mmseg's init functions set.
         progress: Called with a line before each step that takes long.
 
     Raises:

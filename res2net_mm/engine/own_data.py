@@ -62,6 +62,12 @@ class OwnData:
         kept: Path | None = None,
     ) -> None:
         self.task = _task(cfg)
+        steps = walk_dicts([*dataloaders(cfg).values()])
+        if ignored is not None and any('LoadMask' in type_name(step) for step in steps):
+            raise ToolError(
+                '--ignore-label: the network of this config has one channel and counts every '
+                'pixel; sem_fpn_r2n14_camvid, for example, can leave some out'
+            )
         self.masks = loads_masks(first_dataset(cfg, 'train').pipeline)
         self.out = Path(work_dir).resolve() / 'data'
         self.seed = (cfg.get('randomness') or {}).get('seed') or 0
@@ -208,7 +214,6 @@ class OwnData:
         return categories[0].get('id'), str(categories[0].get('name'))
 
     def _maps(self, ignored: int | None) -> None:
-        self.ignored = ignored
         splits = self._split(self.folder.splits)
         masks = [mask for pairs in splits.values() for _, mask in pairs]
         rule, words = label_rule(masks, self.classes, ignored)
@@ -261,12 +266,6 @@ class OwnData:
                 cfg[f'{split}_evaluator'] = ConfigDict(metric, **part)
         evaluators = [cfg.get(f'{split}_evaluator') for split in ('val', 'test')]
         if self.task == 'maps':
-            steps = walk_dicts([*dataloaders(cfg).values()])
-            if self.ignored is not None and any('LoadMask' in type_name(step) for step in steps):
-                raise ToolError(
-                    '--ignore-label: the network of this config has one channel and counts every '
-                    'pixel; a config of two classes, such as sem_fpn_r2n14_camvid, leaves some out'
-                )
             for part in walk_dicts([cfg.model, *evaluators, *dataloaders(cfg).values()]):
                 part.pop('reduce_zero_label', None)
                 part.update(dict.fromkeys({'ignore_index', 'seg_pad_val'} & part.keys(), IGNORED))

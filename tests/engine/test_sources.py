@@ -20,6 +20,7 @@ from PIL import Image
 
 from res2net_mm import Predictor
 from res2net_mm.data.errors import DataError
+from res2net_mm.data.sets.images import value_notes
 from res2net_mm.engine.errors import ToolError
 from res2net_mm.engine.infer import predict_images
 from res2net_mm.engine.sources import find_sources, frames_of, places
@@ -379,15 +380,22 @@ def test_predictor_takes_all_of_them(predictor, clip, server, tmp_path, monkeypa
     assert len([found for found in predictor(0) if 'boxes' in found]) == 3
 
 
-@pytest.mark.slow
 def test_predictor_says_what_reading_changed(predictor, tmp_path):
-    (tmp_path / 'a.tif').touch()
     cv2.imwrite(str(tmp_path / 'b.png'), np.full((64, 64, 3), 4095, np.uint16))
+    predictor._model.notes, predictor._model.predict = value_notes, lambda image: dict(boxes=[])
     with pytest.warns(UserWarning, match='16-bit values were divided by 256'):
-        empty, deep = predictor(tmp_path)
-    assert 'a.tif' in empty['error'] and 'error' not in deep
+        assert predictor(tmp_path / 'b.png') == dict(boxes=[])
+
+    def fail(image):
+        raise DataError('it is empty', str(image))
+
+    (tmp_path / 'a.tif').touch()  # which value_notes cannot decode
+    predictor._model.predict = fail
+    with pytest.raises(DataError, match='a.tif: it is empty'):
+        predictor(tmp_path / 'a.tif')
 
 
+@pytest.mark.slow
 def test_memory_stays_flat(tmp_path):
     """The pixels of all frames are 830 MB."""
     import resource
